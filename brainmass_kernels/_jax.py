@@ -1,0 +1,36 @@
+"""The only file that knows which JAX version it runs on."""
+
+from __future__ import annotations
+
+import jax
+from jax.extend.core import Literal as Literal
+
+VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
+
+
+def eqn_source(eqn) -> str:
+    """Where in the user's code an equation came from, as ``file:line``."""
+    from jax._src import source_info_util
+
+    return source_info_util.summarize(eqn.source_info)
+
+
+def call_body(eqn):
+    """The jaxpr and the constants of a call equation (jit, remat, custom_jvp, ...)."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            body = eqn.params[name]
+            return (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
+    raise TypeError(f"no body in a call of '{eqn.primitive.name}'")
+
+
+def drop_dead(closed):
+    """The same closed jaxpr without the equations that no output needs."""
+    jaxpr = closed.jaxpr
+    live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(v in live for v in eqn.outvars):
+            kept.append(eqn)
+            live.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1]))

@@ -1,0 +1,159 @@
+"""What a backend is: a loop around the step, forward and adjoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from ..pointwise import Program
+
+
+class Unsupported(NotImplementedError):
+    """A named implementation cannot run this request; the message says why and what would serve."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which steps are taken and after which of them the observables are recorded.
+
+    Record ``k`` is taken at the end of step ``lead + (k + 1) * every`` (steps count from 1).
+
+    Attributes
+    ----------
+    steps : number of steps in all
+    lead : steps before recording begins (the transient)
+    every : steps from one record to the next
+    """
+
+    steps: int
+    lead: int = 0
+    every: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return max(0, self.steps - self.lead) // self.every
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """One time loop, without its data: the step's programs and the schedule.
+
+    All programs are pointwise: they take and return arrays of any one lane shape, and mix no lanes.
+
+    Attributes
+    ----------
+    advance : ``(*coefs, *state, *inputs, *normals) -> state``, one step
+    observe : ``(*coefs, *state) -> observables``
+    n_coefs, n_state, n_inputs, n_normals : how many of each there are
+    schedule : Schedule
+    precision : ``"exact"`` or ``"fast"`` (the hardware's approximate functions are welcome)
+    interpret : run an accelerator kernel in its interpreter
+    """
+
+    advance: Program
+    observe: Program
+    n_coefs: int
+    n_state: int
+    n_inputs: int
+    n_normals: int
+    schedule: Schedule
+    precision: str = "exact"
+    interpret: bool = False
+
+    @property
+    def n_observables(self) -> int:
+        return len(self.observe.out_avals)
+
+    def split(self, args: Sequence[Any]) -> tuple[tuple, tuple, tuple, tuple]:
+        """Cut ``(*coefs, *state, *inputs, *normals)`` into its four parts."""
+        a, b, c = self.n_coefs, self.n_coefs + self.n_state, self.n_coefs + self.n_state + self.n_inputs
+        return tuple(args[:a]), tuple(args[a:b]), tuple(args[b:c]), tuple(args[c:])
+
+
+class Wanted(NamedTuple):
+    """Which cotangents an adjoint must return: a flag for each coefficient and each input."""
+
+    coefs: tuple[bool, ...]
+    inputs: tuple[bool, ...]
+
+
+class Pullbacks(NamedTuple):
+    """The step's adjoint, as pointwise programs.
+
+    Attributes
+    ----------
+    advance : ``(*coefs, *state, *inputs, *normals, *ct_state') -> (*ct_coefs, *ct_state, *ct_inputs)``,
+        the pullback of one step; of the coefficients and inputs only the wanted ones
+    observe : ``(*coefs, *state, *ct_observables) -> (*ct_coefs, *ct_state)``, likewise
+    """
+
+    advance: Program
+    observe: Program
+
+
+class Forward(NamedTuple):
+    """What a forward run returns.
+
+    Attributes
+    ----------
+    records : one ``(K, L)`` array for each observable
+    final : one ``(L,)`` array for each state
+    saved : whatever the backend's own adjoint needs; ``None`` unless checkpoints were asked for
+    """
+
+    records: tuple[jax.Array, ...]
+    final: tuple[jax.Array, ...]
+    saved: Any = None
+
+
+class Adjoint(NamedTuple):
+    """What an adjoint run returns.
+
+    Attributes
+    ----------
+    coefs : one ``(L,)`` array for each wanted coefficient (not yet summed where it was uniform)
+    state : one ``(L,)`` array for each state, the cotangent of the initial state
+    inputs : for each wanted input ``(T, L)``, or, of a uniform one, partial sums ``(T, P)``, any P
+    """
+
+    coefs: tuple[jax.Array, ...]
+    state: tuple[jax.Array, ...]
+    inputs: tuple[jax.Array, ...]
+
+
+class Request(NamedTuple):
+    """What a backend needs to know to say whether it can run."""
+
+    loop: Loop
+    lanes: int
+    dtype: Any
+    platform: str
+
+
+class Backend(Protocol):
+    """A loop around the step, forward and adjoint.
+
+    ``coefs`` are ``()`` (uniform) or ``(L,)``; ``state`` are ``(L,)``; ``inputs`` are ``(T,)`` (uniform) or
+    ``(T, L)``; ``seeds`` is a ``(2, L)`` int32 array, or ``None`` where the loop draws no normals.
+    """
+
+    name: str
+
+    def unsupported(self, request: Request) -> str | None:
+        """Why the request cannot run here, or ``None`` if it can."""
+        ...
+
+    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+        """Run the loop; with ``checkpoint_every``, also keep what the adjoint needs."""
+        ...
+
+    def adjoint(
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        checkpoint_every: int,
+    ) -> Adjoint:
+        """Walk back over a forward run that kept checkpoints."""
+        ...

@@ -1,0 +1,160 @@
+"""The step as a jaxpr: trace it, check that it mixes no lanes, evaluate it on arrays of any lane shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._jax import Literal, call_body, drop_dead, eqn_source
+
+# Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
+_PROBE_LANES = 5
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div
+    eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg
+    nextafter not or pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor bitcast_convert_type
+    """.split()
+)
+# Calls whose body is inlined.
+CALLS = frozenset(
+    "pjit jit closed_call core_call remat checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
+)
+
+
+class NotPointwise(ValueError):
+    """A step mixes lanes; the message names the primitive and the line it came from."""
+
+
+class Program:
+    """A pointwise function as a jaxpr over scalars, callable on arrays of any one lane shape.
+
+    Parameters
+    ----------
+    fun : takes and returns flat tuples of arrays
+    avals : one ``jax.ShapeDtypeStruct((), dtype)`` for each argument
+    label : what the function is, for error messages
+    """
+
+    def __init__(self, fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str = "step"):
+        closed = jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*avals)
+        self.label = label
+        self.jaxpr = _inline(closed)
+        self.in_avals = tuple(v.aval for v in self.jaxpr.jaxpr.invars)
+        self.out_avals = tuple(self.jaxpr.out_avals)
+
+    def __call__(self, *args) -> tuple:
+        return evaluate(self.jaxpr, *args)
+
+    def uses(self) -> tuple[bool, ...]:
+        """For each argument, whether any output depends on it."""
+        jaxpr = self.jaxpr.jaxpr
+        live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        for eqn in reversed(jaxpr.eqns):
+            if any(v in live for v in eqn.outvars):
+                live.update(v for v in eqn.invars if not isinstance(v, Literal))
+        return tuple(v in live for v in jaxpr.invars)
+
+    def __repr__(self) -> str:
+        return f"Program({self.label}, {len(self.jaxpr.jaxpr.eqns)} operations)"
+
+
+def check_pointwise(fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str) -> None:
+    """Raise `NotPointwise` unless lane i of each output of ``fun`` depends on lane i of the inputs only."""
+    probes = [jax.ShapeDtypeStruct((_PROBE_LANES,), a.dtype) for a in avals]
+    closed = _inline(jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes))
+    for eqn in closed.jaxpr.eqns:
+        name = eqn.primitive.name
+        shapes = {v.aval.shape for v in eqn.outvars}
+        spread = name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ()
+        same = name in ("broadcast_in_dim", "reshape") and {eqn.invars[0].aval.shape} == shapes
+        if not (name in ELEMENTWISE or spread or same) or not shapes <= {(), (_PROBE_LANES,)}:
+            raise NotPointwise(
+                f"{label}: '{name}' ({eqn_source(eqn)}) is not elementwise. A step must be pointwise: each lane "
+                f"of what it returns may depend on the same lane of its arguments only. Coupling between masses "
+                f"belongs in a network, and reductions in an observable computed after the run."
+            )
+    for var in closed.jaxpr.outvars:
+        if var.aval.shape not in ((), (_PROBE_LANES,)):
+            raise NotPointwise(f"{label}: returned shape {var.aval.shape} where one value a lane was expected")
+
+
+def evaluate(closed, *args) -> tuple:
+    """Evaluate a scalar pointwise jaxpr on arrays of lane shapes that broadcast against each other."""
+    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts))
+    env.update(zip(closed.jaxpr.invars, args, strict=True))
+
+    def read(v):
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in closed.jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        rule = RULES.get(eqn.primitive.name)
+        out = rule(*operands, **eqn.params) if rule else _bind(eqn, operands)
+        env[eqn.outvars[0]] = out
+    return tuple(read(v) for v in closed.jaxpr.outvars)
+
+
+def _bind(eqn, operands):
+    """Bind one elementwise equation after broadcasting its operands to one shape."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in operands))
+    dtypes = [v.aval.dtype for v in eqn.invars]
+    operands = [
+        jnp.broadcast_to(jnp.asarray(x, t), shape) if jnp.shape(x) != shape or not isinstance(x, jax.Array) else x
+        for x, t in zip(operands, dtypes)
+    ]
+    return eqn.primitive.bind(*operands, **eqn.params)
+
+
+def _integer_pow(x, *, y, **_):
+    """x**y by squaring: Mosaic GPU has no rule for a negative power."""
+    if y < 0:
+        return 1.0 / _integer_pow(x, y=-y)
+    result, square = None, x
+    for bit in reversed(f"{y:b}" if y else ""):
+        if bit == "1":
+            result = square if result is None else result * square
+        square = square * square
+    return jnp.ones_like(x) if result is None else result
+
+
+# Primitives that some backend lacks, in terms of ones that all have. Also the fast way to evaluate the rest.
+RULES: dict[str, Callable] = {
+    "add": lambda x, y: x + y,
+    "add_any": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "neg": lambda x: -x,
+    "integer_pow": _integer_pow,
+    "square": lambda x: x * x,
+    "copy": lambda x: x,
+    "stop_gradient": lambda x: x,
+}
+
+
+def _inline(closed):
+    """Inline every call, and drop the equations that no output needs."""
+
+    def fun(*args):
+        return _eval_inlined(closed.jaxpr, closed.consts, args)
+
+    def _eval_inlined(jaxpr, consts, args):
+        env = dict(zip(jaxpr.constvars, consts))
+        env.update(zip(jaxpr.invars, args))
+        for eqn in jaxpr.eqns:
+            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            if eqn.primitive.name in CALLS:
+                inner, inner_consts = call_body(eqn)
+                outs = _eval_inlined(inner, inner_consts, operands)
+            else:
+                outs = eqn.primitive.bind(*operands, **eqn.params)
+                outs = outs if eqn.primitive.multiple_results else [outs]
+            env.update(zip(eqn.outvars, outs))
+        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+
+    return drop_dead(jax.make_jaxpr(fun)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]))
