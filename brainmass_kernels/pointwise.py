@@ -125,15 +125,15 @@ def _integer_pow(x, *, y, **_):
 
 # Primitives that some backend lacks, in terms of ones that all have. Also the fast way to evaluate the rest.
 RULES: dict[str, Callable] = {
-    "add": lambda x, y: x + y,
-    "add_any": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x * y,
-    "neg": lambda x: -x,
+    "add": lambda x, y, **_: x + y,
+    "add_any": lambda x, y, **_: x + y,
+    "sub": lambda x, y, **_: x - y,
+    "mul": lambda x, y, **_: x * y,
+    "neg": lambda x, **_: -x,
     "integer_pow": _integer_pow,
-    "square": lambda x: x * x,
-    "copy": lambda x: x,
-    "stop_gradient": lambda x: x,
+    "square": lambda x, **_: x * x,
+    "copy": lambda x, **_: x,
+    "stop_gradient": lambda x, **_: x,
 }
 
 
