@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ._jax import Literal, call_body, drop_dead, eqn_source
 
@@ -67,24 +68,61 @@ class Program:
 def check_pointwise(fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str) -> None:
     """Raise `NotPointwise` unless lane i of each output of ``fun`` depends on lane i of the inputs only."""
     probes = [jax.ShapeDtypeStruct((_PROBE_LANES,), a.dtype) for a in avals]
-    closed = _inline(jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes))
-    for eqn in closed.jaxpr.eqns:
+    jaxpr = jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes).jaxpr
+    _check_equations(jaxpr, label)
+    for var in jaxpr.outvars:
+        if var.aval.shape not in ((), (_PROBE_LANES,)):
+            raise NotPointwise(f"{label}: returned shape {var.aval.shape} where one value a lane was expected")
+
+
+def _check_equations(jaxpr, label: str) -> None:
+    for eqn in jaxpr.eqns:
         name = eqn.primitive.name
+        if name in CALLS:
+            _check_equations(call_body(eqn)[0], label)
+            continue
         shapes = {v.aval.shape for v in eqn.outvars}
-        spread = name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ()
-        same = name in ("broadcast_in_dim", "reshape") and {eqn.invars[0].aval.shape} == shapes
-        if not (name in ELEMENTWISE or spread or same) or not shapes <= {(), (_PROBE_LANES,)}:
+        lanes = {v.aval.shape for v in eqn.invars}
+        spread = name in ("broadcast_in_dim", "reshape", "squeeze") and (lanes == {()} or lanes == shapes)
+        if not (name in ELEMENTWISE or spread) or not shapes <= {(), (_PROBE_LANES,)}:
             raise NotPointwise(
                 f"{label}: '{name}' ({eqn_source(eqn)}) is not elementwise. A step must be pointwise: each lane "
                 f"of what it returns may depend on the same lane of its arguments only. Coupling between masses "
                 f"belongs in a network, and reductions in an observable computed after the run."
             )
-    for var in closed.jaxpr.outvars:
-        if var.aval.shape not in ((), (_PROBE_LANES,)):
-            raise NotPointwise(f"{label}: returned shape {var.aval.shape} where one value a lane was expected")
 
 
-def evaluate(closed, *args) -> tuple:
+def pullback(program: Program, wanted: Sequence[bool]) -> Program:
+    """``(*args, *cotangents of the outputs) -> cotangents of the wanted args``, as a program."""
+    n = len(program.in_avals)
+
+    def fun(*flat):
+        args, cotangents = flat[:n], flat[n:]
+
+        def of_wanted(*chosen):
+            chosen = iter(chosen)
+            full = [next(chosen) if w else a for a, w in zip(args, wanted, strict=True)]
+            return evaluate(program.jaxpr, *full, rules=_DIFFERENTIABLE)
+
+        _, transposed = jax.vjp(of_wanted, *[a for a, w in zip(args, wanted) if w])
+        return transposed(tuple(cotangents))
+
+    return Program(fun, (*program.in_avals, *program.out_avals), f"pullback of {program.label}")
+
+
+@jax.custom_jvp
+def _tanh(x):
+    return jnp.tanh(x)
+
+
+@_tanh.defjvp
+def _tanh_jvp(primals, tangents):
+    """1 - tanh^2 shares more with the step than JAX's own rule does."""
+    y = jnp.tanh(primals[0])
+    return y, tangents[0] * (1 - y * y)
+
+
+def evaluate(closed, *args, rules: dict[str, Callable] | None = None) -> tuple:
     """Evaluate a scalar pointwise jaxpr on arrays of lane shapes that broadcast against each other."""
     env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts))
     env.update(zip(closed.jaxpr.invars, args, strict=True))
@@ -93,11 +131,14 @@ def evaluate(closed, *args) -> tuple:
         return v.val if isinstance(v, Literal) else env[v]
 
     for eqn in closed.jaxpr.eqns:
-        operands = [read(v) for v in eqn.invars]
-        rule = RULES.get(eqn.primitive.name)
-        out = rule(*operands, **eqn.params) if rule else _bind(eqn, operands)
-        env[eqn.outvars[0]] = out
+        env[eqn.outvars[0]] = evaluate_equation(eqn, [read(v) for v in eqn.invars], rules or RULES)
     return tuple(read(v) for v in closed.jaxpr.outvars)
+
+
+def evaluate_equation(eqn, operands, rules: dict[str, Callable] | None = None):
+    """One elementwise equation on operands whose shapes broadcast against each other."""
+    rule = (RULES if rules is None else rules).get(eqn.primitive.name)
+    return rule(*operands, **eqn.params) if rule else _bind(eqn, operands)
 
 
 def _bind(eqn, operands):
@@ -133,8 +174,9 @@ RULES: dict[str, Callable] = {
     "integer_pow": _integer_pow,
     "square": lambda x, **_: x * x,
     "copy": lambda x, **_: x,
-    "stop_gradient": lambda x, **_: x,
+    "stop_gradient": lambda x, **_: lax.stop_gradient(x),
 }
+_DIFFERENTIABLE = {**RULES, "tanh": lambda x, **_: _tanh(x)}
 
 
 def _inline(closed):

@@ -1,0 +1,781 @@
+"""The whole run as one Pallas kernel for TPUs: the state stays in vector registers for a chunk of steps.
+
+Lanes are cut into blocks of ``(rows, 128)``, time into chunks. The grid walks the chunks of a block in order
+(backwards in the adjoint) and the blocks in any order; the state passes from one chunk to the next in VMEM.
+A chunk is also what lies between two checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from .._jax import Literal
+from ..noise import normals
+from ..pointwise import ELEMENTWISE, Program, evaluate
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
+
+LANES = 128
+# VMEM that a kernel plans to use: of the 16 MiB that the compiler grants on every chip, what spills leave over.
+BUDGET = 13 * 2**20
+# Steps unrolled into one body, so that independent operations of neighbouring steps overlap.
+UNROLL = 20
+# Longer chunks would only hide a smaller share of the 0.35 us that a grid step costs.
+LONGEST = 1024
+# One step of a block of so many rows, in bundles: with one vector register a value, most wait for each other.
+_COST_OF_ROWS = {8: 22.0, 16: 28.0, 24: 40.0, 32: 52.0}
+# An adjoint's way back keeps more values alive, so it takes the rows of a block in turns; this for 8 rows.
+_COST_OF_WAY_BACK = 21.0
+_REGISTERS = 64
+# What a step keeps alive besides what it carries.
+_TEMPORARIES = 24
+
+# Elementwise primitives that Mosaic has no rule for (tests/test_mosaic_tpu.py holds this against the compiler).
+LACKING = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Time cut into chunks whose ends meet the records.
+
+    Steps are counted with phantom ones, which are skipped: some in front, so that the transient ends where a
+    chunk does; some behind; and some before each record's steps where these fill several chunks.
+
+    Attributes
+    ----------
+    steps, lead : as in `Schedule`
+    stride : steps from one place where a record may be taken to the next, within a chunk
+    strides : strides in a chunk
+    parts : chunks from one record to the next, 1 unless these are too many steps for one chunk
+    group : steps in ``parts`` chunks, phantom ones left out
+    body : steps unrolled; a multiple of ``stride`` if that is short, else ``stride`` is walked in bodies
+    """
+
+    steps: int
+    lead: int
+    stride: int
+    strides: int
+    parts: int
+    group: int
+    body: int
+
+    @property
+    def size(self) -> int:
+        return self.stride * self.strides
+
+    @property
+    def pad(self) -> int:
+        return self.parts * self.size - self.group
+
+    @property
+    def front(self) -> int:
+        return -self.lead % self.group
+
+    @property
+    def groups(self) -> int:
+        return -(-(self.front + self.steps) // self.group)
+
+    @property
+    def chunks(self) -> int:
+        return self.groups * self.parts
+
+    @property
+    def lead_groups(self) -> int:
+        return (self.front + self.lead) // self.group
+
+    @property
+    def record_blocks(self) -> int:
+        return max(1, self.groups - self.lead_groups)
+
+    def bounds(self, chunk):
+        """The step number at the chunk's start, and the chunk's first real position and the one after its last."""
+        part = _rem(chunk, self.parts)
+        start = _div(chunk, self.parts) * self.group + part * self.size - self.pad - self.front
+        first = jnp.clip(jnp.maximum(self.pad - part * self.size, -start), 0, self.size)
+        return start, first, jnp.maximum(jnp.clip(self.steps - start, 0, self.size), first)
+
+    def record_block(self, chunk):
+        return jnp.maximum(_div(chunk, self.parts) - self.lead_groups, 0)
+
+    def records(self, chunk):
+        """Whether records are taken in a chunk."""
+        last = _rem(chunk, self.parts) == self.parts - 1
+        return last & (_div(chunk, self.parts) >= self.lead_groups)
+
+    def spread(self, x):
+        """``(steps, ...)`` with the phantom steps added, zero, ``(chunks * size, ...)``."""
+        behind = self.groups * self.group - self.front - self.steps
+        rest = [(0, 0)] * (x.ndim - 1)
+        x = jnp.pad(x, [(self.front, behind), *rest])
+        if self.pad:
+            x = x.reshape(self.groups, self.group, *x.shape[1:])
+            x = jnp.pad(x, [(0, 0), (self.pad, 0), *rest])
+            x = x.reshape(self.chunks * self.size, *x.shape[2:])
+        return x
+
+    def gather(self, x):
+        """``(chunks * size, ...)`` without the phantom steps, ``(steps, ...)``."""
+        if self.pad:
+            x = x.reshape(self.groups, self.parts * self.size, *x.shape[1:])[:, self.pad :]
+            x = x.reshape(self.groups * self.group, *x.shape[2:])
+        return x[self.front : self.front + self.steps]
+
+    def walk(self, first, last, step: Callable, record: Callable, carry):
+        """Take the steps ``first <= position < last`` of a chunk.
+
+        ``step(position, carry)`` takes one step; ``record(k, on, carry)`` takes the chunk's record ``k``, if ``on``.
+        """
+        if self.body < self.stride:
+            return self._walk_long(first, last, step, record, carry)
+
+        def one(j, carry):
+            carry = step(j, carry)
+            k = jnp.maximum(_div(j + 1, self.stride) - 1, 0)
+            return record(k, _rem(j + 1, self.stride) == 0, carry)
+
+        def body(i, carry):
+            for j in range(self.body):
+                carry = step(i * self.body + j, carry)
+                k, left = divmod(j + 1, self.stride)
+                if left == 0:
+                    carry = record(i * (self.body // self.stride) + k - 1, True, carry)
+            return carry
+
+        begin, end = _div(first + self.body - 1, self.body), _div(last, self.body)
+        carry = lax.fori_loop(first, jnp.minimum(begin * self.body, last), one, carry)
+        carry = lax.fori_loop(begin, end, body, carry)
+        return lax.fori_loop(jnp.maximum(begin, end) * self.body, last, one, carry)
+
+    def _walk_long(self, first, last, step, record, carry):
+        def stride(s, carry):
+            a, b = jnp.maximum(first, s * self.stride), jnp.minimum(last, (s + 1) * self.stride)
+            bodies = _div(b - a, self.body)
+
+            def body(i, carry):
+                for j in range(self.body):
+                    carry = step(a + i * self.body + j, carry)
+                return carry
+
+            carry = lax.fori_loop(jnp.int32(0), bodies, body, carry)
+            carry = lax.fori_loop(a + bodies * self.body, b, step, carry)
+            return record(s, b == (s + 1) * self.stride, carry)
+
+        begin, end = _div(first, self.stride), _div(last + self.stride - 1, self.stride)
+        return lax.fori_loop(begin, end, stride, carry)
+
+    def walk_back(self, first, last, step: Callable, record: Callable, carry):
+        """As `walk`, from the last step to the first; a record comes before the step that it followed."""
+        if self.body < self.stride:
+            return self._walk_back_long(first, last, step, record, carry)
+
+        def one(j, carry):
+            k = jnp.maximum(_div(j + 1, self.stride) - 1, 0)
+            return step(j, record(k, _rem(j + 1, self.stride) == 0, carry))
+
+        def body(i, carry):
+            for j in reversed(range(self.body)):
+                k, left = divmod(j + 1, self.stride)
+                if left == 0:
+                    carry = record(i * (self.body // self.stride) + k - 1, True, carry)
+                carry = step(i * self.body + j, carry)
+            return carry
+
+        begin, end = _div(first + self.body - 1, self.body), _div(last, self.body)
+        carry = _downward(jnp.maximum(begin, end) * self.body, last, one, carry)
+        carry = _downward(begin, end, body, carry)
+        return _downward(first, jnp.minimum(begin * self.body, last), one, carry)
+
+    def _walk_back_long(self, first, last, step, record, carry):
+        def stride(s, carry):
+            a, b = jnp.maximum(first, s * self.stride), jnp.minimum(last, (s + 1) * self.stride)
+            bodies = _div(b - a, self.body)
+
+            def body(i, carry):
+                for j in reversed(range(self.body)):
+                    carry = step(a + i * self.body + j, carry)
+                return carry
+
+            carry = record(s, b == (s + 1) * self.stride, carry)
+            carry = _downward(a + bodies * self.body, b, step, carry)
+            return _downward(0, bodies, body, carry)
+
+        return _downward(_div(first, self.stride), _div(last + self.stride - 1, self.stride), stride, carry)
+
+
+def _div(n, by: int):
+    """``n // by`` of a traced number from 0 on; a bare ``by`` would be 64 bits wide where these are enabled."""
+    return lax.div(n, jnp.int32(by))
+
+
+def _rem(n, by: int):
+    return lax.rem(n, jnp.int32(by))
+
+
+def _downward(first, last, body, carry):
+    """``lax.fori_loop`` from ``last - 1`` down to ``first``."""
+    return lax.fori_loop(jnp.int32(0), last - first, lambda i, c: body(last - 1 - i, c), carry)
+
+
+def cut_time(schedule: Schedule, most: int, wish: int | None = None) -> Cut:
+    """Cut time into chunks of at most ``most`` steps, of about ``wish`` steps if that is given."""
+    wish = min(wish or most, most)
+    every, lead = schedule.every, schedule.lead
+    if schedule.count == 0:
+        every, lead = _up(min(wish, schedule.steps), UNROLL), 0
+        return Cut(schedule.steps, lead, every, 1, 1, every, min(UNROLL, every))
+    if every > most:
+        parts = -(-every // wish)
+        size = _up(-(-every // parts), UNROLL)
+        return Cut(schedule.steps, lead, size, 1, -(-every // size), every, UNROLL)
+    if every > UNROLL:
+        unit, body = every, _divisor(every)
+    else:
+        unit = body = every * max(1, UNROLL // every)
+    # Even shares: a last chunk with a few steps costs as much to start as a full one.
+    total = (-lead % unit) + schedule.steps
+    count = -(-total // max(unit, min(_up(wish, unit), most // unit * unit)))
+    strides = _up(-(-total // count), unit) // every
+    return Cut(schedule.steps, lead, every, strides, 1, every * strides, body)
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def _divisor(n: int) -> int:
+    """The body of a long stride: a divisor near UNROLL if there is one, so that no step is left over."""
+    return next((d for d in range(UNROLL, UNROLL // 3, -1) if n % d == 0), UNROLL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run is laid out on the chip.
+
+    Attributes
+    ----------
+    lanes : lanes of the run
+    rows : rows of 128 lanes in a block
+    blocks : how many blocks
+    cut : Cut
+    coefs_in_lanes, inputs_in_lanes : for each coefficient and input, whether it differs from lane to lane
+    """
+
+    lanes: int
+    rows: int
+    blocks: int
+    cut: Cut
+    coefs_in_lanes: tuple[bool, ...]
+    inputs_in_lanes: tuple[bool, ...]
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        return self.rows, LANES
+
+    def lay(self, x, mode: str = "edge"):
+        """``(..., L)`` as ``(..., blocks * rows, 128)``; lanes beyond L repeat the last, so that they stay finite."""
+        width = self.blocks * self.rows * LANES
+        if x.shape[-1] < width:
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])], mode=mode)
+        return x.reshape(*x.shape[:-1], self.blocks * self.rows, LANES)
+
+    def unlay(self, x):
+        """The inverse of `lay`."""
+        return x.reshape(*x.shape[:-2], -1)[..., : self.lanes]
+
+
+def _block_rows(lanes: int, way_back: float) -> int:
+    """Rows a block that take the least time, where the way back takes so long for 8 rows."""
+    eights = -(-lanes // (8 * LANES))
+
+    def cost(rows):
+        return -(-eights * 8 // rows) * (_COST_OF_ROWS[rows] + way_back * rows / 8), rows
+
+    return min(_COST_OF_ROWS, key=cost)
+
+
+def plan_run(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int | None) -> Plan:
+    """Lay a run out; an adjoint gets the plan of the forward run that it walks back over."""
+    coefs_in_lanes = tuple(jnp.ndim(c) == 1 for c in coefs)
+    inputs_in_lanes = tuple(jnp.ndim(u) == 2 for u in inputs)
+    streams = sum(inputs_in_lanes)
+    fixed = 2 * (len(coefs) + sum(coefs_in_lanes) + 4 * loop.n_state + 2)
+    a_step = 2 * (streams + loop.n_observables / loop.schedule.every)
+    rows = _block_rows(lanes, 0.0)
+    if checkpoint_every is not None:
+        # The pullbacks are not known yet: what they need of a step is about its state and its normals.
+        a_step += 2 * streams + loop.n_state + 1 + loop.n_normals
+        rows = _block_rows(lanes, _COST_OF_WAY_BACK)
+
+    def most(rows):
+        return min(LONGEST, int((BUDGET / (4 * rows * LANES) - fixed) / (a_step or 1)))
+
+    wish = checkpoint_every or 512
+    while rows > 8 and most(rows) < min(wish, loop.schedule.steps):
+        rows -= 8
+    cut = cut_time(loop.schedule, max(most(rows), 1), checkpoint_every)
+    return Plan(lanes, rows, -(-lanes // (rows * LANES)), cut, coefs_in_lanes, inputs_in_lanes)
+
+
+class _Call:
+    """One pallas_call put together operand by operand; the kernel gets its references by name."""
+
+    def __init__(self, plan: Plan, backwards: bool):
+        self.plan, self.backwards = plan, backwards
+        self.names: dict[str, list[str]] = {"in": [], "out": [], "scratch": []}
+        self.operands, self.in_specs, self.out_specs, self.outs, self.scratch = [], [], [], [], []
+
+    def chunk(self, c):
+        return self.plan.cut.chunks - 1 - c if self.backwards else c
+
+    def give(self, name: str, operand, spec):
+        self.names["in"].append(name)
+        self.operands.append(operand)
+        self.in_specs.append(spec)
+
+    def take(self, name: str, shape, spec):
+        self.names["out"].append(name)
+        self.outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+        self.out_specs.append(spec)
+
+    def hold(self, name: str, shape):
+        self.names["scratch"].append(name)
+        self.scratch.append(pltpu.VMEM(shape, jnp.float32))
+
+    def still(self, n: int):
+        """``n`` values a lane that stay for the whole run."""
+        return pl.BlockSpec((n, *self.plan.tile), lambda b, c: (0, b, 0))
+
+    def moving(self, n: int, size: int, index: Callable):
+        """``n`` values a lane at ``size`` times; ``index`` gives a chunk's block of times."""
+        return pl.BlockSpec((n, size, *self.plan.tile), lambda b, c: (0, index(self.chunk(c)), b, 0))
+
+    def give_arguments(self, loop: Loop, coefs, inputs, seeds):
+        """The operands that a step needs besides the state."""
+        plan, cut = self.plan, self.plan.cut
+        uniform, per_lane = _parted(coefs, plan.coefs_in_lanes)
+        if uniform:
+            self.give("uniform_coefs", jnp.stack(uniform), pl.BlockSpec(memory_space=pltpu.SMEM))
+        if per_lane:
+            self.give("lane_coefs", plan.lay(jnp.stack(per_lane)), self.still(len(per_lane)))
+        uniform, per_lane = _parted(inputs, plan.inputs_in_lanes)
+        if uniform:
+            series = jnp.stack([cut.spread(u).reshape(cut.chunks, cut.size) for u in uniform], axis=1)
+            block = (1, len(uniform), cut.size)
+            index = lambda b, c: (self.chunk(c), 0, 0)  # noqa: E731
+            self.give("uniform_inputs", series, pl.BlockSpec(block, index, memory_space=pltpu.SMEM))
+        if per_lane:
+            series = jnp.stack([cut.spread(plan.lay(u)) for u in per_lane])
+            self.give("lane_inputs", series, self.moving(len(per_lane), cut.size, lambda c: c))
+        if loop.n_normals:
+            self.give("seeds", plan.lay(seeds), self.still(2))
+
+    def run(self, kernel: Callable, name: str, loop: Loop, operations: int, transcendentals: int) -> dict[str, Any]:
+        names = self.names["in"] + self.names["out"] + self.names["scratch"]
+        plan = self.plan
+        work = plan.cut.steps * plan.lanes
+        moved = sum(x.size * x.dtype.itemsize for x in (*self.operands, *self.outs))
+        out = pl.pallas_call(
+            lambda *refs: kernel(dict(zip(names, refs, strict=True)), self.chunk(pl.program_id(1))),
+            out_shape=self.outs,
+            grid=(plan.blocks, plan.cut.chunks),
+            in_specs=self.in_specs,
+            out_specs=self.out_specs,
+            scratch_shapes=self.scratch,
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+            cost_estimate=pl.CostEstimate(
+                flops=operations * work, transcendentals=transcendentals * work, bytes_accessed=moved
+            ),
+            interpret=interpreter() if loop.interpret else False,
+            name=name,
+        )(*self.operands)
+        return dict(zip(self.names["out"], out, strict=True))
+
+
+def interpreter():
+    """How kernels are interpreted: what was never written is NaN, what is out of bounds raises."""
+    return pltpu.InterpretParams(out_of_bounds_reads="raise", uninitialized_memory="nan")
+
+
+def _parted(values, flags) -> tuple[list, list]:
+    """The values whose flag is off, and those whose flag is on."""
+    return [v for v, f in zip(values, flags) if not f], [v for v, f in zip(values, flags) if f]
+
+
+def _merged(off, on, flags) -> tuple:
+    """The inverse of `_parted`."""
+    off, on = iter(off), iter(on)
+    return tuple(next(on) if f else next(off) for f in flags)
+
+
+def _arguments(loop: Loop, plan: Plan, refs, start, rows=None):
+    """The coefficients, and functions of the position that give the inputs and the normals, of the given rows."""
+    rows = pl.ds(0, plan.rows) if rows is None else rows
+
+    def splat(scalar):
+        return jnp.full((rows.size, LANES), scalar, jnp.float32)
+
+    flags = plan.coefs_in_lanes
+    uniform = [splat(refs["uniform_coefs"][i]) for i in range(len(flags) - sum(flags))]
+    coefs = _merged(uniform, [refs["lane_coefs"][i, rows] for i in range(sum(flags))], flags)
+
+    def inputs(j):
+        flags = plan.inputs_in_lanes
+        uniform = [splat(refs["uniform_inputs"][0, i, j]) for i in range(len(flags) - sum(flags))]
+        return _merged(uniform, [refs["lane_inputs"][i, j, rows] for i in range(sum(flags))], flags)
+
+    def draws(j):
+        if not loop.n_normals:
+            return ()
+        return normals((refs["seeds"][0, rows], refs["seeds"][1, rows]), start + j, loop.n_normals)
+
+    return coefs, inputs, draws
+
+
+def _apply(program: Program, *args) -> tuple:
+    # A captured scalar would otherwise be an operand that the kernel does not have.
+    return evaluate(program.jaxpr.replace(consts=[np.asarray(c) for c in program.jaxpr.consts]), *args)
+
+
+def _fill(values, tile) -> tuple:
+    """Values of the block's shape: a program's output may be a constant."""
+    return tuple(jnp.broadcast_to(jnp.asarray(x, jnp.float32), tile) for x in values)
+
+
+def _sum(a, b) -> tuple:
+    return tuple(x if isinstance(y, np.generic | np.ndarray | float) and y == 0 else x + y for x, y in zip(a, b))
+
+
+def _read(ref, *index) -> tuple:
+    return tuple(ref[(i, *index)] for i in range(ref.shape[0]))
+
+
+def _write(ref, values, *index) -> None:
+    for i, value in enumerate(values):
+        ref[(i, *index)] = value
+
+
+def _operations(*programs: Program) -> tuple[int, int]:
+    """How many operations of any kind and how many transcendental ones a step takes."""
+    names = [eqn.primitive.name for p in programs for eqn in p.jaxpr.jaxpr.eqns]
+    return len(names), sum(name in ("tanh", "exp", "logistic", "log", "sin", "cos", "exp2") for name in names)
+
+
+class MosaicTPU:
+    """The TPU backend: see `base.Backend` for the protocol."""
+
+    name = "mosaic_tpu"
+
+    def unsupported(self, request: Request) -> str | None:
+        """Why the request cannot run here, or ``None`` if it can."""
+        loop = request.loop
+        if jnp.dtype(request.dtype) != jnp.float32:
+            return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
+        for program in (loop.advance, loop.observe):
+            if any(jnp.ndim(c) for c in program.jaxpr.consts):
+                return f"the {program.label} holds a constant array; give it as a parameter of the model"
+            for eqn in program.jaxpr.jaxpr.eqns:
+                if eqn.primitive.name in LACKING or eqn.primitive.name not in ELEMENTWISE:
+                    return f"Mosaic has no '{eqn.primitive.name}' on TPUs"
+        need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
+        if need > BUDGET:
+            return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
+        if request.platform != "tpu" and not loop.interpret:
+            return (
+                f"this machine's platform is '{request.platform}', not 'tpu'; "
+                f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
+            )
+        return None
+
+    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+        """Run the loop; with ``checkpoint_every``, also keep the state before each chunk."""
+        plan = plan_run(loop, coefs, inputs, state[0].shape[0], checkpoint_every)
+        cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
+        wide = (plan.blocks * plan.rows, LANES)
+        call = _Call(plan, backwards=False)
+        call.give_arguments(loop, coefs, inputs, seeds)
+        call.give("initial", plan.lay(jnp.stack(state)), call.still(n))
+        call.take("state", (n, *wide), call.still(n))
+        if obs:
+            spec = call.moving(obs, cut.strides, cut.record_block)
+            call.take("records", (obs, cut.record_blocks * cut.strides, *wide), spec)
+        if checkpoint_every is not None:
+            call.take("saved", (n, cut.chunks, *wide), call.moving(n, 1, lambda c: c))
+        out = call.run(
+            lambda refs, chunk: _forward_kernel(loop, plan, refs, chunk),
+            "brainmass_kernels_tpu_forward", loop, *_operations(loop.advance),
+        )  # fmt: skip
+        records = tuple(plan.unlay(r[: loop.schedule.count]) for r in out["records"]) if obs else ()
+        if not obs:
+            records = tuple(jnp.zeros((0, plan.lanes), jnp.float32) for _ in range(loop.n_observables))
+        return Forward(records, tuple(plan.unlay(out["state"])), out.get("saved"))
+
+    def adjoint(
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        checkpoint_every: int,
+    ) -> Adjoint:  # fmt: skip
+        """Walk back over a forward run that kept checkpoints."""
+        plan = plan_run(loop, coefs, inputs, ct_final[0].shape[0], checkpoint_every)
+        way = WayBack.of(loop, pullbacks, plan, wanted)
+        if way.bytes > BUDGET:
+            plan = dataclasses.replace(plan, rows=8, blocks=plan.blocks * plan.rows // 8)
+            way = dataclasses.replace(way, plan=plan)
+        cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
+        wide = (plan.blocks * plan.rows, LANES)
+        call = _Call(plan, backwards=True)
+        call.give_arguments(loop, coefs, inputs, seeds)
+        call.give("saved", saved, call.moving(n, 1, lambda c: c))
+        call.give("ct_final", plan.lay(jnp.stack(ct_final), "constant"), call.still(n))
+        if obs:
+            ct = plan.lay(jnp.stack(ct_records), "constant")
+            beyond = cut.record_blocks * cut.strides - ct.shape[1]
+            ct = jnp.pad(ct, [(0, 0), (0, beyond), (0, 0), (0, 0)])
+            call.give("ct_records", ct, call.moving(obs, cut.strides, cut.record_block))
+        call.take("ct_state", (n, *wide), call.still(n))
+        if way.n_coefs:
+            call.take("ct_coefs", (way.n_coefs, *wide), call.still(way.n_coefs))
+        streams, series = sum(way.in_lanes), len(way.in_lanes) - sum(way.in_lanes)
+        if streams:
+            spec = call.moving(streams, cut.size, lambda c: c)
+            call.take("ct_lane_inputs", (streams, cut.chunks * cut.size, *wide), spec)
+        if series:
+            spec = pl.BlockSpec((series, 1, 1, 1, cut.size), lambda b, c: (0, b, call.chunk(c), 0, 0))
+            call.take("ct_uniform_inputs", (series, plan.blocks, cut.chunks, 1, cut.size), spec)
+            call.hold("ct_series", (series, cut.size, LANES))
+        if way.advance.n_kept:
+            call.hold("kept", (way.advance.n_kept, cut.size, *plan.tile))
+        if obs and way.observe.n_kept:
+            call.hold("kept_records", (way.observe.n_kept, cut.strides, *plan.tile))
+        out = call.run(
+            way.kernel, "brainmass_kernels_tpu_adjoint", loop, *_operations(loop.advance, pullbacks.advance)
+        )
+        partial = [
+            cut.gather(jnp.moveaxis(x.reshape(plan.blocks, -1), 0, 1)) for x in out.get("ct_uniform_inputs", ())
+        ]
+        streamed = [plan.unlay(cut.gather(x)) for x in out.get("ct_lane_inputs", ())]
+        return Adjoint(
+            tuple(plan.unlay(x) for x in out.get("ct_coefs", ())),
+            tuple(plan.unlay(out["ct_state"])),
+            _merged(partial, streamed, way.in_lanes),
+        )
+
+
+class _Pullback:
+    """A pullback in two: what it needs of a step, to be kept in replay, and what it makes of that on the way back.
+
+    Parameters
+    ----------
+    program : of the ``n_free`` arguments that both ways can read, the ``n_known`` that change with the state and
+        are kept, and of cotangents
+    free, known : which of the arguments these are
+    """
+
+    def __init__(self, program: Program, free: Sequence[bool], known: Sequence[bool]):
+        jaxpr = program.jaxpr.jaxpr
+        level = {v: 0 if f else 1 if k else 2 for v, f, k in zip(jaxpr.invars, free, known, strict=True)}
+        made_by = {}
+        needed = []
+        for eqn in jaxpr.eqns:
+            operands = [v for v in eqn.invars if not isinstance(v, Literal)]
+            level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
+            made_by[eqn.outvars[0]] = operands
+            if level[eqn.outvars[0]] == 2:
+                needed += operands
+        needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
+        kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
+        # What follows from other kept values is made again.
+        for v in reversed(made_by):
+            if v in kept and all(level.get(u, 0) == 0 or u in kept for u in made_by[v]):
+                del kept[v]
+        before = [v for v in jaxpr.invars if level[v] < 2]
+        after = [v for v in jaxpr.invars if level[v] == 0] + [*kept] + [v for v in jaxpr.invars if level[v] == 2]
+        self.n_kept = len(kept)
+        self.keep = _part(program, before, [*kept])
+        self.back = _part(program, after, jaxpr.outvars)
+
+
+def _part(program: Program, given, wanted) -> Program:
+    """The part of a program that makes some of its variables from others."""
+    jaxpr = program.jaxpr.jaxpr
+    live, eqns = set(v for v in wanted if not isinstance(v, Literal)) - set(given), []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.outvars[0] in live:
+            live |= {v for v in eqn.invars if not isinstance(v, Literal)} - set(given)
+            eqns.append(eqn)
+
+    def fun(*values):
+        env = {**dict(zip(jaxpr.constvars, program.jaxpr.consts)), **dict(zip(given, values, strict=True))}
+
+        def read(v):
+            return v.val if isinstance(v, Literal) else env[v]
+
+        for eqn in reversed(eqns):
+            env[eqn.outvars[0]] = eqn.primitive.bind(*map(read, eqn.invars), **eqn.params)
+        return [read(v) for v in wanted]
+
+    return Program(fun, [v.aval for v in given], program.label)
+
+
+def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
+    start, first, last = plan.cut.bounds(chunk)
+
+    @pl.when(chunk == 0)
+    def _():
+        refs["state"][...] = refs["initial"][...]
+
+    state = _read(refs["state"])
+    if "saved" in refs:
+        _write(refs["saved"], state, 0)
+    coefs, inputs, draws = _arguments(loop, plan, refs, start)
+
+    def step(j, state):
+        return _fill(_apply(loop.advance, *coefs, *state, *inputs(j), *draws(j)), plan.tile)
+
+    def record(k, on, state):
+        @_when(on)
+        def _():
+            if "records" in refs:
+                _write(refs["records"], _fill(_apply(loop.observe, *coefs, *state), plan.tile), k)
+
+        return state
+
+    _write(refs["state"], plan.cut.walk(first, last, step, record, state))
+
+
+def _when(on):
+    return pl.when(on) if on is not True else lambda f: f()
+
+
+@dataclasses.dataclass(frozen=True)
+class WayBack:
+    """What an adjoint kernel is made of."""
+
+    loop: Loop
+    plan: Plan
+    wanted: Wanted
+    advance: _Pullback
+    observe: _Pullback
+
+    @classmethod
+    def of(cls, loop: Loop, pullbacks: Pullbacks, plan: Plan, wanted: Wanted) -> WayBack:
+        n, state, inputs, draws = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
+        free = [True] * n + [False] * state + [True] * inputs + [False] * (draws + state)
+        known = [False] * n + [True] * state + [False] * inputs + [True] * draws + [False] * state
+        advance = _Pullback(pullbacks.advance, free, known)
+        cts = [False] * loop.n_observables
+        observe = _Pullback(pullbacks.observe, [True] * n + [False] * state + cts, [False] * n + [True] * state + cts)
+        return cls(loop, plan, wanted, advance, observe)
+
+    @property
+    def n_coefs(self) -> int:
+        return sum(self.wanted.coefs)
+
+    @property
+    def in_lanes(self) -> tuple[bool, ...]:
+        """Of each wanted input, whether it differs from lane to lane."""
+        return tuple(lane for lane, want in zip(self.plan.inputs_in_lanes, self.wanted.inputs) if want)
+
+    @property
+    def bytes(self) -> int:
+        """VMEM that the kernel needs; what passes in or out is there twice."""
+        loop, cut, plan = self.loop, self.plan.cut, self.plan
+        streamed = cut.size * (sum(plan.inputs_in_lanes) + sum(self.in_lanes)) + cut.strides * loop.n_observables
+        still = loop.n_coefs + self.n_coefs + 4 * loop.n_state + 2
+        kept = cut.size * self.advance.n_kept + cut.strides * self.observe.n_kept
+        return 4 * plan.rows * LANES * (2 * streamed + 2 * still + kept)
+
+    @property
+    def turn(self) -> int:
+        """Rows that go back together: as many as the registers hold, for what is carried and for the rest."""
+        fit = max(1, _REGISTERS // (self.n_coefs + self.loop.n_state + _TEMPORARIES))
+        return max(r for r in (8, 16, 24, 32) if r <= 8 * fit and self.plan.rows % r == 0)
+
+    def kernel(self, refs, chunk):
+        @pl.when(pl.program_id(1) == 0)
+        def _():
+            refs["ct_state"][...] = refs["ct_final"][...]
+            if self.n_coefs:
+                refs["ct_coefs"][...] = jnp.zeros_like(refs["ct_coefs"])
+
+        if "ct_series" in refs:
+            refs["ct_series"][...] = jnp.zeros_like(refs["ct_series"])
+        self.replay(refs, chunk)
+
+        def turn(i, carry):
+            self.go_back(refs, chunk, pl.ds(pl.multiple_of(i * self.turn, 8), self.turn))
+            return carry
+
+        lax.fori_loop(jnp.int32(0), jnp.int32(self.plan.rows // self.turn), turn, ())
+        for i in range(len(self.in_lanes) - sum(self.in_lanes)):
+            # The matrix unit adds the 128 lanes up and turns the times into lanes, in one.
+            total = lax.dot_general(
+                jnp.ones((8, LANES), jnp.float32), refs["ct_series"][i], (((1,), (1,)), ((), ())),
+                precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+            )  # fmt: skip
+            refs["ct_uniform_inputs"][i, 0, 0] = total[:1]
+
+    def replay(self, refs, chunk):
+        """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""
+        loop, cut, tile = self.loop, self.plan.cut, self.plan.tile
+        start, first, last = cut.bounds(chunk)
+        coefs, inputs, draws = _arguments(loop, self.plan, refs, start)
+
+        def step(j, state):
+            given, drawn = inputs(j), draws(j)
+            if self.advance.n_kept:
+                kept = _apply(self.advance.keep, *coefs, *state, *given, *drawn)
+                _write(refs["kept"], _fill(kept, tile), j)
+            return _fill(_apply(loop.advance, *coefs, *state, *given, *drawn), tile)
+
+        def record(k, on, state):
+            @_when(on)
+            def _():
+                if "kept_records" in refs:
+                    _write(refs["kept_records"], _fill(_apply(self.observe.keep, *coefs, *state), tile), k)
+
+            return state
+
+        cut.walk(first, last, step, record, _read(refs["saved"], 0))
+
+    def go_back(self, refs, chunk, rows):
+        """Walk some rows of the chunk back."""
+        loop, cut, n_coefs = self.loop, self.plan.cut, self.n_coefs
+        tile = (rows.size, LANES)
+        start, first, last = cut.bounds(chunk)
+        coefs, inputs, _ = _arguments(loop, self.plan, refs, start, rows)
+        recorded = cut.records(chunk)
+
+        def step(j, carry):
+            kept = _read(refs["kept"], j, rows) if self.advance.n_kept else ()
+            out = _apply(self.advance.back, *coefs, *inputs(j), *kept, *carry[1])
+            ct_inputs = _fill(out[n_coefs + loop.n_state :], tile)
+            series, streams = _parted(ct_inputs, self.in_lanes)
+            for i, ct in enumerate(series):
+                refs["ct_series"][i, pl.ds(j, 1)] += jnp.sum(ct, axis=0, keepdims=True)
+            if streams:
+                _write(refs["ct_lane_inputs"], streams, j, rows)
+            return _sum(carry[0], out[:n_coefs]), _fill(out[n_coefs : n_coefs + loop.n_state], tile)
+
+        def record(k, on, carry):
+            def pull(carry):
+                kept = _read(refs["kept_records"], k, rows) if self.observe.n_kept else ()
+                cts = [jnp.where(recorded, ct, 0.0) for ct in _read(refs["ct_records"], k, rows)]
+                out = _apply(self.observe.back, *coefs, *kept, *cts)
+                return _sum(carry[0], out[:n_coefs]), _sum(carry[1], out[n_coefs:])
+
+            if "ct_records" not in refs:
+                return carry
+            return pull(carry) if on is True else lax.cond(on, pull, lambda carry: carry, carry)
+
+        ct_coefs = _read(refs["ct_coefs"], rows) if n_coefs else ()
+        ct_coefs, ct_state = cut.walk_back(first, last, step, record, (ct_coefs, _read(refs["ct_state"], rows)))
+        _write(refs["ct_state"], ct_state, rows)
+        if n_coefs:
+            _write(refs["ct_coefs"], ct_coefs, rows)

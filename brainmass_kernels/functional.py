@@ -1,0 +1,6 @@
+import jax
+def sigmoid(x, vmax=1.0, v0=0.0, r=1.0):
+    return vmax*jax.lax.logistic(r*(x-v0))
+def sys2nd(A,a,u,x,v):
+    return A*a*u-2*a*v-a**2*x
+bounded_input=process_sequence=None

@@ -1,0 +1,49 @@
+"""How many bytes a run holds, and whether they fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+import jax
+
+if TYPE_CHECKING:
+    from .simulate import Run
+
+
+def recorded(run: Run) -> int:
+    """Bytes of all records."""
+    return run.schedule.count * len(run.spec.record) * _lane_bytes(run)
+
+
+def gradient(run: Run) -> int:
+    """Bytes that a gradient holds beyond the records: checkpoints, and one replayed segment."""
+    kept = -(-run.schedule.steps // run.checkpoint_every) + run.checkpoint_every
+    return kept * len(run.spec.model.states) * _lane_bytes(run)
+
+
+def _lane_bytes(run: Run) -> int:
+    return math.prod(run.batch) * run.spec.dtype.itemsize
+
+
+def available() -> int | None:
+    """Bytes of memory on the device that JAX computes on, or ``None`` where that is not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def check(run: Run) -> None:
+    """Raise MemoryError where the records cannot fit, naming the argument that would cut them."""
+    needed, limit = recorded(run), available()
+    if limit is not None and needed > limit:
+        fitting = math.ceil(run.schedule.every * needed / limit)
+        raise MemoryError(
+            f"recording {', '.join(run.spec.record)} needs {needed:,} bytes ({run.schedule.count:,} records of "
+            f"{math.prod(run.batch):,} lanes), and this device has {limit:,}: every={fitting} or more would fit, "
+            f"or a longer transient, fewer observables, or a smaller batch"
+        )

@@ -1,0 +1,148 @@
+"""Integration schemes: one step of a model, each written as the state plus an increment.
+
+A scheme may carry the state in coordinates of its own: ``enter`` goes there before the first step and ``exit`` comes back.
+Strang's scheme carries the state half a flow ahead, so that the half flows of successive steps become one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+State = dict
+
+
+class Scheme(NamedTuple):
+    """One step of size ``h`` of a model, from states, parameters and inputs.
+
+    Attributes
+    ----------
+    step : ``(model, state, p, i, h) -> state``
+    order : of convergence
+    limit : largest ``a h`` at which a second-order block with rate ``a`` is stable; ``None``, any
+    second_order : needs a model made of second-order blocks
+    enter, exit : ``(model, state, p, h) -> state``, to the coordinates of ``step`` and back
+    """
+
+    step: Callable
+    order: int
+    limit: float | None
+    second_order: bool = False
+    enter: Callable = lambda model, s, p, h: s
+    exit: Callable = lambda model, s, p, h: s
+
+
+def _drift(model, s: State, p, i) -> State:
+    return model.drift(SimpleNamespace(**s), p, i)
+
+
+def _shifted(s: State, rates: State, h) -> State:
+    return {n: s[n] + h * rates[n] for n in s}
+
+
+def _euler(model, s, p, i, h):
+    return _shifted(s, _drift(model, s, p, i), h)
+
+
+def _heun(model, s, p, i, h):
+    k1 = _drift(model, s, p, i)
+    k2 = _drift(model, _shifted(s, k1, h), p, i)
+    return {n: s[n] + 0.5 * h * (k1[n] + k2[n]) for n in s}
+
+
+def _rk4(model, s, p, i, h):
+    k1 = _drift(model, s, p, i)
+    k2 = _drift(model, _shifted(s, k1, 0.5 * h), p, i)
+    k3 = _drift(model, _shifted(s, k2, 0.5 * h), p, i)
+    k4 = _drift(model, _shifted(s, k3, h), p, i)
+    return {n: s[n] + h / 6.0 * (k1[n] + 2.0 * k2[n] + 2.0 * k3[n] + k4[n]) for n in s}
+
+
+def _exp_euler(model, s, p, i, h):
+    """Exponential Euler with the diagonal of the Jacobian, each state on its own, as brainmass has it."""
+    stepped = {}
+    for n in s:
+        rate, slope = jax.jvp(lambda x, n=n: _drift(model, {**s, n: x}, p, i)[n], (s[n],), (jnp.ones_like(s[n]),))
+        stepped[n] = s[n] + h * _phi(h * slope) * rate
+    return stepped
+
+
+def _phi(z):
+    """(exp(z) - 1) / z, 1 at 0."""
+    small = jnp.abs(z) < 1e-4
+    away = jnp.where(small, 1.0, z)
+    return jnp.where(small, 1.0 + 0.5 * z, jnp.expm1(away) / away)
+
+
+def _symplectic_euler(model, s, p, i, h):
+    """Velocities first, then the positions with the new velocities."""
+    rates = _drift(model, s, p, i)
+    stepped = dict(s)
+    for b in model.blocks:
+        stepped[b.velocity] = s[b.velocity] + h * rates[b.velocity]
+        stepped[b.position] = s[b.position] + h * stepped[b.velocity]
+    return stepped
+
+
+def _flow(model, s, p, h, equilibrium: State | None = None):
+    """The closed-form flow over ``h`` of every block around its equilibrium (0 without a drive)."""
+    stepped = dict(s)
+    for b in model.blocks:
+        a, x, v = getattr(p, b.a), s[b.position], s[b.velocity]
+        y = x if equilibrium is None else x - equilibrium[b.position]
+        z = a * h
+        decay = jnp.exp(-z)
+        stepped[b.position] = x + (_position_loss(z) * y + h * decay * v)
+        stepped[b.velocity] = v + ((jnp.expm1(-z) - z * decay) * v - a * z * decay * y)
+    return stepped
+
+
+def _position_loss(z):
+    """(1 + z) exp(-z) - 1, which is -z^2/2 for small z: by its series there, lest everything cancels."""
+    small = jnp.abs(z) < 0.5
+    near = jnp.where(small, z, 0.0)
+    series = 0.0
+    for n in range(15, 1, -1):
+        series = series * near + (-1) ** (n - 1) * (n - 1) / math.factorial(n)
+    far = jnp.where(small, 1.0, z)
+    return jnp.where(small, series * near * near, jnp.expm1(-far) + far * jnp.exp(-far))
+
+
+def _exact(model, s, p, i, h):
+    drive = model.drive(SimpleNamespace(**s), p, i)
+    equilibrium = {b.position: getattr(p, b.A) / getattr(p, b.a) * drive[b.position] for b in model.blocks}
+    return _flow(model, s, p, h, equilibrium)
+
+
+def _kick(model, s, p, i, h):
+    drive = model.drive(SimpleNamespace(**s), p, i)
+    kicked = {b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks}
+    return {**s, **kicked}
+
+
+def _strang(model, s, p, i, h):
+    return _flow(model, _kick(model, s, p, i, h), p, h)
+
+
+# Stability of the double pole at -a: |1 - z| < 1 for euler, and so on, z = a h; for symplectic Euler, trace and determinant.
+SCHEMES: dict[str, Scheme] = {
+    "euler": Scheme(_euler, 1, 2.0),
+    "exp_euler": Scheme(_exp_euler, 1, 2.0),
+    "symplectic_euler": Scheme(_symplectic_euler, 1, 2.0 * (math.sqrt(2.0) - 1.0), True),
+    "exact": Scheme(_exact, 1, None, True),
+    "strang": Scheme(
+        _strang,
+        2,
+        None,
+        True,
+        enter=lambda model, s, p, h: _flow(model, s, p, 0.5 * h),
+        exit=lambda model, s, p, h: _flow(model, s, p, -0.5 * h),
+    ),
+    "heun": Scheme(_heun, 2, 2.0),
+    "rk4": Scheme(_rk4, 4, 2.785293563405282),
+}

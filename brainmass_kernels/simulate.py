@@ -1,0 +1,542 @@
+"""simulate(): from a model with units to a run on some backend, and its gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import dispatch, memory, noise, testing, units
+from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted
+from .models.base import Model, check_name, refuse_nan
+from .pointwise import pullback
+from .schemes import SCHEMES
+from .step import Step, StepSpec, build
+
+
+class Run(NamedTuple):
+    """Everything about a run that is not data; the key under which it is compiled."""
+
+    spec: StepSpec
+    batch: tuple[int, ...]
+    schedule: Schedule
+    checkpoint_every: int
+    implementation: str
+    transparent: bool
+    precision: str
+    interpret: bool
+
+
+class Data(NamedTuple):
+    """The arrays of a run, without units, each with its own part of the batch shape."""
+
+    hoisted: tuple
+    state: tuple
+    varying: tuple
+    key: Any
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run returns; ``result["eeg"]`` is a record.
+
+    Attributes
+    ----------
+    ts : ``(K,)``, the time at the end of each recorded step
+    records : each recorded quantity, ``(K, *batch)``
+    final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on
+    """
+
+    ts: Any
+    records: dict[str, Any]
+    final: dict[str, Any]
+
+    def __getitem__(self, name: str):
+        check_name(name, self.records, "record")
+        return self.records[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    @property
+    def ok(self):
+        """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
+        finite = [jnp.isfinite(u.get_magnitude(x)) for x in self.final.values()]
+        return functools.reduce(jnp.logical_and, finite)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in self.records.items())
+        return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
+
+    def tree_flatten(self):
+        return (self.ts, self.records, self.final), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def simulate(
+    model: Model,
+    duration,
+    dt,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    key=None,
+    record=None,
+    every: int = 1,
+    transient=None,
+    scheme: str | None = None,
+    checkpoint_every: int | None = None,
+    precision: str = "exact",
+    implementation: str | None = None,
+) -> Result:
+    """Simulate a batch of masses, all steps in one compiled loop, differentiably.
+
+    Parameters
+    ----------
+    model : its fields broadcast to the batch
+    duration : a time, a whole multiple of ``dt``, or a number of steps
+    dt : the time of a step
+    inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
+    initial : by state name, or ``result.final`` of an earlier run; zero otherwise
+    noise : by input name, the intensity of white noise added to it, in the input's unit times sqrt(time)
+    key : a JAX random key, or one for each lane; needed with ``noise``
+    record : names of observables and states; ``None``, the model's observables
+    every : steps from one record to the next
+    transient : a time or a number of steps, during which nothing is recorded
+    scheme : a name in `schemes.SCHEMES`; ``None``, the model's own
+    checkpoint_every : steps between the checkpoints of a gradient; ``None``, about the square root of their number
+    precision : ``"exact"``, or ``"fast"`` for the hardware's approximate functions
+    implementation : ``None`` chooses; see `explain`
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled
+    Unsupported : the named implementation cannot run this
+    """
+    run, data = _prepare(**locals())
+    memory.check(run)
+    try:
+        records, final = _run(run, data)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
+            'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
+        ) from error
+    known = model.recordable()
+    step = units.strip(dt, u.second, "dt")
+    taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
+    return Result(
+        u.Quantity(jnp.asarray(taken * step / _second(dt), run.spec.dtype), unit=dt.unit),
+        {n: units.attach(x, known[n]) for n, x in zip(run.spec.record, records)},
+        {n: units.attach(x, known[n]) for n, x in zip(model.states, final)},
+    )
+
+
+def _second(dt) -> float:
+    """Seconds in the unit of ``dt``."""
+    return float(u.Quantity(1.0, unit=dt.unit).to_decimal(u.second))
+
+
+def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:
+    """What `simulate` with the same arguments would do, and why; nothing is run."""
+    run, _ = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    request = _request(run)
+    asked = arguments.get("implementation")
+    name, reason, passed_over = dispatch.choose(asked, request)
+    step = build(run.spec)
+    return dispatch.Plan(
+        implementation=name,
+        reason=reason,
+        passed_over=passed_over,
+        lanes=request.lanes,
+        steps=run.schedule.steps,
+        records=run.schedule.count,
+        checkpoint_every=run.checkpoint_every,
+        operations=step.parts.operations[0],
+        coefficients=len(step.setup.out_avals),
+        bytes_recorded=memory.recorded(run),
+        bytes_gradient=memory.gradient(run),
+    )
+
+
+# Reading the arguments ----------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    model, duration, dt, inputs=None, initial=None, noise=None, key=None, record=None, every=1, transient=None,
+    scheme=None, checkpoint_every=None, precision="exact", implementation=None,
+) -> tuple[Run, Data]:  # fmt: skip
+    """Check every argument, and separate what decides the program from the data it runs on."""
+    if not isinstance(model, Model):
+        raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+    scheme = _scheme(model, scheme)
+    seconds = _dt(dt)
+    schedule = _schedule(duration, transient, every, seconds)
+    parameters = model.magnitudes()
+    _stable(model, scheme, parameters, float(units.strip(dt, model.time_unit, "dt")))
+    given = _inputs(model, inputs)
+    state = _initial(model, initial)
+    sigmas = _sigmas(model, noise, key)
+    held = {n: x for n, x in given.items() if not _varies(x, schedule.steps)}
+    varying = {n: x for n, x in given.items() if n not in held}
+    shapes = [np.shape(x) for x in (*parameters.values(), *held.values(), *state.values(), *sigmas.values())]
+    shapes += [np.shape(x)[1:] for x in varying.values()] + ([np.shape(key)] if _is_key_batch(key) else [])
+    batch = _batch({**parameters, **given, **state}, shapes, varying, schedule.steps)
+    dtype = _dtype([*parameters.values(), *given.values(), *state.values(), *sigmas.values()])
+    if precision not in ("exact", "fast"):
+        raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
+    spec = StepSpec(
+        type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), _record(model, record), np.dtype(dtype)
+    )
+    every_c = _checkpoint_every(checkpoint_every, schedule.steps)
+    dispatch.check_known(implementation)
+    run = Run(
+        spec, batch, schedule, every_c, implementation or "", implementation == "scan", precision, testing.interpreting()
+    )
+    name, _, _ = dispatch.choose(implementation, _request(run))
+    time = units.strip(dt, model.time_unit, "dt")
+    hoisted = (*parameters.values(), *held.values(), *sigmas.values(), time)
+    return run._replace(implementation=name), Data(
+        hoisted, tuple(state.values()), tuple(varying.values()), key if sigmas else None
+    )
+
+
+def _scheme(model: Model, scheme: str | None) -> str:
+    scheme = model.scheme if scheme is None else scheme
+    check_name(scheme, SCHEMES, "scheme")
+    if SCHEMES[scheme].second_order and not hasattr(model, "blocks"):
+        general = [n for n, s in SCHEMES.items() if not s.second_order]
+        raise ValueError(
+            f"scheme '{scheme}' needs a model made of second-order blocks, and {type(model).__name__} is not; "
+            f"it takes {', '.join(general)}"
+        )
+    return scheme
+
+
+def _dt(dt) -> float:
+    seconds = units.concrete(units.strip(dt, u.second, "dt"), "dt")
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise ValueError(f"'dt' got {dt}, but takes a positive time")
+    return seconds
+
+
+def _schedule(duration, transient, every, seconds: float) -> Schedule:
+    steps = units.steps_of(duration, seconds, "duration")
+    if steps < 1:
+        raise ValueError(f"'duration' got {duration}, but takes at least one step")
+    lead = 0 if transient is None else units.steps_of(transient, seconds, "transient")
+    if not 0 <= lead <= steps:
+        raise ValueError(f"'transient' got {transient}, but takes a time from 0 to the duration ({steps} steps)")
+    if isinstance(every, (bool, np.bool_)) or not isinstance(every, (int, np.integer)):
+        raise TypeError(f"'every' got {every!r}, but takes a whole number of steps")
+    if every < 1:
+        raise ValueError(f"'every' got {every}, but takes at least 1")
+    return Schedule(steps, lead, int(every))
+
+
+def _checkpoint_every(given, steps: int) -> int:
+    if given is None:
+        return max(1, math.isqrt(steps))
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
+        raise ValueError(f"'checkpoint_every' got {given!r}, but takes a positive number of steps")
+    return min(int(given), steps)
+
+
+def _stable(model: Model, scheme: str, parameters, dt: float) -> None:
+    limit = SCHEMES[scheme].limit
+    if limit is None:
+        return
+    for block in getattr(model, "blocks", ()):
+        rate = parameters[block.a]
+        if not isinstance(rate, jax.core.Tracer) and np.max(rate) * dt >= limit:
+            most = limit / float(np.max(rate))
+            raise ValueError(
+                f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {block.a} = {np.max(rate):g}: "
+                f"it takes dt below {most:.4g} {model.time_unit}. The schemes 'strang' and 'exact' are stable at any dt"
+            )
+
+
+def _inputs(model: Model, inputs) -> dict[str, Any]:
+    given = dict(model.inputs)
+    for name, value in _mapping(inputs, "inputs").items():
+        check_name(name, model.inputs, "input")
+        given[name] = value
+    stripped = {n: units.strip(x, _unit(model.inputs[n]), n) for n, x in given.items()}
+    for n, x in stripped.items():
+        refuse_nan(x, n)
+    return stripped
+
+
+def _initial(model: Model, initial) -> dict[str, Any]:
+    given = _mapping(initial, "initial")
+    for name in given:
+        check_name(name, model.states, "state")
+    return {n: units.strip(given[n], unit, n) if n in given else 0.0 for n, unit in model.states.items()}
+
+
+def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
+    given = _mapping(intensity, "noise")
+    if given and key is None:
+        raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
+    found = {}
+    for name, sigma in given.items():
+        check_name(name, model.inputs, "input")
+        unit = _unit(model.inputs[name]) * model.time_unit**0.5
+        found[name] = units.strip(sigma, unit, f"noise[{name!r}]")
+    return dict(sorted(found.items()))
+
+
+def _mapping(value, name: str) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{name}' got {type(value).__name__}, but takes a dict by name")
+    return dict(value)
+
+
+def _unit(default):
+    return default.unit if isinstance(default, u.Quantity) else units.UNITLESS
+
+
+def _record(model: Model, record) -> tuple[str, ...]:
+    if record is None:
+        return tuple(model.observables) or tuple(model.states)
+    names = (record,) if isinstance(record, str) else tuple(record)
+    for name in names:
+        check_name(name, model.recordable(), "record")
+    return names
+
+
+def _varies(x, steps: int) -> bool:
+    """An input whose leading axis is the number of steps has one value a step."""
+    return np.ndim(x) > 0 and np.shape(x)[0] == steps and steps > 1
+
+
+def _is_key_batch(key) -> bool:
+    if key is None:
+        return False
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return typed and key.ndim > 0
+
+
+def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
+    try:
+        batch = np.broadcast_shapes(*shapes)
+    except ValueError:
+        found = {n: np.shape(x) for n, x in named.items() if np.shape(x)}
+        listed = ", ".join(f"{n} {s}{' (one value a step)' if n in varying else ''}" for n, s in found.items())
+        raise ValueError(f"these shapes do not broadcast to one batch: {listed}") from None
+    for name, x in varying.items():
+        if np.ndim(x) == 1 and batch and batch[-1] == steps:
+            raise ValueError(
+                f"'{name}' got shape {np.shape(x)}, which could be one value a step or one a lane, since the batch is "
+                f"{batch} and there are {steps} steps; give it as (steps, *batch), {(steps, *batch)}"
+            )
+    return batch
+
+
+def _dtype(values):
+    arrays = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
+    dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+    return jnp.float32 if dtype in (jnp.float16, jnp.bfloat16) else jax.dtypes.canonicalize_dtype(dtype)
+
+
+# Running ------------------------------------------------------------------------------------------------------------
+
+
+def loop_of(run: Run) -> tuple[Step, Loop]:
+    """The step of a run, and its loop without data."""
+    step, spec = build(run.spec), run.spec
+    loop = Loop(
+        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.varying),
+        len(spec.noisy), run.schedule, run.precision, run.interpret,
+    )  # fmt: skip
+    return step, loop
+
+
+def _request(run: Run) -> Request:
+    return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, dispatch.platform())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(run: Run, data: Data):
+    """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
+    step, loop = loop_of(run)
+    dtype, lanes = run.spec.dtype, math.prod(run.batch)
+    hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
+    state = step.enter(hoisted, [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state])
+    state = tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
+    coefs = step.setup(*hoisted)
+    varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
+    seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
+    if run.transparent:
+        result = dispatch.load("scan").transparent(loop, coefs, state, varying, seeds, run.checkpoint_every)
+        records, final = result.records, result.final
+    else:
+        records, final = _differentiable(run, loop)(tuple(coefs), state, varying, seeds)
+    final = step.exit(hoisted, final)
+    shaped = [x.reshape(x.shape[0], *run.batch) for x in records]
+    return shaped, [x.reshape(run.batch) for x in final]
+
+
+def _lanes(x, batch, dtype):
+    """A value as ``()`` where it is one for all lanes, else as ``(L,)``."""
+    x = jnp.asarray(x, dtype)
+    return x.reshape(()) if x.size == 1 else jnp.broadcast_to(x, batch).reshape(-1)
+
+
+def _rows(x, batch, dtype):
+    """One value a step as ``(T,)`` where it is one for all lanes, else as ``(T, L)``."""
+    x = jnp.asarray(x, dtype)
+    if x.size == x.shape[0]:
+        return x.reshape(-1)
+    return jnp.broadcast_to(x, (x.shape[0], *batch)).reshape(x.shape[0], -1)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Perturbed:
+    """Which coefficients and inputs a gradient was asked for; static, but among residuals."""
+
+    wanted: Wanted
+
+
+_ARGUMENTS = ("coefs", "lanes", "rows", "lanes")
+
+
+def _differentiable(run: Run, loop: Loop):
+    """The loop on ``(coefs, state, inputs, seeds)`` with its adjoint as its gradient."""
+    backend, every = dispatch.load(run.implementation), run.checkpoint_every
+
+    @jax.custom_vjp
+    def call(coefs, state, inputs, seeds):
+        return folded(lambda *args: backend.forward(loop, *args)[:2], _ARGUMENTS)(coefs, state, inputs, seeds)
+
+    def forward(coefs, state, inputs, seeds):
+        wanted = Wanted(tuple(c.perturbed for c in coefs), tuple(x.perturbed for x in inputs))
+        coefs, state, inputs, seeds = jax.tree.map(
+            lambda x: x.value, (coefs, state, inputs, seeds), is_leaf=lambda x: hasattr(x, "perturbed")
+        )
+        kept = folded(lambda *args: tuple(backend.forward(loop, *args, checkpoint_every=every)), _ARGUMENTS)
+        records, final, saved = kept(coefs, state, inputs, seeds)
+        return (records, final), (coefs, inputs, seeds, saved, _Perturbed(wanted))
+
+    def backward(residuals, cotangents):
+        coefs, inputs, seeds, saved, perturbed = residuals
+        wanted = perturbed.wanted
+        ct_records, ct_final = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        pullbacks = _pullbacks(loop, wanted)
+        walk = folded(
+            lambda coefs, saved, inputs, seeds, ct_records, ct_final: tuple(
+                backend.adjoint(loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, every)
+            ),
+            ("coefs", "lanes", "rows", "lanes", "lanes", "lanes"),
+            expand=wanted.inputs,
+        )
+        ct_coefs, ct_state, ct_inputs = walk(coefs, saved, inputs, seeds, ct_records, ct_final)
+        return (
+            _placed(wanted.coefs, [_summed(c, x) for c, x in zip(ct_coefs, _chosen(coefs, wanted.coefs))]),
+            ct_state,
+            _placed(wanted.inputs, [_summed_rows(c, x) for c, x in zip(ct_inputs, _chosen(inputs, wanted.inputs))]),
+            None,
+        )
+
+    call.defvjp(forward, backward, symbolic_zeros=True)
+    return call
+
+
+def _pullbacks(loop: Loop, wanted: Wanted) -> Pullbacks:
+    state = (True,) * loop.n_state
+    return Pullbacks(
+        pullback(loop.advance, (*wanted.coefs, *state, *wanted.inputs, *(False,) * loop.n_normals)),
+        pullback(loop.observe, (*wanted.coefs, *state)),
+    )
+
+
+def _is_zero(x) -> bool:
+    return isinstance(x, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiated(x):
+    return jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x
+
+
+def _chosen(values, flags):
+    return [x for x, flag in zip(values, flags) if flag]
+
+
+def _placed(flags, values):
+    values = iter(values)
+    return tuple(next(values) if flag else None for flag in flags)
+
+
+def _summed(cotangent, coefficient):
+    return cotangent if coefficient.ndim else jnp.sum(cotangent)
+
+
+def _summed_rows(cotangent, rows):
+    return cotangent if rows.ndim == 2 else jnp.sum(cotangent, axis=1)
+
+
+# vmap ---------------------------------------------------------------------------------------------------------------
+
+
+# How the unmapped arguments of a loop look: uniform or with a last axis of lanes.
+_UNIFORM_NDIM = {"coefs": 0, "rows": 1}
+
+
+def folded(fun, kinds: tuple[str, ...], expand: tuple[bool, ...] = ()):
+    """``fun``, whose vmap folds the mapped axis into its lanes: still one kernel.
+
+    Parameters
+    ----------
+    fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
+    kinds : of each argument: ``"coefs"``, each ``()`` or ``(L,)``; ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"lanes"``,
+        whose last axis is always the lanes (the first such argument must not be empty)
+    expand : for each of the rows, whether a uniform one must be given to each lane, as its cotangent is wanted
+    """
+    mapped = jax.custom_batching.custom_vmap(fun)
+
+    @mapped.def_vmap
+    def fold(size, batched, *args):
+        first = kinds.index("lanes")
+        lanes = jax.tree.leaves(args[first])[0].shape[-1]
+
+        def one(kind, x, is_batched, wanted=False):
+            uniform = x.ndim - is_batched == _UNIFORM_NDIM.get(kind, -1)
+            if uniform and not is_batched and not wanted:
+                return x
+            x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+            x = jnp.broadcast_to(x[..., None], (*x.shape, lanes)) if uniform else x
+            return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], size * lanes)
+
+        new = []
+        for kind, arg, flags in zip(kinds, args, batched, strict=True):
+            if kind == "rows":
+                wanted = expand or (False,) * len(arg)
+                new.append(tuple(one(kind, x, f, w) for x, f, w in zip(arg, flags, wanted, strict=True)))
+            else:
+                new.append(jax.tree.map(lambda x, f, kind=kind: one(kind, x, f), arg, flags))
+        out = folded(fun, kinds, expand)(*new)
+        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, lanes), -2, 0), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped

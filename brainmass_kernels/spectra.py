@@ -1,0 +1,375 @@
+"""Power spectra: Welch's estimate, targets to fit, and the distance between two spectra.
+
+A recorded spectrum is modelled as ``scale * P(f) + background * f**-chi``: the neural mass gives the shape
+``P``, the sensor's gain is unknown, and the aperiodic activity of everything else adds a power law. The three
+nuisances are not learnt beside the parameters but solved for at every evaluation (`solve_nuisance`), so a
+parameter only answers for what no gain or power law explains. At that inner optimum the derivative of the
+error by the nuisances is zero, hence the gradient by ``P`` alone is the whole gradient (variable projection:
+Golub & Pereyra 1973, SIAM J. Numer. Anal. 10:413).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+#: Fewest frequencies that leave the nuisances and a few parameters determined.
+MIN_POINTS = 8
+_FREQ_NAMES = ("freqs_hz", "freqs", "freq", "frequencies", "frequency", "f", "hz")
+_POWER_NAMES = ("power", "psd", "spectr", "pxx")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spectrum:
+    """One or several power spectra on one frequency grid.
+
+    Parameters
+    ----------
+    freqs : (F,) increasing, positive; plain numbers are Hz
+    power : (F,) or (n, F) positive densities in any unit (the scale is a nuisance of the fit)
+    name : what the target is, for tables and figures
+
+    Raises
+    ------
+    ValueError
+        for another shape, unsorted frequencies, fewer than 8 points, a power that is not positive or finite
+    """
+
+    freqs: Any
+    power: Any
+    name: str = "spectrum"
+
+    def __post_init__(self):
+        freqs = np.asarray(in_hertz(self.freqs, "freqs"), float)
+        power = np.asarray(u.get_mantissa(self.power), float)
+        power = power[None] if power.ndim == 1 else power
+        _check(freqs, power, self.name)
+        object.__setattr__(self, "freqs", freqs)
+        object.__setattr__(self, "power", power)
+
+    def __len__(self) -> int:
+        return len(self.power)
+
+    def band(self, low: float, high: float) -> Spectrum:
+        """The part from ``low`` to ``high`` Hz, both included."""
+        keep = (self.freqs >= low) & (self.freqs <= high)
+        if keep.sum() < MIN_POINTS:
+            raise ValueError(
+                f"band: {self.name} has {keep.sum()} frequencies from {low:g} to {high:g} Hz, and needs at least "
+                f"{MIN_POINTS}; it covers {self.freqs[0]:g} to {self.freqs[-1]:g} Hz in {len(self.freqs)} points"
+            )
+        return Spectrum(self.freqs[keep], self.power[:, keep], self.name)
+
+
+def in_hertz(value, name: str):
+    if not isinstance(value, u.Quantity):
+        return value
+    try:
+        return value.to_decimal(u.Hz)
+    except Exception as error:
+        raise TypeError(f"{name}: takes a frequency (Hz), got {u.get_unit(value)}") from error
+
+
+def _check(freqs, power, name: str):
+    if freqs.ndim != 1 or power.ndim != 2 or power.shape[1] != len(freqs):
+        raise ValueError(
+            f"{name}: takes freqs (F,) and power (F,) or (n, F), got freqs {freqs.shape} and power {power.shape}"
+        )
+    if not len(power):
+        raise ValueError(f"{name}: power holds no spectrum, its shape is {power.shape}")
+    if len(freqs) < MIN_POINTS:
+        raise ValueError(f"{name}: {len(freqs)} frequencies are too few, at least {MIN_POINTS} are needed")
+    if not np.isfinite(freqs).all() or not (np.diff(freqs) > 0).all():
+        at = int(np.argmax(~(np.diff(freqs) > 0)))
+        raise ValueError(
+            f"{name}: frequencies are to increase, but {freqs[at + 1]:g} Hz follows {freqs[at]:g} Hz at point {at + 2}"
+        )
+    if freqs[0] <= 0:
+        raise ValueError(f"{name}: frequencies are to be positive, got {freqs[0]:g} Hz")
+    bad = np.argwhere(~(np.isfinite(power) & (power > 0)))
+    if len(bad):
+        row, column = bad[0]
+        hint = "; is it already a logarithm? give the power itself" if (power < 0).mean() > 0.5 else ""
+        raise ValueError(
+            f"{name}: powers are to be positive and finite, got {power[row, column]:g} at {freqs[column]:g} Hz "
+            f"of spectrum {row + 1} ({len(bad)} such in all){hint}"
+        )
+
+
+def resting_meg() -> Spectrum:
+    """The spectrum of resting human MEG: a 1/f background, an alpha peak at 9.8 Hz and a beta bump at 19 Hz.
+
+    The parametric form of Donoghue et al. 2020 (Nat Neurosci 23:1655) fitted to the mean of 25 cortical spectra
+    of one subject of the Human Connectome Project, as published with their `specparam` tutorials; 2 to 45 Hz.
+    """
+    f = np.arange(2.0, 45.01, 0.5)
+    alpha = 1.044 * np.exp(-((f - 9.755) ** 2) / (2 * 1.432**2))
+    beta = 0.313 * np.exp(-((f - 19.249) ** 2) / (2 * 4.938**2))
+    return Spectrum(f, 10 ** (-0.382 - 0.82 * np.log10(f) + alpha + beta), "resting MEG (built in)")
+
+
+def load_spectrum(path: str | os.PathLike) -> Spectrum:
+    """Read a spectrum, or several on one grid, from a ``.npz`` or ``.csv`` file.
+
+    A ``.npz`` holds one array of frequencies in Hz (``freqs_hz``, ``freqs``, ``f``, ...) and one of powers
+    ((F,), (n, F) or (F, n); ``power...``, ``psd...``, or whichever other array fits). A ``.csv`` holds the
+    frequency in its first column and a power in each other one, with or without a line of names. Points at
+    0 Hz are left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        where there is no such file
+    ValueError
+        naming the file, for anything that `Spectrum` refuses and for arrays or columns that cannot be told
+    """
+    path = os.fspath(path)
+    name = os.path.basename(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"target: no file {path!r}")
+    readers = {".npz": _read_npz, ".csv": _read_csv}
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in readers:
+        raise ValueError(f"target: {name} is not one of {', '.join(readers)}")
+    freqs, power = readers[kind](path, name)
+    keep = freqs != 0
+    return Spectrum(freqs[keep], power[:, keep], name)
+
+
+def _read_npz(path: str, name: str):
+    try:
+        with np.load(path) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{name}: cannot be read as .npz ({error})") from error
+    listed = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
+    freq_key = next((key for want in _FREQ_NAMES for key in arrays if key.lower() == want), None)
+    if freq_key is None:
+        raise ValueError(f"{name}: no array of frequencies (one of {', '.join(_FREQ_NAMES)}); it holds {listed}")
+    freqs = arrays.pop(freq_key)
+    if freqs.ndim != 1 or not np.issubdtype(freqs.dtype, np.number):
+        raise ValueError(f"{name}: {freq_key} is to be numbers of shape (F,), got {freqs.dtype} {freqs.shape}")
+    fitting = {
+        key: value
+        for key, value in arrays.items()
+        if value.ndim in (1, 2) and len(freqs) in value.shape and np.issubdtype(value.dtype, np.floating)
+    }
+    named = [key for key in fitting if key.lower().startswith(_POWER_NAMES)] or list(fitting)
+    if len(named) != 1:
+        problem = "no array of powers" if not named else f"several arrays could be the power ({', '.join(named)})"
+        raise ValueError(f"{name}: {problem} of shape (n, {len(freqs)}); name one 'power'. It holds {listed}")
+    power = fitting[named[0]]
+    power = np.atleast_2d(power) if power.shape[-1] == len(freqs) else power.T
+    return freqs.astype(float), power.astype(float)
+
+
+def _read_csv(path: str, name: str):
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{name}: cannot be read as .csv ({error})") from error
+    if rows and not any(map(_is_number, rows[0][1])):
+        rows = rows[1:]
+    if not rows:
+        raise ValueError(f"{name}: holds no numbers")
+    width = len(rows[0][1])
+    if width < 2:
+        raise ValueError(f"{name}: {width} column, and two or more are needed: frequency, power, ...")
+    for number, row in rows:
+        if len(row) != width:
+            raise ValueError(f"{name}, line {number}: {len(row)} columns, and {width} in the lines before")
+        wrong = next((cell for cell in row if not _is_number(cell)), None)
+        if wrong is not None:
+            raise ValueError(f"{name}, line {number}: {wrong.strip()!r} is not a number")
+    table = np.array([[float(cell) for cell in row] for _, row in rows])
+    return table[:, 0], table[:, 1:].T
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def welch(x, dt, nperseg: int):
+    """Power spectral density by Welch's method: Hann window, half overlap, mean removed from each segment.
+
+    Parameters
+    ----------
+    x : (K, *batch) array or Quantity, time first
+    dt : sampling interval; a plain number is seconds
+    nperseg : samples a segment; the resolution is ``1 / (nperseg * dt)``
+
+    Returns
+    -------
+    freqs : (nperseg // 2 + 1,) Hz
+    power : (nperseg // 2 + 1, *batch) one-sided density, unit of ``x`` squared per Hz where ``x`` has a unit
+
+    Raises
+    ------
+    ValueError
+        when ``x`` is shorter than one segment, or a segment than 4 samples
+
+    Welch 1967, IEEE Trans. Audio Electroacoust. 15:70; equal to ``scipy.signal.welch``.
+    """
+    unit = x.unit if isinstance(x, u.Quantity) else None
+    values = jnp.asarray(u.get_mantissa(x))
+    seconds = float(dt.to_decimal(u.second)) if isinstance(dt, u.Quantity) else float(dt)
+    if not 4 <= nperseg <= values.shape[0]:
+        raise ValueError(f"nperseg: takes 4 to the {values.shape[0]} samples of x, got {nperseg}")
+    # numpy's hanning is symmetric; without its last sample it is the periodic window that scipy takes.
+    window = np.hanning(nperseg + 1)[:-1].astype(values.dtype)
+    starts = np.arange(0, values.shape[0] - nperseg + 1, nperseg - nperseg // 2)
+    segments = jnp.moveaxis(values[starts[:, None] + np.arange(nperseg)], 1, -1)
+    segments = (segments - segments.mean(-1, keepdims=True)) * window
+    spectrum = jnp.fft.rfft(segments)
+    sides = np.full(nperseg // 2 + 1, 2.0, values.dtype)
+    sides[0] = 1.0
+    if nperseg % 2 == 0:
+        sides[-1] = 1.0
+    density = (spectrum.real**2 + spectrum.imag**2).mean(0) * (sides * seconds / np.sum(window**2))
+    power = jnp.moveaxis(density, -1, 0)
+    freqs = np.fft.rfftfreq(nperseg, seconds)
+    return freqs, power if unit is None else power * (unit**2 / u.Hz)
+
+
+def interpolation(source: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """The matrix (len(onto), len(source)) of linear interpolation between two frequency grids."""
+    if onto[0] < source[0] or onto[-1] > source[-1]:
+        raise ValueError(
+            f"target: its frequencies, {onto[0]:g} to {onto[-1]:g} Hz, leave what is simulated, "
+            f"{source[0]:g} to {source[-1]:g} Hz; narrow `band`, or take a smaller `every`"
+        )
+    return np.stack([np.interp(onto, source, row) for row in np.eye(len(source))], axis=1)
+
+
+class Nuisance(NamedTuple):
+    """What turns a model's spectrum into an observed one, each of the lane shape; powers as log10."""
+
+    log_scale: jax.Array
+    log_background: jax.Array
+    chi: jax.Array
+
+
+#: A background this many decades below the mean target is none; the solver stops there.
+_NO_BACKGROUND = -4.0
+_CHI = (0.0, 3.0)
+
+
+def observed_log_power(log_model, log_freqs, nuisance: Nuisance):
+    """log10 of ``scale * P(f) + background * f**-chi``; ``log_model`` is log10 P, (*lanes, F)."""
+    neural = log_model + nuisance.log_scale[..., None]
+    background = nuisance.log_background[..., None] - nuisance.chi[..., None] * log_freqs
+    return jnp.logaddexp(neural * _LN10, background * _LN10) / _LN10
+
+
+_LN10 = float(np.log(10.0))
+
+
+def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20) -> Nuisance:
+    """The nuisances that bring a model's log spectrum closest to the target's, lane by lane.
+
+    Levenberg-Marquardt on (log scale, log background, chi) from equal shares of the power; without a background
+    the best scale is the mean difference. Chi stays within 0 and 3.
+
+    Parameters
+    ----------
+    log_model, log_target : (*lanes, F) log10 powers
+    log_freqs : (F,) log10 of Hz
+    """
+    level = jnp.mean(log_target - log_model, -1)
+    if not background:
+        return Nuisance(level, jnp.full_like(level, -jnp.inf), jnp.ones_like(level))
+    floor = jnp.mean(log_target, -1) + _NO_BACKGROUND
+
+    def error(theta):
+        return jnp.sum((observed_log_power(log_model, log_freqs, theta) - log_target) ** 2, -1)
+
+    def iteration(_, carry):
+        theta, best, damping = carry
+        total = observed_log_power(log_model, log_freqs, theta)
+        share = 10 ** (log_model + theta.log_scale[..., None] - total)
+        jacobian = jnp.stack([share, 1 - share, -(1 - share) * log_freqs], -1)
+        normal = jnp.einsum("...fi,...fj->...ij", jacobian, jacobian) + damping[..., None, None] * jnp.eye(3)
+        slope = jnp.einsum("...fi,...f->...i", jacobian, total - log_target)
+        trial = Nuisance(*jnp.moveaxis(jnp.stack(theta, -1) - _solve_symmetric(normal, slope), -1, 0))
+        trial = trial._replace(
+            log_background=jnp.maximum(trial.log_background, floor), chi=jnp.clip(trial.chi, *_CHI)
+        )
+        trial_error = error(trial)
+        better = trial_error < best
+        theta = Nuisance(*(jnp.where(better, new, old) for new, old in zip(trial, theta)))
+        damping = jnp.clip(jnp.where(better, damping / 5, damping * 5), 1e-3, 1e4)
+        return theta, jnp.where(better, trial_error, best), damping
+
+    half = _log_sum(log_target) + np.log10(0.5)
+    one = jnp.ones_like(level)
+    theta = Nuisance(half - _log_sum(log_model), half - _log_sum(-log_freqs), one)
+    return jax.lax.fori_loop(0, iterations, iteration, (theta, error(theta), one))[0]
+
+
+def _log_sum(log_power):
+    return jax.nn.logsumexp(log_power * _LN10, axis=-1) / _LN10
+
+
+def _solve_symmetric(matrix, right):
+    """Solve 3 by 3 symmetric systems by Cramer's rule, (*lanes, 3, 3) and (*lanes, 3)."""
+    a, b, c = matrix[..., 0, :], matrix[..., 1, :], matrix[..., 2, :]
+    bc, ca, ab = jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)
+    determinant = jnp.sum(a * bc, -1, keepdims=True)
+    return (right[..., :1] * bc + right[..., 1:2] * ca + right[..., 2:] * ab) / determinant
+
+
+def log_error(log_model, log_target, log_freqs, *, background: bool = True):
+    """Mean squared error of log10 power at the best nuisances, and those nuisances; differentiable in ``log_model``.
+
+    Returns
+    -------
+    error : (*lanes,) mean over frequencies of the squared difference of log10 powers
+    nuisance : `Nuisance` of (*lanes,), without derivative
+    """
+    log_target = jnp.broadcast_to(log_target, jnp.broadcast_shapes(log_target.shape, log_model.shape))
+    found = solve_nuisance(jax.lax.stop_gradient(log_model), log_target, log_freqs, background=background)
+    nuisance = jax.lax.stop_gradient(found)
+    return jnp.mean((observed_log_power(log_model, log_freqs, nuisance) - log_target) ** 2, -1), nuisance
+
+
+def aperiodic(freqs, log_power, beside=((6.5, 13.5), (15.0, 25.0))):
+    """The straight line in log-log beside the peaks of a spectrum, (..., F), to look at peaks above it."""
+    log_freqs = np.log10(freqs)
+    keep = ~np.any([(freqs > low) & (freqs < high) for low, high in beside], axis=0)
+    keep = keep if keep.sum() > 3 else np.ones_like(keep)
+    design = np.stack([np.ones(keep.sum()), log_freqs[keep]], -1)
+    line, *_ = np.linalg.lstsq(design, np.moveaxis(np.atleast_2d(log_power)[:, keep], -1, 0), rcond=None)
+    return (np.stack([np.ones(len(freqs)), log_freqs], -1) @ line).T.reshape(np.shape(log_power))
+
+
+def alpha_peak(freqs, power, band=(7.0, 13.0)):
+    """Frequency in Hz of the highest point of each spectrum above its aperiodic line within ``band``.
+
+    The flattened log spectrum is smoothed over three points and the maximum refined by a parabola, so that a
+    noisy spectrum does not jump between neighbouring points.
+    """
+    freqs = np.asarray(freqs, float)
+    log_power = np.log10(np.atleast_2d(np.asarray(power, float)))
+    flat = log_power - aperiodic(freqs, log_power)
+    smooth = flat.copy()
+    smooth[:, 1:-1] = (flat[:, :-2] + 2 * flat[:, 1:-1] + flat[:, 2:]) / 4
+    inside = (freqs >= band[0]) & (freqs <= band[1])
+    at = np.clip(np.where(inside, smooth, -np.inf).argmax(-1), 1, len(freqs) - 2)
+    lane = np.arange(len(smooth))
+    below, here, above = smooth[lane, at - 1], smooth[lane, at], smooth[lane, at + 1]
+    bend = below - 2 * here + above
+    shift = np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1.0), 0.0)
+    step = (freqs[at + 1] - freqs[at - 1]) / 2
+    return (freqs[at] + np.clip(shift, -0.5, 0.5) * step).reshape(np.shape(power)[:-1])

@@ -1,0 +1,117 @@
+"""Model + scheme + noise + observer -> the one step."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .affine import Hoisted, hoist
+from .models.base import Model
+from .pointwise import Program, check_pointwise
+from .schemes import SCHEMES
+
+
+class StepSpec(NamedTuple):
+    """Which step: everything that decides its text, and nothing of its data.
+
+    Attributes
+    ----------
+    model : the model's class
+    scheme : a name in `SCHEMES`
+    constant, varying : the inputs that are held, and those with one value a step
+    noisy : the inputs that white noise is added to
+    record : observables and states to record
+    dtype : of all arithmetic
+    """
+
+    model: type[Model]
+    scheme: str
+    constant: tuple[str, ...]
+    varying: tuple[str, ...]
+    noisy: tuple[str, ...]
+    record: tuple[str, ...]
+    dtype: Any
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.model.parameters())
+
+    @property
+    def hoisted(self) -> tuple[str, ...]:
+        """Names of the arguments that do not change during a run."""
+        return (*self.parameters, *self.constant, *(f"noise {n}" for n in self.noisy), "dt")
+
+
+class Step:
+    """The one step of a run, as programs over lanes.
+
+    Attributes
+    ----------
+    setup : hoisted arguments -> coefficients, computed once before the loop
+    advance : ``(*coefs, *state, *varying inputs, *normals) -> state``
+    observe : ``(*coefs, *state) -> observables``
+    enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
+    """
+
+    def __init__(self, spec: StepSpec):
+        self.spec = spec
+        aval = jax.ShapeDtypeStruct((), spec.dtype)
+        n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
+        avals = [aval] * (n_hoisted + n_state + len(spec.varying) + len(spec.noisy))
+        label = f"{spec.model.__name__} under '{spec.scheme}'"
+        check_pointwise(self._advance, avals, f"the drift of {label}")
+        check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
+        programs = (
+            Program(self._advance, avals, f"step of {label}"),
+            Program(self._observe, avals[: n_hoisted + n_state], f"observables of {label}"),
+        )
+        self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype)
+        self.setup = self.parts.setup
+        self.advance, self.observe = self.parts.programs
+
+    def _named(self, flat):
+        """Flat arguments as (parameters, everything hoisted, state, rest)."""
+        spec = self.spec
+        values = dict(zip(spec.hoisted, flat))
+        p = SimpleNamespace(**{n: values[n] for n in spec.parameters})
+        n = len(spec.hoisted)
+        state = dict(zip(spec.model.states, flat[n:]))
+        return p, values, state, flat[n + len(state) :]
+
+    def _advance(self, *flat):
+        spec = self.spec
+        p, values, state, rest = self._named(flat)
+        inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
+        for n, normal in zip(spec.noisy, rest[len(spec.varying) :]):
+            inputs[n] = inputs[n] + values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
+        step = SCHEMES[spec.scheme].step
+        stepped = step(spec.model, state, p, SimpleNamespace(**inputs), values["dt"])
+        return [stepped[n] for n in spec.model.states]
+
+    def _observe(self, *flat):
+        p, values, state, _ = self._named(flat)
+        scheme = SCHEMES[self.spec.scheme]
+        state = scheme.exit(self.spec.model, state, p, values["dt"])
+        seen = {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
+        return [seen[n] for n in self.spec.record]
+
+    def enter(self, hoisted, state) -> tuple:
+        return self._coordinates("enter", hoisted, state)
+
+    def exit(self, hoisted, state) -> tuple:
+        return self._coordinates("exit", hoisted, state)
+
+    def _coordinates(self, way: str, hoisted, state) -> tuple:
+        p, values, named, _ = self._named((*hoisted, *state))
+        moved = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, named, p, values["dt"])
+        return tuple(moved[n] for n in self.spec.model.states)
+
+
+@functools.lru_cache(maxsize=256)
+def build(spec: StepSpec) -> Step:
+    """The step of a specification, built once."""
+    return Step(spec)
