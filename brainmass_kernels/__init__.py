@@ -8,6 +8,7 @@ from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid
 from .functional import sys2nd as sys2nd
+from .fused import sigmoid_sys2nd as sigmoid_sys2nd
 from .models import Block as Block
 from .models import JansenRit as JansenRit
 from .models import Model as Model

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from . import testing
 from .backends.base import Backend, Request, Unsupported
 
 # In order of preference; each is imported when first considered.
@@ -100,7 +101,7 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
 
 def platform() -> str:
     """The platform that JAX computes on by default."""
-    return jax.default_backend()
+    return testing.target_platform() or jax.default_backend()
 
 
 def implementations() -> dict[str, str]:

@@ -32,6 +32,7 @@ class Run(NamedTuple):
     transparent: bool
     precision: str
     interpret: bool
+    platform: str
 
 
 class Data(NamedTuple):
@@ -209,8 +210,9 @@ def _prepare(
     every_c = _checkpoint_every(checkpoint_every, schedule.steps)
     dispatch.check_known(implementation)
     run = Run(
-        spec, batch, schedule, every_c, implementation or "", implementation == "scan", precision, testing.interpreting()
-    )
+        spec, batch, schedule, every_c, implementation or "", implementation == "scan", precision, testing.interpreting(),
+        dispatch.platform(),
+    )  # fmt: skip
     name, _, _ = dispatch.choose(implementation, _request(run))
     time = units.strip(dt, model.time_unit, "dt")
     hoisted = (*parameters.values(), *held.values(), *sigmas.values(), time)
@@ -373,7 +375,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
 
 
 def _request(run: Run) -> Request:
-    return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, dispatch.platform())
+    return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, run.platform)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,155 @@
+"""Speed and memory of `scan` on the CPU against hand-written scans; ``python -m benchmarks.cpu``.
+
+Everything compared is run in turn, A B A B, in one process, and the ratio of medians is what counts: machines are noisy.
+Results must agree before any speed is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import brainmass_kernels as bk
+
+from . import reference
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def parameters(lanes: int):
+    spread = jnp.linspace(0.0, 1.0, lanes, dtype=jnp.float32)
+    return 3.0 + 0.5 * spread, 95.0 + 10.0 * spread, 130.0 + 10.0 * spread
+
+
+def run(Ae, be, C, steps: int, every: int, scheme: str = "exp_euler"):
+    model = bk.JansenRit(Ae=Ae * u.mV, be=be * u.Hz, C=C)
+    return bk.simulate(model, steps, 0.1 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, every=every, scheme=scheme)
+
+
+def fused(Ae, be, C, steps: int, every: int, scheme: str = "exp_euler"):
+    return u.get_magnitude(run(Ae, be, C, steps, every, scheme)["eeg"])
+
+
+def fused_loss(Ae, be, C, steps: int, every: int, scheme: str = "exp_euler"):
+    return jnp.mean(fused(Ae, be, C, steps, every, scheme) ** 2)
+
+
+def by_hand(Ae, be, C, steps: int, every: int):
+    return reference.forward(Ae, be, C, 220.0, steps, every)
+
+
+def timed(functions: dict, repeats: int) -> dict[str, float]:
+    """The median seconds of each, run in turn after a warm-up."""
+    taken = {name: [] for name in functions}
+    for f in functions.values():
+        jax.block_until_ready(f())
+    for _ in range(repeats):
+        for name, f in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(f())
+            taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(t) for name, t in taken.items()}
+
+
+def close(a, b, tolerance: float) -> None:
+    error = float(jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b)))
+    if not error < tolerance:
+        raise SystemExit(f"results disagree by {error:.2g}: no speed is reported")
+
+
+def forward(lanes: int, steps: int, repeats: int) -> dict:
+    args = parameters(lanes)
+    close(fused(*args, 1000, 10), jax.jit(by_hand, static_argnums=(3, 4))(*args, 1000, 10), 1e-4)
+    hand = jax.jit(lambda *a: by_hand(*a, steps, 10))
+    ours = {s: jax.jit(lambda *a, s=s: fused(*a, steps, 10, s)) for s in ("exp_euler", "strang")}
+    seconds = timed({"hand": lambda: hand(*args), **{s: (lambda f=f: f(*args)) for s, f in ours.items()}}, repeats)
+    return report("forward", lanes, steps, seconds, {"hand": hand, **ours}, args)
+
+
+def gradient(lanes: int, steps: int, repeats: int) -> dict:
+    args = parameters(lanes)
+    losses = {
+        "plain": lambda *a: reference.plain_loss(*a, 220.0, steps, 10),
+        "checkpointed": lambda *a: reference.checkpointed_loss(*a, 220.0, steps, 10),
+        "exp_euler": lambda *a: fused_loss(*a, steps, 10),
+        "strang": lambda *a: fused_loss(*a, steps, 10, "strang"),
+    }
+    grads = {name: jax.jit(jax.grad(f, argnums=(0, 1, 2))) for name, f in losses.items()}
+    short = [
+        jax.grad(f, argnums=(0, 1, 2))(*args)
+        for f in (lambda *a: fused_loss(*a, 1000, 10), lambda *a: reference.plain_loss(*a, 220.0, 1000, 10))
+    ]
+    for ours, theirs in zip(*short):
+        close(ours, theirs, 1e-3)
+    seconds = timed({name: (lambda f=f: f(*args)) for name, f in grads.items()}, repeats)
+    return report("gradient of mean eeg^2 in Ae, be, C", lanes, steps, seconds, grads, args)
+
+
+def report(what: str, lanes: int, steps: int, seconds: dict, functions: dict, args) -> dict:
+    print(f"{what}, {lanes:,} masses x {steps:,} steps")
+    rows = {}
+    for name, t in seconds.items():
+        analysis = functions[name].lower(*args).compile().memory_analysis()
+        rows[name] = {
+            "seconds": t, "mass_steps_per_s": lanes * steps / t, "temporary_bytes": analysis.temp_size_in_bytes,
+        }  # fmt: skip
+        print(f"  {name:<14} {lanes * steps / t / 1e6:8.1f} M mass-steps/s  {analysis.temp_size_in_bytes / 2**20:9.1f} MiB")
+    return {"what": what, "lanes": lanes, "steps": steps, "rows": rows}
+
+
+def peak_of(name: str, lanes: int, steps: int) -> int:
+    """Peak resident bytes of a process that takes one gradient, less those of one that only imports and allocates."""
+    program = (
+        "import resource, jax, benchmarks.cpu as c, benchmarks.reference as r\n"
+        f"args = c.parameters({lanes})\n"
+        f"loss = dict(plain=lambda *a: r.plain_loss(*a, 220.0, {steps}, 10), exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10),"
+        "none=lambda *a: a[0].sum())\n"
+        f"jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peaks(lanes: int, steps: int) -> dict:
+    idle = peak_of("none", lanes, steps)
+    found = {name: peak_of(name, lanes, steps) - idle for name in ("plain", "exp_euler")}
+    print(f"process's peak of a gradient beyond an idle one, {lanes:,} x {steps:,}: {found}")
+    return {"lanes": lanes, "steps": steps, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs; nothing is written")
+    quick = parser.parse_args().quick
+    steps, repeats = (1000, 2) if quick else (10_000, 5)
+    results = [forward(n, steps, repeats) for n in (1, 64, 1024, 16_384)]
+    results += [gradient(1024, steps, repeats)]
+    memory = peaks(1024, steps)
+    if not quick:
+        about = {
+            "command": "python -m benchmarks.cpu", "date": datetime.date.today().isoformat(), "cores": os.cpu_count(),
+            "machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__,
+            "numpy": np.__version__, "brainmass_kernels": bk.__version__,
+        }  # fmt: skip
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / "cpu.json"
+        path.write_text(json.dumps({**about, "results": results, "peak_bytes": memory}, indent=1) + "\n")
+        print(f"wrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()

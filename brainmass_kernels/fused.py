@@ -1,0 +1,107 @@
+"""One step of a sigmoid into a second-order block, for loops that users write themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainunit as u
+
+from . import units
+from .functional import bounded_input, sigmoid
+from .models.base import Block, SecondOrderModel, check_name, model
+from .schemes import SCHEMES
+from .simulate import simulate
+
+
+@model
+class _SigmoidBlock(SecondOrderModel):
+    """One block driven by the sigmoid of a potential that is held over the step; plain numbers throughout."""
+
+    A: Any = 1.0
+    a: Any = 1.0
+    vmax: Any = 1.0
+    v0: Any = 0.0
+    r: Any = 1.0
+    gain: Any = 1.0
+    offset: Any = 0.0
+
+    states = {"x": units.UNITLESS, "v": units.UNITLESS}
+    inputs = {"potential": 0.0}
+    blocks = (Block("x", "v", "A", "a"),)
+
+    @staticmethod
+    def drive(s, p, i):
+        return {"x": p.offset + p.gain * sigmoid(i.potential, p.vmax, p.v0, p.r)}
+
+
+@model
+class _BoundedSigmoidBlock(_SigmoidBlock):
+    """The same with the drive bounded by tanh."""
+
+    bound: Any = 500.0
+
+    @staticmethod
+    def drive(s, p, i):
+        return {"x": bounded_input(_SigmoidBlock.drive(s, p, i)["x"], p.bound)}
+
+
+def sigmoid_sys2nd(
+    x, v, potential, *, A, a, vmax, v0, r, dt, gain=1.0, offset=0.0, bound=None, scheme="exact", implementation=None
+):
+    """One fused step of ``x'' = A a u - 2 a x' - a^2 x`` with ``u = offset + gain sigmoid(potential)``.
+
+    All arguments broadcast to one batch. The potential is held over the step, so that ``"exact"`` is the closed-form flow.
+
+    Parameters
+    ----------
+    x, v : position and velocity; ``v`` in the unit of ``x`` per time
+    potential : argument of `sigmoid`, with ``vmax``, ``v0`` and ``r``; ``r`` per unit of potential, or a plain number
+    A : gain, in the unit of ``x`` where ``vmax`` is a rate (``A a u`` is an acceleration of ``x``)
+    a : rate constant, 1/time
+    dt : the time of the step; where ``a`` and ``dt`` are plain numbers, in one unit of time
+    gain, offset : of the drive; ``gain`` dimensionless, ``offset`` in the unit of ``vmax``
+    bound : if given, ``u`` passes through ``bound tanh(u / bound)``
+    scheme : a name in `schemes.SCHEMES`
+    implementation : ``None`` is jnp: one elementwise step is one kernel of XLA's own on every device, and a second
+        kernel could move no fewer bytes
+
+    Returns
+    -------
+    x, v : after the step, with the units of ``x`` and of ``x`` per time
+
+    Raises
+    ------
+    ValueError, TypeError : a unit, shape or value that does not fit, by the argument's name
+    """
+    check_name(scheme, SCHEMES, "scheme")
+    position, rate, volt, time = _unit(x), _unit(vmax), _unit(potential), u.second if _has_unit(dt) else units.UNITLESS
+    plain = {
+        "A": units.strip(A, position / (rate * time), "A"),
+        "a": units.strip(a, time**-1, "a"),
+        "vmax": units.strip(vmax, rate, "vmax"),
+        "v0": units.strip(v0, volt, "v0"),
+        "r": units.strip(r, units.UNITLESS, "r", also=volt**-1),
+        "gain": units.strip(gain, units.UNITLESS, "gain"),
+        "offset": units.strip(offset, rate, "offset") if _has_unit(offset) or offset != 0.0 else 0.0,
+    }
+    block = _SigmoidBlock(**plain) if bound is None else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
+    state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
+    stepped = simulate(
+        block,
+        1,
+        units.strip(dt, time, "dt") * u.second,
+        inputs={"potential": units.strip(potential, volt, "potential")},
+        initial=state,
+        record=(),
+        scheme=scheme,
+        implementation=implementation or "scan",
+    ).final
+    return units.attach(stepped["x"], position), units.attach(stepped["v"], position / time)
+
+
+def _has_unit(value) -> bool:
+    return isinstance(value, u.Quantity) and not value.unit.is_unitless
+
+
+def _unit(value):
+    return value.unit if isinstance(value, u.Quantity) else units.UNITLESS
