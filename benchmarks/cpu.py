@@ -1,6 +1,6 @@
 """Speed and memory of `scan` on the CPU against hand-written scans; ``python -m benchmarks.cpu``.
 
-Everything compared is run in turn, A B A B, in one process, and the ratio of medians is what counts: machines are noisy.
+Everything compared is run in turn, A B A B, in one process; the ratio of medians is what counts, as machines are noisy.
 Results must agree before any speed is printed.
 """
 
@@ -106,7 +106,9 @@ def report(what: str, lanes: int, steps: int, seconds: dict, functions: dict, ar
         rows[name] = {
             "seconds": t, "mass_steps_per_s": lanes * steps / t, "temporary_bytes": analysis.temp_size_in_bytes,
         }  # fmt: skip
-        print(f"  {name:<14} {lanes * steps / t / 1e6:8.1f} M mass-steps/s  {analysis.temp_size_in_bytes / 2**20:9.1f} MiB")
+        print(
+            f"  {name:<14} {lanes * steps / t / 1e6:8.1f} M mass-steps/s {analysis.temp_size_in_bytes / 2**20:9.1f} MiB"
+        )
     return {"what": what, "lanes": lanes, "steps": steps, "rows": rows}
 
 
@@ -115,8 +117,8 @@ def peak_of(name: str, lanes: int, steps: int) -> int:
     program = (
         "import resource, jax, benchmarks.cpu as c, benchmarks.reference as r\n"
         f"args = c.parameters({lanes})\n"
-        f"loss = dict(plain=lambda *a: r.plain_loss(*a, 220.0, {steps}, 10), exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10),"
-        "none=lambda *a: a[0].sum())\n"
+        f"loss = dict(plain=lambda *a: r.plain_loss(*a, 220.0, {steps}, 10),"
+        f"exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10), none=lambda *a: a[0].sum())\n"
         f"jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
@@ -133,7 +135,9 @@ def peaks(lanes: int, steps: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs; nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the work, to see that it runs; nothing is written"
+    )
     quick = parser.parse_args().quick
     steps, repeats = (1000, 2) if quick else (10_000, 5)
     results = [forward(n, steps, repeats) for n in (1, 64, 1024, 16_384)]

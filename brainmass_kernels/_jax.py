@@ -34,3 +34,8 @@ def drop_dead(closed):
             kept.append(eqn)
             live.update(v for v in eqn.invars if not isinstance(v, Literal))
     return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1]))
+
+
+def is_traced(value) -> bool:
+    """Whether a value is known only when the program runs."""
+    return isinstance(value, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]

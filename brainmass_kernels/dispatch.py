@@ -86,7 +86,7 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
         if reason:
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
-    passed_over: dict[str, str] = {n: "not part of this version" for n in _PLANNED}
+    passed_over: dict[str, str] = dict.fromkeys(_PLANNED, "not part of this version")
     for candidate in _BACKENDS:
         reason = load(candidate).unsupported(request)
         if candidate == "mosaic_tpu" and request.platform != "tpu" and not reason:
@@ -112,4 +112,4 @@ def implementations() -> dict[str, str]:
             found[name] = f"needs a TPU, and this is a {platform()}; testing.interpret() runs it in its interpreter"
         else:
             found[name] = "runs here"
-    return found | {name: "not part of this version" for name in _PLANNED}
+    return found | dict.fromkeys(_PLANNED, "not part of this version")

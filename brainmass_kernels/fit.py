@@ -193,7 +193,7 @@ def fit(
     screen: int = 0,
     steps: int = 150,
     key=None,
-    duration=8 * u.second,
+    duration=9 * u.second,
     dt=1 * u.ms,
     every: int = 5,
     transient=1 * u.second,
@@ -215,7 +215,7 @@ def fit(
     The error of a lane is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
     (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
-    runs of ``duration`` each.
+    runs of ``duration`` each, their transients left out.
 
     Parameters
     ----------
@@ -462,8 +462,13 @@ class _Problem:
             for name, (unit, value) in _quantities(self.model, self.inputs, self.noise).items()
             if name not in {f.name for f in self.frees}
         }
-        options = {name: _readable(value) for name, value in self.options.items() if name != "implementation"}
-        return options | {
+        dt = self.sampling / self.options["every"]
+        return {
+            "duration": self.steps("duration") * dt,
+            "dt": dt,
+            "every": self.options["every"],
+            "transient": self.steps("transient") * dt,
+            "scheme": self.options["scheme"],
             "model": type(self.model).__name__,
             "fixed": fixed,
             "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -472,6 +477,9 @@ class _Problem:
             "background": self.background,
             "record": self.record,
         }
+
+    def steps(self, name: str) -> int:
+        return units.steps_of(self.options[name], self.sampling / self.options["every"], name)
 
     def arguments(self, z) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Model, inputs and noise with the free values put in; every array of z has the batch shape."""
@@ -534,10 +542,6 @@ class _Problem:
         error = np.array(jax.jit(lambda power: self.error(power)[0])(power))
         error[:, 0] = -1.0
         return np.argsort(error, axis=1, kind="stable")[:, :starts]
-
-
-def _readable(value):
-    return str(value) if isinstance(value, u.Quantity) else value
 
 
 # --- the descent ---

@@ -50,7 +50,8 @@ def sigmoid_sys2nd(
 ):
     """One fused step of ``x'' = A a u - 2 a x' - a^2 x`` with ``u = offset + gain sigmoid(potential)``.
 
-    All arguments broadcast to one batch. The potential is held over the step, so that ``"exact"`` is the closed-form flow.
+    All arguments broadcast to one batch. The potential is held over the step: ``"exact"`` is the closed-form
+    flow.
 
     Parameters
     ----------
@@ -84,7 +85,11 @@ def sigmoid_sys2nd(
         "gain": units.strip(gain, units.UNITLESS, "gain"),
         "offset": units.strip(offset, rate, "offset") if _has_unit(offset) or offset != 0.0 else 0.0,
     }
-    block = _SigmoidBlock(**plain) if bound is None else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
+    block = (
+        _SigmoidBlock(**plain)
+        if bound is None
+        else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
+    )
     state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
     stepped = simulate(
         block,

@@ -1,7 +1,7 @@
 """Integration schemes: one step of a model, each written as the state plus an increment.
 
-A scheme may carry the state in coordinates of its own: ``enter`` goes there before the first step and ``exit`` comes back.
-Strang's scheme carries the state half a flow ahead, so that the half flows of successive steps become one.
+A scheme may carry the state in coordinates of its own: ``enter`` goes there before the first step, ``exit`` comes
+back. Strang's scheme carries the state half a flow ahead, so that the half flows of successive steps become one.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def _exact(model, s, p, i, h):
 
 def _kick(model, s, p, i, h):
     drive = model.drive(SimpleNamespace(**s), p, i)
-    kicked = {b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks}
+    kicked = {
+        b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks
+    }
     return {**s, **kicked}
 
 
@@ -129,7 +131,7 @@ def _strang(model, s, p, i, h):
     return _flow(model, _kick(model, s, p, i, h), p, h)
 
 
-# Stability of the double pole at -a: |1 - z| < 1 for euler, and so on, z = a h; for symplectic Euler, trace and determinant.
+# Stability of the double pole at -a, z = a h: |1 - z| < 1 for euler, and so on; of symplectic Euler, by its trace.
 SCHEMES: dict[str, Scheme] = {
     "euler": Scheme(_euler, 1, 2.0),
     "exp_euler": Scheme(_exp_euler, 1, 2.0),

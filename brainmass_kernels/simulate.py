@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import dispatch, memory, noise, testing, units
+from ._jax import is_traced
 from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted
+from .backends.scan import Scan
 from .models.base import Model, check_name, refuse_nan
 from .pointwise import pullback
 from .schemes import SCHEMES
@@ -142,18 +144,13 @@ def simulate(
             'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
         ) from error
     known = model.recordable()
-    step = units.strip(dt, u.second, "dt")
     taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
+    ts = taken * units.concrete(u.get_magnitude(dt), "dt")
     return Result(
-        u.Quantity(jnp.asarray(taken * step / _second(dt), run.spec.dtype), unit=dt.unit),
+        u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit),
         {n: units.attach(x, known[n]) for n, x in zip(run.spec.record, records)},
         {n: units.attach(x, known[n]) for n, x in zip(model.states, final)},
     )
-
-
-def _second(dt) -> float:
-    """Seconds in the unit of ``dt``."""
-    return float(u.Quantity(1.0, unit=dt.unit).to_decimal(u.second))
 
 
 def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:
@@ -199,7 +196,7 @@ def _prepare(
     held = {n: x for n, x in given.items() if not _varies(x, schedule.steps)}
     varying = {n: x for n, x in given.items() if n not in held}
     shapes = [np.shape(x) for x in (*parameters.values(), *held.values(), *state.values(), *sigmas.values())]
-    shapes += [np.shape(x)[1:] for x in varying.values()] + ([np.shape(key)] if _is_key_batch(key) else [])
+    shapes += [np.shape(x)[1:] for x in varying.values()] + [_key_batch(key)]
     batch = _batch({**parameters, **given, **state}, shapes, varying, schedule.steps)
     dtype = _dtype([*parameters.values(), *given.values(), *state.values(), *sigmas.values()])
     if precision not in ("exact", "fast"):
@@ -210,9 +207,16 @@ def _prepare(
     every_c = _checkpoint_every(checkpoint_every, schedule.steps)
     dispatch.check_known(implementation)
     run = Run(
-        spec, batch, schedule, every_c, implementation or "", implementation == "scan", precision, testing.interpreting(),
-        dispatch.platform(),
-    )  # fmt: skip
+        spec,
+        batch,
+        schedule,
+        every_c,
+        implementation or "",
+        transparent=implementation == "scan",
+        precision=precision,
+        interpret=testing.interpreting(),
+        platform=dispatch.platform(),
+    )
     name, _, _ = dispatch.choose(implementation, _request(run))
     time = units.strip(dt, model.time_unit, "dt")
     hoisted = (*parameters.values(), *held.values(), *sigmas.values(), time)
@@ -268,7 +272,7 @@ def _stable(model: Model, scheme: str, parameters, dt: float) -> None:
         return
     for block in getattr(model, "blocks", ()):
         rate = parameters[block.a]
-        if not isinstance(rate, jax.core.Tracer) and np.max(rate) * dt >= limit:
+        if not is_traced(rate) and np.max(rate) * dt >= limit:
             most = limit / float(np.max(rate))
             raise ValueError(
                 f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {block.a} = {np.max(rate):g}: "
@@ -332,11 +336,11 @@ def _varies(x, steps: int) -> bool:
     return np.ndim(x) > 0 and np.shape(x)[0] == steps and steps > 1
 
 
-def _is_key_batch(key) -> bool:
+def _key_batch(key) -> tuple[int, ...]:
+    """The batch shape of a key: of old-style keys the last axis is the key itself."""
     if key is None:
-        return False
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return typed and key.ndim > 0
+        return ()
+    return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
 
 
 def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
@@ -390,7 +394,7 @@ def _run(run: Run, data: Data):
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
     if run.transparent:
-        result = dispatch.load("scan").transparent(loop, coefs, state, varying, seeds, run.checkpoint_every)
+        result = Scan().transparent(loop, coefs, state, varying, seeds, run.checkpoint_every)
         records, final = result.records, result.final
     else:
         records, final = _differentiable(run, loop)(tuple(coefs), state, varying, seeds)
@@ -511,8 +515,8 @@ def folded(fun, kinds: tuple[str, ...], expand: tuple[bool, ...] = ()):
     Parameters
     ----------
     fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
-    kinds : of each argument: ``"coefs"``, each ``()`` or ``(L,)``; ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"lanes"``,
-        whose last axis is always the lanes (the first such argument must not be empty)
+    kinds : of each argument: ``"coefs"``, each ``()`` or ``(L,)``; ``"rows"``, each ``(T,)`` or ``(T, L)``;
+        ``"lanes"``, whose last axis is always the lanes (the first such argument must not be empty)
     expand : for each of the rows, whether a uniform one must be given to each lane, as its cotangent is wanted
     """
     mapped = jax.custom_batching.custom_vmap(fun)

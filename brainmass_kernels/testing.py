@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from .backends.base import Unsupported
 
 _INTERPRETED = contextvars.ContextVar("brainmass_kernels_interpreted", default=False)
-_COMPILED_FOR = contextvars.ContextVar("brainmass_kernels_compiled_for", default=None)
+_COMPILED_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "brainmass_kernels_compiled_for", default=None
+)
 
 
 @contextlib.contextmanager
@@ -75,7 +77,7 @@ def compile_for(chip: str, fn, *args) -> Compiled:
         executable = jax.jit(fn).trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
     finally:
         _COMPILED_FOR.reset(token)
-    memory = executable.memory_analysis()
+    memory: Any = executable.memory_analysis()
     cost = {k: v for k, v in (executable.cost_analysis() or {}).items() if k in ("flops", "bytes accessed")}
     cost |= {"temporary_bytes": memory.temp_size_in_bytes, "output_bytes": memory.output_size_in_bytes}
     return Compiled(chip, cost, executable)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-UNITLESS = u.UNITLESS
+from ._jax import is_traced
+
+UNITLESS: Any = u.UNITLESS
 
 
 def describe(value) -> str:
@@ -51,7 +55,9 @@ def strip(value, unit, name: str, also=None):
 
 def real(value, name: str):
     """``value`` as floating point; complex, boolean and other kinds are refused, integers promoted."""
-    if isinstance(value, (bool, np.bool_, complex)) or not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
+    if isinstance(value, (bool, np.bool_, complex)) or not isinstance(
+        value, (int, float, np.generic, np.ndarray, jax.Array)
+    ):
         if isinstance(value, (list, tuple)):
             return real(np.asarray(value), name)
         raise TypeError(f"'{name}' got {type(value).__name__}, but takes a real number or an array of them")
@@ -61,7 +67,7 @@ def real(value, name: str):
         return value
     if jnp.issubdtype(value.dtype, jnp.integer):
         return jnp.asarray(value, jnp.result_type(float))
-    raise TypeError(f"'{name}' got dtype {value.dtype}, but takes real numbers (float32 or float64; integers are promoted)")
+    raise TypeError(f"'{name}' got dtype {value.dtype}, but takes real numbers (integers are promoted)")
 
 
 def attach(magnitude, unit):
@@ -81,22 +87,22 @@ def steps_of(value, dt, name: str) -> int:
     if isinstance(value, (int, np.integer)):
         return int(value)
     if not isinstance(value, u.Quantity):
-        raise TypeError(f"'{name}' got {describe(value)}, but takes a time (such as 2*u.second) or a whole number of steps")
+        raise TypeError(f"'{name}' got {describe(value)}, but takes a time, as 2*u.second, or a number of steps")
     seconds = concrete(strip(value, u.second, name), name)
     count = seconds / dt
     if abs(count - round(count)) > 1e-4 * max(1.0, abs(count)) ** 0.5:
         near = round(count) * dt
         raise ValueError(
-            f"'{name}' got {value}, which is {count:.6g} steps of dt = {dt * 1e3:g} ms; it takes a whole multiple of dt, "
-            f"such as {near:g} s"
+            f"'{name}' got {value}, which is {count:.6g} steps of dt = {dt * 1e3:g} ms; it takes a whole multiple "
+            f"of dt, such as {near:g} s"
         )
     return round(count)
 
 
 def concrete(value, name: str) -> float:
     """A Python float from a scalar that must be known before tracing."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"'{name}' is traced by jit, vmap or grad, but takes a value that is known when the run is built")
+    if is_traced(value):
+        raise TypeError(f"'{name}' is traced by jit, vmap or grad, but takes a value known beforehand")
     array = np.asarray(value)
     if array.size != 1:
         raise ValueError(f"'{name}' got shape {array.shape}, but takes a single time")

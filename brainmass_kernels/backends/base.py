@@ -152,7 +152,16 @@ class Backend(Protocol):
         ...
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        self,
+        loop: Loop,
+        pullbacks: Pullbacks,
+        wanted: Wanted,
+        coefs,
+        saved,
+        inputs,
+        seeds,
+        ct_records,
+        ct_final,
         checkpoint_every: int,
     ) -> Adjoint:
         """Walk back over a forward run that kept checkpoints."""

@@ -8,6 +8,8 @@ A chunk is also what lies between two checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from .._jax import Literal
 from ..noise import normals
-from ..pointwise import ELEMENTWISE, Program, evaluate
+from ..pointwise import ELEMENTWISE, RULES, Program, evaluate
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
 
 LANES = 128
@@ -39,7 +41,9 @@ _REGISTERS = 64
 _TEMPORARIES = 24
 
 # Elementwise primitives that Mosaic has no rule for (tests/test_mosaic_tpu.py holds this against the compiler).
-LACKING = frozenset()
+LACKING = frozenset(
+    ["acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "cosh", "erfc", "expm1", "reduce_precision", "sinh"]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +279,11 @@ class Plan:
     coefs_in_lanes: tuple[bool, ...]
     inputs_in_lanes: tuple[bool, ...]
 
+    @classmethod
+    def of(cls, coefs, inputs, lanes: int, rows: int, cut: Cut) -> Plan:
+        in_lanes = tuple(jnp.ndim(c) == 1 for c in coefs), tuple(jnp.ndim(u) == 2 for u in inputs)
+        return cls(lanes, rows, -(-lanes // (rows * LANES)), cut, *in_lanes)
+
     @property
     def tile(self) -> tuple[int, int]:
         return self.rows, LANES
@@ -291,99 +300,103 @@ class Plan:
         return x.reshape(*x.shape[:-2], -1)[..., : self.lanes]
 
 
-def _block_rows(lanes: int, way_back: float) -> int:
-    """Rows a block that take the least time, where the way back takes so long for 8 rows."""
+def block_rows(lanes: int, way_back: float, fits: Callable[[int], bool]) -> int:
+    """Rows a block that take the least time of those that fit, where the way back takes so long for 8 rows."""
     eights = -(-lanes // (8 * LANES))
 
     def cost(rows):
         return -(-eights * 8 // rows) * (_COST_OF_ROWS[rows] + way_back * rows / 8), rows
 
-    return min(_COST_OF_ROWS, key=cost)
+    return min((rows for rows in _COST_OF_ROWS if rows == 8 or fits(rows)), key=cost)
 
 
-def plan_run(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int | None) -> Plan:
-    """Lay a run out; an adjoint gets the plan of the forward run that it walks back over."""
-    coefs_in_lanes = tuple(jnp.ndim(c) == 1 for c in coefs)
-    inputs_in_lanes = tuple(jnp.ndim(u) == 2 for u in inputs)
-    streams = sum(inputs_in_lanes)
-    fixed = 2 * (len(coefs) + sum(coefs_in_lanes) + 4 * loop.n_state + 2)
+def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
+    """Lay out a run without checkpoints."""
+    streams = sum(jnp.ndim(u) == 2 for u in inputs)
+    still = 2 * (len(coefs) + 2 * loop.n_state + 2)
     a_step = 2 * (streams + loop.n_observables / loop.schedule.every)
-    rows = _block_rows(lanes, 0.0)
-    if checkpoint_every is not None:
-        # The pullbacks are not known yet: what they need of a step is about its state and its normals.
-        a_step += 2 * streams + loop.n_state + 1 + loop.n_normals
-        rows = _block_rows(lanes, _COST_OF_WAY_BACK)
 
     def most(rows):
-        return min(LONGEST, int((BUDGET / (4 * rows * LANES) - fixed) / (a_step or 1)))
+        return min(LONGEST, int((BUDGET / (4 * rows * LANES) - still) / (a_step or 1)))
 
-    wish = checkpoint_every or 512
-    while rows > 8 and most(rows) < min(wish, loop.schedule.steps):
-        rows -= 8
-    cut = cut_time(loop.schedule, max(most(rows), 1), checkpoint_every)
-    return Plan(lanes, rows, -(-lanes // (rows * LANES)), cut, coefs_in_lanes, inputs_in_lanes)
+    rows = block_rows(lanes, 0.0, lambda rows: most(rows) >= min(64, loop.schedule.steps))
+    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1)))
+
+
+def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int, way=None) -> Plan:
+    """Lay out a run with checkpoints, or the way back over one.
+
+    The chunks depend on the loop only: under `jax.vmap` the two may have other lanes, and other arguments in lanes.
+    """
+    still = 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2)
+    # A guess at what the pullbacks, which a forward run does not know, need of a step.
+    kept = loop.n_state + loop.n_normals + 2
+    a_step = kept + 4 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
+    most = int((BUDGET / (4 * 8 * LANES) - still) / a_step)
+    cut = cut_time(loop.schedule, max(1, min(LONGEST, most)), checkpoint_every)
+    if way:
+        still, a_step = 2 * (len(coefs) + way.n_coefs + 4 * loop.n_state + 2), way.values_a_step
+    rows = block_rows(lanes, _COST_OF_WAY_BACK, lambda rows: 4 * rows * LANES * (still + cut.size * a_step) <= BUDGET)
+    return Plan.of(coefs, inputs, lanes, rows, cut)
 
 
 class _Call:
-    """One pallas_call put together operand by operand; the kernel gets its references by name."""
+    """One pallas_call put together group by group; the kernel gets the references of each group by its name.
+
+    Arrays are not stacked into one operand: that would copy them first.
+    """
 
     def __init__(self, plan: Plan, backwards: bool):
         self.plan, self.backwards = plan, backwards
-        self.names: dict[str, list[str]] = {"in": [], "out": [], "scratch": []}
+        self.groups: dict[str, list[tuple[str, int]]] = {"in": [], "out": [], "scratch": []}
         self.operands, self.in_specs, self.out_specs, self.outs, self.scratch = [], [], [], [], []
 
     def chunk(self, c):
         return self.plan.cut.chunks - 1 - c if self.backwards else c
 
-    def give(self, name: str, operand, spec):
-        self.names["in"].append(name)
-        self.operands.append(operand)
-        self.in_specs.append(spec)
+    def give(self, name: str, operands, spec):
+        self.groups["in"].append((name, len(operands)))
+        self.operands += operands
+        self.in_specs += [spec] * len(operands)
 
-    def take(self, name: str, shape, spec):
-        self.names["out"].append(name)
-        self.outs.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-        self.out_specs.append(spec)
+    def take(self, name: str, count: int, shape, spec):
+        self.groups["out"].append((name, count))
+        self.outs += [jax.ShapeDtypeStruct(shape, jnp.float32)] * count
+        self.out_specs += [spec] * count
 
-    def hold(self, name: str, shape):
-        self.names["scratch"].append(name)
-        self.scratch.append(pltpu.VMEM(shape, jnp.float32))
+    def hold(self, name: str, count: int, shape):
+        self.groups["scratch"].append((name, count))
+        self.scratch += [pltpu.VMEM(shape, jnp.float32)] * count
 
-    def still(self, n: int):
-        """``n`` values a lane that stay for the whole run."""
-        return pl.BlockSpec((n, *self.plan.tile), lambda b, c: (0, b, 0))
+    def still(self):
+        """A value a lane that stays for the whole run."""
+        return pl.BlockSpec(self.plan.tile, lambda b, c: (b, 0))
 
-    def moving(self, n: int, size: int, index: Callable):
-        """``n`` values a lane at ``size`` times; ``index`` gives a chunk's block of times."""
-        return pl.BlockSpec((n, size, *self.plan.tile), lambda b, c: (0, index(self.chunk(c)), b, 0))
+    def moving(self, size: int, index: Callable):
+        """A value a lane at ``size`` times; ``index`` gives a chunk's block of times."""
+        return pl.BlockSpec((size, *self.plan.tile), lambda b, c: (index(self.chunk(c)), b, 0))
 
-    def give_arguments(self, loop: Loop, coefs, inputs, seeds):
+    def give_arguments(self, coefs, inputs, seeds):
         """The operands that a step needs besides the state."""
         plan, cut = self.plan, self.plan.cut
         uniform, per_lane = _parted(coefs, plan.coefs_in_lanes)
         if uniform:
-            self.give("uniform_coefs", jnp.stack(uniform), pl.BlockSpec(memory_space=pltpu.SMEM))
-        if per_lane:
-            self.give("lane_coefs", plan.lay(jnp.stack(per_lane)), self.still(len(per_lane)))
+            self.give("uniform_coefs", [jnp.stack(uniform)], pl.BlockSpec(memory_space=pltpu.SMEM))
+        self.give("lane_coefs", [plan.lay(x) for x in per_lane], self.still())
         uniform, per_lane = _parted(inputs, plan.inputs_in_lanes)
-        if uniform:
-            series = jnp.stack([cut.spread(u).reshape(cut.chunks, cut.size) for u in uniform], axis=1)
-            block = (1, len(uniform), cut.size)
-            index = lambda b, c: (self.chunk(c), 0, 0)  # noqa: E731
-            self.give("uniform_inputs", series, pl.BlockSpec(block, index, memory_space=pltpu.SMEM))
-        if per_lane:
-            series = jnp.stack([cut.spread(plan.lay(u)) for u in per_lane])
-            self.give("lane_inputs", series, self.moving(len(per_lane), cut.size, lambda c: c))
-        if loop.n_normals:
-            self.give("seeds", plan.lay(seeds), self.still(2))
+        series = [cut.spread(x).reshape(cut.chunks, 1, cut.size) for x in uniform]
+        block = pl.BlockSpec((1, 1, cut.size), lambda b, c: (self.chunk(c), 0, 0), memory_space=pltpu.SMEM)
+        self.give("uniform_inputs", series, block)
+        self.give("lane_inputs", [cut.spread(plan.lay(x)) for x in per_lane], self.moving(cut.size, lambda c: c))
+        if seeds is not None:
+            self.give("seeds", [plan.lay(x) for x in seeds], self.still())
 
     def run(self, kernel: Callable, name: str, loop: Loop, operations: int, transcendentals: int) -> dict[str, Any]:
-        names = self.names["in"] + self.names["out"] + self.names["scratch"]
-        plan = self.plan
+        plan, groups = self.plan, self.groups["in"] + self.groups["out"] + self.groups["scratch"]
         work = plan.cut.steps * plan.lanes
         moved = sum(x.size * x.dtype.itemsize for x in (*self.operands, *self.outs))
         out = pl.pallas_call(
-            lambda *refs: kernel(dict(zip(names, refs, strict=True)), self.chunk(pl.program_id(1))),
+            lambda *refs: kernel(_grouped(groups, refs), self.chunk(pl.program_id(1))),
             out_shape=self.outs,
             grid=(plan.blocks, plan.cut.chunks),
             in_specs=self.in_specs,
@@ -396,7 +409,13 @@ class _Call:
             interpret=interpreter() if loop.interpret else False,
             name=name,
         )(*self.operands)
-        return dict(zip(self.names["out"], out, strict=True))
+        return _grouped(self.groups["out"], out)
+
+
+def _grouped(groups, values) -> dict[str, tuple]:
+    """Values by the name of their group, an absent one being empty."""
+    left = iter(values)
+    return defaultdict(tuple, {name: tuple(itertools.islice(left, count)) for name, count in groups})
 
 
 def interpreter():
@@ -423,18 +442,17 @@ def _arguments(loop: Loop, plan: Plan, refs, start, rows=None):
         return jnp.full((rows.size, LANES), scalar, jnp.float32)
 
     flags = plan.coefs_in_lanes
-    uniform = [splat(refs["uniform_coefs"][i]) for i in range(len(flags) - sum(flags))]
-    coefs = _merged(uniform, [refs["lane_coefs"][i, rows] for i in range(sum(flags))], flags)
+    uniform = [splat(ref[i]) for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
+    coefs = _merged(uniform, _read(refs["lane_coefs"], rows), flags)
 
     def inputs(j):
-        flags = plan.inputs_in_lanes
-        uniform = [splat(refs["uniform_inputs"][0, i, j]) for i in range(len(flags) - sum(flags))]
-        return _merged(uniform, [refs["lane_inputs"][i, j, rows] for i in range(sum(flags))], flags)
+        uniform = [splat(ref[0, 0, j]) for ref in refs["uniform_inputs"]]
+        return _merged(uniform, _read(refs["lane_inputs"], j, rows), plan.inputs_in_lanes)
 
     def draws(j):
         if not loop.n_normals:
             return ()
-        return normals((refs["seeds"][0, rows], refs["seeds"][1, rows]), start + j, loop.n_normals)
+        return normals(_read(refs["seeds"], rows), start + j, loop.n_normals)
 
     return coefs, inputs, draws
 
@@ -453,13 +471,13 @@ def _sum(a, b) -> tuple:
     return tuple(x if isinstance(y, np.generic | np.ndarray | float) and y == 0 else x + y for x, y in zip(a, b))
 
 
-def _read(ref, *index) -> tuple:
-    return tuple(ref[(i, *index)] for i in range(ref.shape[0]))
+def _read(refs, *index) -> tuple:
+    return tuple(ref[index or ...] for ref in refs)
 
 
-def _write(ref, values, *index) -> None:
-    for i, value in enumerate(values):
-        ref[(i, *index)] = value
+def _write(refs, values, *index) -> None:
+    for ref, value in zip(refs, values, strict=True):
+        ref[index or ...] = value
 
 
 def _operations(*programs: Program) -> tuple[int, int]:
@@ -482,7 +500,7 @@ class MosaicTPU:
             if any(jnp.ndim(c) for c in program.jaxpr.consts):
                 return f"the {program.label} holds a constant array; give it as a parameter of the model"
             for eqn in program.jaxpr.jaxpr.eqns:
-                if eqn.primitive.name in LACKING or eqn.primitive.name not in ELEMENTWISE:
+                if eqn.primitive.name in LACKING - RULES.keys() or eqn.primitive.name not in ELEMENTWISE:
                     return f"Mosaic has no '{eqn.primitive.name}' on TPUs"
         need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
         if need > BUDGET:
@@ -496,73 +514,66 @@ class MosaicTPU:
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each chunk."""
-        plan = plan_run(loop, coefs, inputs, state[0].shape[0], checkpoint_every)
+        lanes = state[0].shape[0]
+        if checkpoint_every is None:
+            plan = plan_run(loop, coefs, inputs, lanes)
+        else:
+            plan = plan_checkpoints(loop, coefs, inputs, lanes, checkpoint_every)
         cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
         wide = (plan.blocks * plan.rows, LANES)
         call = _Call(plan, backwards=False)
-        call.give_arguments(loop, coefs, inputs, seeds)
-        call.give("initial", plan.lay(jnp.stack(state)), call.still(n))
-        call.take("state", (n, *wide), call.still(n))
-        if obs:
-            spec = call.moving(obs, cut.strides, cut.record_block)
-            call.take("records", (obs, cut.record_blocks * cut.strides, *wide), spec)
+        call.give_arguments(coefs, inputs, seeds)
+        call.give("initial", [plan.lay(x) for x in state], call.still())
+        call.take("state", n, wide, call.still())
+        call.take("records", obs, (cut.record_blocks * cut.strides, *wide), call.moving(cut.strides, cut.record_block))
         if checkpoint_every is not None:
-            call.take("saved", (n, cut.chunks, *wide), call.moving(n, 1, lambda c: c))
+            call.take("saved", n, (cut.chunks, *wide), call.moving(1, lambda c: c))
         out = call.run(
             lambda refs, chunk: _forward_kernel(loop, plan, refs, chunk),
             "brainmass_kernels_tpu_forward", loop, *_operations(loop.advance),
         )  # fmt: skip
-        records = tuple(plan.unlay(r[: loop.schedule.count]) for r in out["records"]) if obs else ()
+        records = tuple(plan.unlay(x[: loop.schedule.count]) for x in out["records"])
         if not obs:
-            records = tuple(jnp.zeros((0, plan.lanes), jnp.float32) for _ in range(loop.n_observables))
-        return Forward(records, tuple(plan.unlay(out["state"])), out.get("saved"))
+            records = (jnp.zeros((0, plan.lanes), jnp.float32),) * loop.n_observables
+        final = tuple(plan.unlay(x) for x in out["state"])
+        saved = tuple(plan.unlay(x) for x in out["saved"])
+        return Forward(records, final, saved if checkpoint_every is not None else None)
 
     def adjoint(
         self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        plan = plan_run(loop, coefs, inputs, ct_final[0].shape[0], checkpoint_every)
-        way = WayBack.of(loop, pullbacks, plan, wanted)
-        if way.bytes > BUDGET:
-            plan = dataclasses.replace(plan, rows=8, blocks=plan.blocks * plan.rows // 8)
-            way = dataclasses.replace(way, plan=plan)
+        way = WayBack.of(loop, pullbacks, wanted)
+        plan = plan_checkpoints(loop, coefs, inputs, ct_final[0].shape[0], checkpoint_every, way)
+        way = dataclasses.replace(way, plan=plan)
         cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
         wide = (plan.blocks * plan.rows, LANES)
         call = _Call(plan, backwards=True)
-        call.give_arguments(loop, coefs, inputs, seeds)
-        call.give("saved", saved, call.moving(n, 1, lambda c: c))
-        call.give("ct_final", plan.lay(jnp.stack(ct_final), "constant"), call.still(n))
+        call.give_arguments(coefs, inputs, seeds)
+        call.give("saved", [plan.lay(x) for x in saved], call.moving(1, lambda c: c))
+        call.give("ct_final", [plan.lay(x, "constant") for x in ct_final], call.still())
         if obs:
-            ct = plan.lay(jnp.stack(ct_records), "constant")
-            beyond = cut.record_blocks * cut.strides - ct.shape[1]
-            ct = jnp.pad(ct, [(0, 0), (0, beyond), (0, 0), (0, 0)])
-            call.give("ct_records", ct, call.moving(obs, cut.strides, cut.record_block))
-        call.take("ct_state", (n, *wide), call.still(n))
-        if way.n_coefs:
-            call.take("ct_coefs", (way.n_coefs, *wide), call.still(way.n_coefs))
+            beyond = cut.record_blocks * cut.strides - loop.schedule.count
+            cts = [jnp.pad(plan.lay(x, "constant"), [(0, beyond), (0, 0), (0, 0)]) for x in ct_records]
+            call.give("ct_records", cts, call.moving(cut.strides, cut.record_block))
+        call.take("ct_state", n, wide, call.still())
+        call.take("ct_coefs", way.n_coefs, wide, call.still())
         streams, series = sum(way.in_lanes), len(way.in_lanes) - sum(way.in_lanes)
-        if streams:
-            spec = call.moving(streams, cut.size, lambda c: c)
-            call.take("ct_lane_inputs", (streams, cut.chunks * cut.size, *wide), spec)
-        if series:
-            spec = pl.BlockSpec((series, 1, 1, 1, cut.size), lambda b, c: (0, b, call.chunk(c), 0, 0))
-            call.take("ct_uniform_inputs", (series, plan.blocks, cut.chunks, 1, cut.size), spec)
-            call.hold("ct_series", (series, cut.size, LANES))
-        if way.advance.n_kept:
-            call.hold("kept", (way.advance.n_kept, cut.size, *plan.tile))
-        if obs and way.observe.n_kept:
-            call.hold("kept_records", (way.observe.n_kept, cut.strides, *plan.tile))
+        call.take("ct_lane_inputs", streams, (cut.chunks * cut.size, *wide), call.moving(cut.size, lambda c: c))
+        block = pl.BlockSpec((1, 1, 1, cut.size), lambda b, c: (b, call.chunk(c), 0, 0))
+        call.take("ct_uniform_inputs", series, (plan.blocks, cut.chunks, 1, cut.size), block)
+        call.hold("ct_series", series, (cut.size, LANES))
+        call.hold("kept", way.advance.n_kept, (cut.size, *plan.tile))
+        call.hold("kept_records", way.observe.n_kept if obs else 0, (cut.strides, *plan.tile))
         out = call.run(
             way.kernel, "brainmass_kernels_tpu_adjoint", loop, *_operations(loop.advance, pullbacks.advance)
         )
-        partial = [
-            cut.gather(jnp.moveaxis(x.reshape(plan.blocks, -1), 0, 1)) for x in out.get("ct_uniform_inputs", ())
-        ]
-        streamed = [plan.unlay(cut.gather(x)) for x in out.get("ct_lane_inputs", ())]
+        partial = [cut.gather(x.reshape(plan.blocks, -1).T) for x in out["ct_uniform_inputs"]]
+        streamed = [plan.unlay(cut.gather(x)) for x in out["ct_lane_inputs"]]
         return Adjoint(
-            tuple(plan.unlay(x) for x in out.get("ct_coefs", ())),
-            tuple(plan.unlay(out["ct_state"])),
+            tuple(plan.unlay(x) for x in out["ct_coefs"]),
+            tuple(plan.unlay(x) for x in out["ct_state"]),
             _merged(partial, streamed, way.in_lanes),
         )
 
@@ -604,7 +615,7 @@ class _Pullback:
 def _part(program: Program, given, wanted) -> Program:
     """The part of a program that makes some of its variables from others."""
     jaxpr = program.jaxpr.jaxpr
-    live, eqns = set(v for v in wanted if not isinstance(v, Literal)) - set(given), []
+    live, eqns = {v for v in wanted if not isinstance(v, Literal)} - set(given), []
     for eqn in reversed(jaxpr.eqns):
         if eqn.outvars[0] in live:
             live |= {v for v in eqn.invars if not isinstance(v, Literal)} - set(given)
@@ -628,10 +639,10 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
 
     @pl.when(chunk == 0)
     def _():
-        refs["state"][...] = refs["initial"][...]
+        _write(refs["state"], _read(refs["initial"]))
 
     state = _read(refs["state"])
-    if "saved" in refs:
+    if refs["saved"]:
         _write(refs["saved"], state, 0)
     coefs, inputs, draws = _arguments(loop, plan, refs, start)
 
@@ -641,7 +652,7 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
     def record(k, on, state):
         @_when(on)
         def _():
-            if "records" in refs:
+            if refs["records"]:
                 _write(refs["records"], _fill(_apply(loop.observe, *coefs, *state), plan.tile), k)
 
         return state
@@ -658,20 +669,20 @@ class WayBack:
     """What an adjoint kernel is made of."""
 
     loop: Loop
-    plan: Plan
     wanted: Wanted
     advance: _Pullback
     observe: _Pullback
+    plan: Plan | None = None
 
     @classmethod
-    def of(cls, loop: Loop, pullbacks: Pullbacks, plan: Plan, wanted: Wanted) -> WayBack:
+    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted) -> WayBack:
         n, state, inputs, draws = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
         free = [True] * n + [False] * state + [True] * inputs + [False] * (draws + state)
         known = [False] * n + [True] * state + [False] * inputs + [True] * draws + [False] * state
         advance = _Pullback(pullbacks.advance, free, known)
         cts = [False] * loop.n_observables
         observe = _Pullback(pullbacks.observe, [True] * n + [False] * state + cts, [False] * n + [True] * state + cts)
-        return cls(loop, plan, wanted, advance, observe)
+        return cls(loop, wanted, advance, observe)
 
     @property
     def n_coefs(self) -> int:
@@ -683,13 +694,10 @@ class WayBack:
         return tuple(lane for lane, want in zip(self.plan.inputs_in_lanes, self.wanted.inputs) if want)
 
     @property
-    def bytes(self) -> int:
-        """VMEM that the kernel needs; what passes in or out is there twice."""
-        loop, cut, plan = self.loop, self.plan.cut, self.plan
-        streamed = cut.size * (sum(plan.inputs_in_lanes) + sum(self.in_lanes)) + cut.strides * loop.n_observables
-        still = loop.n_coefs + self.n_coefs + 4 * loop.n_state + 2
-        kept = cut.size * self.advance.n_kept + cut.strides * self.observe.n_kept
-        return 4 * plan.rows * LANES * (2 * streamed + 2 * still + kept)
+    def values_a_step(self) -> float:
+        """Values a lane that VMEM holds for each step; what passes in or out is there twice."""
+        a_record = 2 * self.loop.n_observables + self.observe.n_kept
+        return self.advance.n_kept + 2 * (self.loop.n_inputs + sum(self.wanted.inputs)) + a_record / self.loop.schedule.every
 
     @property
     def turn(self) -> int:
@@ -700,12 +708,11 @@ class WayBack:
     def kernel(self, refs, chunk):
         @pl.when(pl.program_id(1) == 0)
         def _():
-            refs["ct_state"][...] = refs["ct_final"][...]
-            if self.n_coefs:
-                refs["ct_coefs"][...] = jnp.zeros_like(refs["ct_coefs"])
+            _write(refs["ct_state"], _read(refs["ct_final"]))
+            _write(refs["ct_coefs"], [jnp.zeros(self.plan.tile, jnp.float32)] * self.n_coefs)
 
-        if "ct_series" in refs:
-            refs["ct_series"][...] = jnp.zeros_like(refs["ct_series"])
+        for ref in refs["ct_series"]:
+            ref[...] = jnp.zeros(ref.shape, jnp.float32)
         self.replay(refs, chunk)
 
         def turn(i, carry):
@@ -713,13 +720,13 @@ class WayBack:
             return carry
 
         lax.fori_loop(jnp.int32(0), jnp.int32(self.plan.rows // self.turn), turn, ())
-        for i in range(len(self.in_lanes) - sum(self.in_lanes)):
+        for series, out in zip(refs["ct_series"], refs["ct_uniform_inputs"]):
             # The matrix unit adds the 128 lanes up and turns the times into lanes, in one.
             total = lax.dot_general(
-                jnp.ones((8, LANES), jnp.float32), refs["ct_series"][i], (((1,), (1,)), ((), ())),
+                jnp.ones((8, LANES), jnp.float32), series[...], (((1,), (1,)), ((), ())),
                 precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
             )  # fmt: skip
-            refs["ct_uniform_inputs"][i, 0, 0] = total[:1]
+            out[0, 0] = total[:1]
 
     def replay(self, refs, chunk):
         """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""
@@ -729,15 +736,14 @@ class WayBack:
 
         def step(j, state):
             given, drawn = inputs(j), draws(j)
-            if self.advance.n_kept:
-                kept = _apply(self.advance.keep, *coefs, *state, *given, *drawn)
-                _write(refs["kept"], _fill(kept, tile), j)
+            kept = _apply(self.advance.keep, *coefs, *state, *given, *drawn)
+            _write(refs["kept"], _fill(kept, tile), j)
             return _fill(_apply(loop.advance, *coefs, *state, *given, *drawn), tile)
 
         def record(k, on, state):
             @_when(on)
             def _():
-                if "kept_records" in refs:
+                if refs["kept_records"]:
                     _write(refs["kept_records"], _fill(_apply(self.observe.keep, *coefs, *state), tile), k)
 
             return state
@@ -753,29 +759,26 @@ class WayBack:
         recorded = cut.records(chunk)
 
         def step(j, carry):
-            kept = _read(refs["kept"], j, rows) if self.advance.n_kept else ()
-            out = _apply(self.advance.back, *coefs, *inputs(j), *kept, *carry[1])
+            out = _apply(self.advance.back, *coefs, *inputs(j), *_read(refs["kept"], j, rows), *carry[1])
             ct_inputs = _fill(out[n_coefs + loop.n_state :], tile)
             series, streams = _parted(ct_inputs, self.in_lanes)
-            for i, ct in enumerate(series):
-                refs["ct_series"][i, pl.ds(j, 1)] += jnp.sum(ct, axis=0, keepdims=True)
-            if streams:
-                _write(refs["ct_lane_inputs"], streams, j, rows)
+            for ref, ct in zip(refs["ct_series"], series):
+                ref[pl.ds(j, 1)] += jnp.sum(ct, axis=0, keepdims=True)
+            _write(refs["ct_lane_inputs"], streams, j, rows)
             return _sum(carry[0], out[:n_coefs]), _fill(out[n_coefs : n_coefs + loop.n_state], tile)
 
         def record(k, on, carry):
             def pull(carry):
-                kept = _read(refs["kept_records"], k, rows) if self.observe.n_kept else ()
+                kept = _read(refs["kept_records"], k, rows)
                 cts = [jnp.where(recorded, ct, 0.0) for ct in _read(refs["ct_records"], k, rows)]
                 out = _apply(self.observe.back, *coefs, *kept, *cts)
                 return _sum(carry[0], out[:n_coefs]), _sum(carry[1], out[n_coefs:])
 
-            if "ct_records" not in refs:
+            if not refs["ct_records"]:
                 return carry
             return pull(carry) if on is True else lax.cond(on, pull, lambda carry: carry, carry)
 
-        ct_coefs = _read(refs["ct_coefs"], rows) if n_coefs else ()
-        ct_coefs, ct_state = cut.walk_back(first, last, step, record, (ct_coefs, _read(refs["ct_state"], rows)))
+        carry = _read(refs["ct_coefs"], rows), _read(refs["ct_state"], rows)
+        ct_coefs, ct_state = cut.walk_back(first, last, step, record, carry)
+        _write(refs["ct_coefs"], ct_coefs, rows)
         _write(refs["ct_state"], ct_state, rows)
-        if n_coefs:
-            _write(refs["ct_coefs"], ct_coefs, rows)

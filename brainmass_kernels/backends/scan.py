@@ -66,7 +66,8 @@ class Scan:
         return None
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
-        records, saved = [], []
+        records: list = []
+        saved: list = []
         for piece in pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)):
             state, kept, seen = _run_piece(loop, piece, coefs, state, inputs, seeds, checkpoint_every is not None)
             saved.append(kept)
@@ -91,11 +92,12 @@ class Scan:
     ) -> Adjoint:  # fmt: skip
         lanes, dtype = ct_final[0].shape, ct_final[0].dtype
         ct_coefs = tuple(jnp.zeros(lanes, dtype) for w in wanted.coefs if w)
-        carry = (ct_coefs, tuple(ct_final))
+        carry: tuple = (ct_coefs, tuple(ct_final))
         back = _Back(loop, pullbacks, wanted, coefs, inputs, seeds)
-        ct_inputs, first = [], loop.schedule.count
+        ct_inputs: list = []
+        first = loop.schedule.count
         for piece, kept in reversed(list(zip(pieces(loop.schedule, checkpoint_every), saved, strict=True))):
-            seen = ()
+            seen: tuple[jax.Array, ...] = ()
             if piece.recorded:
                 n = piece.segments * piece.strides
                 first -= n
@@ -103,7 +105,7 @@ class Scan:
             carry, ct = back.piece(piece, kept, seen, carry)
             ct_inputs.insert(0, ct)
         joined = tuple(jnp.concatenate(parts) for parts in zip(*ct_inputs)) if ct_inputs else ()
-        return Adjoint(*carry, joined)
+        return Adjoint(carry[0], carry[1], joined)
 
 
 def _joined(loop: Loop, records, state) -> tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from .. import functional, units
+from .._jax import is_traced
 
 
 class Block(NamedTuple):
@@ -112,7 +114,7 @@ class SecondOrderModel(Model):
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def model(cls):
     """Make a model of a class: a frozen dataclass whose fields are keyword arguments, and a pytree."""
-    for name in cls.__dict__.get("__annotations__", {}):
+    for name in inspect.get_annotations(cls):
         default = cls.__dict__.get(name)
         if isinstance(default, u.Quantity):  # unhashable, which a dataclass takes for mutable
             setattr(cls, name, dataclasses.field(default_factory=lambda default=default: default))
@@ -137,7 +139,7 @@ def unit_of(value):
 
 
 def refuse_nan(magnitude, name: str) -> None:
-    if not isinstance(magnitude, jax.core.Tracer) and np.isnan(magnitude).any():
+    if not is_traced(magnitude) and np.isnan(magnitude).any():
         lanes = np.argwhere(np.isnan(np.atleast_1d(magnitude)))
         raise ValueError(f"'{name}' got NaN (first at {tuple(map(int, lanes[0]))}), but takes finite numbers")
 

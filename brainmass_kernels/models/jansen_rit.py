@@ -14,8 +14,8 @@ from .base import Block, SecondOrderModel, model
 class JansenRit(SecondOrderModel):
     """Jansen and Rit's cortical column; names, units and defaults as in `brainmass.JansenRitStep`.
 
-    Three second-order blocks, in the states ``M`` (pyramidal), ``E``, ``I`` and their velocities ``Mv``, ``Ev``, ``Iv``:
-    the pyramidal potential is ``E - I``, recorded as ``eeg``.
+    Three second-order blocks, in the states ``M`` (pyramidal), ``E``, ``I`` and their velocities ``Mv``, ``Ev``,
+    ``Iv``: the pyramidal potential is ``E - I``, recorded as ``eeg``.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class JansenRit(SecondOrderModel):
     v0: Any = 6.0 * u.mV
     r: Any = 0.56
 
-    states = {n: u.mV for n in ("M", "E", "I")} | {n: u.mV / u.second for n in ("Mv", "Ev", "Iv")}
+    states = {**dict.fromkeys(("M", "E", "I"), u.mV), **dict.fromkeys(("Mv", "Ev", "Iv"), u.mV / u.second)}
     inputs = {"M_inp": 0.0 * u.mV, "E_inp": 0.0 * u.Hz, "I_inp": 0.0 * u.mV}
     observables = {"eeg": u.mV}
     also = {"r": 1 / u.mV}

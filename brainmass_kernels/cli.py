@@ -1,0 +1,175 @@
+"""The command line: ``brainmass-kernels fit``, and ``brainmass-kernels implementations``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import metadata
+
+#: What is fitted unless --free is given: bounds in the declared units, around the values of Jansen & Rit 1995.
+FREE = {"be": (50.0, 180.0), "bi": (25.0, 90.0), "C": (80.0, 250.0), "E_inp": (60.0, 500.0), "noise.E_inp": (0.3, 20.0)}
+DEFAULTS = {"starts": 16, "steps": 150, "seed": 0, "realisations": 8, "duration": 9.0, "band": (2.0, 40.0)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 for an error that the user can mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("brainmass-kernels: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not isinstance(error, _expected()):
+            raise
+        print(f"brainmass-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    from . import Unsupported
+
+    return (ValueError, TypeError, OSError, ImportError, FloatingPointError, Unsupported)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="brainmass-kernels", description="Fused, differentiable neural masses.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('brainmass-kernels')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_fit(commands)
+    listing = commands.add_parser("implementations", help="what can run here, and why each other one cannot")
+    listing.set_defaults(run=_implementations)
+    return parser
+
+
+def _add_fit(commands):
+    fit = commands.add_parser(
+        "fit",
+        help="fit Jansen-Rit parameters to power spectra by gradients",
+        description="Fit the parameters of a Jansen-Rit mass to one or many power spectra by gradients, all starts and "
+        "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
+    )
+    add = fit.add_argument
+    add("--target", metavar="FILE", help=".npz (freqs_hz, power) or .csv (frequency, power, ...)")
+    add(
+        "--free",
+        metavar="NAME=LOW:HIGH",
+        action="append",
+        help="a free parameter, input or noise intensity (noise.E_inp) and its bounds; repeat for more "
+        f"(default: {', '.join(f'{name}={low:g}:{high:g}' for name, (low, high) in FREE.items())})",
+    )
+    add("--band", metavar=("LOW", "HIGH"), nargs=2, type=float, help="compare the spectra here, Hz (default: 2 40)")
+    add("--starts", type=int, help=f"starting points of each spectrum (default: {DEFAULTS['starts']})")
+    add("--steps", type=int, default=DEFAULTS["steps"], help="most optimiser steps (default: %(default)s)")
+    add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
+    add("--realisations", type=int, help=f"runs a spectrum is averaged over (default: {DEFAULTS['realisations']})")
+    add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
+    add("--no-background", action="store_true", help="no power law beside the model's spectrum, only a scale")
+    add("--implementation", help="the implementation to run on (default: the fastest that can)")
+    add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
+    add("--json", metavar="FILE", default="fit.json", help="the result (default: %(default)s)")
+    add("--resume", metavar="FILE", help="go on with the fit saved in this JSON")
+    add("--quiet", action="store_true", help="no progress bar")
+    fit.set_defaults(run=_fit)
+
+
+def _implementations(_) -> int:
+    from . import implementations
+
+    found = implementations()
+    width = max(map(len, found))
+    print("\n".join(f"{name:<{width}}  {reason}" for name, reason in found.items()))
+    return 0
+
+
+def _fit(arguments) -> int:
+    # The first check is of what the user would otherwise learn only after the fit.
+    for option in ("out", "json"):
+        _check_writable(getattr(arguments, option), option)
+    _check_figure(arguments.out)
+
+    import brainunit as u
+
+    from . import plots
+    from .fit import Fit, fit
+    from .models import JansenRit
+
+    saved = Fit.load(arguments.resume) if arguments.resume else None
+    result = fit(
+        JansenRit(),
+        arguments.target if arguments.target or saved else _built_in(),
+        _free(arguments.free) if arguments.free or not saved else None,
+        inputs={"E_inp": 220.0 * u.Hz},
+        noise={"E_inp": 2.0 * u.Hz * u.second**0.5},
+        starts=_or(arguments.starts, DEFAULTS["starts"]),
+        steps=arguments.steps,
+        progress=not arguments.quiet,
+        resume=saved,
+        implementation=arguments.implementation,
+        **_settings(arguments, saved),
+    )
+    print(result)
+    print(f"\n  ran on {result.implementation}: {result.reason}")
+    result.save(arguments.json)
+    plots.figure(result).savefig(arguments.out)
+    print(f"  wrote {arguments.out} and {arguments.json}")
+    return 0
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def _settings(arguments, saved) -> dict:
+    """The settings that a resumed fit takes over unless they are given again."""
+    import brainunit as u
+    import jax
+    import numpy as np
+
+    held = saved.settings if saved else DEFAULTS
+    fresh = arguments.seed is not None or saved is None
+    key = jax.random.key(_or(arguments.seed, 0)) if fresh else jax.random.wrap_key_data(np.array(held["key"], np.uint32))
+    return {
+        "key": key,
+        "band": _or(arguments.band, held["band"]),
+        "realisations": _or(arguments.realisations, held["realisations"]),
+        "duration": _or(arguments.duration, held["duration"]) * u.second,
+        "background": not arguments.no_background and (saved is None or held["background"]),
+    }
+
+
+def _built_in():
+    from .spectra import resting_meg
+
+    return resting_meg()
+
+
+def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:
+    return dict(map(_bounds, options)) if options else FREE
+
+
+def _bounds(option: str) -> tuple[str, tuple[float, float]]:
+    name, _, bounds = option.partition("=")
+    low, _, high = bounds.partition(":")
+    try:
+        return name.strip(), (float(low), float(high))
+    except ValueError:
+        raise ValueError(f"'--free' got {option!r}, but takes NAME=LOW:HIGH, such as be=50:180") from None
+
+
+def _check_writable(path: str, option: str):
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ValueError(f"'--{option}' got {path}, but there is no folder {folder}")
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"'--{option}' got {path}, which cannot be written")
+
+
+def _check_figure(path: str):
+    if os.path.splitext(path)[1].lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"'--out' got {path}, but takes a name that ends in .png, .pdf or .svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Figures of a fit. matplotlib is imported when a figure is made, and no global backend is touched."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .spectra import Spectrum, alpha_peak
+
+if TYPE_CHECKING:
+    from .fit import Fit
+
+_TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
+#: More panels than this are not readable on one page.
+MAX_PANELS = 25
+
+
+def figure(fit: Fit, *, which=None):
+    """Target, start and fit, log power against frequency with the alpha peaks marked; one panel a spectrum.
+
+    Parameters
+    ----------
+    fit : a `Fit`
+    which : the spectra to show, by number from 0; the first 25 unless given
+
+    Returns
+    -------
+    matplotlib ``Figure``; write it with ``figure(fit).savefig(path)``
+
+    Raises
+    ------
+    ImportError
+        without matplotlib
+    ValueError
+        for a spectrum that the fit does not have
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'brainmass-kernels[fit]'") from error
+
+    count = len(fit.target)
+    shown = list(range(min(count, MAX_PANELS)) if which is None else which)
+    wrong = [i for i in shown if not 0 <= i < count]
+    if wrong or not shown:
+        raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    size = (6.8, 4.4) if len(shown) == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
+    page = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
+    for ax, i in zip(axes, shown):
+        _panel(ax, fit, i, alone=len(shown) == 1)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    if len(shown) > 1:
+        _share_labels(page, fit, axes[0])
+    return page
+
+
+def _panel(ax, fit: Fit, i: int, *, alone: bool):
+    width = 1.9 if alone else 1.3
+    _curve(ax, fit.target, i, "target", color=_TARGET, lw=width)
+    label = f"start, rms {fit.initial_rms[i]:.3f}" if alone else "start"
+    _curve(ax, fit.initial_spectrum, i, label, color=_START, lw=width * 0.75, ls=(0, (4, 2)))
+    _curve(ax, fit.spectrum, i, f"fit, rms {fit.rms[i]:.3f}" if alone else "fit", color=_FIT, lw=width)
+    top = _mark_peak(ax, fit.target, i, _TARGET, "v", filled=False)
+    top = max(top, _mark_peak(ax, fit.spectrum, i, _FIT, "v", filled=True))
+    levels = [np.log10(s.power[i]) for s in (fit.target, fit.spectrum)]
+    low, high = min(level.min() for level in levels), max(max(level.max() for level in levels), top)
+    ax.set_ylim(low - 0.12 * (high - low), high + 0.14 * (high - low))
+    ax.set_xlim(fit.target.freqs[0], fit.target.freqs[-1])
+    ax.grid(color=_FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(length=2.5, labelsize=9 if alone else 7)
+    if alone:
+        _dress(ax, fit, i)
+    else:
+        ax.set_title(f"{i + 1}:  rms {fit.rms[i]:.2f}", fontsize=8, loc="left", pad=2)
+
+
+def _dress(ax, fit: Fit, i: int):
+    wanted, found = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
+    ax.set(xlabel="frequency (Hz)", ylabel=_power_label(fit))
+    ax.legend(frameon=False, fontsize=9, loc="upper right")
+    ax.set_title(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=11, loc="left")
+    ax.text(
+        0.985,
+        0.74,
+        f"alpha peak {wanted:.1f} Hz, fitted {found:.1f} Hz",
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color="#5b6570",
+    )
+
+
+def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
+    ax.plot(spectrum.freqs, np.log10(spectrum.power[i]), label=label, solid_capstyle="round", **style)
+
+
+def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, marker: str, *, filled: bool) -> float:
+    """A marker above the alpha peak; returns the power there."""
+    at = alpha_peak(spectrum.freqs, spectrum.power)[i]
+    level = float(np.interp(at, spectrum.freqs, np.log10(spectrum.power[i])))
+    ax.annotate(
+        "",
+        (at, level),
+        xytext=(0, 7 if filled else 14),
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "-|>" if filled else "->", "color": color, "lw": 1.0, "shrinkA": 0, "shrinkB": 2},
+        annotation_clip=False,
+    )
+    return level
+
+
+def _share_labels(page, fit: Fit, first):
+    page.supxlabel("frequency (Hz)", fontsize=9)
+    page.supylabel(_power_label(fit), fontsize=9)
+    handles, labels = first.get_legend_handles_labels()
+    page.legend(handles, labels, frameon=False, fontsize=9, ncols=3, loc="outside upper right")
+    page.suptitle(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=10, x=0.01, ha="left")
+
+
+def _power_label(fit: Fit) -> str:
+    return "log10 power"
