@@ -7,6 +7,7 @@ body for each step of 1,024 masses, and writes `ledger.json`. ``--chip v5e --ker
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,8 +18,18 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from brainmass_kernels._jax import Literal
+from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_checkpoints, plan_run
+from brainmass_kernels.models.jansen_rit import JansenRit
+from brainmass_kernels.pointwise import pullback
+from brainmass_kernels.step import StepSpec, build
+from brainmass_kernels.testing import TPU_TOPOLOGIES, compile_for
+
 LEDGER = Path(__file__).with_name("ledger.json")
-TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 SCHEMES = ("strang", "exp_euler")
 KERNELS = ("forward", "forward_per_lane", "gradient")
 UNIT = "VLIW bundles of the unrolled loop, for each step of 1,024 masses; gradient is replay + reverse"
@@ -30,116 +41,58 @@ def jansen_rit_loop(scheme: str):
 
     Returns
     -------
-    loop : Loop, recording E - I every 10th step
+    loop : Loop, recording the EEG every 10th step
     per_mass : a flag for each coefficient, whether it depends on Ae, be or C
     """
-    import jax.numpy as jnp
-
-    from brainmass_kernels.backends.base import Loop, Schedule
-    from brainmass_kernels.pointwise import Program
-
-    flow = 4 if scheme == "strang" else 3
-    width = 4 + flow  # alpha, beta, k1, k0 and the flow of each block
-
-    def blocks(coefs):
-        return [coefs[i * width : (i + 1) * width] for i in range(3)]
-
-    def advance(*args):
-        coefs, state = args[: 3 * width], args[3 * width :]
-        positions, velocities = state[:3], state[3:]
-        m, e, i = positions
-        new = []
-        for (alpha, beta, k1, k0, *g), x, v, drive in zip(blocks(coefs), positions, velocities, (e - i, m, m)):
-            kick = k1 * jnp.tanh(alpha * drive + beta) + k0
-            if scheme == "strang":
-                v = v + kick
-                new.append((x + (g[0] * x + g[1] * v), v + (g[2] * x + g[3] * v)))
-            else:
-                new.append((x + g[0] * v, v + (g[1] * v + g[2] * x + kick)))
-        return tuple(x for x, _ in new) + tuple(v for _, v in new)
-
-    def observe(*args):
-        coefs, state = args[: 3 * width], args[3 * width :]
-        if scheme != "strang":
-            return (state[1] - state[2],)
-        (_, e), (_, i) = [(b, x + (b[4] * x + b[5] * v)) for b, x, v in list(zip(blocks(coefs), state, state[3:]))[1:]]
-        return (e - i,)
-
-    n = 3 * width
-    loop = Loop(
-        Program(advance, _scalars(n + 6)), Program(observe, _scalars(n + 6), "observer"),
-        n_coefs=n, n_state=6, n_inputs=0, n_normals=0, schedule=Schedule(STEPS, 0, EVERY),
-    )  # fmt: skip
-    # M: k1, k0, flow; E: alpha, k1, k0, flow; I: alpha, k1, k0, but its flow is of Ai and bi.
-    per_mass = (False, False, *[True] * (2 + flow)) + (True, False, *[True] * (2 + flow))
-    per_mass += (True, False, True, True, *[False] * flow)
-    return loop, per_mass
+    spec = StepSpec(JansenRit, scheme, tuple(JansenRit.inputs), (), (), ("eeg",), np.dtype("float32"))
+    step = build(spec)
+    per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
+    schedule = Schedule(STEPS, 0, EVERY)
+    return Loop(step.advance, step.observe, len(per_mass), len(JansenRit.states), 0, 0, schedule), per_mass
 
 
-def _scalars(n: int) -> list:
-    import jax
-
-    return [jax.ShapeDtypeStruct((), "float32")] * n
-
-
-def pullbacks(loop, wanted):
-    """The adjoint programs of a loop without inputs and normals."""
-    import jax
-
-    from brainmass_kernels.backends.base import Pullbacks
-    from brainmass_kernels.pointwise import Program
-
-    def pullback(program):
-        def back(*args):
-            primals, cts = args[: loop.n_coefs + loop.n_state], args[loop.n_coefs + loop.n_state :]
-            ct = jax.vjp(program.__call__, *primals)[1](tuple(cts))
-            return (*(c for c, w in zip(ct, wanted.coefs) if w), *ct[loop.n_coefs :])
-
-        return Program(back, _scalars(len(program.in_avals) + len(program.out_avals)), f"{program.label}'s pullback")
-
-    return Pullbacks(pullback(loop.advance), pullback(loop.observe))
+def reached(program, flags) -> tuple[bool, ...]:
+    """For each output of a program, whether it depends on any flagged argument."""
+    jaxpr = program.jaxpr.jaxpr
+    live = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+    for eqn in jaxpr.eqns:
+        if any(v in live for v in eqn.invars if not isinstance(v, Literal)):
+            live.update(eqn.outvars)
+    return tuple(not isinstance(v, Literal) and v in live for v in jaxpr.outvars)
 
 
 def measured_function(kernel: str, scheme: str):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
-    import jax
-
-    from brainmass_kernels.backends.base import Wanted
-    from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
-
     loop, per_mass = jansen_rit_loop(scheme)
-    per_lane = per_mass if kernel != "forward" else (False,) * loop.n_coefs
     shape = jax.ShapeDtypeStruct
-    coefs = tuple(shape((LANES,) if lane else (), "float32") for lane in per_lane)
+    coefs = tuple(shape((LANES,) if kernel != "forward" and lane else (), "float32") for lane in per_mass)
     state = (shape((LANES,), "float32"),) * loop.n_state
-    plan = plan_run(loop, coefs, (), LANES, SEGMENT if kernel == "gradient" else None)
-    layout = {"rows": plan.rows, "unrolled": plan.cut.body, "chunk": plan.cut.size, "lanes": LANES, "every": EVERY}
+    layout = {"lanes": LANES, "every": EVERY}
     if kernel != "gradient":
+        plan = plan_run(loop, coefs, (), LANES)
+        layout |= {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body}
         return lambda coefs, state: MosaicTPU().forward(loop, coefs, state, (), None), (coefs, state), layout
 
     wanted = Wanted(per_mass, ())
-    backwards = pullbacks(loop, wanted)
-    layout["turn"] = WayBack.of(loop, backwards, plan, wanted).turn
+    pullbacks = pullbacks_of(loop, wanted)
+    way = WayBack.of(loop, pullbacks, wanted)
+    plan = plan_checkpoints(loop, coefs, (), LANES, SEGMENT, way)
+    layout |= {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body, "coefs": sum(per_mass)}
+    layout["turn"] = dataclasses.replace(way, plan=plan).turn
 
     def gradient(coefs, state, ct_records):
         out = MosaicTPU().forward(loop, coefs, state, (), None, SEGMENT)
         return MosaicTPU().adjoint(
-            loop, backwards, wanted, coefs, out.saved, (), None, (ct_records,), out.final, SEGMENT
+            loop, pullbacks, wanted, coefs, out.saved, (), None, (ct_records,), out.final, SEGMENT
         )
 
     return gradient, (coefs, state, shape((STEPS // EVERY, LANES), "float32")), layout
 
 
-def compile_for_tpu(chip: str, fn, *args):
-    """Compile ``fn`` for a TPU that is not there."""
-    import jax
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
-    place = NamedSharding(Mesh(topology.devices[:1], ("x",)), PartitionSpec())
-    args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-    return jax.jit(fn).trace(*args).lower(lowering_platforms=("tpu",)).compile()
+def pullbacks_of(loop, wanted) -> Pullbacks:
+    """The adjoint programs of a loop without inputs and normals."""
+    flags = (*wanted.coefs, *[True] * loop.n_state)
+    return Pullbacks(pullback(loop.advance, flags), pullback(loop.observe, flags))
 
 
 def libtpu_lock():
@@ -201,7 +154,7 @@ def _inner_loops(text: str) -> list[tuple[int, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chip", choices=TOPOLOGIES, help="print this chip's rows only")
+    parser.add_argument("--chip", choices=TPU_TOPOLOGIES, help="print this chip's rows only")
     parser.add_argument("--kernel", choices=KERNELS, help="print this kernel's rows only")
     parser.add_argument("--scheme", choices=SCHEMES, help="print this scheme's rows only")
     parser.add_argument("--compile", nargs=3, metavar=("CHIP", "KERNEL", "SCHEME"), help=argparse.SUPPRESS)
@@ -209,11 +162,11 @@ def main() -> None:
     if options.compile:
         chip, kernel, scheme = options.compile
         fn, args, layout = measured_function(kernel, scheme)
-        compile_for_tpu(chip, fn, *args)
+        compile_for(chip, fn, *args)
         print(json.dumps(layout))
         return
     rows = []
-    for chip in [options.chip] if options.chip else TOPOLOGIES:
+    for chip in [options.chip] if options.chip else TPU_TOPOLOGIES:
         for kernel in [options.kernel] if options.kernel else KERNELS:
             for scheme in [options.scheme] if options.scheme else SCHEMES:
                 rows.append(compile_row(chip, kernel, scheme))

@@ -62,7 +62,7 @@ class Spectrum:
         keep = (self.freqs >= low) & (self.freqs <= high)
         if keep.sum() < MIN_POINTS:
             raise ValueError(
-                f"band: {self.name} has {keep.sum()} frequencies from {low:g} to {high:g} Hz, and needs at least "
+                f"'band' leaves {self.name} {keep.sum()} frequencies from {low:g} to {high:g} Hz, but takes at least "
                 f"{MIN_POINTS}; it covers {self.freqs[0]:g} to {self.freqs[-1]:g} Hz in {len(self.freqs)} points"
             )
         return Spectrum(self.freqs[keep], self.power[:, keep], self.name)
@@ -74,7 +74,7 @@ def in_hertz(value, name: str):
     try:
         return value.to_decimal(u.Hz)
     except Exception as error:
-        raise TypeError(f"{name}: takes a frequency (Hz), got {u.get_unit(value)}") from error
+        raise TypeError(f"'{name}' got {u.get_unit(value)}, but takes a frequency (Hz)") from error
 
 
 def _check(freqs, power, name: str):
@@ -133,11 +133,11 @@ def load_spectrum(path: str | os.PathLike) -> Spectrum:
     path = os.fspath(path)
     name = os.path.basename(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"target: no file {path!r}")
+        raise FileNotFoundError(f"'target' got {path}, but there is no file of that name")
     readers = {".npz": _read_npz, ".csv": _read_csv}
     kind = os.path.splitext(path)[1].lower()
     if kind not in readers:
-        raise ValueError(f"target: {name} is not one of {', '.join(readers)}")
+        raise ValueError(f"'target' got {name}, which is not one of {', '.join(readers)}")
     freqs, power = readers[kind](path, name)
     keep = freqs != 0
     return Spectrum(freqs[keep], power[:, keep], name)
@@ -226,7 +226,7 @@ def welch(x, dt, nperseg: int):
     values = jnp.asarray(u.get_mantissa(x))
     seconds = float(dt.to_decimal(u.second)) if isinstance(dt, u.Quantity) else float(dt)
     if not 4 <= nperseg <= values.shape[0]:
-        raise ValueError(f"nperseg: takes 4 to the {values.shape[0]} samples of x, got {nperseg}")
+        raise ValueError(f"'nperseg' got {nperseg}, but takes 4 to the {values.shape[0]} samples of 'x'")
     # numpy's hanning is symmetric; without its last sample it is the periodic window that scipy takes.
     window = np.hanning(nperseg + 1)[:-1].astype(values.dtype)
     starts = np.arange(0, values.shape[0] - nperseg + 1, nperseg - nperseg // 2)
@@ -247,8 +247,8 @@ def interpolation(source: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """The matrix (len(onto), len(source)) of linear interpolation between two frequency grids."""
     if onto[0] < source[0] or onto[-1] > source[-1]:
         raise ValueError(
-            f"target: its frequencies, {onto[0]:g} to {onto[-1]:g} Hz, leave what is simulated, "
-            f"{source[0]:g} to {source[-1]:g} Hz; narrow `band`, or take a smaller `every`"
+            f"'target' has frequencies from {onto[0]:g} to {onto[-1]:g} Hz, but what is simulated has "
+            f"{source[0]:g} to {source[-1]:g} Hz; narrow 'band', or take a smaller 'every'"
         )
     return np.stack([np.interp(onto, source, row) for row in np.eye(len(source))], axis=1)
 
@@ -330,7 +330,7 @@ def _solve_symmetric(matrix, right):
     return (right[..., :1] * bc + right[..., 1:2] * ca + right[..., 2:] * ab) / determinant
 
 
-def log_error(log_model, log_target, log_freqs, *, background: bool = True):
+def log_error(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20):
     """Mean squared error of log10 power at the best nuisances, and those nuisances; differentiable in ``log_model``.
 
     Returns
@@ -339,8 +339,9 @@ def log_error(log_model, log_target, log_freqs, *, background: bool = True):
     nuisance : `Nuisance` of (*lanes,), without derivative
     """
     log_target = jnp.broadcast_to(log_target, jnp.broadcast_shapes(log_target.shape, log_model.shape))
-    found = solve_nuisance(jax.lax.stop_gradient(log_model), log_target, log_freqs, background=background)
-    nuisance = jax.lax.stop_gradient(found)
+    fixed = jax.lax.stop_gradient(log_model)
+    nuisance = solve_nuisance(fixed, log_target, log_freqs, background=background, iterations=iterations)
+    nuisance = jax.lax.stop_gradient(nuisance)
     return jnp.mean((observed_log_power(log_model, log_freqs, nuisance) - log_target) ** 2, -1), nuisance
 
 

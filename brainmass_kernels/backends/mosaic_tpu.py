@@ -32,10 +32,10 @@ BUDGET = 13 * 2**20
 UNROLL = 20
 # Longer chunks would only hide a smaller share of the 0.35 us that a grid step costs.
 LONGEST = 1024
-# One step of a block of so many rows, in bundles: with one vector register a value, most wait for each other.
-_COST_OF_ROWS = {8: 22.0, 16: 28.0, 24: 40.0, 32: 52.0}
-# An adjoint's way back keeps more values alive, so it takes the rows of a block in turns; this for 8 rows.
-_COST_OF_WAY_BACK = 21.0
+# One step of a block of so many rows, in bundles, forward and back (benchmarks/ledger.py counts them): with one
+# vector register a value, most wait for each other.
+_FORWARD = {8: 22.0, 16: 28.0, 24: 40.0, 32: 52.0}
+_ADJOINT = {8: 40.0, 16: 63.0, 24: 87.0, 32: 115.0}
 _REGISTERS = 64
 # What a step keeps alive besides what it carries.
 _TEMPORARIES = 24
@@ -300,14 +300,10 @@ class Plan:
         return x.reshape(*x.shape[:-2], -1)[..., : self.lanes]
 
 
-def block_rows(lanes: int, way_back: float, fits: Callable[[int], bool]) -> int:
-    """Rows a block that take the least time of those that fit, where the way back takes so long for 8 rows."""
+def block_rows(lanes: int, cost: dict[int, float], fits: Callable[[int], bool]) -> int:
+    """Rows a block that take the least time of those that fit."""
     eights = -(-lanes // (8 * LANES))
-
-    def cost(rows):
-        return -(-eights * 8 // rows) * (_COST_OF_ROWS[rows] + way_back * rows / 8), rows
-
-    return min((rows for rows in _COST_OF_ROWS if rows == 8 or fits(rows)), key=cost)
+    return min((rows for rows in cost if rows == 8 or fits(rows)), key=lambda r: (-(-eights * 8 // r) * cost[r], r))
 
 
 def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
@@ -319,7 +315,7 @@ def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
     def most(rows):
         return min(LONGEST, int((BUDGET / (4 * rows * LANES) - still) / (a_step or 1)))
 
-    rows = block_rows(lanes, 0.0, lambda rows: most(rows) >= min(64, loop.schedule.steps))
+    rows = block_rows(lanes, _FORWARD, lambda rows: most(rows) >= min(64, loop.schedule.steps))
     return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1)))
 
 
@@ -335,8 +331,10 @@ def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: in
     most = int((BUDGET / (4 * 8 * LANES) - still) / a_step)
     cut = cut_time(loop.schedule, max(1, min(LONGEST, most)), checkpoint_every)
     if way:
-        still, a_step = 2 * (len(coefs) + way.n_coefs + 4 * loop.n_state + 2), way.values_a_step
-    rows = block_rows(lanes, _COST_OF_WAY_BACK, lambda rows: 4 * rows * LANES * (still + cut.size * a_step) <= BUDGET)
+        cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + way.n_coefs + 4 * loop.n_state + 2), way.values_a_step
+    else:
+        cost, a_step = _FORWARD, a_step - kept - 2 * loop.n_inputs
+    rows = block_rows(lanes, cost, lambda rows: 4 * rows * LANES * (still + cut.size * a_step) <= BUDGET)
     return Plan.of(coefs, inputs, lanes, rows, cut)
 
 

@@ -1,0 +1,93 @@
+"""sigmoid_sys2nd: one fused step."""
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+import brainmass_kernels as bk
+
+PLAIN = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56, "dt": 5e-4}
+UNITS = {
+    "A": 3.25 * u.mV, "a": 100.0 * u.Hz, "vmax": 5.0 * u.Hz, "v0": 6.0 * u.mV, "r": 0.56 / u.mV, "dt": 0.5 * u.ms,
+}  # fmt: skip
+
+
+def closed_form(x, v, potential, gain=1.0, offset=0.0, bound=None):
+    """The exact flow in float64, by the matrix exponential of the augmented system."""
+    A, a, dt = PLAIN["A"], PLAIN["a"], PLAIN["dt"]
+    drive = offset + gain * PLAIN["vmax"] / (1.0 + np.exp(PLAIN["r"] * (PLAIN["v0"] - potential)))
+    drive = drive if bound is None else bound * np.tanh(drive / bound)
+    system = np.array([[0.0, 1.0, 0.0], [-(a**2), -2.0 * a, A * a * drive], [0.0, 0.0, 0.0]])
+    return (expm(system * dt) @ [x, v, 1.0])[:2]
+
+
+@pytest.mark.parametrize("extra", [{}, {"gain": 2.0, "offset": -1.0}, {"bound": 2.0}])
+@pytest.mark.parametrize("potential", [-3.0, 6.0, 20.0])
+def test_exact_is_the_closed_form(extra, potential):
+    got = bk.sigmoid_sys2nd(1.5, -20.0, potential, **PLAIN, **extra)
+    np.testing.assert_allclose(np.array(got), closed_form(1.5, -20.0, potential, **extra), rtol=2e-6)
+
+
+@pytest.mark.parametrize("scheme", ["euler", "exp_euler", "symplectic_euler", "strang", "heun", "rk4"])
+def test_every_scheme_is_near_it(scheme):
+    got = bk.sigmoid_sys2nd(1.5, -20.0, 4.0, **PLAIN, scheme=scheme)
+    np.testing.assert_allclose(np.array(got), closed_form(1.5, -20.0, 4.0), rtol=0.05)
+    assert not np.allclose(got[1], -20.0)
+
+
+def test_units_come_off_and_on():
+    x, v = bk.sigmoid_sys2nd(1.5 * u.mV, -20.0 * u.mV / u.second, 4.0 * u.mV, **UNITS)
+    plain = bk.sigmoid_sys2nd(1.5, -20.0, 4.0, **PLAIN)
+    np.testing.assert_allclose([x / u.mV, v / (u.mV / u.second)], plain, rtol=1e-6)
+    assert x.unit == u.mV
+    assert u.have_same_dim(v, 1.0 * u.mV / u.ms)
+
+
+@pytest.mark.parametrize("implementation", [None, "mosaic_tpu"])
+def test_gradient_against_finite_differences(implementation):
+    def loss(x, a, potential):
+        settings = {**PLAIN, "a": a}
+        if implementation is None:
+            out = bk.sigmoid_sys2nd(x, -20.0, potential, **settings)
+        else:
+            with bk.testing.interpret():
+                out = bk.sigmoid_sys2nd(x, -20.0, potential, **settings, implementation=implementation)
+        return 100.0 * out[0] + out[1]
+
+    at = (1.5, 100.0, 5.0)
+    got = jax.grad(loss, argnums=(0, 1, 2))(*at)
+    for k, (g, size) in enumerate(zip(got, (0.5, 5.0, 0.5))):
+        up, down = list(at), list(at)
+        up[k], down[k] = at[k] + size, at[k] - size
+        np.testing.assert_allclose(g, (loss(*up) - loss(*down)) / (2 * size), rtol=2e-2)
+
+
+def test_inside_users_loops():
+    """Under jit, in a scan body, under vmap and nested vmap, it is the same step."""
+
+    def step(carry, _):
+        x, v = bk.sigmoid_sys2nd(*carry, 0.5 * carry[0], **PLAIN)
+        return (x, v), x
+
+    alone = jax.lax.scan(step, (jnp.float32(0.1), jnp.float32(0.0)), length=50)[1]
+    starts = jnp.full((2, 3), 0.1, jnp.float32)
+    run = jax.jit(jax.vmap(jax.vmap(lambda x: jax.lax.scan(step, (x, 0.0 * x), length=50)[1])))
+    np.testing.assert_allclose(run(starts), np.broadcast_to(alone, (2, 3, 50)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"A": 3.25 * u.second}, "'A' got s, but takes"),
+        ({"v0": 6.0}, "'v0' got a plain float"),
+        ({"vmax": 5.0 * u.Hz, "offset": 1.0 * u.mV}, "'offset' got mV, but takes"),
+        ({"dt": -0.5 * u.ms}, "'dt' got"),
+        ({"scheme": "strangg"}, "did you mean 'strang'"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    with pytest.raises(ValueError, match=message):
+        bk.sigmoid_sys2nd(1.5 * u.mV, -20.0 * u.mV / u.second, 4.0 * u.mV, **{**UNITS, **change})
