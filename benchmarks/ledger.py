@@ -112,7 +112,7 @@ def compile_row(chip: str, kernel: str, scheme: str) -> dict:
         if done.returncode:
             raise RuntimeError(f"compiling {kernel} {scheme} for {chip} failed:\n{done.stderr[-3000:]}")
         layout = json.loads(done.stdout.splitlines()[-1])
-        names = ("forward", "adjoint") if kernel == "gradient" else ("forward",)
+        names = ("adjoint",) if kernel == "gradient" else ("forward",)
         counts = {}
         for name in names:
             counts |= _count(Path(dump), name, layout)

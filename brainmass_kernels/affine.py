@@ -68,9 +68,11 @@ class Graph:
     """Nodes without duplicates, and the algebra of coefficients and forms over them."""
 
     def __init__(self, dtype):
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = np.dtype(dtype)
         self.aval = jax.ShapeDtypeStruct((), self.dtype)
         self.nodes: dict[Any, Node] = {}
+        self.sums: dict[Any, Coefficient] = {}
+        self.products: dict[Any, Coefficient] = {}
 
     def _shared(self, key, make: Callable[[], Node]) -> Node:
         node = self.nodes.get(key)
@@ -105,6 +107,18 @@ class Graph:
         return self._shared(("hmul", id(a), id(b)), lambda: Node("product", True, self.aval, args=(a, b)))
 
     def add(self, a: Coefficient, b: Coefficient) -> Coefficient:
+        key = (a.literal, a.symbol, b.literal, b.symbol)
+        if key not in self.sums:
+            self.sums[key] = self._add(a, b)
+        return self.sums[key]
+
+    def multiply(self, a: Coefficient, b: Coefficient) -> Coefficient:
+        key = (a.literal, a.symbol, b.literal, b.symbol)
+        if key not in self.products:
+            self.products[key] = self._multiply(a, b)
+        return self.products[key]
+
+    def _add(self, a: Coefficient, b: Coefficient) -> Coefficient:
         pairs = [(1.0, c.symbol) for c in (a, b) if c.symbol is not None]
         symbol = None
         if len(pairs) == 2 and pairs[0][1] is pairs[1][1]:
@@ -118,7 +132,7 @@ class Graph:
             return Coefficient(c.literal * by, c.symbol)
         return Coefficient(c.literal * by, None if by == 0.0 else self._hoisted_sum(0.0, [(by, c.symbol)]))
 
-    def multiply(self, a: Coefficient, b: Coefficient) -> Coefficient:
+    def _multiply(self, a: Coefficient, b: Coefficient) -> Coefficient:
         if a.symbol is None:
             return self.scale(b, a.literal)
         if b.symbol is None:
@@ -170,7 +184,7 @@ def _params_key(params):
     return tuple(sorted((k, str(v)) for k, v in params.items()))
 
 
-def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], seen: list[tuple[int, Form]]) -> list[Node]:
+def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], seen: list[int]) -> list[Node]:
     """Rewrite a scalar jaxpr over the graph; sums whose equation number is in ``frozen`` are formed on the spot."""
     env: dict[Any, Form | Node] = dict(zip(closed.jaxpr.invars, args, strict=True))
     env.update((v, graph.literal(c, v.aval)) for v, c in zip(closed.jaxpr.constvars, closed.consts))
@@ -194,7 +208,7 @@ def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], seen: li
             env[out] = graph.operation(eqn, [node(v) for v in eqn.invars])
             continue
         if len(affine.terms) > 1:
-            seen.append((number, affine))
+            seen.append(number)
             if number in frozen:
                 affine = graph.form(graph.node(affine))
         env[out] = affine
@@ -252,8 +266,8 @@ def _children(node: Node) -> list[Node]:
     return list(node.args)
 
 
-def _reachable(outputs: Sequence[Node]) -> list[Node]:
-    """The nodes that the outputs need, each after those it needs itself."""
+def _reachable(outputs: Sequence[Node], stop: Callable[[Node], bool] = lambda _: False) -> list[Node]:
+    """The nodes that the outputs need, each after those it needs itself; nothing below a node where ``stop`` holds."""
     order, done = [], set()
     stack = [(n, False) for n in reversed(outputs)]
     while stack:
@@ -263,8 +277,13 @@ def _reachable(outputs: Sequence[Node]) -> list[Node]:
         elif id(node) not in done:
             done.add(id(node))
             stack.append((node, True))
-            stack += [(c, False) for c in reversed(_children(node))]
+            if not stop(node):
+                stack += [(c, False) for c in reversed(_children(node))]
     return order
+
+
+def _is_hoisted_node(node: Node) -> bool:
+    return node.hoisted
 
 
 def _parts(c: Coefficient) -> tuple[float, Node | None]:
@@ -275,7 +294,7 @@ def _parts(c: Coefficient) -> tuple[float, Node | None]:
 def operations(outputs: Sequence[Node]) -> int:
     """How many operations a step of these outputs takes in the loop."""
     total = 0
-    for node in _reachable(outputs):
+    for node in _reachable(outputs, _is_hoisted_node):
         if node.hoisted or node.kind == "arg":
             continue
         if node.kind != "sum":
@@ -295,8 +314,9 @@ class _Evaluator:
         self.args, self.values = args, dict(coefficients or {})
 
     def __call__(self, node: Node):
-        for n in _reachable_until([node], self.values):
-            self.values[id(n)] = self._evaluate(n)
+        for n in _reachable([node], lambda n: id(n) in self.values):
+            if id(n) not in self.values:
+                self.values[id(n)] = self._evaluate(n)
         return self.values[id(node)]
 
     def _evaluate(self, n: Node):
@@ -347,19 +367,6 @@ class _Evaluator:
         return total
 
 
-def _reachable_until(outputs, known) -> list[Node]:
-    order, done, stack = [], set(known), [(n, False) for n in outputs]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif id(node) not in done:
-            done.add(id(node))
-            stack.append((node, True))
-            stack += [(c, False) for c in reversed(_children(node))]
-    return order
-
-
 # The whole rewrite --------------------------------------------------------------------------------------------------
 
 
@@ -384,11 +391,8 @@ def hoist(programs: Sequence[Program], n_hoisted: int, dtype) -> Hoisted:
 
     The remaining arguments of every program must be a prefix of those of the longest one.
     """
-    frozen: list[set[int]] = [set() for _ in programs]
-    for i, program in enumerate(programs):
-        frozen[i] = _cheapest(program, n_hoisted, dtype)
     graph = Graph(dtype)
-    outputs = [_folded(graph, p, n_hoisted, f)[0] for p, f in zip(programs, frozen)]
+    outputs = [_cheapest(graph, p, n_hoisted) for p in programs]
     table = _coefficient_nodes(outputs)
     return Hoisted(
         _setup_program(table, programs[0], n_hoisted),
@@ -399,23 +403,20 @@ def hoist(programs: Sequence[Program], n_hoisted: int, dtype) -> Hoisted:
 
 def _folded(graph: Graph, program: Program, n_hoisted: int, frozen: set[int]):
     args = [graph.argument(i, a, i < n_hoisted) for i, a in enumerate(program.in_avals)]
-    seen: list[tuple[int, Form]] = []
+    seen: list[int] = []
     return _fold(graph, program.jaxpr, args, frozen, seen), seen
 
 
-def _cheapest(program: Program, n_hoisted: int, dtype) -> set[int]:
-    """Which sums to form once rather than multiply out, by trying each in turn."""
-
-    def cost(frozen):
-        outputs, seen = _folded(Graph(dtype), program, n_hoisted, frozen)
-        return operations(outputs), [number for number, _ in seen]
-
-    best: set[int] = set()
-    least, candidates = cost(best)
+def _cheapest(graph: Graph, program: Program, n_hoisted: int) -> list[Node]:
+    """The program's outputs; which sums to form once rather than multiply out is found by trying each in turn."""
+    frozen: set[int] = set()
+    best, candidates = _folded(graph, program, n_hoisted, frozen)
+    least = operations(best)
     for number in candidates[:_MOST_TRIALS]:
-        total, _ = cost(best | {number})
+        outputs, _ = _folded(graph, program, n_hoisted, frozen | {number})
+        total = operations(outputs)
         if total < least:
-            best, least = best | {number}, total
+            frozen, best, least = frozen | {number}, outputs, total
     return best
 
 
@@ -423,7 +424,7 @@ def _coefficient_nodes(outputs: Sequence[Sequence[Node]]) -> list[Node]:
     """The hoisted values that the loop reads, in order of first use."""
     table: dict[int, Node] = {}
     for out in outputs:
-        for node in _reachable(out):
+        for node in _reachable(out, _is_hoisted_node):
             reads = [node] if node.hoisted and any(node is o for o in out) else []
             if not node.hoisted:
                 reads += [c for c in _children(node) if c.hoisted]

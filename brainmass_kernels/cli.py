@@ -8,8 +8,16 @@ import sys
 from importlib import metadata
 
 #: What is fitted unless --free is given: bounds in the declared units, around the values of Jansen & Rit 1995.
-FREE = {"be": (50.0, 180.0), "bi": (25.0, 90.0), "C": (80.0, 250.0), "E_inp": (60.0, 500.0), "noise.E_inp": (0.3, 20.0)}
-DEFAULTS = {"starts": 16, "steps": 150, "seed": 0, "realisations": 8, "duration": 9.0, "band": (2.0, 40.0)}
+FREE = {
+    "Ae": (2.0, 8.0),
+    "Ai": (10.0, 60.0),
+    "be": (40.0, 200.0),
+    "bi": (20.0, 100.0),
+    "C": (60.0, 400.0),
+    "E_inp": (20.0, 800.0),
+    "noise.E_inp": (0.3, 40.0),
+}
+DEFAULTS = {"starts": 16, "seed": 0, "realisations": 8, "duration": 9.0, "band": (2.0, 40.0)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +69,8 @@ def _add_fit(commands):
     )
     add("--band", metavar=("LOW", "HIGH"), nargs=2, type=float, help="compare the spectra here, Hz (default: 2 40)")
     add("--starts", type=int, help=f"starting points of each spectrum (default: {DEFAULTS['starts']})")
-    add("--steps", type=int, default=DEFAULTS["steps"], help="most optimiser steps (default: %(default)s)")
+    add("--screen", type=int, default=1024, help="candidates that the starts are chosen from (default: %(default)s)")
+    add("--steps", type=int, default=100, help="most optimiser steps (default: %(default)s)")
     add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
     add("--realisations", type=int, help=f"runs a spectrum is averaged over (default: {DEFAULTS['realisations']})")
     add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
@@ -103,6 +112,7 @@ def _fit(arguments) -> int:
         inputs={"E_inp": 220.0 * u.Hz},
         noise={"E_inp": 2.0 * u.Hz * u.second**0.5},
         starts=_or(arguments.starts, DEFAULTS["starts"]),
+        screen=arguments.screen,
         steps=arguments.steps,
         progress=not arguments.quiet,
         resume=saved,

@@ -28,7 +28,7 @@ from .simulate import explain, simulate
 from .spectra import Spectrum
 
 #: Adam's step in z, where the width between the bounds is about 6.
-LEARNING_RATE = 0.1
+LEARNING_RATE = 0.05
 #: Folded into the key for the noise that only the final report uses.
 _UNSEEN = 1_000_003
 #: Repetitions of the fit's own length on which it is reported.
@@ -191,7 +191,7 @@ def fit(
     noise: Mapping[str, Any] | None = None,
     starts: int | Mapping[str, Any] = 16,
     screen: int = 0,
-    steps: int = 150,
+    steps: int = 100,
     key=None,
     duration=9 * u.second,
     dt=1 * u.ms,
@@ -233,7 +233,7 @@ def fit(
     realisations : runs with different noise that one spectrum is averaged over
     band : Hz, where the spectra are compared
     background : whether a power law is added; without it only the scale is free
-    optimiser : any of `optax`; Adam at 0.1, with b2 = 0.99, unless given
+    optimiser : any of `optax`; Adam at 0.05, with b2 = 0.99, unless given
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when in this many steps no target's error has fallen by this fraction
     progress : True for a bar on stderr, or a function of `Progress`; it stops the fit by returning True
@@ -450,8 +450,8 @@ class _Problem:
         put("sampling", sampling)
         put("nperseg", nperseg)
         put("level", level[:, 0])
-        put("log_target", jnp.asarray(log_target - level)[:, None])
-        put("log_freqs", jnp.asarray(np.log10(self.target.freqs)))
+        put("log_target", (log_target - level)[:, None])
+        put("log_freqs", np.log10(self.target.freqs))
         put("onto", spectra.interpolation(np.fft.rfftfreq(nperseg, sampling), self.target.freqs))
         put("power", jax.jit(self._power))
 
@@ -517,13 +517,13 @@ class _Problem:
 
     def log_model(self, power):
         """log10 of a density at the target's frequencies."""
-        return jnp.log10(jnp.maximum(power, 1e-30)) @ self.onto.T.astype(power.dtype)
+        return jnp.log10(jnp.maximum(power, 1e-30)) @ jnp.asarray(self.onto.T, power.dtype)
 
-    def error(self, power, log_target=None):
+    def error(self, power):
         """Squared error and nuisances of each lane; infinite where the simulation was not finite."""
-        log_target = self.log_target if log_target is None else log_target
-        log_model = self.log_model(power).astype(log_target.dtype)
-        error, nuisance = spectra.log_error(log_model, log_target, self.log_freqs, background=self.background)
+        log_model = self.log_model(power)
+        log_model = jnp.broadcast_to(log_model, (len(self.target), *log_model.shape[1:]))
+        error, nuisance = spectra.log_error(log_model, self.log_target, self.log_freqs, background=self.background)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance
 
     def keys(self, key, check: int | None = None):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -231,14 +232,14 @@ def welch(x, dt, nperseg: int):
     window = np.hanning(nperseg + 1)[:-1].astype(values.dtype)
     starts = np.arange(0, values.shape[0] - nperseg + 1, nperseg - nperseg // 2)
     segments = jnp.moveaxis(values[starts[:, None] + np.arange(nperseg)], 1, -1)
-    segments = (segments - segments.mean(-1, keepdims=True)) * window
+    segments = (segments - segments.mean(-1, keepdims=True)) * _like(window, segments)
     spectrum = jnp.fft.rfft(segments)
     sides = np.full(nperseg // 2 + 1, 2.0, values.dtype)
     sides[0] = 1.0
     if nperseg % 2 == 0:
         sides[-1] = 1.0
-    density = (spectrum.real**2 + spectrum.imag**2).mean(0) * (sides * seconds / np.sum(window**2))
-    power = jnp.moveaxis(density, -1, 0)
+    density = (spectrum.real**2 + spectrum.imag**2).mean(0)
+    power = jnp.moveaxis(density * _like(sides * seconds / np.sum(window**2), density), -1, 0)
     freqs = np.fft.rfftfreq(nperseg, seconds)
     return freqs, power if unit is None else power * (unit**2 / u.Hz)
 
@@ -269,11 +270,16 @@ _CHI = (0.0, 3.0)
 def observed_log_power(log_model, log_freqs, nuisance: Nuisance):
     """log10 of ``scale * P(f) + background * f**-chi``; ``log_model`` is log10 P, (*lanes, F)."""
     neural = log_model + nuisance.log_scale[..., None]
-    background = nuisance.log_background[..., None] - nuisance.chi[..., None] * log_freqs
+    background = nuisance.log_background[..., None] - nuisance.chi[..., None] * _like(log_freqs, log_model)
     return jnp.logaddexp(neural * _LN10, background * _LN10) / _LN10
 
 
 _LN10 = float(np.log(10.0))
+
+
+def _like(values, lanes):
+    """``values`` (F,) for every lane, as ``lanes`` (*lanes, F)."""
+    return jnp.broadcast_to(jnp.asarray(values, lanes.dtype), lanes.shape)
 
 
 def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20) -> Nuisance:
@@ -284,9 +290,11 @@ def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True,
 
     Parameters
     ----------
-    log_model, log_target : (*lanes, F) log10 powers
+    log_model : (*lanes, F) log10 powers
+    log_target : the same, or what broadcasts to it
     log_freqs : (F,) log10 of Hz
     """
+    log_target, log_freqs = _like(log_target, log_model), _like(log_freqs, log_model)
     level = jnp.mean(log_target - log_model, -1)
     if not background:
         return Nuisance(level, jnp.full_like(level, -jnp.inf), jnp.ones_like(level))
@@ -300,7 +308,8 @@ def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True,
         total = observed_log_power(log_model, log_freqs, theta)
         share = 10 ** (log_model + theta.log_scale[..., None] - total)
         jacobian = jnp.stack([share, 1 - share, -(1 - share) * log_freqs], -1)
-        normal = jnp.einsum("...fi,...fj->...ij", jacobian, jacobian) + damping[..., None, None] * jnp.eye(3)
+        normal = jnp.einsum("...fi,...fj->...ij", jacobian, jacobian)
+        normal = normal + damping[..., None, None] * _like(jnp.eye(3), normal)
         slope = jnp.einsum("...fi,...f->...i", jacobian, total - log_target)
         trial = Nuisance(*jnp.moveaxis(jnp.stack(theta, -1) - _solve_symmetric(normal, slope), -1, 0))
         trial = trial._replace(
@@ -312,7 +321,7 @@ def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True,
         damping = jnp.clip(jnp.where(better, damping / 5, damping * 5), 1e-3, 1e4)
         return theta, jnp.where(better, trial_error, best), damping
 
-    half = _log_sum(log_target) + np.log10(0.5)
+    half = _log_sum(log_target) + math.log10(0.5)
     one = jnp.ones_like(level)
     theta = Nuisance(half - _log_sum(log_model), half - _log_sum(-log_freqs), one)
     return jax.lax.fori_loop(0, iterations, iteration, (theta, error(theta), one))[0]
@@ -338,7 +347,7 @@ def log_error(log_model, log_target, log_freqs, *, background: bool = True, iter
     error : (*lanes,) mean over frequencies of the squared difference of log10 powers
     nuisance : `Nuisance` of (*lanes,), without derivative
     """
-    log_target = jnp.broadcast_to(log_target, jnp.broadcast_shapes(log_target.shape, log_model.shape))
+    log_target = _like(log_target, log_model)
     fixed = jax.lax.stop_gradient(log_model)
     nuisance = solve_nuisance(fixed, log_target, log_freqs, background=background, iterations=iterations)
     nuisance = jax.lax.stop_gradient(nuisance)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+from jax.test_util import check_grads
 
 from brainmass_kernels import spectra
 from brainmass_kernels.spectra import Nuisance, Spectrum, alpha_peak, load_spectrum, log_error, resting_meg, welch
@@ -33,7 +34,7 @@ def test_welch_carries_units():
 
 def test_welch_gradient_is_right():
     x = jnp.asarray(RNG.normal(size=64))
-    jax.test_util.check_grads(lambda x: welch(x, 0.01, 16)[1], (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(lambda x: welch(x, 0.01, 16)[1], (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("nperseg", [2, 101])

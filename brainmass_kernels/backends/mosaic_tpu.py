@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +40,10 @@ _ADJOINT = {8: 40.0, 16: 63.0, 24: 87.0, 32: 115.0}
 _REGISTERS = 64
 # What a step keeps alive besides what it carries.
 _TEMPORARIES = 24
+
+_TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
+# An adjoint makes again, rather than keep in VMEM, what takes no more operations than these.
+_CHEAP = 3
 
 # Elementwise primitives that Mosaic has no rule for (tests/test_mosaic_tpu.py holds this against the compiler).
 LACKING = frozenset(
@@ -481,7 +486,7 @@ def _write(refs, values, *index) -> None:
 def _operations(*programs: Program) -> tuple[int, int]:
     """How many operations of any kind and how many transcendental ones a step takes."""
     names = [eqn.primitive.name for p in programs for eqn in p.jaxpr.jaxpr.eqns]
-    return len(names), sum(name in ("tanh", "exp", "logistic", "log", "sin", "cos", "exp2") for name in names)
+    return len(names), sum(name in _TRANSCENDENTAL for name in names)
 
 
 class MosaicTPU:
@@ -589,20 +594,28 @@ class _Pullback:
     def __init__(self, program: Program, free: Sequence[bool], known: Sequence[bool]):
         jaxpr = program.jaxpr.jaxpr
         level = {v: 0 if f else 1 if k else 2 for v, f, k in zip(jaxpr.invars, free, known, strict=True)}
-        made_by = {}
-        needed = []
+        made_by, needed = {}, []
         for eqn in jaxpr.eqns:
             operands = [v for v in eqn.invars if not isinstance(v, Literal)]
             level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
-            made_by[eqn.outvars[0]] = operands
+            made_by[eqn.outvars[0]] = operands, eqn.primitive.name in _TRANSCENDENTAL
             if level[eqn.outvars[0]] == 2:
                 needed += operands
         needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
         kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
-        # What follows from other kept values is made again.
+
+
+        def cost(v) -> float:
+            """Operations that make ``v`` from what else is kept."""
+            if v in kept or level.get(v, 0) == 0:
+                return 0
+            operands, slow = made_by.get(v, ((), True))
+            return math.inf if slow else 1 + sum(map(cost, operands))
+
+        # What follows from other kept values in a few operations is made again.
         for v in reversed(made_by):
-            if v in kept and all(level.get(u, 0) == 0 or u in kept for u in made_by[v]):
-                del kept[v]
+            if kept.pop(v, 0) is None and cost(v) > _CHEAP:
+                kept[v] = None
         before = [v for v in jaxpr.invars if level[v] < 2]
         after = [v for v in jaxpr.invars if level[v] == 0] + [*kept] + [v for v in jaxpr.invars if level[v] == 2]
         self.n_kept = len(kept)

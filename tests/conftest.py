@@ -1,0 +1,28 @@
+"""Two fake CPU devices, strict promotion, and our own warnings as errors, before anything imports JAX."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+
+import jax
+import pytest
+
+
+def pytest_configure(config):
+    for module in (r"brainmass_kernels", r"tests", r"test_.*"):
+        config.addinivalue_line("filterwarnings", f"error:::{module}")
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """Nothing in the package leans on implicit dtype or rank promotion, whatever mode a user sets."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield
