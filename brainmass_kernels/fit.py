@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import models, spectra, units
-from .models.base import check_name, unit_of
+from .models.base import Model, check_name, unit_of
 from .simulate import explain, simulate
 from .spectra import Spectrum
 
@@ -162,7 +162,7 @@ class Fit:
         """
         path = os.fspath(path)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"fit: no file {path!r}")
+            raise FileNotFoundError(f"'resume' got {path}, but there is no file of that name")
         try:
             with open(path) as file:
                 return _decode(json.load(file), model)
@@ -254,6 +254,8 @@ def fit(
     """
     optax: Any = _needs("optax")
     begin = time.perf_counter()
+    if not isinstance(model, Model):
+        raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
     target = saved.target if target is None and saved else _as_spectrum(target).band(*_as_band(band))
     if free is None and saved:
@@ -264,7 +266,11 @@ def fit(
     for name, value in counts.items():
         _check_count(name, value, 1)
     _check_count("screen", screen, 0)
+    if not (math.isfinite(clip) and clip > 0):
+        raise ValueError(f"'clip' got {clip}, but takes a positive number")
     key = jax.random.key(0) if key is None else key
+    if optimiser is not None and not hasattr(optimiser, "update"):
+        raise TypeError(f"'optimiser' got {type(optimiser).__name__}, but takes an optax optimiser")
     optimiser = optimiser or optax.adam(LEARNING_RATE, b2=0.99)
 
     problem = _Problem(
@@ -282,13 +288,13 @@ def fit(
         ),
     )
     settings = problem.settings(key)
+    plan = problem.plan(key)
     if saved:
         _check_same(saved, settings, frees, target)
         state = _restore(saved.state, optimiser)
     else:
         z = _starts(problem, starts, screen, given, key)
         state = _State(z, optimiser.init(z), z, jnp.full(z[frees[0].name].shape, jnp.inf), z)
-    plan = problem.plan(state.first, key)
     history = [] if saved is None else list(saved.losses)
     state = _descend(problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress)
     return _report(problem, state, history, key, settings, plan, begin)
@@ -317,8 +323,8 @@ def _as_spectrum(target) -> Spectrum:
     if isinstance(target, tuple | list) and len(target) == 2:
         return Spectrum(*target)
     raise TypeError(
-        f"target: takes a Spectrum, the path of a .npz or .csv file or a pair (freqs, power), "
-        f"got {type(target).__name__}"
+        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a .npz or .csv file, or a pair "
+        "(freqs, power)"
     )
 
 
@@ -326,17 +332,17 @@ def _as_band(band) -> tuple[float, float]:
     try:
         low, high = (float(spectra.in_hertz(edge, "band")) for edge in band)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"band: takes two frequencies (low, high) in Hz, got {band!r}") from error
+        raise TypeError(f"'band' got {band!r}, but takes two frequencies (low, high) in Hz") from error
     if not 0 < low < high:
-        raise ValueError(f"band: takes 0 < low < high in Hz, got {low:g} and {high:g}")
+        raise ValueError(f"'band' got {low:g} and {high:g} Hz, but takes 0 < low < high")
     return low, high
 
 
 def _check_count(name: str, value, least: int):
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"{name}: takes a whole number, got {value!r}")
+        raise TypeError(f"'{name}' got {value!r}, but takes a whole number")
     if value < least:
-        raise ValueError(f"{name}: takes at least {least}, got {value}")
+        raise ValueError(f"'{name}' got {value}, but takes at least {least}")
 
 
 def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[str, float]]:
@@ -407,7 +413,7 @@ def _starts(problem: _Problem, starts, screen: int, given, key) -> dict[str, jax
 def _given_starts(problem: _Problem, starts) -> dict[str, jax.Array]:
     names = [f.name for f in problem.frees]
     if set(starts) != set(names):
-        raise ValueError(f"starts: takes values of {', '.join(names)}, got {', '.join(map(str, starts)) or 'none'}")
+        raise ValueError(f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}")
     values = {f.name: np.atleast_1d(_plain(starts[f.name], f.unit, f"starts: {f.name!r}")) for f in problem.frees}
     try:
         shape = np.broadcast_shapes(*(value.shape for value in values.values()), (len(problem.target), 1))
@@ -415,7 +421,7 @@ def _given_starts(problem: _Problem, starts) -> dict[str, jax.Array]:
         shape = ()
     if len(shape) != 2 or shape[0] != len(problem.target):
         shapes = {name: value.shape for name, value in values.items()}
-        raise ValueError(f"starts: takes (starts,) or ({len(problem.target)}, starts) of each name, got {shapes}")
+        raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({len(problem.target)}, starts) of each")
     return {
         f.name: jnp.broadcast_to(jnp.asarray(_to_z(f.position(values[f.name]))), shape) for f in problem.frees
     }
@@ -446,6 +452,12 @@ class _Problem:
         # float32 does not hold 1e-23 squared; the mean level returns with the scale.
         level = log_target.mean(-1, keepdims=True)
         nperseg = round(window / sampling)
+        samples = (self.steps("duration", sampling) - self.steps("transient", sampling)) // self.options["every"]
+        if samples < nperseg:
+            raise ValueError(
+                f"'duration' leaves {samples * sampling:g} s after the transient, but the target's resolution takes "
+                f"{window:.3g} s at least"
+            )
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("sampling", sampling)
         put("nperseg", nperseg)
@@ -464,10 +476,10 @@ class _Problem:
         }
         dt = self.sampling / self.options["every"]
         return {
-            "duration": self.steps("duration") * dt,
+            "duration": self.steps("duration", self.sampling) * dt,
             "dt": dt,
             "every": self.options["every"],
-            "transient": self.steps("transient") * dt,
+            "transient": self.steps("transient", self.sampling) * dt,
             "scheme": self.options["scheme"],
             "model": type(self.model).__name__,
             "fixed": fixed,
@@ -478,8 +490,8 @@ class _Problem:
             "record": self.record,
         }
 
-    def steps(self, name: str) -> int:
-        return units.steps_of(self.options[name], self.sampling / self.options["every"], name)
+    def steps(self, name: str, sampling: float) -> int:
+        return units.steps_of(self.options[name], sampling / self.options["every"], name)
 
     def arguments(self, z) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Model, inputs and noise with the free values put in; every array of z has the batch shape."""
@@ -505,9 +517,9 @@ class _Problem:
         keys = jnp.broadcast_to(keys, lanes) if noise else None
         return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options)
 
-    def plan(self, z, key):
-        """Which implementation the simulations of this fit run on, and why."""
-        return self.run(z, self.keys(key), explain)
+    def plan(self, key):
+        """Which implementation the simulations of this fit run on, and why; every argument is checked by it."""
+        return self.run({f.name: jnp.zeros((len(self.target), 1)) for f in self.frees}, self.keys(key), explain)
 
     def _power(self, z, keys):
         """Welch's density of the record (*lanes, frequencies), averaged over the realisations."""
@@ -560,7 +572,6 @@ class _State(NamedTuple):
 def _descend(problem: _Problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress):
     """Step until the steps are used up or no target gains; returns the state, and fills ``history``."""
     keys = problem.keys(key)
-    import optax
 
     def objective(z):
         error, _ = problem.error(problem._power(z, keys))
@@ -572,8 +583,10 @@ def _descend(problem: _Problem, state, history, optimiser, key, steps, clip, pat
         slopes, error = jax.grad(objective, has_aux=True)(state.z)
         better = error < state.best
         best_z = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.z, state.best_z)
-        updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
-        z = optax.apply_updates(state.z, updates)
+        # optax itself leans on promotion, which a user may have forbidden.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
+        z = {name: value + updates[name] for name, value in state.z.items()}
         # A lane whose simulation was not finite goes on from the best place it has been.
         z = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(error), jnp.clip(new, -6.0, 6.0), old), z, best_z)
         return _State(z, moments, best_z, jnp.minimum(error, state.best), state.first), error

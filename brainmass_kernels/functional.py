@@ -57,8 +57,8 @@ def sigmoid(x, vmax=1.0, v0=0.0, r=1.0):
 def sys2nd(*args, **named):
     """Second-order dynamics: ``sys2nd(A, a, u, x, v)``, or ``sys2nd(v, acc)``.
 
-    With five arguments, the acceleration ``A a u - 2 a v - a^2 x``, which is ``dv/dt``. With two, the pair ``(v, acc)`` that
-    is ``(dx/dt, dv/dt)`` of a second-order equation written as a first-order system.
+    With five arguments, the acceleration ``A a u - 2 a v - a^2 x``, which is ``dv/dt``. With two, the pair ``(v, acc)``
+    that is ``(dx/dt, dv/dt)`` of a second-order equation written as a first-order system.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def bounded_input(x, bound=_DEFAULT_BOUND, *, lower=None, upper=None):
 
     Raises
     ------
-    ValueError : a unit that does not fit, ``lower`` above ``upper``, a ``bound`` beside them, or one that is not positive
+    ValueError : a unit that does not fit, ``lower`` above ``upper``, ``bound`` beside them or not positive
     TypeError : complex or boolean values
     """
     unit = _unit(x)
@@ -137,8 +137,8 @@ def process_sequence(data, mode: str | Callable | Any = "stack", *, dim: int = 0
     ----------
     data : a list or tuple of items that match in type and structure (arrays, numbers, Quantities, and dicts, tuples and
         lists of them); or an array or dict whose leaves are stacked already; or a model with an ``update`` method
-    mode : ``"stack"``, ``"first"``, ``"last"``, ``"avg"`` or ``"mean"``, ``"max"``, ``"min"``, or a function of each stacked leaf;
-        with a model, its inputs, of which ``update`` is given one row of the leading axis after the other
+    mode : ``"stack"``, ``"first"``, ``"last"``, ``"avg"`` or ``"mean"``, ``"max"``, ``"min"``, or a function of each
+        stacked leaf; with a model, its inputs, of which ``update`` is given one row of the leading axis after the other
     dim : the axis of the sequence in each leaf
 
     Returns

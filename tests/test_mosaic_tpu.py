@@ -91,7 +91,7 @@ CASES = {
     "one lane, no records": Case(7, 0, 9, 1, 3),
     "transient beyond the end": Case(6, 8, 1, 3, 4, driven=False),
     "127 lanes, long strides": Case(31, 4, 9, 127, 10),
-    "129 lanes, noise": Case(11, 3, 2, 129, 5, noisy=True),
+    "129 lanes, noise": Case(7, 1, 2, 129, 4, noisy=True),
     "1000 lanes, one chunk": Case(14, 5, 3, 1000, 40),
     "two blocks": Case(9, 0, 2, 5000, 4, driven=False),
     "strides of several chunks": Case(29, 3, 11, 5, 4, longest=5),
@@ -101,14 +101,14 @@ CASES = {
 @pytest.fixture(autouse=True)
 def short_bodies(monkeypatch):
     """The interpreter takes its time over each unrolled step."""
-    monkeypatch.setattr(mosaic_tpu, "UNROLL", 3)
+    monkeypatch.setattr(mosaic_tpu, "UNROLL", 2)
 
 
 def assert_close(got, want, rtol):
     assert len(got) == len(want)
     for a, b in zip(got, want):
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.max(np.abs(b), initial=1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.max(np.abs(b), initial=0.1))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -125,14 +125,12 @@ def test_forward_and_adjoint_agree_with_a_float64_scan(case, monkeypatch):
     @jax.jit
     def run(coefs, state, inputs, seeds, ct_records, ct_final):
         every = case.checkpoint_every
-        plain = BACKEND.forward(loop, coefs, state, inputs, seeds)
         kept = BACKEND.forward(loop, coefs, state, inputs, seeds, every)
-        back = BACKEND.adjoint(
+        return kept, BACKEND.adjoint(
             loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, every
-        )  # fmt: skip
-        return plain, kept, back
+        )
 
-    plain, kept, back = run(coefs, state, inputs, seeds, ct_records, ct_final)
+    kept, back = run(coefs, state, inputs, seeds, ct_records, ct_final)
     draws = [normals(seeds, i, 1) for i in range(case.steps)] if case.noisy else []
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (coefs, state, inputs))
@@ -141,12 +139,21 @@ def test_forward_and_adjoint_agree_with_a_float64_scan(case, monkeypatch):
         ct_coefs, ct_state, ct_inputs = pull(
             jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (ct_records, ct_final))
         )
-    assert_close((*plain.records, *plain.final), (*want[0], *want[1]), 2e-6)
+    assert_close((*kept.records, *kept.final), (*want[0], *want[1]), 2e-6)
+    total = np.sum(back.coefs[0], dtype=np.float64)
+    assert_close((total, back.coefs[1], *back.state), (*ct_coefs, *ct_state), 2e-5)
+    if inputs:
+        assert_close((np.sum(back.inputs[0], axis=1), back.inputs[1]), ct_inputs, 1e-5)
+
+
+def test_checkpoints_change_no_number():
+    case = CASES["127 lanes, long strides"]
+    coefs, state, inputs, seeds, _ = make_data(case)
+    plain = BACKEND.forward(make_loop(case), coefs, state, inputs, seeds)
+    kept = BACKEND.forward(make_loop(case), coefs, state, inputs, seeds, case.checkpoint_every)
+    assert plain.saved is None
     for a, b in zip((*plain.records, *plain.final), (*kept.records, *kept.final), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert_close((back.coefs[0].sum(), back.coefs[1], *back.state), (*ct_coefs, *ct_state), 1e-5)
-    if inputs:
-        assert_close((back.inputs[0].sum(axis=1), back.inputs[1]), ct_inputs, 1e-5)
 
 
 def test_only_wanted_cotangents_are_returned():
