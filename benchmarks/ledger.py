@@ -152,6 +152,11 @@ def _inner_loops(text: str) -> list[tuple[int, int]]:
     return [(first, last) for first, last in spans]
 
 
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {name: metadata.version(name) for name in ("jax", "libtpu")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", choices=TPU_TOPOLOGIES, help="print this chip's rows only")
@@ -172,8 +177,7 @@ def main() -> None:
                 rows.append(compile_row(chip, kernel, scheme))
                 print(rows[-1], flush=True)
     if not (options.chip or options.kernel or options.scheme):
-        versions = {name: metadata.version(name) for name in ("jax", "libtpu")}
-        text = {**versions, "command": "python -m benchmarks.ledger", "unit": UNIT, "rows": rows}
+        text = {**versions(), "command": "python -m benchmarks.ledger", "unit": UNIT, "rows": rows}
         LEDGER.write_text(json.dumps(text, indent=1) + "\n")
 
 

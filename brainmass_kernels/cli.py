@@ -139,7 +139,9 @@ def _settings(arguments, saved) -> dict:
 
     held = saved.settings if saved else DEFAULTS
     fresh = arguments.seed is not None or saved is None
-    key = jax.random.key(_or(arguments.seed, 0)) if fresh else jax.random.wrap_key_data(np.array(held["key"], np.uint32))
+    key = (
+        jax.random.key(_or(arguments.seed, 0)) if fresh else jax.random.wrap_key_data(np.array(held["key"], np.uint32))
+    )
     return {
         "key": key,
         "band": _or(arguments.band, held["band"]),

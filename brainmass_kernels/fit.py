@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -35,7 +36,7 @@ _UNSEEN = 1_000_003
 _CHECKS = 4
 #: "noise.E_inp" is the intensity of the noise on the input E_inp.
 _NOISE = "noise."
-_VERSION = 1
+_FORMAT = ("brainmass_kernels.Fit", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +166,15 @@ class Fit:
             raise FileNotFoundError(f"'resume' got {path}, but there is no file of that name")
         try:
             with open(path) as file:
-                return _decode(json.load(file), model)
+                saved = json.load(file)
+            form = (saved["format"], saved["version"])
+            if form != _FORMAT:
+                raise KeyError(f"{form} is not {_FORMAT}")
+            return _decode(saved, model)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{os.path.basename(path)}: not a fit saved by brainmass_kernels ({error!r})") from error
+            raise ValueError(
+                f"{os.path.basename(path)}: not a fit saved by this brainmass_kernels ({error!r})"
+            ) from error
 
 
 def _row(name: str, value: str, note: str) -> str:
@@ -252,7 +259,7 @@ def fit(
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
-    optax: Any = _needs("optax")
+    _needs("optax")
     begin = time.perf_counter()
     if not isinstance(model, Model):
         raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
@@ -271,7 +278,7 @@ def fit(
     key = jax.random.key(0) if key is None else key
     if optimiser is not None and not hasattr(optimiser, "update"):
         raise TypeError(f"'optimiser' got {type(optimiser).__name__}, but takes an optax optimiser")
-    optimiser = optimiser or optax.adam(LEARNING_RATE, b2=0.99)
+    optimiser = optimiser or _adam()
 
     problem = _Problem(
         model=model,
@@ -287,7 +294,7 @@ def fit(
             duration=duration, dt=dt, every=every, transient=transient, scheme=scheme, implementation=implementation
         ),
     )
-    settings = problem.settings(key)
+    settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
     if saved:
         _check_same(saved, settings, frees, target)
@@ -401,7 +408,9 @@ def _starts(problem: _Problem, starts, screen: int, given, key) -> dict[str, jax
     count = max(starts, math.ceil(screen / (n * starts)) * n * starts)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
     # A Latin hypercube: each parameter takes every one of `count` equal slices once.
-    position = (rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))) / count
+    position = (
+        rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))
+    ) / count
     position[:, 0] = [float(f.position(given[f.name])) for f in frees]
     z = {f.name: jnp.asarray(_to_z(row)) for f, row in zip(frees, position)}
     if count == starts:
@@ -413,7 +422,9 @@ def _starts(problem: _Problem, starts, screen: int, given, key) -> dict[str, jax
 def _given_starts(problem: _Problem, starts) -> dict[str, jax.Array]:
     names = [f.name for f in problem.frees]
     if set(starts) != set(names):
-        raise ValueError(f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}")
+        raise ValueError(
+            f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}"
+        )
     values = {f.name: np.atleast_1d(_plain(starts[f.name], f.unit, f"starts: {f.name!r}")) for f in problem.frees}
     try:
         shape = np.broadcast_shapes(*(value.shape for value in values.values()), (len(problem.target), 1))
@@ -421,10 +432,10 @@ def _given_starts(problem: _Problem, starts) -> dict[str, jax.Array]:
         shape = ()
     if len(shape) != 2 or shape[0] != len(problem.target):
         shapes = {name: value.shape for name, value in values.items()}
-        raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({len(problem.target)}, starts) of each")
-    return {
-        f.name: jnp.broadcast_to(jnp.asarray(_to_z(f.position(values[f.name]))), shape) for f in problem.frees
-    }
+        raise ValueError(
+            f"'starts' got shapes {shapes}, but takes (starts,) or ({len(problem.target)}, starts) of each"
+        )
+    return {f.name: jnp.broadcast_to(jnp.asarray(_to_z(f.position(values[f.name]))), shape) for f in problem.frees}
 
 
 # --- the objective ---
@@ -465,9 +476,18 @@ class _Problem:
         put("log_target", (log_target - level)[:, None])
         put("log_freqs", np.log10(self.target.freqs))
         put("onto", spectra.interpolation(np.fft.rfftfreq(nperseg, sampling), self.target.freqs))
-        put("power", jax.jit(self._power))
+        held = self.settings() | {"free": [(f.name, f.low, f.high, str(f.unit)) for f in self.frees]}
+        held |= {"implementation": self.options["implementation"], "grid": self.target.freqs.tolist()}
+        put("identity", (type(self.model), json.dumps(held)))
 
-    def settings(self, key) -> dict[str, Any]:
+    # Programs are compiled once for problems that differ in the target's powers and the key only.
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Problem) and self.identity == other.identity
+
+    def settings(self) -> dict[str, Any]:
         """Everything that a resumed fit must share, ready for JSON."""
         fixed = {
             name: np.asarray(units.strip(value, unit, name)).tolist()
@@ -483,7 +503,6 @@ class _Problem:
             "scheme": self.options["scheme"],
             "model": type(self.model).__name__,
             "fixed": fixed,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
             "realisations": self.realisations,
             "band": list(self.band),
             "background": self.background,
@@ -521,7 +540,7 @@ class _Problem:
         """Which implementation the simulations of this fit run on, and why; every argument is checked by it."""
         return self.run({f.name: jnp.zeros((len(self.target), 1)) for f in self.frees}, self.keys(key), explain)
 
-    def _power(self, z, keys):
+    def power(self, z, keys):
         """Welch's density of the record (*lanes, frequencies), averaged over the realisations."""
         signal = u.get_mantissa(self.run(z, keys, simulate)[self.record])
         _, power = spectra.welch(signal, self.sampling, self.nperseg)
@@ -531,11 +550,11 @@ class _Problem:
         """log10 of a density at the target's frequencies."""
         return jnp.log10(jnp.maximum(power, 1e-30)) @ jnp.asarray(self.onto.T, power.dtype)
 
-    def error(self, power):
+    def error(self, power, log_target):
         """Squared error and nuisances of each lane; infinite where the simulation was not finite."""
         log_model = self.log_model(power)
-        log_model = jnp.broadcast_to(log_model, (len(self.target), *log_model.shape[1:]))
-        error, nuisance = spectra.log_error(log_model, self.log_target, self.log_freqs, background=self.background)
+        log_model = jnp.broadcast_to(log_model, (len(log_target), *log_model.shape[1:]))
+        error, nuisance = spectra.log_error(log_model, log_target, self.log_freqs, background=self.background)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance
 
     def keys(self, key, check: int | None = None):
@@ -547,11 +566,11 @@ class _Problem:
         n = len(self.target)
         blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
         parts = [
-            self.power({name: block[i] for name, block in blocks.items()}, self.keys(key))
+            _power(self, {name: block[i] for name, block in blocks.items()}, self.keys(key))
             for i in range(len(blocks[self.frees[0].name]))
         ]
         power = jnp.stack(parts).reshape(1, -1, parts[0].shape[-1])
-        error = np.array(jax.jit(lambda power: self.error(power)[0])(power))
+        error = np.array(_error(self, power, self.log_target)[0])
         error[:, 0] = -1.0
         return np.argsort(error, axis=1, kind="stable")[:, :starts]
 
@@ -569,32 +588,44 @@ class _State(NamedTuple):
     first: dict[str, jax.Array]
 
 
-def _descend(problem: _Problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress):
-    """Step until the steps are used up or no target gains; returns the state, and fills ``history``."""
-    keys = problem.keys(key)
+_power = jax.jit(_Problem.power, static_argnums=0)
+_error = jax.jit(_Problem.error, static_argnums=0)
+
+
+@functools.cache
+def _adam():
+    optax: Any = _needs("optax")
+    return optax.adam(LEARNING_RATE, b2=0.99)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _advance(problem: _Problem, optimiser, state: _State, keys, log_target, clip):
+    """One step of every lane, and the errors before it."""
 
     def objective(z):
-        error, _ = problem.error(problem._power(z, keys))
+        error, _ = problem.error(problem.power(z, keys), log_target)
         # Lanes do not mix: the gradient of the sum is each lane's own.
         return jnp.sum(error), error
 
-    @jax.jit
-    def advance(state: _State):
-        slopes, error = jax.grad(objective, has_aux=True)(state.z)
-        better = error < state.best
-        best_z = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.z, state.best_z)
-        # optax itself leans on promotion, which a user may have forbidden.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
-        z = {name: value + updates[name] for name, value in state.z.items()}
-        # A lane whose simulation was not finite goes on from the best place it has been.
-        z = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(error), jnp.clip(new, -6.0, 6.0), old), z, best_z)
-        return _State(z, moments, best_z, jnp.minimum(error, state.best), state.first), error
+    slopes, error = jax.grad(objective, has_aux=True)(state.z)
+    better = error < state.best
+    best_z = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.z, state.best_z)
+    # optax itself leans on promotion, which a user may have forbidden.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
+    z = {name: value + updates[name] for name, value in state.z.items()}
+    # A lane whose simulation was not finite goes on from the best place it has been.
+    z = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(error), jnp.clip(new, -6.0, 6.0), old), z, best_z)
+    return _State(z, moments, best_z, jnp.minimum(error, state.best), state.first), error
 
+
+def _descend(problem: _Problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress):
+    """Step until the steps are used up or no target gains; returns the state, and fills ``history``."""
+    keys = problem.keys(key)
     gains = []
     with _shown(progress, steps) as show:
         for step in range(1, steps + 1):
-            state, error = advance(state)
+            state, error = _advance(problem, optimiser, state, keys, problem.log_target, clip)
             history.append(_rms(error))
             best = _rms(state.best.min(1))
             gains.append(best)
@@ -649,15 +680,17 @@ def _shown(progress, steps: int):
 def _report(problem: _Problem, state, history, key, settings, plan, began) -> Fit:
     """Measure every lane's best again on unseen noise, and choose the best start of each target by that."""
     power, first_power = (_unseen_power(problem, z, key) for z in (state.best_z, state.first))
-    error, nuisance = problem.error(power)
+    error, nuisance = _error(problem, power, problem.log_target)
     best = np.asarray(error).argmin(1)
     if not np.isfinite(np.asarray(error).min(1)).all():
         which = int(np.argmax(~np.isfinite(np.asarray(error).min(1))))
-        raise FloatingPointError(f"no start of spectrum {which + 1} gave a finite simulation; take a smaller dt or bounds")
+        raise FloatingPointError(
+            f"no start of spectrum {which + 1} gave a finite simulation; take a smaller dt or bounds"
+        )
     lane = (np.arange(len(best)), best)
     values = {f.name: np.asarray(f.value(state.best_z[f.name])[lane]) for f in problem.frees}
     model, inputs, noise = problem.put(values)
-    first_error, first_nuisance = problem.error(first_power)
+    first_error, first_nuisance = _error(problem, first_power, problem.log_target)
     chosen = {name: np.asarray(value)[lane] for name, value in nuisance._asdict().items()}
     return Fit(
         parameters={f.name: units.attach(values[f.name], f.unit) for f in problem.frees},
@@ -670,9 +703,7 @@ def _report(problem: _Problem, state, history, key, settings, plan, began) -> Fi
         best_start=best,
         spectrum=_observed(problem, power, nuisance, lane, "fit"),
         initial_spectrum=_observed(problem, first_power, first_nuisance, (lane[0], 0 * best), "start"),
-        nuisance={
-            name: value if name == "chi" else value + problem.level for name, value in chosen.items()
-        },
+        nuisance={name: value if name == "chi" else value + problem.level for name, value in chosen.items()},
         target=problem.target,
         free=problem.frees,
         settings=settings,
@@ -684,7 +715,7 @@ def _report(problem: _Problem, state, history, key, settings, plan, began) -> Fi
 
 
 def _unseen_power(problem: _Problem, z, key):
-    return sum(problem.power(z, problem.keys(key, check)) for check in range(_CHECKS)) / _CHECKS
+    return sum(_power(problem, z, problem.keys(key, check)) for check in range(_CHECKS)) / _CHECKS
 
 
 def _observed(problem: _Problem, power, nuisance, lane, name: str) -> Spectrum:
@@ -699,8 +730,11 @@ def _observed(problem: _Problem, power, nuisance, lane, name: str) -> Spectrum:
 
 def _plain_state(state: _State) -> dict[str, Any]:
     moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)]
-    return {**{k: {n: np.asarray(v) for n, v in getattr(state, k).items()} for k in ("z", "best_z", "first")},
-            "best": np.asarray(state.best), "moments": moments}
+    return {
+        **{k: {n: np.asarray(v) for n, v in getattr(state, k).items()} for k in ("z", "best_z", "first")},
+        "best": np.asarray(state.best),
+        "moments": moments,
+    }
 
 
 def _restore(saved: dict[str, Any], optimiser) -> _State:
@@ -727,10 +761,12 @@ def _check_same(saved: Fit, settings, frees, target: Spectrum):
 
 def _encode(fit: Fit) -> dict[str, Any]:
     known = _quantities(fit.model, fit.inputs, fit.noise)
-    values = {name: {"value": _listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()}
+    values = {
+        name: {"value": _listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()
+    }
     return {
-        "format": "brainmass_kernels.Fit",
-        "version": _VERSION,
+        "format": _FORMAT[0],
+        "version": _FORMAT[1],
         "parameters": {f.name: values[f.name] for f in fit.free},
         "rms": _listed(fit.rms),
         "initial_rms": _listed(fit.initial_rms),
@@ -745,8 +781,10 @@ def _encode(fit: Fit) -> dict[str, Any]:
         **{name: _encode_spectrum(getattr(fit, name)) for name in ("target", "spectrum", "initial_spectrum")},
         "losses": _listed(np.round(fit.losses, 6)),
         "state": {
-            name: [_listed(leaf) for leaf in tree] if isinstance(tree, list)
-            else {key: _listed(leaf) for key, leaf in tree.items()} if isinstance(tree, dict)
+            name: [_listed(leaf) for leaf in tree]
+            if isinstance(tree, list)
+            else {key: _listed(leaf) for key, leaf in tree.items()}
+            if isinstance(tree, dict)
             else _listed(tree)
             for name, tree in fit.state.items()
         },
@@ -760,7 +798,11 @@ def _is_given(fit: Fit, name: str) -> bool:
 
 
 def _encode_spectrum(spectrum: Spectrum) -> dict[str, Any]:
-    return {"name": spectrum.name, "freqs_hz": _listed(spectrum.freqs), "log10_power": _listed(np.log10(spectrum.power))}
+    return {
+        "name": spectrum.name,
+        "freqs_hz": _listed(spectrum.freqs),
+        "log10_power": _listed(np.log10(spectrum.power)),
+    }
 
 
 def _listed(array):
@@ -776,8 +818,6 @@ def _array(nested, missing=np.nan) -> np.ndarray:
 
 
 def _decode(saved: dict[str, Any], model) -> Fit:
-    if saved["format"] != "brainmass_kernels.Fit" or saved["version"] != _VERSION:
-        raise ValueError(f"a fit of version {saved['version']}, and this is version {_VERSION}; fit it again")
     name = saved["settings"]["model"]
     kind = type(model) if type(model).__name__ == name else getattr(models, name, None)
     if kind is None:
@@ -801,8 +841,11 @@ def _decode(saved: dict[str, Any], model) -> Fit:
         best_start=np.array(saved["best_start"]),
         nuisance={key: _array(value, -np.inf) for key, value in saved["nuisance"].items()},
         free=tuple(Free(f["name"], f["low"], f["high"], known[f["name"]][0]) for f in saved["free"]),
-        state={**{key: {k: np.array(v) for k, v in state[key].items()} for key in ("z", "best_z", "first")},
-               "best": _array(state["best"], np.inf), "moments": [np.array(leaf) for leaf in state["moments"]]},
+        state={
+            **{key: {k: np.array(v) for k, v in state[key].items()} for key in ("z", "best_z", "first")},
+            "best": _array(state["best"], np.inf),
+            "moments": [np.array(leaf) for leaf in state["moments"]],
+        },
         **{key: _array(saved[key]) for key in ("rms", "initial_rms")},
         **{key: _decode_spectrum(saved[key]) for key in ("target", "spectrum", "initial_spectrum")},
         **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},

@@ -174,7 +174,9 @@ def _read_npz(path: str, name: str):
 def _read_csv(path: str, name: str):
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in row)]
+            rows = [
+                (number, row) for number, row in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in row)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name}: cannot be read as .csv ({error})") from error
     if rows and not any(map(_is_number, rows[0][1])):
@@ -312,9 +314,7 @@ def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True,
         normal = normal + damping[..., None, None] * _like(jnp.eye(3), normal)
         slope = jnp.einsum("...fi,...f->...i", jacobian, total - log_target)
         trial = Nuisance(*jnp.moveaxis(jnp.stack(theta, -1) - _solve_symmetric(normal, slope), -1, 0))
-        trial = trial._replace(
-            log_background=jnp.maximum(trial.log_background, floor), chi=jnp.clip(trial.chi, *_CHI)
-        )
+        trial = trial._replace(log_background=jnp.maximum(trial.log_background, floor), chi=jnp.clip(trial.chi, *_CHI))
         trial_error = error(trial)
         better = trial_error < best
         theta = Nuisance(*(jnp.where(better, new, old) for new, old in zip(trial, theta)))

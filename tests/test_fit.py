@@ -183,7 +183,7 @@ def test_progress_is_told_and_may_stop_the_fit():
 
 
 def test_a_fit_stops_when_nothing_is_gained():
-    result = small(steps=50, patience=3, tolerance=0.9, free={"f0": (6.0, 16.0)})
+    result = small(steps=50, patience=3, tolerance=0.9)
     assert len(result.losses) == 4
 
 
