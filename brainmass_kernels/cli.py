@@ -135,12 +135,14 @@ def _settings(arguments, saved) -> dict:
     """The settings that a resumed fit takes over unless they are given again."""
     import brainunit as u
     import jax
-    import numpy as np
+    import jax.numpy as jnp
 
     held = saved.settings if saved else DEFAULTS
     fresh = arguments.seed is not None or saved is None
     key = (
-        jax.random.key(_or(arguments.seed, 0)) if fresh else jax.random.wrap_key_data(np.array(held["key"], np.uint32))
+        jax.random.key(_or(arguments.seed, 0))
+        if fresh
+        else jax.random.wrap_key_data(jnp.asarray(held["key"], jnp.uint32))
     )
     return {
         "key": key,

@@ -290,9 +290,14 @@ def fit(
         background=bool(background),
         realisations=realisations,
         record=record,
-        options=dict(
-            duration=duration, dt=dt, every=every, transient=transient, scheme=scheme, implementation=implementation
-        ),
+        options={
+            "duration": duration,
+            "dt": dt,
+            "every": every,
+            "transient": transient,
+            "scheme": scheme,
+            "implementation": implementation,
+        },
     )
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
@@ -301,7 +306,7 @@ def fit(
         state = _restore(saved.state, optimiser)
     else:
         z = _starts(problem, starts, screen, given, key)
-        state = _State(z, optimiser.init(z), z, jnp.full(z[frees[0].name].shape, jnp.inf), z)
+        state = _State(z, optimiser.init(z), z, jnp.full_like(z[frees[0].name], jnp.inf), z)
     history = [] if saved is None else list(saved.losses)
     state = _descend(problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress)
     return _report(problem, state, history, key, settings, plan, begin)
@@ -372,7 +377,7 @@ def _quantities(model, inputs, noise) -> dict[str, tuple[Any, Any]]:
     shaken = {}
     for name, (unit, _) in driven.items():
         root = unit * u.second**0.5
-        shaken[_NOISE + name] = (root, noise.get(name, u.Quantity(0.0, unit=root)))
+        shaken[_NOISE + name] = (root, noise.get(name, 0.0 * root))
     return fields | driven | shaken
 
 
@@ -456,29 +461,48 @@ class _Problem:
     record: str
     options: dict[str, Any]
 
-    def __post_init__(self):
-        sampling = float(units.strip(self.options["dt"], u.second, "dt")) * self.options["every"]
+    @property
+    def dt(self) -> float:
+        return units.concrete(units.strip(self.options["dt"], u.second, "dt"), "dt")
+
+    @property
+    def sampling(self) -> float:
+        return self.dt * self.options["every"]
+
+    @functools.cached_property
+    def nperseg(self) -> int:
+        """Samples of a segment that give the model's spectrum the resolution of the target's."""
         window = float(np.clip(1 / np.median(np.diff(self.target.freqs)), 1.0, 4.0))
-        log_target = np.log10(self.target.power)
-        # float32 does not hold 1e-23 squared; the mean level returns with the scale.
-        level = log_target.mean(-1, keepdims=True)
-        nperseg = round(window / sampling)
-        samples = (self.steps("duration", sampling) - self.steps("transient", sampling)) // self.options["every"]
-        if samples < nperseg:
+        samples = (self.steps("duration") - self.steps("transient")) // self.options["every"]
+        if samples * self.sampling < window:
             raise ValueError(
-                f"'duration' leaves {samples * sampling:g} s after the transient, but the target's resolution takes "
-                f"{window:.3g} s at least"
+                f"'duration' leaves {samples * self.sampling:g} s after the transient, but the target's resolution "
+                f"takes {window:.3g} s at least"
             )
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("sampling", sampling)
-        put("nperseg", nperseg)
-        put("level", level[:, 0])
-        put("log_target", (log_target - level)[:, None])
-        put("log_freqs", np.log10(self.target.freqs))
-        put("onto", spectra.interpolation(np.fft.rfftfreq(nperseg, sampling), self.target.freqs))
+        return round(window / self.sampling)
+
+    @functools.cached_property
+    def onto(self) -> np.ndarray:
+        return spectra.interpolation(np.fft.rfftfreq(self.nperseg, self.sampling), self.target.freqs)
+
+    @property
+    def log_freqs(self) -> np.ndarray:
+        return np.log10(self.target.freqs)
+
+    @property
+    def level(self) -> np.ndarray:
+        """Mean log10 power of each target (n,): float32 does not hold 1e-23 squared, and the scale brings it back."""
+        return np.log10(self.target.power).mean(-1)
+
+    @property
+    def log_target(self) -> np.ndarray:
+        return (np.log10(self.target.power) - self.level[:, None])[:, None]
+
+    @functools.cached_property
+    def identity(self) -> tuple:
         held = self.settings() | {"free": [(f.name, f.low, f.high, str(f.unit)) for f in self.frees]}
         held |= {"implementation": self.options["implementation"], "grid": self.target.freqs.tolist()}
-        put("identity", (type(self.model), json.dumps(held)))
+        return type(self.model), json.dumps(held)
 
     # Programs are compiled once for problems that differ in the target's powers and the key only.
     def __hash__(self) -> int:
@@ -494,12 +518,11 @@ class _Problem:
             for name, (unit, value) in _quantities(self.model, self.inputs, self.noise).items()
             if name not in {f.name for f in self.frees}
         }
-        dt = self.sampling / self.options["every"]
         return {
-            "duration": self.steps("duration", self.sampling) * dt,
-            "dt": dt,
+            "duration": self.steps("duration") * self.dt,
+            "dt": self.dt,
             "every": self.options["every"],
-            "transient": self.steps("transient", self.sampling) * dt,
+            "transient": self.steps("transient") * self.dt,
             "scheme": self.options["scheme"],
             "model": type(self.model).__name__,
             "fixed": fixed,
@@ -509,8 +532,8 @@ class _Problem:
             "record": self.record,
         }
 
-    def steps(self, name: str, sampling: float) -> int:
-        return units.steps_of(self.options[name], sampling / self.options["every"], name)
+    def steps(self, name: str) -> int:
+        return 0 if self.options[name] is None else units.steps_of(self.options[name], self.dt, name)
 
     def arguments(self, z) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Model, inputs and noise with the free values put in; every array of z has the batch shape."""
@@ -543,7 +566,7 @@ class _Problem:
     def power(self, z, keys):
         """Welch's density of the record (*lanes, frequencies), averaged over the realisations."""
         signal = u.get_mantissa(self.run(z, keys, simulate)[self.record])
-        _, power = spectra.welch(signal, self.sampling, self.nperseg)
+        power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
         return jnp.moveaxis(power.mean(-1), 0, -1)
 
     def log_model(self, power):

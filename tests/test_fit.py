@@ -49,16 +49,16 @@ def resonance(f0, damping):
 
 
 FREE = {"f0": (6.0, 16.0), "damping": (0.03, 0.6)}
-SMALL = dict(
-    noise={"drive": 1.0 * SHAKEN},
-    starts=2,
-    duration=4 * u.second,
-    dt=2 * u.ms,
-    every=5,
-    realisations=2,
-    background=False,
-    record="eeg",
-)
+SMALL = {
+    "noise": {"drive": 1.0 * SHAKEN},
+    "starts": 2,
+    "duration": 4 * u.second,
+    "dt": 2 * u.ms,
+    "every": 5,
+    "realisations": 2,
+    "background": False,
+    "record": "eeg",
+}
 
 
 def small(target=None, free=FREE, model=None, **changes) -> Fit:
@@ -155,7 +155,7 @@ def test_what_is_no_saved_fit_is_refused(tmp_path):
         Fit.load(tmp_path / "absent.json")
     for text in ("{", "[]", "{}", '{"format": "brainmass_kernels.Fit", "version": 1}', '{"format": "x", "version": 1}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(ValueError, match="bad.json"):
+        with pytest.raises(ValueError, match=r"bad\.json"):
             Fit.load(tmp_path / "bad.json")
 
 
@@ -257,7 +257,7 @@ def test_without_the_extra_its_name_is_said(monkeypatch):
 def test_jansen_rit_is_recovered_from_other_noise():
     """Ae and be, from 20% off, from a spectrum of 256 s simulated with another key."""
     model = bk.JansenRit(Ae=3.5 * u.mV, be=90 * u.Hz)
-    driven = dict(inputs={"E_inp": 220 * u.Hz}, noise={"E_inp": 2 * u.Hz * u.second**0.5})
+    driven = {"inputs": {"E_inp": 220 * u.Hz}, "noise": {"E_inp": 2 * u.Hz * u.second**0.5}}
     lanes = dataclasses.replace(model, be=np.full(32, 90.0, np.float32) * u.Hz)
     record = bk.simulate(
         lanes, 9 * u.second, 1 * u.ms, **driven, every=5, transient=1 * u.second, key=jax.random.key(77)

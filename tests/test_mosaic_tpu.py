@@ -98,12 +98,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short_bodies(monkeypatch):
-    """The interpreter takes its time over each unrolled step."""
-    monkeypatch.setattr(mosaic_tpu, "UNROLL", 2)
-
-
 def assert_close(got, want, rtol):
     assert len(got) == len(want)
     for a, b in zip(got, want):
@@ -173,14 +167,15 @@ def test_only_wanted_cotangents_are_returned():
 # Time ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("unroll", [2, 20])
 @pytest.mark.parametrize("wish", [None, 1, 4, 7, 50])
 @pytest.mark.parametrize("most", [1, 3, 8, 64])
 @pytest.mark.parametrize("schedule", [
     Schedule(*s) for s in
     [(1, 0, 1), (7, 0, 9), (23, 3, 2), (31, 5, 3), (50, 4, 20), (40, 0, 7), (60, 11, 17), (9, 12, 1), (12, 12, 5)]
 ])  # fmt: skip
-def test_chunks_take_every_step_once_and_meet_the_records(schedule, most, wish):
-    cut = cut_time(schedule, most, wish)
+def test_chunks_take_every_step_once_and_meet_the_records(schedule, most, wish, unroll):
+    cut = cut_time(schedule, most, wish, unroll)
     steps = np.asarray(cut.spread(jnp.arange(schedule.steps)))
     assert steps.shape == (cut.chunks * cut.size,)
     np.testing.assert_array_equal(cut.gather(jnp.asarray(steps)), np.arange(schedule.steps))

@@ -121,9 +121,9 @@ def test_a_bad_npz_says_what_it_holds(tmp_path, arrays, said):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("1,2")
     (tmp_path / "a.npz").write_text("not a zip")
-    with pytest.raises(ValueError, match="not one of .npz, .csv"):
+    with pytest.raises(ValueError, match=r"not one of \.npz, \.csv"):
         load_spectrum(tmp_path / "a.txt")
-    with pytest.raises(ValueError, match="cannot be read as .npz"):
+    with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
         load_spectrum(tmp_path / "a.npz")
 
 
@@ -144,7 +144,7 @@ def test_a_bad_spectrum_is_refused(freqs, power, error, said):
 def test_a_band_keeps_its_edges_and_refuses_to_be_empty():
     spectrum = Spectrum(FREQS * u.Hz, FREQS)
     assert spectrum.band(4, 30).freqs[[0, -1]].tolist() == [4.0, 30.0]
-    with pytest.raises(ValueError, match="'band' .* 3 frequencies from 39 to 45 Hz"):
+    with pytest.raises(ValueError, match=r"'band' .* 3 frequencies from 39 to 45 Hz"):
         spectrum.band(39, 45)
 
 
@@ -207,5 +207,5 @@ def test_alpha_peaks_are_found_between_grid_points(at):
 def test_interpolation_refuses_to_extrapolate():
     weights = spectra.interpolation(np.array([0.0, 1.0, 2.0]), np.array([0.5, 2.0]))
     np.testing.assert_allclose(weights, [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    with pytest.raises(ValueError, match="0.5 to 3 Hz"):
+    with pytest.raises(ValueError, match=r"0\.5 to 3 Hz"):
         spectra.interpolation(np.array([0.0, 1.0, 2.0]), np.array([0.5, 3.0]))

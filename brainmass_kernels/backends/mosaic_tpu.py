@@ -233,21 +233,21 @@ def _downward(first, last, body, carry):
     return lax.fori_loop(jnp.int32(0), last - first, lambda i, c: body(last - 1 - i, c), carry)
 
 
-def cut_time(schedule: Schedule, most: int, wish: int | None = None) -> Cut:
+def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int = UNROLL) -> Cut:
     """Cut time into chunks of at most ``most`` steps, of about ``wish`` steps if that is given."""
     wish = min(wish or most, most)
     every, lead = schedule.every, schedule.lead
     if schedule.count == 0:
-        every, lead = _up(min(wish, schedule.steps), UNROLL), 0
-        return Cut(schedule.steps, lead, every, 1, 1, every, min(UNROLL, every))
+        every, lead = _up(min(wish, schedule.steps), unroll), 0
+        return Cut(schedule.steps, lead, every, 1, 1, every, min(unroll, every))
     if every > most:
         parts = -(-every // wish)
-        size = _up(-(-every // parts), UNROLL)
-        return Cut(schedule.steps, lead, size, 1, -(-every // size), every, UNROLL)
-    if every > UNROLL:
-        unit, body = every, _divisor(every)
+        size = _up(-(-every // parts), unroll)
+        return Cut(schedule.steps, lead, size, 1, -(-every // size), every, unroll)
+    if every > unroll:
+        unit, body = every, _divisor(every, unroll)
     else:
-        unit = body = every * max(1, UNROLL // every)
+        unit = body = every * max(1, unroll // every)
     # Even shares: a last chunk with a few steps costs as much to start as a full one.
     total = (-lead % unit) + schedule.steps
     count = -(-total // max(unit, min(_up(wish, unit), most // unit * unit)))
@@ -259,9 +259,14 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _divisor(n: int) -> int:
-    """The body of a long stride: a divisor near UNROLL if there is one, so that no step is left over."""
-    return next((d for d in range(UNROLL, UNROLL // 3, -1) if n % d == 0), UNROLL)
+def _divisor(n: int, unroll: int) -> int:
+    """The body of a long stride: a divisor near ``unroll`` if there is one, so that no step is left over."""
+    return next((d for d in range(unroll, unroll // 3, -1) if n % d == 0), unroll)
+
+
+def _unroll(loop: Loop) -> int:
+    """The interpreter gains nothing by unrolled steps, and compiles each of them slowly."""
+    return 2 if loop.interpret else UNROLL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +326,7 @@ def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
         return min(LONGEST, int((BUDGET / (4 * rows * LANES) - still) / (a_step or 1)))
 
     rows = block_rows(lanes, _FORWARD, lambda rows: most(rows) >= min(64, loop.schedule.steps))
-    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1)))
+    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1), None, _unroll(loop)))
 
 
 def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int, way=None) -> Plan:
@@ -334,7 +339,7 @@ def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: in
     kept = loop.n_state + loop.n_normals + 2
     a_step = kept + 4 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
     most = int((BUDGET / (4 * 8 * LANES) - still) / a_step)
-    cut = cut_time(loop.schedule, max(1, min(LONGEST, most)), checkpoint_every)
+    cut = cut_time(loop.schedule, max(1, min(LONGEST, most)), checkpoint_every, _unroll(loop))
     if way:
         cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + way.n_coefs + 4 * loop.n_state + 2), way.values_a_step
     else:

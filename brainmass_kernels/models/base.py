@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -131,6 +132,15 @@ def model(cls):
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def init(self, **fields):
+        for name in fields:
+            check_name(name, names, "parameter", TypeError)
+        make(self, **fields)
+
+    cls.__init__ = init
     return cls
 
 
@@ -144,9 +154,9 @@ def refuse_nan(magnitude, name: str) -> None:
         raise ValueError(f"'{name}' got NaN (first at {tuple(map(int, lanes[0]))}), but takes finite numbers")
 
 
-def check_name(name: str, known, what: str) -> None:
-    """Raise ValueError, with the closest known name, unless ``name`` is one of ``known``."""
+def check_name(name: str, known, what: str, error: type[Exception] = ValueError) -> None:
+    """Raise ``error``, with the closest known name, unless ``name`` is one of ``known``."""
     if name not in known:
         close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}")
+        raise error(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}")
