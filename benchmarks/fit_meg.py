@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--data", required=True, help="meg_resting_spectra.npz")
     parser.add_argument("--starts", type=int, default=4)
     parser.add_argument("--screen", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--realisations", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--implementation")

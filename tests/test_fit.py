@@ -74,7 +74,7 @@ def found() -> Fit:
     """Two targets at once, starts 20% off on either side, against the spectrum in closed form."""
     target = Spectrum(FREQS, np.stack([resonance(9.0, 0.1), resonance(11.5, 0.15)]), "two resonances")
     starts = {"f0": [[7.2, 10.8], [9.2, 13.8]], "damping": [[0.12, 0.08], [0.12, 0.18]]}
-    return small(target, starts=starts, steps=40, duration=6 * u.second, realisations=8, optimiser=optax.adam(0.1))
+    return small(target, starts=starts, steps=30, duration=6 * u.second, realisations=8, optimiser=optax.adam(0.12))
 
 
 def test_parameters_come_back_from_20_percent_off(found):

@@ -222,6 +222,17 @@ def test_the_reason_is_named(asked, reason):
     assert reason in BACKEND.unsupported(asked)
 
 
+@pytest.mark.parametrize("name", sorted(mosaic_tpu.LACKING))
+def test_mosaic_lacks(name):
+    def step(_, __, x, v):
+        return (lax.reduce_precision(x, 8, 10) if name == "reduce_precision" else getattr(lax, name)(x)), v
+
+    loop = request("tpu", step=step).loop
+    lowered = jax.jit(lambda *state: BACKEND.forward(loop, (jnp.float32(1.0), jnp.float32(1.0)), state, (), None).final)
+    with pytest.raises(NotImplementedError, match=name):
+        lowered.trace(jnp.ones(3), jnp.ones(3)).lower(lowering_platforms=("tpu",))
+
+
 # Compiled -----------------------------------------------------------------------------------------------------------
 
 COMPILE = """
@@ -256,12 +267,12 @@ def compile_all(chip: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("chip", TPU_TOPOLOGIES)
 def test_both_kernels_compile_for(chip):
-    from benchmarks.ledger import libtpu_lock
+    from benchmarks.ledger import TOGETHER, libtpu_lock
 
     here = Path(__file__).parent
     with libtpu_lock():
         done = subprocess.run(
             [sys.executable, "-c", COMPILE.format(tests=str(here), chip=chip)], cwd=here.parent, text=True,
-            capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False,
+            capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu", **TOGETHER}, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -329,21 +329,26 @@ def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
     return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1), None, _unroll(loop)))
 
 
-def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int, way=None) -> Plan:
+class Held(NamedTuple):
+    """What a way back holds in VMEM: cotangents of coefficients, and values a lane for each step of a chunk."""
+
+    coefs: int
+    a_step: float
+
+
+def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: int, back: Held | None = None) -> Plan:
     """Lay out a run with checkpoints, or the way back over one.
 
     The chunks depend on the loop only: under `jax.vmap` the two may have other lanes, and other arguments in lanes.
     """
     still = 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2)
+    a_step = 2 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
     # A guess at what the pullbacks, which a forward run does not know, need of a step.
-    kept = loop.n_state + loop.n_normals + 2
-    a_step = kept + 4 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
-    most = int((BUDGET / (4 * 8 * LANES) - still) / a_step)
-    cut = cut_time(loop.schedule, max(1, min(LONGEST, most)), checkpoint_every, _unroll(loop))
-    if way:
-        cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + way.n_coefs + 4 * loop.n_state + 2), way.values_a_step
-    else:
-        cost, a_step = _FORWARD, a_step - kept - 2 * loop.n_inputs
+    most = (BUDGET / (4 * 8 * LANES) - still) / (a_step + 2 * loop.n_inputs + loop.n_state + loop.n_normals + 2)
+    cut = cut_time(loop.schedule, max(1, min(LONGEST, int(most))), checkpoint_every, _unroll(loop))
+    cost = _FORWARD
+    if back:
+        cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + back.coefs + 4 * loop.n_state + 2), back.a_step
     rows = block_rows(lanes, cost, lambda rows: 4 * rows * LANES * (still + cut.size * a_step) <= BUDGET)
     return Plan.of(coefs, inputs, lanes, rows, cut)
 
@@ -442,12 +447,11 @@ def _merged(off, on, flags) -> tuple:
     return tuple(next(on) if f else next(off) for f in flags)
 
 
-def _arguments(loop: Loop, plan: Plan, refs, start, rows=None):
+def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):  # noqa: B008
     """The coefficients, and functions of the position that give the inputs and the normals, of the given rows."""
-    rows = pl.ds(0, plan.rows) if rows is None else rows
 
     def splat(scalar):
-        return jnp.full((rows.size, LANES), scalar, jnp.float32)
+        return jnp.full(tile, scalar, jnp.float32)
 
     flags = plan.coefs_in_lanes
     uniform = [splat(ref[i]) for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
@@ -552,9 +556,9 @@ class MosaicTPU:
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        way = WayBack.of(loop, pullbacks, wanted)
-        plan = plan_checkpoints(loop, coefs, inputs, ct_final[0].shape[0], checkpoint_every, way)
-        way = dataclasses.replace(way, plan=plan)
+        lanes = ct_final[0].shape[0]
+        way = WayBack.of(loop, pullbacks, wanted, coefs, inputs, lanes, checkpoint_every)
+        plan = way.plan
         cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
         wide = (plan.blocks * plan.rows, LANES)
         call = _Call(plan, backwards=True)
@@ -574,9 +578,7 @@ class MosaicTPU:
         call.hold("ct_series", series, (cut.size, LANES))
         call.hold("kept", way.advance.n_kept, (cut.size, *plan.tile))
         call.hold("kept_records", way.observe.n_kept if obs else 0, (cut.strides, *plan.tile))
-        out = call.run(
-            way.kernel, "brainmass_kernels_tpu_adjoint", loop, *_operations(loop.advance, pullbacks.advance)
-        )
+        out = call.run(way.kernel, "brainmass_kernels_tpu_adjoint", loop, *_operations(loop.advance, pullbacks.advance))
         partial = [cut.gather(x.reshape(plan.blocks, -1).T) for x in out["ct_uniform_inputs"]]
         streamed = [plan.unlay(cut.gather(x)) for x in out["ct_lane_inputs"]]
         return Adjoint(
@@ -608,7 +610,6 @@ class _Pullback:
                 needed += operands
         needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
         kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
-
 
         def cost(v) -> float:
             """Operations that make ``v`` from what else is kept."""
@@ -660,7 +661,7 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
     state = _read(refs["state"])
     if refs["saved"]:
         _write(refs["saved"], state, 0)
-    coefs, inputs, draws = _arguments(loop, plan, refs, start)
+    coefs, inputs, draws = _arguments(loop, plan, refs, start, plan.tile)
 
     def step(j, state):
         return _fill(_apply(loop.advance, *coefs, *state, *inputs(j), *draws(j)), plan.tile)
@@ -688,17 +689,23 @@ class WayBack:
     wanted: Wanted
     advance: _Pullback
     observe: _Pullback
-    plan: Plan | None = None
+    plan: Plan
 
     @classmethod
-    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted) -> WayBack:
-        n, state, inputs, draws = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
-        free = [True] * n + [False] * state + [True] * inputs + [False] * (draws + state)
-        known = [False] * n + [True] * state + [False] * inputs + [True] * draws + [False] * state
+    def of(
+        cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, inputs, lanes: int, checkpoint_every: int
+    ) -> WayBack:
+        n, m = loop.n_coefs, loop.n_state
+        free = [True] * n + [False] * m + [True] * loop.n_inputs + [False] * (loop.n_normals + m)
+        known = [False] * n + [True] * m + [False] * loop.n_inputs + [True] * loop.n_normals + [False] * m
         advance = _Pullback(pullbacks.advance, free, known)
         cts = [False] * loop.n_observables
-        observe = _Pullback(pullbacks.observe, [True] * n + [False] * state + cts, [False] * n + [True] * state + cts)
-        return cls(loop, wanted, advance, observe)
+        observe = _Pullback(pullbacks.observe, [True] * n + [False] * m + cts, [False] * n + [True] * m + cts)
+        # Values a lane that VMEM holds for each step; what passes in or out is there twice.
+        a_record = 2 * loop.n_observables + observe.n_kept
+        a_step = advance.n_kept + 2 * (loop.n_inputs + sum(wanted.inputs)) + a_record / loop.schedule.every
+        back = Held(sum(wanted.coefs), a_step)
+        return cls(loop, wanted, advance, observe, plan_checkpoints(loop, coefs, inputs, lanes, checkpoint_every, back))
 
     @property
     def n_coefs(self) -> int:
@@ -708,12 +715,6 @@ class WayBack:
     def in_lanes(self) -> tuple[bool, ...]:
         """Of each wanted input, whether it differs from lane to lane."""
         return tuple(lane for lane, want in zip(self.plan.inputs_in_lanes, self.wanted.inputs) if want)
-
-    @property
-    def values_a_step(self) -> float:
-        """Values a lane that VMEM holds for each step; what passes in or out is there twice."""
-        a_record = 2 * self.loop.n_observables + self.observe.n_kept
-        return self.advance.n_kept + 2 * (self.loop.n_inputs + sum(self.wanted.inputs)) + a_record / self.loop.schedule.every
 
     @property
     def turn(self) -> int:
@@ -748,7 +749,7 @@ class WayBack:
         """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""
         loop, cut, tile = self.loop, self.plan.cut, self.plan.tile
         start, first, last = cut.bounds(chunk)
-        coefs, inputs, draws = _arguments(loop, self.plan, refs, start)
+        coefs, inputs, draws = _arguments(loop, self.plan, refs, start, tile)
 
         def step(j, state):
             given, drawn = inputs(j), draws(j)
@@ -769,9 +770,9 @@ class WayBack:
     def go_back(self, refs, chunk, rows):
         """Walk some rows of the chunk back."""
         loop, cut, n_coefs = self.loop, self.plan.cut, self.n_coefs
-        tile = (rows.size, LANES)
+        tile = (self.turn, LANES)
         start, first, last = cut.bounds(chunk)
-        coefs, inputs, _ = _arguments(loop, self.plan, refs, start, rows)
+        coefs, inputs, _ = _arguments(loop, self.plan, refs, start, tile, rows)
         recorded = cut.records(chunk)
 
         def step(j, carry):

@@ -1,0 +1,117 @@
+"""The command line: what it prints and writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import brainmass_kernels as bk
+from brainmass_kernels import cli
+from brainmass_kernels.fit import Fit
+
+FREQS = np.arange(2.0, 40.5, 0.5)
+QUICK = ["--starts", "2", "--steps", "2", "--screen", "0", "--realisations", "1", "--duration", "4", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Files are written to the folder one is in, so be in one of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_importing_it_imports_nothing_that_fitting_needs():
+    code = "import sys, brainmass_kernels.cli; print({'optax', 'rich', 'matplotlib.figure'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["fit", "--help"]])
+def test_asking_is_answered(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert (bk.__version__ if "--version" in argv else "usage:") in printed
+
+
+def test_implementations_are_listed_with_reasons(capsys):
+    assert cli.main(["implementations"]) == 0
+    printed = capsys.readouterr().out
+    for name, reason in bk.implementations().items():
+        assert any(line.startswith(name) and reason in line for line in printed.splitlines())
+
+
+def write(path, rows):
+    path.write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--target", "absent.csv"], "absent.csv, but there is no file"),
+        (["--target", "negative.csv"], "negative.csv: powers are to be positive"),
+        (["--target", "short.csv"], "too few"),
+        (["--free", "be"], "takes NAME=LOW:HIGH"),
+        (["--free", "bee=1:2"], "did you mean 'be'"),
+        (["--free", "be=9:2"], "low < high"),
+        (["--starts", "0"], "'starts' got 0"),
+        (["--duration", "0.5"], "'transient' got 1 s"),
+        (["--duration", "1.5"], "'duration' leaves"),
+        (["--band", "40", "2"], "'band' got 40 and 2"),
+        (["--out", "absent/fit.png"], "there is no folder"),
+        (["--out", "fit.txt"], "ends in .png"),
+        (["--json", "."], "cannot be written"),
+        (["--resume", "absent.json"], "'resume' got absent.json"),
+        (["--resume", "negative.csv"], "not a fit saved"),
+        (["--implementation", "mosaic"], "mosaic"),
+        (["--implementation", "mosaic_tpu"], "mosaic_tpu"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(argv, said, tmp_path, capsys):
+    write(tmp_path / "negative.csv", [f"{f},-1" for f in FREQS])
+    write(tmp_path / "short.csv", ["1,2", "2,3"])
+    assert cli.main(["fit", *argv, "--quiet"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("brainmass-kernels: error: ")
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [[], ["fit", "--starts", "many"], ["fitt"]])
+def test_misspelt_options_are_status_2(argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brainmass_kernels.fit.fit", interrupted)
+    assert cli.main(["fit"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_fit_writes_figure_and_result_and_goes_on_with_it(tmp_path, capsys):
+    rows = ["Hz,a,b"] + [f"{f},{1 / f + 2 * np.exp(-((f - 10) ** 2) / 4)},{1 / f}" for f in FREQS]
+    write(tmp_path / "two.csv", rows)
+    free = ["--free", "be=60:150", "--free", "noise.E_inp=0.5:10"]
+    assert cli.main(["fit", "--target", "two.csv", *free, *QUICK]) == 0
+    printed = capsys.readouterr().out
+    for part in ("two.csv: 2 spectra, 2 starts, 2 steps", "be", " Hz", "rms error", "as given", "ran on scan: "):
+        assert part in printed
+    assert (tmp_path / "fit.png").stat().st_size > 10_000
+    first = Fit.load("fit.json")
+    assert json.loads((tmp_path / "fit.json").read_text())["parameters"]["be"]["unit"] == "Hz"
+
+    again = ["--resume", "fit.json", "--steps", "1", "--quiet", "--json", "more.json", "--out", "more.svg"]
+    assert cli.main(["fit", *again]) == 0
+    second = Fit.load("more.json")
+    assert len(second.losses) == 3
+    np.testing.assert_array_equal(second.losses[:2], first.losses)
+    assert (tmp_path / "more.svg").exists()
+    assert cli.main(["fit", *again, "--realisations", "2"]) == 2
+    assert "realisations = 1, but this call has 2" in capsys.readouterr().err
