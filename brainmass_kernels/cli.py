@@ -101,9 +101,10 @@ def _fit(arguments) -> int:
     import brainunit as u
 
     from . import plots
-    from .fit import Fit, fit
+    from .fit import Fit, fit, needs
     from .models import JansenRit
 
+    needs("matplotlib")
     saved = Fit.load(arguments.resume) if arguments.resume else None
     result = fit(
         JansenRit(),

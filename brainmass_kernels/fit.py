@@ -178,7 +178,7 @@ class Fit:
 
 
 def _row(name: str, value: str, note: str) -> str:
-    return f"  {name:<24}{value:<28}{note}"
+    return f"  {name:<24}{value:<36}{note}"
 
 
 def _spread(values, unit="") -> str:
@@ -259,7 +259,7 @@ def fit(
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
-    _needs("optax")
+    needs("optax")
     begin = time.perf_counter()
     if not isinstance(model, Model):
         raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
@@ -312,7 +312,7 @@ def fit(
     return _report(problem, state, history, key, settings, plan, begin)
 
 
-def _needs(package: str):
+def needs(package: str):
     """Import a package of the extra `fit`."""
     import importlib
 
@@ -320,7 +320,7 @@ def _needs(package: str):
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"fitting needs {package}, which is not installed: pip install 'brainmass-kernels[fit]'"
+            f"this needs {package}, which is not installed: pip install 'brainmass-kernels[fit]'"
         ) from error
 
 
@@ -617,7 +617,7 @@ _error = jax.jit(_Problem.error, static_argnums=0)
 
 @functools.cache
 def _adam():
-    optax: Any = _needs("optax")
+    optax: Any = needs("optax")
     return optax.adam(LEARNING_RATE, b2=0.99)
 
 
@@ -680,7 +680,7 @@ def _shown(progress, steps: int):
     elif callable(progress):
         yield progress
     else:
-        _needs("rich")
+        needs("rich")
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .fit import Fit, needs
 from .spectra import Spectrum, alpha_peak
 
-if TYPE_CHECKING:
-    from .fit import Fit
-
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
+_POWER = "log10 power"
 #: More panels than this are not readable on one page.
 MAX_PANELS = 25
 
@@ -36,11 +35,8 @@ def figure(fit: Fit, *, which=None):
     ValueError
         for a spectrum that the fit does not have
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'brainmass-kernels[fit]'") from error
-
+    # Not pyplot: a figure of one's own draws on Agg, and leaves the user's backend as it is.
+    Figure = needs("matplotlib.figure").Figure
     count = len(fit.target)
     shown = list(range(min(count, MAX_PANELS)) if which is None else which)
     wrong = [i for i in shown if not 0 <= i < count]
@@ -66,8 +62,8 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
     label = f"start, rms {fit.initial_rms[i]:.3f}" if alone else "start"
     _curve(ax, fit.initial_spectrum, i, label, color=_START, lw=width * 0.75, ls=(0, (4, 2)))
     _curve(ax, fit.spectrum, i, f"fit, rms {fit.rms[i]:.3f}" if alone else "fit", color=_FIT, lw=width)
-    top = _mark_peak(ax, fit.target, i, _TARGET, "v", filled=False)
-    top = max(top, _mark_peak(ax, fit.spectrum, i, _FIT, "v", filled=True))
+    top = _mark_peak(ax, fit.target, i, _TARGET, filled=False)
+    top = max(top, _mark_peak(ax, fit.spectrum, i, _FIT, filled=True))
     levels = [np.log10(s.power[i]) for s in (fit.target, fit.spectrum)]
     low, high = min(level.min() for level in levels), max(max(level.max() for level in levels), top)
     ax.set_ylim(low - 0.12 * (high - low), high + 0.14 * (high - low))
@@ -84,7 +80,7 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
 
 def _dress(ax, fit: Fit, i: int):
     wanted, found = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
-    ax.set(xlabel="frequency (Hz)", ylabel=_power_label(fit))
+    ax.set(xlabel="frequency (Hz)", ylabel=_POWER)
     ax.legend(frameon=False, fontsize=9, loc="upper right")
     ax.set_title(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=11, loc="left")
     ax.text(
@@ -103,28 +99,17 @@ def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
     ax.plot(spectrum.freqs, np.log10(spectrum.power[i]), label=label, solid_capstyle="round", **style)
 
 
-def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, marker: str, *, filled: bool) -> float:
-    """A marker above the alpha peak; returns the power there."""
+def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, *, filled: bool) -> float:
+    """A dot at the alpha peak; returns the power there."""
     at = alpha_peak(spectrum.freqs, spectrum.power)[i]
     level = float(np.interp(at, spectrum.freqs, np.log10(spectrum.power[i])))
-    ax.annotate(
-        "",
-        (at, level),
-        xytext=(0, 7 if filled else 14),
-        textcoords="offset points",
-        arrowprops={"arrowstyle": "-|>" if filled else "->", "color": color, "lw": 1.0, "shrinkA": 0, "shrinkB": 2},
-        annotation_clip=False,
-    )
+    ax.plot(at, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
     return level
 
 
 def _share_labels(page, fit: Fit, first):
     page.supxlabel("frequency (Hz)", fontsize=9)
-    page.supylabel(_power_label(fit), fontsize=9)
+    page.supylabel(_POWER, fontsize=9)
     handles, labels = first.get_legend_handles_labels()
     page.legend(handles, labels, frameon=False, fontsize=9, ncols=3, loc="outside upper right")
     page.suptitle(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=10, x=0.01, ha="left")
-
-
-def _power_label(fit: Fit) -> str:
-    return "log10 power"

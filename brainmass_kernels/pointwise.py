@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ._jax import Literal, call_body, drop_dead, eqn_source
@@ -24,7 +25,9 @@ ELEMENTWISE = frozenset(
 )
 # Calls whose body is inlined.
 CALLS = frozenset(
-    "pjit jit closed_call core_call remat checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split()
+    """
+    pjit jit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
+    """.split()
 )
 
 
@@ -68,25 +71,41 @@ class Program:
 def check_pointwise(fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str) -> None:
     """Raise `NotPointwise` unless lane i of each output of ``fun`` depends on lane i of the inputs only."""
     probes = [jax.ShapeDtypeStruct((_PROBE_LANES,), a.dtype) for a in avals]
-    jaxpr = jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes).jaxpr
-    _check_equations(jaxpr, label)
-    for var in jaxpr.outvars:
+    closed = _traced(fun, probes, label)
+    if any(np.ndim(c) for c in closed.consts):
+        shapes = ", ".join(str(np.shape(c)) for c in closed.consts if np.ndim(c))
+        raise NotPointwise(
+            f"{label} holds an array of shape {shapes} of its own, but takes scalars: give it as a parameter of the "
+            f"model, so that it broadcasts to the batch"
+        )
+    _check_equations(closed.jaxpr, label, "")
+    for var in closed.jaxpr.outvars:
         if var.aval.shape not in ((), (_PROBE_LANES,)):
             raise NotPointwise(f"{label}: returned shape {var.aval.shape} where one value a lane was expected")
 
 
-def _check_equations(jaxpr, label: str) -> None:
+def _traced(fun: Callable, probes, label: str):
+    try:
+        return jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label} cannot be traced with one value a lane: {error}") from error
+
+
+def _check_equations(jaxpr, label: str, source: str) -> None:
+    """Check each equation; ``source`` is the line of the call that this jaxpr is the body of."""
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
+        name, where = eqn.primitive.name, source or eqn_source(eqn)
         if name in CALLS:
-            _check_equations(call_body(eqn)[0], label)
+            _check_equations(call_body(eqn)[0], label, where)
             continue
         shapes = {v.aval.shape for v in eqn.outvars}
         lanes = {v.aval.shape for v in eqn.invars}
-        spread = name in ("broadcast_in_dim", "reshape", "squeeze") and (lanes == {()} or lanes == shapes)
-        if not (name in ELEMENTWISE or spread) or not shapes <= {(), (_PROBE_LANES,)}:
+        if name == "broadcast_in_dim" and lanes <= {()}:
+            continue  # a constant; what uses it is refused if it is not one of scalars and lanes
+        reshaped = name in ("broadcast_in_dim", "reshape", "squeeze") and (lanes == {()} or lanes == shapes)
+        if not (name in ELEMENTWISE or reshaped) or not shapes <= {(), (_PROBE_LANES,)}:
             raise NotPointwise(
-                f"{label}: '{name}' ({eqn_source(eqn)}) is not elementwise. A step must be pointwise: each lane "
+                f"{label}: '{name}' ({where}) is not elementwise. A step must be pointwise: each lane "
                 f"of what it returns may depend on the same lane of its arguments only. Coupling between masses "
                 f"belongs in a network, and reductions in an observable computed after the run."
             )

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import spectra
+from brainmass_kernels import plots, spectra
 from brainmass_kernels.fit import Fit, fit
 from brainmass_kernels.spectra import Spectrum
 
@@ -105,6 +105,16 @@ def test_a_fit_prints_a_table(found):
     for part in ("Resonator fitted to two resonances", "f0", "Hz", "6 to 16", "rms error", "alpha peak", "on scan"):
         assert part in text
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_a_figure_has_a_panel_for_each_spectrum(found, tmp_path):
+    page = plots.figure(found)
+    assert len(page.axes) == 2
+    assert [line.get_label() for line in page.axes[0].get_lines()[:3]] == ["target", "start", "fit"]
+    plots.figure(found, which=[1]).savefig(tmp_path / "one.pdf")
+    assert (tmp_path / "one.pdf").exists()
+    with pytest.raises(ValueError, match=r"'which' got \[2\], but takes numbers from 0 to 1"):
+        plots.figure(found, which=[2])
 
 
 # --- saving and resuming ---
@@ -244,10 +254,13 @@ def test_arguments_are_checked(changes, error, said):
         small(**changes)
 
 
-def test_without_the_extra_its_name_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optax", None)
-    with pytest.raises(ImportError, match=r"pip install 'brainmass-kernels\[fit\]'"):
+def test_without_the_extra_its_name_is_said(monkeypatch, found):
+    for package in ("optax", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"needs optax.* pip install 'brainmass-kernels\[fit\]'"):
         small()
+    with pytest.raises(ImportError, match=r"needs matplotlib"):
+        plots.figure(found)
 
 
 # --- Jansen-Rit ---

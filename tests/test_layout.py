@@ -23,8 +23,8 @@ LAYERS = [
     ["memory"],
     ["simulate"],
     ["fused", "spectra"],
-    ["plots"],
     ["fit"],
+    ["plots"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

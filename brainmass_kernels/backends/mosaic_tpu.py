@@ -447,7 +447,7 @@ def _merged(off, on, flags) -> tuple:
     return tuple(next(on) if f else next(off) for f in flags)
 
 
-def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):  # noqa: B008
+def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
     """The coefficients, and functions of the position that give the inputs and the normals, of the given rows."""
 
     def splat(scalar):
