@@ -172,9 +172,8 @@ class Case:
     def key(self):
         return jax.random.key(KEY_SEED)
 
-    def normals(self):
-        seeds = noise.lane_seeds(self.key, (self.lanes,))
-        return np.stack([np.asarray(noise.normals(seeds, n, 1)[0], np.float64) for n in range(self.steps)])
+    def normals(self) -> np.ndarray:
+        return drawn_normals(self.lanes, self.steps)
 
     def theta(self) -> dict:
         """Everything differentiable, as float64 numbers that float32 holds exactly."""
@@ -206,6 +205,15 @@ class Case:
         return jax.tree.map(lambda x: np.float64(np.float32(x)), drawn)
 
 
+@functools.lru_cache
+def drawn_normals(lanes: int, steps: int) -> np.ndarray:
+    """The package's own normals ``(steps, lanes)`` of the key of every case."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(False):
+        seeds = noise.lane_seeds(jax.random.key(KEY_SEED), (lanes,))
+        made = jax.jit(jax.vmap(lambda n: noise.normals(seeds, n, 1)[0]))(jnp.arange(steps, dtype=jnp.int32))
+        return np.asarray(made, np.float64)
+
+
 def weighed(weights, records, final):
     return jnp.sum(weights["eeg"] * records["eeg"]) + sum(jnp.sum(weights[n] * final[n]) for n in STATES)
 
@@ -219,6 +227,8 @@ def expected(case: Case):
 @functools.lru_cache
 def expected_gradient(case: Case):
     """Gradient of the weighed reference, by JAX through a plain scan in float64."""
+    if case.noisy:
+        case.normals()  # outside of the trace
     with jax.enable_x64(True):
         loss = jax.jit(jax.grad(lambda theta: weighed(case.weights(), *reference(jnp, case, theta))))
         return jax.tree.map(np.asarray, loss(case.theta()))
@@ -327,13 +337,16 @@ class BackendSuite:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), case.theta())
 
     def check(self, case: Case, state=1e-5, gradient=1e-4):
-        theta = self.single(case)
-        res = self.simulate(case, theta)
+        def loss(theta):
+            res = self.simulate(case, theta)
+            weights = jax.tree.map(lambda x: jnp.asarray(x, res["eeg"].dtype), case.weights())
+            return weighed(weights, magnitudes(res.records), magnitudes(res.final)), res
+
+        grad, res = jax.jit(jax.grad(loss, has_aux=True))(self.single(case))
         records, final = expected(case)
         assert res["eeg"].dtype == jnp.float32
         assert_close({"eeg": res["eeg"] / u.mV}, {"eeg": records["eeg"]}, state)
         assert_close(magnitudes(res.final), final, state)
-        grad = jax.grad(functools.partial(self.loss, case))(theta)
         assert_close(grad, expected_gradient(case), gradient)
 
     # Which one runs -------------------------------------------------------------------------------------------------
@@ -367,7 +380,7 @@ class BackendSuite:
         records, final = expected(case)
         assert res["eeg"].dtype == jnp.float64
         assert_close({"eeg": res["eeg"] / u.mV, **magnitudes(res.final)}, {"eeg": records["eeg"], **final}, 1e-11)
-        grad = jax.grad(functools.partial(self.loss, case))(case.theta())
+        grad = jax.jit(jax.grad(functools.partial(self.loss, case)))(case.theta())
         assert_close(grad, expected_gradient(case), 1e-10)
 
     # Edges ----------------------------------------------------------------------------------------------------------
@@ -426,9 +439,9 @@ class BackendSuite:
             )
             return jnp.sum(seen**2)
 
-        got = jax.grad(loss, (0, 1))(Ae, rows)
+        got = jax.jit(jax.grad(loss, (0, 1)))(Ae, rows)
         with jax.enable_x64(True):
-            want = jax.grad(alone, (0, 1))(np.float64(Ae), np.float64(rows))
+            want = jax.jit(jax.grad(alone, (0, 1)))(np.float64(Ae), np.float64(rows))
         for g, w in zip(got, want):
             assert off(g, w) < 1e-4
 
@@ -454,8 +467,8 @@ class BackendSuite:
     def test_noise_is_the_reference_noise(self):
         """The normals reach the drive of every step: with all else zero, E is the noise through its own block."""
         case = Case(lanes=5, steps=25, noisy=True, scheme="euler", dt=1e-3)
-        zero = {"parameters": {"C": 0.0}, "inputs": {"E_inp": 0.0}, "initial": {}, "sigma": 2.0}
-        res = self.simulate(case, jax.tree.map(jnp.float32, zero), record=("E",))
+        zero = {"parameters": {"C": 0.0}, "inputs": {"E_inp": np.zeros(5)}, "initial": {}, "sigma": 2.0}
+        res = self.simulate(case, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), zero), record=("E",))
         E, Ev, normals = np.zeros(5), np.zeros(5), case.normals()
         for n in range(25):
             drive = 2.0 / np.sqrt(1e-3) * normals[n]
@@ -515,19 +528,20 @@ class BackendSuite:
     def test_vmap(self):
         """vmap, nested vmap, vmap(grad) and grad(vmap) agree with one lane at a time."""
         loss, Ae, E = self._of_lane(Case(steps=30, lanes=6, checkpoint=7))
-        alone, grads = zip(*[jax.value_and_grad(loss, (0, 1))(a, e) for a, e in zip(Ae, E)])
+        one = jax.jit(jax.value_and_grad(loss, (0, 1)))
+        alone, grads = zip(*[one(a, e) for a, e in zip(Ae, E)])
         grads = [np.stack(g) for g in zip(*grads)]
-        np.testing.assert_allclose(jax.vmap(loss)(Ae, E), np.stack(alone), rtol=5e-6)
-        nested = jax.vmap(jax.vmap(loss))(Ae.reshape(2, 3), E.reshape(2, 3))
+        np.testing.assert_allclose(jax.jit(jax.vmap(loss))(Ae, E), np.stack(alone), rtol=5e-6)
+        nested = jax.jit(jax.vmap(jax.vmap(loss)))(Ae.reshape(2, 3), E.reshape(2, 3))
         np.testing.assert_allclose(nested.reshape(6), np.stack(alone), rtol=5e-6)
         for got in (
-            jax.vmap(jax.grad(loss, (0, 1)))(Ae, E),
-            jax.grad(lambda a, e: jnp.sum(jax.vmap(loss)(a, e)), (0, 1))(Ae, E),
-            jax.grad(lambda a, e: jnp.sum(jax.vmap(jax.vmap(loss))(a.reshape(2, 3), e.reshape(2, 3))), (0, 1))(Ae, E),
+            jax.vmap(jax.grad(loss, (0, 1))),
+            jax.grad(lambda a, e: jnp.sum(jax.vmap(loss)(a, e)), (0, 1)),
+            jax.grad(lambda a, e: jnp.sum(jax.vmap(jax.vmap(loss))(a.reshape(2, 3), e.reshape(2, 3))), (0, 1)),
         ):
-            for g, w in zip(got, grads):
+            for g, w in zip(jax.jit(got)(Ae, E), grads):
                 assert off(g, w) < 2e-5
-        outer = jax.vmap(jax.vmap(jax.grad(loss), (0, None)), (None, 0))(Ae, E[:2])
+        outer = jax.jit(jax.vmap(jax.vmap(jax.grad(loss), (0, None)), (None, 0)))(Ae, E[:2])
         np.testing.assert_allclose([outer[0, 0], outer[1, 1]], grads[0][:2], rtol=2e-5)
 
     def test_vmap_over_rows_and_keys(self):
@@ -552,8 +566,9 @@ class BackendSuite:
             return self.loss(case, cut)
 
         many = jnp.stack([theta["parameters"]["Ae"], theta["parameters"]["Ae"] + 0.5])
-        got = jax.vmap(jax.grad(loss, 1), (0, None))(many, theta["inputs"]["E_inp"])
-        want = np.stack([jax.grad(loss, 1)(a, theta["inputs"]["E_inp"]) for a in many])
+        got = jax.jit(jax.vmap(jax.grad(loss, 1), (0, None)))(many, theta["inputs"]["E_inp"])
+        alone = jax.jit(jax.grad(loss, 1))
+        want = np.stack([alone(a, theta["inputs"]["E_inp"]) for a in many])
         assert got.shape == (2, 14)
         assert off(got, want) < 1e-5
 
@@ -593,7 +608,7 @@ class BackendSuite:
             res = bk.simulate(model, 20, 1 * u.ms, inputs={"E_inp": 200.0 * u.Hz}, implementation=self.implementation)
             return jnp.sum(res["eeg"].mantissa)
 
-        grad = jax.grad(loss)(model)
+        grad = jax.jit(jax.grad(loss))(model)
         assert isinstance(grad, bk.JansenRit)
         assert grad.Ae.mantissa.shape == (2,)
         step = 1e-2
@@ -611,7 +626,7 @@ class BackendSuite:
             with pytest.raises(TypeError, match=r'implementation="scan"'):
                 jax.jvp(fun, (theta,), (tangent,))
             return
-        _, slope = jax.jvp(fun, (theta,), (tangent,))
+        _, slope = jax.jit(lambda theta, tangent: jax.jvp(fun, (theta,), (tangent,)))(theta, tangent)
         want = sum(np.sum(x) for x in jax.tree.leaves(expected_gradient(case)))
         np.testing.assert_allclose(slope, want, rtol=1e-4)
 
@@ -620,9 +635,9 @@ class BackendSuite:
             pytest.skip(f"{self.runs} as asked for here is differentiated once")
         loss, Ae, E = self._of_lane(Case(steps=20, checkpoint=6))
         Ae, E = np.float64(Ae[0]), np.float64(E[0])
-        hessian = jax.hessian(loss, (0, 1))(Ae, E)
-        h = 1e-4
-        up, down = (jax.grad(loss, (0, 1))(Ae + s, E) for s in (h, -h))
+        hessian = jax.jit(jax.hessian(loss, (0, 1)))(Ae, E)
+        h, slope = 1e-4, jax.jit(jax.grad(loss, (0, 1)))
+        up, down = (slope(Ae + s, E) for s in (h, -h))
         np.testing.assert_allclose(hessian[0], [(a - b) / (2 * h) for a, b in zip(up, down)], rtol=1e-6)
 
     # What a run returns ---------------------------------------------------------------------------------------------
@@ -657,7 +672,7 @@ class BackendSuite:
         others = np.asarray([0, 1, 3, 4])
         well = self.simulate(case, theta)
         np.testing.assert_array_equal(res["eeg"].mantissa[:, others], well["eeg"].mantissa[:, others])
-        per_lane = jax.grad(functools.partial(self.loss, case))
+        per_lane = jax.jit(jax.grad(functools.partial(self.loss, case)))
         np.testing.assert_array_equal(
             per_lane(sick)["parameters"]["Ae"][others], per_lane(theta)["parameters"]["Ae"][others]
         )
@@ -673,7 +688,8 @@ class BackendSuite:
         case = dataclasses.replace(Case(steps=24), noisy=True)
         theta = self.single(case)
         grads = [
-            jax.grad(functools.partial(self.loss, dataclasses.replace(case, checkpoint=c)))(theta) for c in (1, 5, 24)
+            jax.jit(jax.grad(functools.partial(self.loss, dataclasses.replace(case, checkpoint=c))))(theta)
+            for c in (1, 5, 24)
         ]
         for other in grads[1:]:
             assert_close(other["initial"], grads[0]["initial"], 1e-6)

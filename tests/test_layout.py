@@ -77,3 +77,13 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_is_quick():
+    """Seconds of processor time beyond JAX and brainunit (which takes more than a second itself)."""
+    program = (
+        "import time, jax, brainunit\nbefore = time.process_time()\nimport brainmass_kernels\n"
+        "print(time.process_time() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.4

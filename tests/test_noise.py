@@ -66,7 +66,7 @@ def test_seeds_and_normals_by_hand():
     words_of_key = words(jax.random.key_data(key).astype(jnp.int32))
     seeds = noise.lane_seeds(key, (2, 3))
     assert seeds.shape == (2, 2, 3)
-    got = noise.normals(seeds, 5, 3)
+    got = jax.jit(lambda: noise.normals(seeds, 5, 3))()
     assert len(got) == 3
     for lane in range(6):
         seed = threefry(words_of_key, (lane, MASK), 13)
