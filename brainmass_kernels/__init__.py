@@ -4,6 +4,8 @@ from . import testing as testing
 from .backends.base import Unsupported as Unsupported
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
+from .fit import Fit as Fit
+from .fit import fit as fit
 from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid

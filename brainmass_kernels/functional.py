@@ -89,7 +89,7 @@ def sys2nd(*args, **named):
     a, x = (units.real(_magnitude(given[n]), n) for n in ("a", "x"))
     v = units.strip(given["v"], unit * rate, "v")
     A, drive = (units.real(_magnitude(given[n]), n) for n in ("A", "u"))
-    forcing = _unit(given["A"]) * _unit(given["u"])
+    forcing: Any = _unit(given["A"]) * _unit(given["u"])
     scale = units.strip(u.Quantity(1.0, unit=forcing), unit * rate, "A * u")
     forced = A * a * drive if scale == 1.0 else scale * A * a * drive
     return units.attach(forced - 2.0 * a * v - a * a * x, unit * rate**2)
@@ -171,7 +171,7 @@ def _bound_arguments(names: tuple[str, ...], args: tuple, named: dict[str, Any])
     return given | named
 
 
-def _unit(value):
+def _unit(value) -> Any:
     return value.unit if isinstance(value, u.Quantity) else units.UNITLESS
 
 

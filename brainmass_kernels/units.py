@@ -25,7 +25,7 @@ def name_of(unit) -> str:
     return "dimensionless" if unit.is_unitless else str(unit)
 
 
-def strip(value, unit, name: str, also=None):
+def strip(value, unit, name: str, also=None) -> Any:
     """The magnitude of ``value`` in ``unit``, as a float array or number.
 
     Parameters
@@ -53,7 +53,7 @@ def strip(value, unit, name: str, also=None):
     return real(magnitude, name)
 
 
-def real(value, name: str):
+def real(value, name: str) -> Any:
     """``value`` as floating point; complex, boolean and other kinds are refused, integers promoted."""
     if isinstance(value, (bool, np.bool_, complex)) or not isinstance(
         value, (int, float, np.generic, np.ndarray, jax.Array)

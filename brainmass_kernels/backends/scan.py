@@ -97,7 +97,7 @@ class Scan:
         ct_inputs: list = []
         first = loop.schedule.count
         for piece, kept in reversed(list(zip(pieces(loop.schedule, checkpoint_every), saved, strict=True))):
-            seen: tuple[jax.Array, ...] = ()
+            seen: tuple = ()
             if piece.recorded:
                 n = piece.segments * piece.strides
                 first -= n
@@ -105,13 +105,14 @@ class Scan:
             carry, ct = back.piece(piece, kept, seen, carry)
             ct_inputs.insert(0, ct)
         joined = tuple(jnp.concatenate(parts) for parts in zip(*ct_inputs)) if ct_inputs else ()
-        return Adjoint(carry[0], carry[1], joined)
+        ct_coefs, ct_state = carry
+        return Adjoint(ct_coefs, ct_state, joined)
 
 
 def _joined(loop: Loop, records, state) -> tuple:
     if not records:
         return tuple(jnp.zeros((0, *state[0].shape), a.dtype) for a in loop.observe.out_avals)
-    return tuple(jnp.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*records))
+    return records[0] if len(records) == 1 else tuple(jnp.concatenate(parts) for parts in zip(*records))
 
 
 def _merged(seen):
