@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import brainunit as u
 import jax
@@ -30,30 +30,33 @@ def sigmoid(x, vmax=1.0, v0=0.0, r=1.0):
     ----------
     x : potential, any shape; all arguments broadcast
     vmax : largest rate, in any unit
-    v0 : threshold, in the unit of ``x``; the default 0 is taken in that unit
+    v0 : threshold, in the unit of ``x``; or 0, which is the same in every unit
     r : steepness, in 1 / the unit of ``x``
 
     Returns
     -------
-    In the unit of ``vmax``
+    In the unit of ``vmax``. Floating point is kept, integers become the default one
 
     Raises
     ------
-    ValueError : a unit that does not fit
+    ValueError : a unit or a shape that does not fit
     TypeError : complex or boolean values
 
     References
     ----------
     Jansen and Rit 1995, Biological Cybernetics 73:357, equation 4.
     """
-    unit = _unit(x)
-    potential = units.real(_magnitude(x), "x")
-    threshold = 0.0 if _is_plain_zero(v0) else units.strip(v0, unit, "v0")
-    steepness = units.strip(r, unit**-1, "r")
-    largest = units.real(_magnitude(vmax), "vmax")
-    return units.attach(largest * lax.logistic(steepness * (potential - threshold)), _unit(vmax))
+    potential, unit = _split(x, "x")
+    largest, rate = _split(vmax, "vmax")
+    threshold, steepness = _in_unit(v0, unit, "v0"), units.strip(r, unit**-1, "r")
+    _check_shapes(x=potential, vmax=largest, v0=threshold, r=steepness)
+    return units.attach(largest * lax.logistic(steepness * (potential - threshold)), rate)
 
 
+@overload
+def sys2nd(A, a, u, x, v) -> Any: ...
+@overload
+def sys2nd(v, acc) -> tuple[Any, Any]: ...
 def sys2nd(*args, **named):
     """Second-order dynamics: ``sys2nd(A, a, u, x, v)``, or ``sys2nd(v, acc)``.
 
@@ -66,33 +69,24 @@ def sys2nd(*args, **named):
     a : rate constant, 1/time
     u : drive
     x, v : position, and velocity in the unit of ``x a``
-    acc : acceleration
+    acc : acceleration, in the unit of ``v`` per time, or of ``v`` where time is a plain number
 
     Returns
     -------
-    In the unit of ``x a^2``; or the pair as given
+    In the unit of ``x a^2``; or the pair as given. Floating point is kept, integers become the default one
 
     Raises
     ------
-    ValueError : a unit that does not fit
+    ValueError : a unit or a shape that does not fit
     TypeError : complex or boolean values, or neither two nor five arguments
 
     References
     ----------
     Jansen and Rit 1995, Biological Cybernetics 73:357, equations 1-3.
     """
-    pair = len(args) + len(named) == 2
-    given = _bound_arguments(("v", "acc") if pair else ("A", "a", "u", "x", "v"), args, named)
-    if pair:
-        return _checked(given["v"], "v"), _checked(given["acc"], "acc")
-    unit, rate = _unit(given["x"]), _unit(given["a"])
-    a, x = (units.real(_magnitude(given[n]), n) for n in ("a", "x"))
-    v = units.strip(given["v"], unit * rate, "v")
-    A, drive = (units.real(_magnitude(given[n]), n) for n in ("A", "u"))
-    forcing: Any = _unit(given["A"]) * _unit(given["u"])
-    scale = units.strip(u.Quantity(1.0, unit=forcing), unit * rate, "A * u")
-    forced = A * a * drive if scale == 1.0 else scale * A * a * drive
-    return units.attach(forced - 2.0 * a * v - a * a * x, unit * rate**2)
+    if len(args) + len(named) == 2:
+        return _first_order(**_by_name(("v", "acc"), args, named))
+    return _acceleration(**_by_name(("A", "a", "u", "x", "v"), args, named))
 
 
 def bounded_input(x, bound=_DEFAULT_BOUND, *, lower=None, upper=None):
@@ -101,69 +95,106 @@ def bounded_input(x, bound=_DEFAULT_BOUND, *, lower=None, upper=None):
     Parameters
     ----------
     x : any shape; all arguments broadcast
-    bound : largest magnitude, positive, in the unit of ``x``; the default 500 is taken in that unit
-    lower, upper : in the unit of ``x``, or infinite; one that is left out is infinite
+    bound : largest magnitude, positive and finite, in the unit of ``x``; left out, it is 500 of whatever that unit is
+    lower, upper : in the unit of ``x``, or 0 or infinite, which are the same in every unit; left out, infinite
 
     Returns
     -------
-    In the unit of ``x``
+    In the unit of ``x``. Floating point is kept, integers become the default one
 
     Raises
     ------
-    ValueError : a unit that does not fit, ``lower`` above ``upper``, ``bound`` beside them or not positive
+    ValueError : a unit or a shape that does not fit, ``lower`` above ``upper``, ``bound`` beside them or not positive
     TypeError : complex or boolean values
     """
-    unit = _unit(x)
-    value = units.real(_magnitude(x), "x")
+    value, unit = _split(x, "x")
     if lower is None and upper is None:
-        limit = bound if bound is _DEFAULT_BOUND else units.strip(bound, unit, "bound")
-        if not is_traced(limit) and not np.all(np.asarray(limit) > 0):
-            raise ValueError(f"'bound' got {bound}, but takes a positive value")
+        limit: Any = bound if bound is _DEFAULT_BOUND else units.strip(bound, unit, "bound")
+        # An infinite bound would be inf * 0.
+        if not is_traced(limit) and not np.all((np.asarray(limit) > 0) & np.isfinite(limit)):
+            raise ValueError(f"'bound' got {bound}, but takes a positive finite value")
+        _check_shapes(x=value, bound=limit)
         return units.attach(limit * jnp.tanh(value / limit), unit)
     if bound is not _DEFAULT_BOUND:
         raise ValueError(
             f"'bound' got {bound} beside 'lower' or 'upper': give the one for tanh, or the others for a clip"
         )
-    low, high = _limit(lower, -np.inf, unit, "lower"), _limit(upper, np.inf, unit, "upper")
-    if not (is_traced(low) or is_traced(high)) and np.any(np.asarray(low) > np.asarray(high)):
-        raise ValueError(f"'lower' got {lower}, above 'upper', which got {upper}")
-    return units.attach(jnp.minimum(jnp.maximum(value, low), high), unit)
+    low = -np.inf if lower is None else _in_unit(lower, unit, "lower")
+    high = np.inf if upper is None else _in_unit(upper, unit, "upper")
+    _check_shapes(x=value, lower=low, upper=high)
+    if not (is_traced(low) or is_traced(high)) and not np.all(np.asarray(low) <= np.asarray(high)):
+        raise ValueError(f"'lower' got {lower}, but takes at most 'upper', which got {upper}")
+    value = value if lower is None else jnp.maximum(value, low)
+    return units.attach(value if upper is None else jnp.minimum(value, high), unit)
 
 
-def process_sequence(data, mode: str | Callable | Any = "stack", *, dim: int = 0):
+def process_sequence(data, mode: Any = "stack", *, dim: int = 0, inputs=None):
     """Stack a sequence of items and reduce it, or run a model over one: ``process_sequence(model, inputs)``.
 
     Parameters
     ----------
     data : a list or tuple of items that match in type and structure (arrays, numbers, Quantities, and dicts, tuples and
-        lists of them); or an array or dict whose leaves are stacked already; or a model with an ``update`` method
+        lists of them); or an array or pytree whose leaves are stacked already; or a model with an ``update`` method
     mode : ``"stack"``, ``"first"``, ``"last"``, ``"avg"`` or ``"mean"``, ``"max"``, ``"min"``, or a function of each
-        stacked leaf; with a model, its inputs, of which ``update`` is given one row of the leading axis after the other
-    dim : the axis of the sequence in each leaf
+        stacked leaf; with a model, its inputs
+    dim : the axis of the sequence in each leaf; with a model, 0
+    inputs : with a model, a sequence as ``data`` is, of which ``update`` is given one item after the other: by
+        brainstate's loop where the model is brainstate's, else by a Python loop, as its state may be any attribute
 
     Returns
     -------
-    The structure of one item, with the new axis or reduced along it; with a model, the stacked outputs. Numbers, and
-    arrays of integers, become floating point.
+    The structure of one item, with the new axis or reduced along it; with a model, the stacked outputs. Floating point
+    is kept, as far as JAX's precision goes; integers become the default one, in every mode
 
     Raises
     ------
-    ValueError : no data, an unknown mode, or items whose shapes or units differ
-    SequenceTypeError : items of different types or structure, or a mode that is neither (a TypeError and a ValueError)
+    ValueError : no data, an unknown mode or axis
+    SequenceTypeError : values that are not real, items that differ in type, structure, shape or unit, or a mode that
+        is neither a string nor a function (a TypeError and a ValueError)
     """
-    if callable(getattr(data, "update", None)) and not isinstance(data, Mapping):
-        return _run_model(data, mode, dim)
-    reduce = _reduction(mode, dim)
-    if isinstance(data, (list, tuple)):
-        if not data:
-            raise ValueError("'data' got an empty sequence, but takes at least one item")
-        data = _stacked(list(data), dim, "data")
-    else:
-        data = _map(lambda leaf: _sequence_leaf(leaf, dim), data)
-    return _map(reduce, data)
+    if not _is_model(data):
+        if inputs is not None:
+            raise SequenceTypeError(f"'inputs' go with a model that has 'update', but 'data' got {type(data).__name__}")
+        reduce = _reduction(mode, dim)
+        return jax.tree.map(reduce, _stacked(data, dim, "data"), is_leaf=_is_quantity)
+    mode_is_given = not (isinstance(mode, str) and mode == "stack")
+    if dim != 0 or (inputs is not None and mode_is_given):
+        raise SequenceTypeError("'mode' and 'dim' do not go with a model and its 'inputs': reduce what comes back")
+    return _run(data, mode if inputs is None else inputs)
 
 
-def _bound_arguments(names: tuple[str, ...], args: tuple, named: dict[str, Any]) -> dict[str, Any]:
+# Arguments ----------------------------------------------------------------------------------------------------------
+
+
+def _acceleration(A, a, u, x, v):
+    a, rate = _rate(a)
+    x, unit = _split(x, "x")
+    v = units.strip(v, unit * rate, "v")
+    A, gain = _split(A, "A")
+    drive, of_drive = _split(u, "u")
+    _check_shapes(A=A, a=a, u=drive, x=x, v=v)
+    scale = units.strip(_one(gain * of_drive), unit * rate, "A * u")
+    forced = A * a * drive if scale == 1.0 else scale * A * a * drive
+    return units.attach(forced - 2.0 * a * v - a * a * x, unit * rate**2)
+
+
+def _rate(a):
+    magnitude, unit = _split(a, "a")
+    if not unit.is_unitless:
+        units.strip(_one(unit), u.hertz, "a")
+    return magnitude, unit
+
+
+def _first_order(v, acc):
+    velocity, unit = _split(v, "v")
+    acceleration, per_time = _split(acc, "acc")
+    if not per_time.has_same_dim(unit):
+        units.strip(_one(per_time), unit / u.second, "acc")
+    _check_shapes(v=velocity, acc=acceleration)
+    return units.attach(velocity, unit), units.attach(acceleration, per_time)
+
+
+def _by_name(names: tuple[str, ...], args: tuple, named: dict[str, Any]) -> dict[str, Any]:
     given = dict(zip(names, args))
     if len(args) + len(named) != len(names) or set(given) | set(named) != set(names):
         got = f"{len(args)} by position" + (f" and {', '.join(named)} by name" if named else "")
@@ -171,27 +202,35 @@ def _bound_arguments(names: tuple[str, ...], args: tuple, named: dict[str, Any])
     return given | named
 
 
-def _unit(value) -> Any:
-    return value.unit if isinstance(value, u.Quantity) else units.UNITLESS
+def _one(unit):
+    return u.Quantity(1.0, unit=unit)
 
 
-def _magnitude(value):
-    return value.mantissa if isinstance(value, u.Quantity) else value
+def _split(value, name: str) -> tuple[Any, Any]:
+    """The magnitude, as floating point, and the unit; of mV/V, say, the magnitude alone."""
+    if not _is_quantity(value):
+        return units.real(value, name), units.UNITLESS
+    unit = units.UNITLESS if value.unit.has_same_dim(units.UNITLESS) else value.unit
+    return units.strip(value, unit, name), unit
 
 
-def _checked(value, name: str):
-    """``value`` itself, once it is known to be real."""
-    return units.attach(units.real(_magnitude(value), name), _unit(value))
-
-
-def _is_plain_zero(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
-
-
-def _limit(value, default: float, unit, name: str):
-    if value is None or (isinstance(value, float) and np.isinf(value)):
-        return default if value is None else value
+def _in_unit(value, unit, name: str) -> Any:
+    """The magnitude in ``unit``; plain 0 and infinity are the same in every unit."""
+    plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if plain and value in (0, np.inf, -np.inf):
+        return float(value)
     return units.strip(value, unit, name)
+
+
+def _check_shapes(**arrays) -> None:
+    """Raise ValueError at the first argument that does not broadcast against those before it."""
+    shape = ()
+    for name, array in arrays.items():
+        try:
+            shape = np.broadcast_shapes(shape, np.shape(array))
+        except ValueError:
+            message = f"'{name}' got shape {np.shape(array)}, but takes one that broadcasts against {shape}"
+            raise ValueError(f"{message}, the shape of the other arguments") from None
 
 
 # Sequences ----------------------------------------------------------------------------------------------------------
@@ -221,75 +260,103 @@ def _reduction(mode, dim: int) -> Callable:
     raise SequenceTypeError(f"'mode' got {type(mode).__name__}, but takes a string or a function")
 
 
-def _is_leaf(x) -> bool:
-    return isinstance(x, u.Quantity) or not isinstance(x, (Mapping, list, tuple))
+def _is_quantity(x) -> bool:
+    return isinstance(x, u.Quantity)
 
 
-def _map(fun: Callable, tree):
-    return jax.tree.map(fun, tree, is_leaf=_is_leaf)
+def _is_model(x) -> bool:
+    # Dicts have an 'update' too, and so do JAX's tracers.
+    data = isinstance(x, (Mapping, jax.Array, np.ndarray, u.Quantity))
+    return not data and callable(getattr(x, "update", None))
 
 
-def _sequence_leaf(leaf, dim: int):
-    leaf = _leaf(leaf, "data")
-    if leaf.ndim == 0 or leaf.shape[dim] == 0:
-        raise ValueError(f"'data' got a leaf of shape {leaf.shape}, but takes at least one item along axis {dim}")
-    return leaf
+def _stacked(data, dim: int, name: str):
+    """A sequence of items, or what is stacked already, as a pytree whose leaves have the axis ``dim``."""
+    return _stack(data, dim, name) if _is_list(data) else _as_stacked(data, dim, name)
 
 
-def _leaf(value, name: str):
-    return units.attach(jnp.asarray(units.real(_magnitude(value), name)), _unit(value))
+def _is_list(data) -> bool:
+    """Whether these are items; the fields of a namedtuple are one item."""
+    return isinstance(data, (list, tuple)) and not hasattr(data, "_fields")
 
 
-def _kind(item):
-    """What must match among items: containers by type, everything else as an array, with or without a unit."""
-    if isinstance(item, u.Quantity):
-        return u.Quantity
-    return type(item) if isinstance(item, (Mapping, list, tuple)) else "array"
+def _as_stacked(data, dim: int, name: str):
+    paths, structure = jax.tree_util.tree_flatten_with_path(data, is_leaf=_is_quantity)
+    leaves = [_leaf(leaf, _unit(leaf), name + jax.tree_util.keystr(path)) for path, leaf in paths]
+    _check_length([_axis_length(leaf.shape, dim, name) for leaf in leaves], name)
+    return jax.tree.unflatten(structure, [units.attach(leaf, _unit(was)) for leaf, (_, was) in zip(leaves, paths)])
 
 
-def _stacked(items: list, dim: int, name: str):
-    """Items as one item whose leaves have a new axis, recursively."""
-    first = items[0]
-    for item in items[1:]:
-        if _kind(item) != _kind(first):
-            raise SequenceTypeError(
-                f"'{name}' mixes {type(first).__name__} and {type(item).__name__}, but takes items of one type"
-            )
-    if isinstance(first, Mapping):
-        for item in items[1:]:
-            if set(item) != set(first):
-                raise SequenceTypeError(f"'{name}' mixes dicts with keys {sorted(first)} and {sorted(item)}")
-        return {key: _stacked([item[key] for item in items], dim, f"{name}[{key!r}]") for key in first}
-    if isinstance(first, (list, tuple)):
-        if len({len(item) for item in items}) > 1:
-            raise SequenceTypeError(f"'{name}' mixes lengths {sorted({len(item) for item in items})}")
-        parts = [_stacked(list(part), dim, f"{name}[{k}]") for k, part in enumerate(zip(*items))]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    unit = _unit(first)
-    leaves = [jnp.asarray(units.strip(item, unit, name)) for item in items]
-    if len({leaf.shape for leaf in leaves}) > 1:
-        raise ValueError(
-            f"'{name}' mixes shapes {sorted({leaf.shape for leaf in leaves})}, but takes items of one shape"
-        )
+def _stack(items: Sequence, dim: int, name: str):
+    """Items as one item whose leaves have a new axis."""
+    _check_length([len(items)], name)
+    paths, structure = jax.tree_util.tree_flatten_with_path(items[0], is_leaf=_is_quantity)
+    if not paths:
+        raise ValueError(f"'{name}' got items such as {items[0]!r}, but takes items that hold at least one array")
+    rows = []
+    for k, item in enumerate(items):
+        row, found = jax.tree.flatten(item, is_leaf=_is_quantity)
+        if found != structure:
+            raise SequenceTypeError(f"'{name}' mixes structures: item {k} is {_show(found)}, item 0 {_show(structure)}")
+        rows.append(row)
+    columns = (_stack_leaves(column, dim, name, path) for column, (path, _) in zip(zip(*rows), paths))
+    return jax.tree.unflatten(structure, columns)
+
+
+def _show(structure) -> str:
+    """A structure with an asterisk for each array."""
+    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")
+
+
+def _stack_leaves(values: Sequence, dim: int, name: str, path):
+    unit, suffix = _unit(values[0]), jax.tree_util.keystr(path)
+    leaves = [_leaf(value, unit, f"{name}[{k}]{suffix}") for k, value in enumerate(values)]
+    shapes = list(dict.fromkeys(leaf.shape for leaf in leaves))
+    if len(shapes) > 1:
+        raise SequenceTypeError(f"'{name}' mixes shapes {shapes}, but takes items of one shape")
+    _axis_length((*shapes[0], len(leaves)), dim, name)
     return units.attach(jnp.stack(leaves, axis=dim), unit)
 
 
-def _run_model(model, inputs, dim: int):
+def _leaf(value, unit, name: str):
+    try:
+        return jnp.asarray(units.strip(value, unit, name))
+    except (TypeError, ValueError) as error:
+        raise SequenceTypeError(str(error)) from None
+
+
+def _unit(value) -> Any:
+    return value.unit if _is_quantity(value) else units.UNITLESS
+
+
+def _axis_length(shape: tuple[int, ...], dim: int, name: str) -> int:
+    if not shape:
+        raise ValueError(f"'{name}' got a single value, but takes at least one item along an axis")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"'dim' got {dim}, but '{name}' has {len(shape)} axes when stacked")
+    return shape[dim]
+
+
+def _check_length(lengths: Sequence[int], name: str) -> int:
+    """The one length of a sequence."""
+    found = sorted(set(lengths))
+    if len(found) != 1 or found == [0]:
+        got = f"lengths {found}" if len(found) > 1 else "an empty sequence"
+        raise ValueError(f"'{name}' got {got}, but takes one length, of at least one item")
+    return found[0]
+
+
+def _run(model, inputs):
     """The stacked outputs of ``model.update`` over the leading axis of the inputs."""
     if isinstance(inputs, str) or callable(inputs):
-        raise SequenceTypeError(
-            f"process_sequence(model, inputs): 'inputs' got {inputs!r}, but takes an array or a pytree"
-        )
-    leaves = jax.tree.leaves(inputs, is_leaf=_is_leaf)
-    lengths = {jnp.shape(_magnitude(leaf))[:1] for leaf in leaves}
-    if len(lengths) != 1 or () in lengths or (0,) in lengths:
-        raise ValueError(
-            f"'inputs' got leading axes {sorted(lengths)}, but takes one leading axis of at least one step"
-        )
+        raise SequenceTypeError(f"'inputs' got {inputs!r}, but takes the model's inputs: an array, pytree or list")
+    if _is_list(inputs):
+        inputs = _stack(inputs, 0, "inputs")
+    shapes = [np.shape(u.get_magnitude(leaf)) for leaf in jax.tree.leaves(inputs, is_leaf=_is_quantity)]
+    steps = _check_length([_axis_length(shape, 0, "inputs") for shape in shapes], "inputs")
     brainstate = sys.modules.get("brainstate")
     if brainstate is not None and isinstance(model, brainstate.nn.Module):
-        # A mutable model: brainstate compiles the loop and carries its states.
-        return brainstate.transform.for_loop(model.update, inputs)
-    steps = range(next(iter(lengths))[0])
-    rows = (_map(operator.itemgetter(k), inputs) for k in steps)
-    return process_sequence([model.update(row) for row in rows], "stack", dim=dim)
+        # Its states are known to brainstate alone, which compiles the loop and carries them.
+        return _as_stacked(brainstate.transform.for_loop(model.update, inputs), 0, "the output of update")
+    rows = [jax.tree.map(operator.itemgetter(k), inputs, is_leaf=_is_quantity) for k in range(steps)]
+    return _stack([model.update(row) for row in rows], 0, "the output of update")

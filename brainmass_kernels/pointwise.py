@@ -193,6 +193,7 @@ RULES: dict[str, Callable] = {
     "integer_pow": _integer_pow,
     "square": lambda x, **_: x * x,
     "copy": lambda x, **_: x,
+    "sign": lambda x, **_: jnp.where(x > 0, jnp.ones_like(x), jnp.where(x < 0, -jnp.ones_like(x), jnp.zeros_like(x))),
     "stop_gradient": lambda x, **_: lax.stop_gradient(x),
 }
 _DIFFERENTIABLE = {**RULES, "tanh": lambda x, **_: _tanh(x)}
