@@ -274,7 +274,13 @@ SCHEDULES = {
     "a checkpoint each step": Case(steps=9, every=2, checkpoint=1),
     "a checkpoint beyond T": Case(steps=9, every=2, checkpoint=50),
 }
+QUICK = {"transient and every do not divide T", "every beyond the checkpoint", "all transient"}
 INPUTS = {kind: Case(steps=30, lead=4, every=3, checkpoint=7, kind=kind) for kind in ("constant", "rows", "lane rows")}
+
+
+def slow_but(quick, every) -> list:
+    """Parameters of which all but the quick ones are marked slow: compiling takes seconds each."""
+    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in every]
 
 
 class BackendSuite:
@@ -358,7 +364,7 @@ class BackendSuite:
 
     # Forward and gradient -------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("scheme", REFERENCE_SCHEMES)
+    @pytest.mark.parametrize("scheme", slow_but({"strang", "exp_euler"}, REFERENCE_SCHEMES))
     def test_accuracy_of_the_state(self, scheme):
         """The contract: every state, over the run, by its norm."""
         # 0.1 ms keeps every scheme stable, and is where rounding gathers most.
@@ -366,7 +372,7 @@ class BackendSuite:
         res = self.simulate(case, self.single(case), record=("eeg", *STATES))
         assert_close(magnitudes(res.records), expected(case)[0], 1e-5)
 
-    @pytest.mark.parametrize("scheme", ["strang", "exp_euler", "heun"])
+    @pytest.mark.parametrize("scheme", slow_but({"strang"}, ["strang", "exp_euler", "heun"]))
     def test_accuracy_of_the_gradient(self, scheme):
         case = dataclasses.replace(self.accuracy, scheme=scheme, dt=1e-4)
         grad = jax.jit(jax.grad(functools.partial(self.loss, case)))(self.single(case))
@@ -385,19 +391,19 @@ class BackendSuite:
 
     # Edges ----------------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("at", range(4))
+    @pytest.mark.parametrize("at", slow_but({0, 2}, range(4)))
     def test_batches(self, at):
         self.check(Case(lanes=self.batches[at], steps=19, lead=2, every=3, checkpoint=5))
 
-    @pytest.mark.parametrize("name", SCHEDULES)
+    @pytest.mark.parametrize("name", slow_but(QUICK, SCHEDULES))
     def test_schedules(self, name):
         self.check(SCHEDULES[name])
 
-    @pytest.mark.parametrize("kind", INPUTS)
+    @pytest.mark.parametrize("kind", slow_but({"rows", "lane rows"}, INPUTS))
     def test_inputs(self, kind):
         self.check(INPUTS[kind])
 
-    @pytest.mark.parametrize("kind", ["constant", "lane rows"])
+    @pytest.mark.parametrize("kind", slow_but({"lane rows"}, ["constant", "lane rows"]))
     def test_noise(self, kind):
         self.check(dataclasses.replace(INPUTS[kind], noisy=True))
 
@@ -544,6 +550,7 @@ class BackendSuite:
         outer = jax.jit(jax.vmap(jax.vmap(jax.grad(loss), (0, None)), (None, 0)))(Ae, E[:2])
         np.testing.assert_allclose([outer[0, 0], outer[1, 1]], grads[0][:2], rtol=2e-5)
 
+    @pytest.mark.slow
     def test_vmap_over_rows_and_keys(self):
         """One value a step, and a key each: mapped from outside they are what a batch of them is."""
         case = dataclasses.replace(INPUTS["lane rows"], noisy=True)
@@ -556,6 +563,7 @@ class BackendSuite:
         axes = jax.tree.map(lambda x: x.ndim - 1 if x.ndim else None, theta)
         np.testing.assert_allclose(jax.vmap(one, (axes, 0), 1)(theta, keys), batch, rtol=2e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_vmap_of_a_gradient_by_a_shared_row(self):
         """An input shared by all lanes of a vmap(grad) has a gradient for each."""
         case = dataclasses.replace(Case(steps=14, lanes=3, checkpoint=4), kind="rows")
@@ -600,6 +608,7 @@ class BackendSuite:
         np.testing.assert_allclose(value2, value, rtol=1e-6)
         assert_close(grad2, grad, 1e-6)
 
+    @pytest.mark.slow
     def test_gradient_by_the_model(self):
         """A model with its units is a pytree: its gradient is one, too."""
         model = bk.JansenRit(Ae=jnp.asarray([3.0, 3.5]) * u.mV)
@@ -630,6 +639,7 @@ class BackendSuite:
         want = sum(np.sum(x) for x in jax.tree.leaves(expected_gradient(case)))
         np.testing.assert_allclose(slope, want, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_second_order(self, x64):
         if not (self.transparent and self.float64):
             pytest.skip(f"{self.runs} as asked for here is differentiated once")
@@ -650,7 +660,7 @@ class BackendSuite:
         for n in ("E", "I", "Mv"):
             np.testing.assert_allclose(res[n].mantissa[-1], res.final[n].mantissa, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("scheme", ["strang", "exp_euler"])
+    @pytest.mark.parametrize("scheme", slow_but({"strang"}, ["strang", "exp_euler"]))
     def test_resume(self, scheme):
         """Two runs through ``res.final`` are one run, to rounding."""
         whole = dataclasses.replace(self.accuracy, steps=100, scheme=scheme)
@@ -683,6 +693,7 @@ class BackendSuite:
         fun = jax.jit(jax.value_and_grad(functools.partial(self.loss, case)))
         jax.tree.map(np.testing.assert_array_equal, fun(theta), fun(theta))
 
+    @pytest.mark.slow
     def test_replay_is_exact(self):
         """How a run is cut into checkpointed segments does not change a bit of its gradient by the initial state."""
         case = dataclasses.replace(Case(steps=24), noisy=True)
