@@ -90,11 +90,12 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("brainmass_kernels.fit.fit", interrupted)
+    monkeypatch.setattr(sys.modules["brainmass_kernels.fit"], "fit", interrupted)
     assert cli.main(["fit"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fit_writes_figure_and_result_and_goes_on_with_it(tmp_path, capsys):
     rows = ["Hz,a,b"] + [f"{f},{1 / f + 2 * np.exp(-((f - 10) ** 2) / 4)},{1 / f}" for f in FREQS]
     write(tmp_path / "two.csv", rows)
