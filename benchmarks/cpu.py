@@ -115,12 +115,14 @@ def report(what: str, lanes: int, steps: int, seconds: dict, functions: dict, ar
 def peak_of(name: str, lanes: int, steps: int) -> int:
     """Peak resident bytes of a process that takes one gradient, less those of one that only imports and allocates."""
     program = (
-        "import resource, jax, benchmarks.cpu as c, benchmarks.reference as r\n"
+        "import jax, benchmarks.cpu as c, benchmarks.reference as r\n"
         f"args = c.parameters({lanes})\n"
         f"loss = dict(plain=lambda *a: r.plain_loss(*a, 220.0, {steps}, 10),"
         f"exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10), none=lambda *a: a[0].sum())\n"
         f"jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        # Not ru_maxrss: that starts from what the parent held when it forked.
+        "status = open('/proc/self/status').read()\n"
+        "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
