@@ -144,7 +144,7 @@ def main() -> None:
     steps, repeats = (1000, 2) if quick else (10_000, 5)
     results = [forward(n, steps, repeats) for n in (1, 64, 1024, 16_384)]
     results += [gradient(1024, steps, repeats)]
-    memory = peaks(1024, steps)
+    memory = [peaks(lanes, steps) for lanes in (1024, 8192)]
     if not quick:
         about = {
             "command": "python -m benchmarks.cpu", "date": datetime.date.today().isoformat(), "cores": os.cpu_count(),
