@@ -414,6 +414,8 @@ def _rows(x, batch, dtype):
     x = jnp.asarray(x, dtype)
     if x.size == x.shape[0]:
         return x.reshape(-1)
+    # Shapes broadcast from the right, but the time axis stays in front.
+    x = x.reshape(x.shape[0], *(1,) * (len(batch) + 1 - x.ndim), *x.shape[1:])
     return jnp.broadcast_to(x, (x.shape[0], *batch)).reshape(x.shape[0], -1)
 
 

@@ -721,4 +721,5 @@ class BackendSuite:
         (short, _), (long, planned) = map(temporary, self.bounded)
         growth = self.bounded[1] / self.bounded[0]
         assert long / short < 1.5 * growth**0.5
-        assert long < 1.5 * planned
+        if not self.transparent:  # JAX also keeps what is between the states of one segment
+            assert long < 1.5 * planned
