@@ -144,7 +144,7 @@ def _segment(loop: Loop, piece: Piece, coefs, state, inputs, seeds, start):
     def stride(state, first):
         if piece.parts:
             for part in piece.parts:
-                state, _, _ = _run_piece(loop, part, coefs, state, inputs, seeds, save=False, offset=first)
+                state = _part(loop, part, coefs, state, inputs, seeds, first)
         else:
             state, _ = lax.scan(
                 lambda s, k: (_step(loop, coefs, s, inputs, seeds, first + k), None), state, jnp.arange(piece.stride)
@@ -152,6 +152,16 @@ def _segment(loop: Loop, piece: Piece, coefs, state, inputs, seeds, start):
         return state, _observe(loop, coefs, state) if piece.recorded else ()
 
     return lax.scan(stride, state, start + piece.stride * jnp.arange(piece.strides))
+
+
+def _part(loop: Loop, part: Piece, coefs, state, inputs, seeds, first):
+    """One part of a long stride; each of its segments is a checkpoint where JAX differentiates the loop itself."""
+
+    @jax.checkpoint
+    def segment(state, start):
+        return _segment(loop, part, coefs, state, inputs, seeds, start)[0], None
+
+    return lax.scan(segment, state, _starts(part, first))[0]
 
 
 def _run_piece(loop: Loop, piece: Piece, coefs, state, inputs, seeds, save: bool, offset=0):
