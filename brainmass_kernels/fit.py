@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import models, spectra, units
-from .models.base import Model, check_name, unit_of
+from .models.base import Model, check_name
 from .simulate import explain, simulate
 from .spectra import Spectrum
 
@@ -373,7 +373,7 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
 def _quantities(model, inputs, noise) -> dict[str, tuple[Any, Any]]:
     """The unit and the value of whatever can be free."""
     fields = {name: (unit, getattr(model, name)) for name, unit in model.parameter_units().items()}
-    driven = {name: (unit_of(value), inputs.get(name, value)) for name, value in model.inputs.items()}
+    driven = {name: (units.unit_of(value), inputs.get(name, value)) for name, value in model.inputs.items()}
     shaken = {}
     for name, (unit, _) in driven.items():
         root = unit * u.second**0.5

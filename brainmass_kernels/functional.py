@@ -282,9 +282,10 @@ def _is_list(data) -> bool:
 
 def _as_stacked(data, dim: int, name: str):
     paths, structure = jax.tree_util.tree_flatten_with_path(data, is_leaf=_is_quantity)
-    leaves = [_leaf(leaf, _unit(leaf), name + jax.tree_util.keystr(path)) for path, leaf in paths]
+    leaves = [_leaf(leaf, units.unit_of(leaf), name + jax.tree_util.keystr(path)) for path, leaf in paths]
     _check_length([_axis_length(leaf.shape, dim, name) for leaf in leaves], name)
-    return jax.tree.unflatten(structure, [units.attach(leaf, _unit(was)) for leaf, (_, was) in zip(leaves, paths)])
+    kept = [units.attach(leaf, units.unit_of(was)) for leaf, (_, was) in zip(leaves, paths)]
+    return jax.tree.unflatten(structure, kept)
 
 
 def _stack(items: Sequence, dim: int, name: str):
@@ -309,7 +310,7 @@ def _show(structure) -> str:
 
 
 def _stack_leaves(values: Sequence, dim: int, name: str, path):
-    unit, suffix = _unit(values[0]), jax.tree_util.keystr(path)
+    unit, suffix = units.unit_of(values[0]), jax.tree_util.keystr(path)
     leaves = [_leaf(value, unit, f"{name}[{k}]{suffix}") for k, value in enumerate(values)]
     shapes = list(dict.fromkeys(leaf.shape for leaf in leaves))
     if len(shapes) > 1:
@@ -323,10 +324,6 @@ def _leaf(value, unit, name: str):
         return jnp.asarray(units.strip(value, unit, name))
     except (TypeError, ValueError) as error:
         raise SequenceTypeError(str(error)) from None
-
-
-def _unit(value) -> Any:
-    return value.unit if _is_quantity(value) else units.UNITLESS
 
 
 def _axis_length(shape: tuple[int, ...], dim: int, name: str) -> int:

@@ -75,7 +75,8 @@ def sigmoid_sys2nd(
     ValueError, TypeError : a unit, shape or value that does not fit, by the argument's name
     """
     check_name(scheme, SCHEMES, "scheme")
-    position, rate, volt, time = _unit(x), _unit(vmax), _unit(potential), u.second if _has_unit(dt) else units.UNITLESS
+    position, rate, volt = map(units.unit_of, (x, vmax, potential))
+    time = u.second if _has_unit(dt) else units.UNITLESS
     plain = {
         "A": units.strip(A, position / (rate * time), "A"),
         "a": units.strip(a, time**-1, "a"),
@@ -106,7 +107,3 @@ def sigmoid_sys2nd(
 
 def _has_unit(value) -> bool:
     return isinstance(value, u.Quantity) and not value.unit.is_unitless
-
-
-def _unit(value):
-    return value.unit if isinstance(value, u.Quantity) else units.UNITLESS

@@ -285,7 +285,7 @@ def _inputs(model: Model, inputs) -> dict[str, Any]:
     for name, value in _mapping(inputs, "inputs").items():
         check_name(name, model.inputs, "input")
         given[name] = value
-    stripped = {n: units.strip(x, _unit(model.inputs[n]), n) for n, x in given.items()}
+    stripped = {n: units.strip(x, units.unit_of(model.inputs[n]), n) for n, x in given.items()}
     for n, x in stripped.items():
         refuse_nan(x, n)
     return stripped
@@ -305,7 +305,7 @@ def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
     found = {}
     for name, sigma in given.items():
         check_name(name, model.inputs, "input")
-        unit = _unit(model.inputs[name]) * model.time_unit**0.5
+        unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
         found[name] = units.strip(sigma, unit, f"noise[{name!r}]")
     return dict(sorted(found.items()))
 
@@ -316,10 +316,6 @@ def _mapping(value, name: str) -> dict:
     if not isinstance(value, Mapping):
         raise TypeError(f"'{name}' got {type(value).__name__}, but takes a dict by name")
     return dict(value)
-
-
-def _unit(default):
-    return default.unit if isinstance(default, u.Quantity) else units.UNITLESS
 
 
 def _record(model: Model, record) -> tuple[str, ...]:
@@ -361,7 +357,9 @@ def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
 
 def _dtype(values):
     arrays = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
-    dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+    # The widest, whatever promotion mode a user has set: every value is cast to it below.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
     return jnp.float32 if dtype in (jnp.float16, jnp.bfloat16) else jax.dtypes.canonicalize_dtype(dtype)
 
 

@@ -14,6 +14,11 @@ from ._jax import is_traced
 UNITLESS: Any = u.UNITLESS
 
 
+def unit_of(value) -> Any:
+    """A value's unit, dimensionless where it has none."""
+    return value.unit if isinstance(value, u.Quantity) else UNITLESS
+
+
 def describe(value) -> str:
     """A value's unit, or its type, in words, for an error message."""
     if isinstance(value, u.Quantity):

@@ -695,16 +695,16 @@ class BackendSuite:
 
     @pytest.mark.slow
     def test_replay_is_exact(self):
-        """How a run is cut into checkpointed segments does not change a bit of its gradient by the initial state."""
+        """How a run is cut into checkpointed segments changes its gradient by the rounding of another program only."""
         case = dataclasses.replace(Case(steps=24), noisy=True)
-        theta = self.single(case)
-        grads = [
-            jax.jit(jax.grad(functools.partial(self.loss, dataclasses.replace(case, checkpoint=c))))(theta)
-            for c in (1, 5, 24)
-        ]
-        for other in grads[1:]:
-            assert_close(other["initial"], grads[0]["initial"], 1e-6)
-            assert_close(other["parameters"], grads[0]["parameters"], 1e-6)
+        with jax.enable_x64(self.float64):
+            theta = case.theta() if self.float64 else self.single(case)
+            first, *others = [
+                jax.jit(jax.grad(functools.partial(self.loss, dataclasses.replace(case, checkpoint=c))))(theta)
+                for c in (1, 5, 24)
+            ]
+        for other in others:
+            assert_close(other, first, 1e-12 if self.float64 else 1e-6)
 
     def test_memory_of_a_gradient(self):
         """It grows like the root of the time, and `explain` knows it."""

@@ -91,22 +91,30 @@ class Bare(bk.SecondOrderModel):
 MATRIX = np.array([[0.0, 1.0], [-(80.0**2), -160.0]])
 
 
+BARE_START, BARE_DRIVE = np.array([1.5, -20.0]), 7.0
+
+
+def run_bare(scheme: str, steps: int, dt: float, **more):
+    """The bare block, driven, from its start."""
+    x, v = BARE_START
+    return bk.simulate(
+        Bare(),
+        steps,
+        dt * u.second,
+        inputs={"drive": BARE_DRIVE * u.Hz},
+        initial={"x": x * u.mV, "v": v * u.mV / u.second},
+        scheme=scheme,
+        implementation="scan",
+        **more,
+    )
+
+
 @pytest.mark.parametrize("dt", [1e-8, 1e-4, 6.2e-3, 6.3e-3, 0.5])
 def test_exact_is_the_matrix_exponential(dt):
     """With the drive held a bare block has the flow expm(matrix dt), at any dt, and for a h small or large."""
-    start, drive = np.array([1.5, -20.0]), 7.0
-    res = bk.simulate(
-        Bare(),
-        1,
-        dt * u.second,
-        inputs={"drive": drive * u.Hz},
-        initial={"x": start[0] * u.mV, "v": start[1] * u.mV / u.second},
-        scheme="exact",
-        record=(),
-        implementation="scan",
-    )
+    start, res = BARE_START, run_bare("exact", 1, dt, record=())
     augmented = np.zeros((3, 3))
-    augmented[:2, :2], augmented[1, 2] = MATRIX, 3.0 * 80.0 * drive
+    augmented[:2, :2], augmented[1, 2] = MATRIX, 3.0 * 80.0 * BARE_DRIVE
     want = (expm(augmented * dt) @ np.append(start, 1.0))[:2]
     got = np.array([res.final["x"].mantissa, res.final["v"].mantissa])
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13 * np.linalg.norm(want))
@@ -116,17 +124,8 @@ def test_exact_is_the_matrix_exponential(dt):
 
 @pytest.mark.parametrize("dt", [1e-4, 6e-3, 0.1])
 def test_strang_is_flow_kick_flow(dt):
-    start, drive = np.array([1.5, -20.0]), 7.0
-    res = bk.simulate(
-        Bare(),
-        2,
-        dt * u.second,
-        inputs={"drive": drive * u.Hz},
-        initial={"x": start[0] * u.mV, "v": start[1] * u.mV / u.second},
-        scheme="strang",
-        implementation="scan",
-    )
-    half, kick, y = expm(MATRIX * dt / 2), np.array([0.0, dt * 3.0 * 80.0 * drive]), start
+    res = run_bare("strang", 2, dt)
+    half, kick, y = expm(MATRIX * dt / 2), np.array([0.0, dt * 3.0 * 80.0 * BARE_DRIVE]), BARE_START
     for _ in range(2):
         y = half @ (half @ y + kick)
     np.testing.assert_allclose([res.final["x"].mantissa, res.final["v"].mantissa], y, rtol=1e-9)

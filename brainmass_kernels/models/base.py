@@ -71,7 +71,7 @@ class Model:
     @classmethod
     def parameter_units(cls) -> dict[str, Any]:
         """The unit of each parameter."""
-        return {name: unit_of(default) for name, default in cls.parameters().items()}
+        return {name: units.unit_of(default) for name, default in cls.parameters().items()}
 
     @classmethod
     def recordable(cls) -> dict[str, Any]:
@@ -142,10 +142,6 @@ def model(cls):
 
     cls.__init__ = init
     return cls
-
-
-def unit_of(value):
-    return value.unit if isinstance(value, u.Quantity) else units.UNITLESS
 
 
 def refuse_nan(magnitude, name: str) -> None:
