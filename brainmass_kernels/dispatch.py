@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any
 
 import jax
 
@@ -82,15 +81,16 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
     """The implementation to run, the reason, and why not each other one."""
     check_known(name)
     if name is not None:
-        reason = load(name).unsupported(request)
+        backend = load(name)
+        interpreted = request.loop.interpret and backend.interpretable
+        reason = (not interpreted and backend.unavailable(request.platform)) or backend.unsupported(request)
         if reason:
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
     passed_over: dict[str, str] = dict.fromkeys(_PLANNED, "not part of this version")
     for candidate in _BACKENDS:
-        reason = load(candidate).unsupported(request)
-        if candidate == "mosaic_tpu" and request.platform != "tpu" and not reason:
-            reason = "an interpreter is never chosen by itself"
+        backend = load(candidate)
+        reason = backend.unavailable(request.platform) or backend.unsupported(request)
         if not reason:
             others = {n: "the chosen one comes first" for n in _BACKENDS if n != candidate and n not in passed_over}
             why = f"the fastest that runs on this {request.platform}"
@@ -106,10 +106,5 @@ def platform() -> str:
 
 def implementations() -> dict[str, str]:
     """What can run here: for each implementation "runs here", or the reason why it cannot."""
-    found: dict[str, Any] = {}
-    for name in _BACKENDS:
-        if name == "mosaic_tpu" and platform() != "tpu":
-            found[name] = f"needs a TPU, and this is a {platform()}; testing.interpret() runs it in its interpreter"
-        else:
-            found[name] = "runs here"
+    found = {name: load(name).unavailable(platform()) or "runs here" for name in _BACKENDS}
     return found | dict.fromkeys(_PLANNED, "not part of this version")

@@ -142,9 +142,14 @@ class Backend(Protocol):
     """
 
     name: str
+    interpretable: bool  # whether `testing.interpret` can run it away from its device
+
+    def unavailable(self, platform: str) -> str | None:
+        """Why nothing can run on this platform ("cpu", "gpu", "tpu"), or ``None``."""
+        ...
 
     def unsupported(self, request: Request) -> str | None:
-        """Why the request cannot run here, or ``None`` if it can."""
+        """Why the request cannot run, wherever it is, or ``None`` if it can."""
         ...
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:

@@ -502,9 +502,19 @@ class MosaicTPU:
     """The TPU backend: see `base.Backend` for the protocol."""
 
     name = "mosaic_tpu"
+    interpretable = True
+
+    def unavailable(self, platform: str) -> str | None:
+        """Why nothing can run on this platform, or ``None``."""
+        if platform != "tpu":
+            return (
+                f"this machine's platform is '{platform}', not 'tpu'; "
+                f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
+            )
+        return None
 
     def unsupported(self, request: Request) -> str | None:
-        """Why the request cannot run here, or ``None`` if it can."""
+        """Why the request cannot run, or ``None`` if it can."""
         loop = request.loop
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
@@ -517,11 +527,6 @@ class MosaicTPU:
         need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
         if need > BUDGET:
             return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
-        if request.platform != "tpu" and not loop.interpret:
-            return (
-                f"this machine's platform is '{request.platform}', not 'tpu'; "
-                f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
-            )
         return None
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:

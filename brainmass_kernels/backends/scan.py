@@ -61,6 +61,10 @@ class Scan:
     """The reference implementation, and the one that every device has."""
 
     name = "scan"
+    interpretable = False
+
+    def unavailable(self, platform: str) -> str | None:
+        return None
 
     def unsupported(self, request: Request) -> str | None:
         return None
