@@ -6,6 +6,26 @@ import jax
 from jax.extend.core import Literal as Literal
 
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
+# `pallas.mosaic_gpu.kernel` as the GPU backend uses it.
+MOSAIC_GPU = VERSION >= (0, 11)
+
+
+def compute_capability() -> float | None:
+    """Of the first NVIDIA GPU, such as 9.0 for Hopper; ``None`` where there is none."""
+    found = getattr(jax.devices()[0], "compute_capability", "")
+    return float(found) if found.replace(".", "", 1).isdigit() else None
+
+
+def multiprocessors(otherwise: int = 132) -> int:
+    """How many multiprocessors the GPU has; of Hopper's 132 where there is no GPU."""
+    return getattr(jax.devices()[0], "core_count", None) or otherwise
+
+
+def gpu_races_found() -> bool:
+    """Whether the GPU interpreter, asked to look, has seen a race."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]
+
+    return gpu_callbacks.get_races().races_found
 
 
 def eqn_source(eqn) -> str:

@@ -336,7 +336,7 @@ class _Evaluator:
         return self._sum(n)
 
     def _sum(self, n: Node):
-        """Small terms first, then the states they are added to."""
+        """Each product is added by one fused multiply-add, where there are such; a constant is met by one of them."""
         dtype = n.aval.dtype
         small, plain = [], []
         for c, atom in n.args:
@@ -357,9 +357,12 @@ class _Evaluator:
             if n.const.symbol is not None:
                 symbol = self.values[id(n.const.symbol)]
                 total = symbol + total if n.const.literal else symbol
+        plain.sort(key=lambda p: -p[1])
+        if total is None and plain and plain[0][1] > 0:
+            total = plain.pop(0)[0]
         for x, factor in small:
             total = x * factor if total is None else total + x * factor
-        for x, sign in sorted(plain, key=lambda p: -p[1]):
+        for x, sign in plain:
             if total is None:
                 total = x if sign > 0 else -x
             else:

@@ -11,8 +11,12 @@ from . import testing
 from .backends.base import Backend, Request, Unsupported
 
 # In order of preference; each is imported when first considered.
-_BACKENDS = {"mosaic_tpu": ("mosaic_tpu", "MosaicTPU"), "scan": ("scan", "Scan")}
-_PLANNED = ("numba", "triton", "mosaic_gpu")
+_BACKENDS = {
+    "mosaic_tpu": ("mosaic_tpu", "MosaicTPU"),
+    "mosaic_gpu": ("mosaic_gpu", "MosaicGPU"),
+    "scan": ("scan", "Scan"),
+}
+_PLANNED = ("numba", "triton")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Run(NamedTuple):
     implementation: str
     transparent: bool
     precision: str
-    interpret: bool
+    interpret: str
     platform: str
 
 

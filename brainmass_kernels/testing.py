@@ -9,23 +9,29 @@ from typing import Any, NamedTuple
 
 from .backends.base import Unsupported
 
-_INTERPRETED = contextvars.ContextVar("brainmass_kernels_interpreted", default=False)
+_INTERPRETED = contextvars.ContextVar("brainmass_kernels_interpreted", default="")
 _COMPILED_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "brainmass_kernels_compiled_for", default=None
 )
 
 
 @contextlib.contextmanager
-def interpret():
-    """Within this context accelerator implementations run in their interpreters, on the CPU, slowly."""
-    token = _INTERPRETED.set(True)
+def interpret(races: bool = False):
+    """Within this context accelerator implementations run in their interpreters, on the CPU, slowly.
+
+    Parameters
+    ----------
+    races : also raise where two threads of a GPU kernel touch the same memory unordered; slower by far
+    """
+    token = _INTERPRETED.set("races" if races else "plain")
     try:
         yield
     finally:
         _INTERPRETED.reset(token)
 
 
-def interpreting() -> bool:
+def interpreting() -> str:
+    """How `interpret` asks kernels to run: "plain", "races", or "" outside of it."""
     return _INTERPRETED.get()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -38,6 +38,55 @@ class Schedule:
         return max(0, self.steps - self.lead) // self.every
 
 
+class Piece(NamedTuple):
+    """Equal segments of a run: each ``strides`` strides of ``stride`` steps, recorded after each stride or not at all.
+
+    A stride longer than a segment has ``parts``, pieces of its own, and is then the only one of its segment.
+    """
+
+    start: int
+    segments: int
+    strides: int
+    stride: int
+    recorded: bool
+    parts: tuple[Piece, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.strides * self.stride
+
+    @property
+    def records(self) -> int:
+        """Records of one segment."""
+        return self.strides if self.recorded else 0
+
+
+def pieces(schedule: Schedule, segment: int) -> Iterator[Piece]:
+    """Cut a run into pieces whose segments have at most ``segment`` steps: transient, recorded part, rest."""
+    lead = min(schedule.lead, schedule.steps)
+    yield from _unrecorded(0, lead, segment)
+    count, every = schedule.count, schedule.every
+    if every > segment and count:
+        yield Piece(lead, count, 1, every, True, tuple(_unrecorded(0, every, segment)))
+    else:
+        each = max(1, segment // every)
+        full = count // each
+        if full:
+            yield Piece(lead, full, each, every, True)
+        if count % each:
+            yield Piece(lead + full * each * every, 1, count % each, every, True)
+    recorded = lead + count * every
+    yield from _unrecorded(recorded, schedule.steps - recorded, segment)
+
+
+def _unrecorded(start: int, steps: int, segment: int) -> Iterator[Piece]:
+    full = steps // segment
+    if full:
+        yield Piece(start, full, 1, segment, False)
+    if steps % segment:
+        yield Piece(start + full * segment, 1, 1, steps % segment, False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """One time loop, without its data: the step's programs and the schedule.
@@ -51,7 +100,7 @@ class Loop:
     n_coefs, n_state, n_inputs, n_normals : how many of each there are
     schedule : Schedule
     precision : ``"exact"`` or ``"fast"`` (the hardware's approximate functions are welcome)
-    interpret : run an accelerator kernel in its interpreter
+    interpret : "plain" or "races" to run an accelerator kernel in its interpreter, which may look for races; or ""
     """
 
     advance: Program
@@ -62,7 +111,7 @@ class Loop:
     n_normals: int
     schedule: Schedule
     precision: str = "exact"
-    interpret: bool = False
+    interpret: str = ""
 
     @property
     def n_observables(self) -> int:

@@ -8,23 +8,34 @@ A chunk is also what lies between two checkpoints.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .._jax import Literal
 from ..noise import normals
-from ..pointwise import ELEMENTWISE, RULES, Program, evaluate
+from ..pointwise import ELEMENTWISE, RULES, Program
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
+from .pallas import (
+    TRANSCENDENTAL,
+    added,
+    apply,
+    even_share,
+    fill,
+    grouped,
+    merged,
+    operations,
+    parted,
+    read,
+    when,
+    write,
+)
 
 LANES = 128
 # VMEM that a kernel plans to use: of the 16 MiB that the compiler grants on every chip, what spills leave over.
@@ -41,7 +52,6 @@ _REGISTERS = 64
 # What a step keeps alive besides what it carries.
 _TEMPORARIES = 24
 
-_TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
 # An adjoint makes again, rather than keep in VMEM, what takes no more operations than these.
 _CHEAP = 3
 
@@ -245,7 +255,7 @@ def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int
         size = _up(-(-every // parts), unroll)
         return Cut(schedule.steps, lead, size, 1, -(-every // size), every, unroll)
     if every > unroll:
-        unit, body = every, _divisor(every, unroll)
+        unit, body = every, even_share(every, unroll)
     else:
         unit = body = every * max(1, unroll // every)
     # Even shares: a last chunk with a few steps costs as much to start as a full one.
@@ -257,11 +267,6 @@ def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int
 
 def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
-
-
-def _divisor(n: int, unroll: int) -> int:
-    """The body of a long stride: a divisor near ``unroll`` if there is one, so that no step is left over."""
-    return next((d for d in range(unroll, unroll // 3, -1) if n % d == 0), unroll)
 
 
 def _unroll(loop: Loop) -> int:
@@ -392,11 +397,11 @@ class _Call:
     def give_arguments(self, coefs, inputs, seeds):
         """The operands that a step needs besides the state."""
         plan, cut = self.plan, self.plan.cut
-        uniform, per_lane = _parted(coefs, plan.coefs_in_lanes)
+        uniform, per_lane = parted(coefs, plan.coefs_in_lanes)
         if uniform:
             self.give("uniform_coefs", [jnp.stack(uniform)], pl.BlockSpec(memory_space=pltpu.SMEM))
         self.give("lane_coefs", [plan.lay(x) for x in per_lane], self.still())
-        uniform, per_lane = _parted(inputs, plan.inputs_in_lanes)
+        uniform, per_lane = parted(inputs, plan.inputs_in_lanes)
         series = [cut.spread(x).reshape(cut.chunks, 1, cut.size) for x in uniform]
         block = pl.BlockSpec((1, 1, cut.size), lambda b, c: (self.chunk(c), 0, 0), memory_space=pltpu.SMEM)
         self.give("uniform_inputs", series, block)
@@ -409,7 +414,7 @@ class _Call:
         work = plan.cut.steps * plan.lanes
         moved = sum(x.size * x.dtype.itemsize for x in (*self.operands, *self.outs))
         out = pl.pallas_call(
-            lambda *refs: kernel(_grouped(groups, refs), self.chunk(pl.program_id(1))),
+            lambda *refs: kernel(grouped(groups, refs), self.chunk(pl.program_id(1))),
             out_shape=self.outs,
             grid=(plan.blocks, plan.cut.chunks),
             in_specs=self.in_specs,
@@ -422,29 +427,12 @@ class _Call:
             interpret=interpreter() if loop.interpret else False,
             name=name,
         )(*self.operands)
-        return _grouped(self.groups["out"], out)
-
-
-def _grouped(groups, values) -> dict[str, tuple]:
-    """Values by the name of their group, an absent one being empty."""
-    left = iter(values)
-    return defaultdict(tuple, {name: tuple(itertools.islice(left, count)) for name, count in groups})
+        return grouped(self.groups["out"], out)
 
 
 def interpreter():
     """How kernels are interpreted: what was never written is NaN, what is out of bounds raises."""
     return pltpu.InterpretParams(out_of_bounds_reads="raise", uninitialized_memory="nan")
-
-
-def _parted(values, flags) -> tuple[list, list]:
-    """The values whose flag is off, and those whose flag is on."""
-    return [v for v, f in zip(values, flags) if not f], [v for v, f in zip(values, flags) if f]
-
-
-def _merged(off, on, flags) -> tuple:
-    """The inverse of `_parted`."""
-    off, on = iter(off), iter(on)
-    return tuple(next(on) if f else next(off) for f in flags)
 
 
 def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
@@ -455,47 +443,18 @@ def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
 
     flags = plan.coefs_in_lanes
     uniform = [splat(ref[i]) for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
-    coefs = _merged(uniform, _read(refs["lane_coefs"], rows), flags)
+    coefs = merged(uniform, read(refs["lane_coefs"], rows), flags)
 
     def inputs(j):
         uniform = [splat(ref[0, 0, j]) for ref in refs["uniform_inputs"]]
-        return _merged(uniform, _read(refs["lane_inputs"], j, rows), plan.inputs_in_lanes)
+        return merged(uniform, read(refs["lane_inputs"], j, rows), plan.inputs_in_lanes)
 
     def draws(j):
         if not loop.n_normals:
             return ()
-        return normals(_read(refs["seeds"], rows), start + j, loop.n_normals)
+        return normals(read(refs["seeds"], rows), start + j, loop.n_normals)
 
     return coefs, inputs, draws
-
-
-def _apply(program: Program, *args) -> tuple:
-    # A captured scalar would otherwise be an operand that the kernel does not have.
-    return evaluate(program.jaxpr.replace(consts=[np.asarray(c) for c in program.jaxpr.consts]), *args)
-
-
-def _fill(values, tile) -> tuple:
-    """Values of the block's shape: a program's output may be a constant."""
-    return tuple(jnp.broadcast_to(jnp.asarray(x, jnp.float32), tile) for x in values)
-
-
-def _sum(a, b) -> tuple:
-    return tuple(x if isinstance(y, np.generic | np.ndarray | float) and y == 0 else x + y for x, y in zip(a, b))
-
-
-def _read(refs, *index) -> tuple:
-    return tuple(ref[index or ...] for ref in refs)
-
-
-def _write(refs, values, *index) -> None:
-    for ref, value in zip(refs, values, strict=True):
-        ref[index or ...] = value
-
-
-def _operations(*programs: Program) -> tuple[int, int]:
-    """How many operations of any kind and how many transcendental ones a step takes."""
-    names = [eqn.primitive.name for p in programs for eqn in p.jaxpr.jaxpr.eqns]
-    return len(names), sum(name in _TRANSCENDENTAL for name in names)
 
 
 class MosaicTPU:
@@ -547,7 +506,7 @@ class MosaicTPU:
             call.take("saved", n, (cut.chunks, *wide), call.moving(1, lambda c: c))
         out = call.run(
             lambda refs, chunk: _forward_kernel(loop, plan, refs, chunk),
-            "brainmass_kernels_tpu_forward", loop, *_operations(loop.advance),
+            "brainmass_kernels_tpu_forward", loop, *operations(loop.advance),
         )  # fmt: skip
         records = tuple(plan.unlay(x[: loop.schedule.count]) for x in out["records"])
         if not obs:
@@ -583,13 +542,13 @@ class MosaicTPU:
         call.hold("ct_series", series, (cut.size, LANES))
         call.hold("kept", way.advance.n_kept, (cut.size, *plan.tile))
         call.hold("kept_records", way.observe.n_kept if obs else 0, (cut.strides, *plan.tile))
-        out = call.run(way.kernel, "brainmass_kernels_tpu_adjoint", loop, *_operations(loop.advance, pullbacks.advance))
+        out = call.run(way.kernel, "brainmass_kernels_tpu_adjoint", loop, *operations(loop.advance, pullbacks.advance))
         partial = [cut.gather(x.reshape(plan.blocks, -1).T) for x in out["ct_uniform_inputs"]]
         streamed = [plan.unlay(cut.gather(x)) for x in out["ct_lane_inputs"]]
         return Adjoint(
             tuple(plan.unlay(x) for x in out["ct_coefs"]),
             tuple(plan.unlay(x) for x in out["ct_state"]),
-            _merged(partial, streamed, way.in_lanes),
+            merged(partial, streamed, way.in_lanes),
         )
 
 
@@ -610,7 +569,7 @@ class _Pullback:
         for eqn in jaxpr.eqns:
             operands = [v for v in eqn.invars if not isinstance(v, Literal)]
             level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
-            made_by[eqn.outvars[0]] = operands, eqn.primitive.name in _TRANSCENDENTAL
+            made_by[eqn.outvars[0]] = operands, eqn.primitive.name in TRANSCENDENTAL
             if level[eqn.outvars[0]] == 2:
                 needed += operands
         needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
@@ -661,29 +620,25 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
 
     @pl.when(chunk == 0)
     def _():
-        _write(refs["state"], _read(refs["initial"]))
+        write(refs["state"], read(refs["initial"]))
 
-    state = _read(refs["state"])
+    state = read(refs["state"])
     if refs["saved"]:
-        _write(refs["saved"], state, 0)
+        write(refs["saved"], state, 0)
     coefs, inputs, draws = _arguments(loop, plan, refs, start, plan.tile)
 
     def step(j, state):
-        return _fill(_apply(loop.advance, *coefs, *state, *inputs(j), *draws(j)), plan.tile)
+        return fill(apply(loop.advance, *coefs, *state, *inputs(j), *draws(j)), plan.tile)
 
     def record(k, on, state):
-        @_when(on)
+        @when(on)
         def _():
             if refs["records"]:
-                _write(refs["records"], _fill(_apply(loop.observe, *coefs, *state), plan.tile), k)
+                write(refs["records"], fill(apply(loop.observe, *coefs, *state), plan.tile), k)
 
         return state
 
-    _write(refs["state"], plan.cut.walk(first, last, step, record, state))
-
-
-def _when(on):
-    return pl.when(on) if on is not True else lambda f: f()
+    write(refs["state"], plan.cut.walk(first, last, step, record, state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -730,8 +685,8 @@ class WayBack:
     def kernel(self, refs, chunk):
         @pl.when(pl.program_id(1) == 0)
         def _():
-            _write(refs["ct_state"], _read(refs["ct_final"]))
-            _write(refs["ct_coefs"], [jnp.zeros(self.plan.tile, jnp.float32)] * self.n_coefs)
+            write(refs["ct_state"], read(refs["ct_final"]))
+            write(refs["ct_coefs"], [jnp.zeros(self.plan.tile, jnp.float32)] * self.n_coefs)
 
         for ref in refs["ct_series"]:
             ref[...] = jnp.zeros(ref.shape, jnp.float32)
@@ -758,19 +713,19 @@ class WayBack:
 
         def step(j, state):
             given, drawn = inputs(j), draws(j)
-            kept = _apply(self.advance.keep, *coefs, *state, *given, *drawn)
-            _write(refs["kept"], _fill(kept, tile), j)
-            return _fill(_apply(loop.advance, *coefs, *state, *given, *drawn), tile)
+            kept = apply(self.advance.keep, *coefs, *state, *given, *drawn)
+            write(refs["kept"], fill(kept, tile), j)
+            return fill(apply(loop.advance, *coefs, *state, *given, *drawn), tile)
 
         def record(k, on, state):
-            @_when(on)
+            @when(on)
             def _():
                 if refs["kept_records"]:
-                    _write(refs["kept_records"], _fill(_apply(self.observe.keep, *coefs, *state), tile), k)
+                    write(refs["kept_records"], fill(apply(self.observe.keep, *coefs, *state), tile), k)
 
             return state
 
-        cut.walk(first, last, step, record, _read(refs["saved"], 0))
+        cut.walk(first, last, step, record, read(refs["saved"], 0))
 
     def go_back(self, refs, chunk, rows):
         """Walk some rows of the chunk back."""
@@ -781,26 +736,26 @@ class WayBack:
         recorded = cut.records(chunk)
 
         def step(j, carry):
-            out = _apply(self.advance.back, *coefs, *inputs(j), *_read(refs["kept"], j, rows), *carry[1])
-            ct_inputs = _fill(out[n_coefs + loop.n_state :], tile)
-            series, streams = _parted(ct_inputs, self.in_lanes)
+            out = apply(self.advance.back, *coefs, *inputs(j), *read(refs["kept"], j, rows), *carry[1])
+            ct_inputs = fill(out[n_coefs + loop.n_state :], tile)
+            series, streams = parted(ct_inputs, self.in_lanes)
             for ref, ct in zip(refs["ct_series"], series):
                 ref[pl.ds(j, 1)] += jnp.sum(ct, axis=0, keepdims=True)
-            _write(refs["ct_lane_inputs"], streams, j, rows)
-            return _sum(carry[0], out[:n_coefs]), _fill(out[n_coefs : n_coefs + loop.n_state], tile)
+            write(refs["ct_lane_inputs"], streams, j, rows)
+            return added(carry[0], out[:n_coefs]), fill(out[n_coefs : n_coefs + loop.n_state], tile)
 
         def record(k, on, carry):
             def pull(carry):
-                kept = _read(refs["kept_records"], k, rows)
-                cts = [jnp.where(recorded, ct, 0.0) for ct in _read(refs["ct_records"], k, rows)]
-                out = _apply(self.observe.back, *coefs, *kept, *cts)
-                return _sum(carry[0], out[:n_coefs]), _sum(carry[1], out[n_coefs:])
+                kept = read(refs["kept_records"], k, rows)
+                cts = [jnp.where(recorded, ct, 0.0) for ct in read(refs["ct_records"], k, rows)]
+                out = apply(self.observe.back, *coefs, *kept, *cts)
+                return added(carry[0], out[:n_coefs]), added(carry[1], out[n_coefs:])
 
             if not refs["ct_records"]:
                 return carry
             return pull(carry) if on is True else lax.cond(on, pull, lambda carry: carry, carry)
 
-        carry = _read(refs["ct_coefs"], rows), _read(refs["ct_state"], rows)
+        carry = read(refs["ct_coefs"], rows), read(refs["ct_state"], rows)
         ct_coefs, ct_state = cut.walk_back(first, last, step, record, carry)
-        _write(refs["ct_coefs"], ct_coefs, rows)
-        _write(refs["ct_state"], ct_state, rows)
+        write(refs["ct_coefs"], ct_coefs, rows)
+        write(refs["ct_state"], ct_state, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -10,51 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import noise
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
-
-
-class Piece(NamedTuple):
-    """Equal segments of a run: each ``strides`` strides of ``stride`` steps, recorded after each stride or not at all.
-
-    A stride longer than a segment has ``parts``, pieces of its own, and is then the only one of its segment.
-    """
-
-    start: int
-    segments: int
-    strides: int
-    stride: int
-    recorded: bool
-    parts: tuple[Piece, ...] = ()
-
-    @property
-    def length(self) -> int:
-        return self.strides * self.stride
-
-
-def pieces(schedule: Schedule, segment: int) -> Iterator[Piece]:
-    """Cut a run into pieces whose segments have at most ``segment`` steps: transient, recorded part, rest."""
-    lead = min(schedule.lead, schedule.steps)
-    yield from _unrecorded(0, lead, segment)
-    count, every = schedule.count, schedule.every
-    if every > segment and count:
-        yield Piece(lead, count, 1, every, True, tuple(_unrecorded(0, every, segment)))
-    else:
-        each = max(1, segment // every)
-        full = count // each
-        if full:
-            yield Piece(lead, full, each, every, True)
-        if count % each:
-            yield Piece(lead + full * each * every, 1, count % each, every, True)
-    recorded = lead + count * every
-    yield from _unrecorded(recorded, schedule.steps - recorded, segment)
-
-
-def _unrecorded(start: int, steps: int, segment: int) -> Iterator[Piece]:
-    full = steps // segment
-    if full:
-        yield Piece(start, full, 1, segment, False)
-    if steps % segment:
-        yield Piece(start + full * segment, 1, 1, steps % segment, False)
+from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, pieces
 
 
 class Scan:

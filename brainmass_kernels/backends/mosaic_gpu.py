@@ -1,0 +1,506 @@
+"""The whole run as one Pallas kernel for NVIDIA GPUs from Hopper on: the state never leaves the registers.
+
+A program is one warpgroup, 128 threads, each with `vec` masses; programs do not meet. What changes with time is read
+from device memory at each step, records and checkpoints are written straight to it. The adjoint walks the checkpointed
+segments backwards: it runs each once more, keeping the state before every step in shared memory, and where a segment
+is too long for that, keeps the state before every few steps in device memory and repeats those in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from .._jax import MOSAIC_GPU, compute_capability, multiprocessors
+from ..noise import normals
+from ..pointwise import RULES
+from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
+from .pallas import added, apply, even_share, fill, grouped, merged, parted
+
+if MOSAIC_GPU:
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+THREADS = 128
+# Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
+_FILLED = 4
+# Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
+_BODY = 1000
+_UNROLL = 10
+# Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
+SHARED = 52 * 1024
+
+# Elementwise primitives that the kernel can hold (tests/test_mosaic_gpu.py holds this against the compiler).
+SUPPORTED = RULES.keys() | frozenset(
+    """
+    abs add and atan2 bitcast_convert_type clamp convert_element_type cos div eq erf exp exp2 ge gt le log logistic lt
+    max min mul ne neg not or pow rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sin
+    sqrt sub tanh xor
+    """.split()
+)
+
+
+class Layout(NamedTuple):
+    """How the lanes of a run lie on the GPU.
+
+    Attributes
+    ----------
+    lanes : lanes of the run
+    vec : masses a thread
+    """
+
+    lanes: int
+    vec: int
+
+    @property
+    def width(self) -> int:
+        """Lanes of one program."""
+        return THREADS * self.vec
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.lanes // self.width)
+
+    @classmethod
+    def choose(cls, lanes: int, most: int) -> Layout:
+        """At most ``most`` masses a thread, once every multiprocessor has its programs."""
+        wide = [v for v in (4, 2) if v <= most and lanes >= multiprocessors() * _FILLED * THREADS * v]
+        return cls(lanes, wide[0] if wide else 1)
+
+    def lay(self, x, mode: str = "edge"):
+        """``(..., L)`` with whole programs; lanes beyond L repeat the last, so that they stay finite."""
+        beyond = self.blocks * self.width - self.lanes
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, beyond)], mode=mode) if beyond else x
+
+    def unlay(self, x):
+        return x[..., : self.lanes]
+
+    def array(self, *shape: int):
+        return jax.ShapeDtypeStruct((*shape, self.blocks * self.width), jnp.float32)
+
+
+class _Call:
+    """One kernel put together group by group; it gets the references of each group by its name."""
+
+    def __init__(self, loop: Loop, layout: Layout):
+        self.loop, self.layout = loop, layout
+        self.operands: dict[str, list] = {}
+        self.outs: dict[str, list] = {}
+        self.scratch: dict[str, list] = {}
+
+    def give_arguments(self, coefs, inputs, seeds):
+        """The operands that a step needs besides the state."""
+        self.coefs_in_lanes = [jnp.ndim(c) == 1 for c in coefs]
+        uniform, per_lane = parted(coefs, self.coefs_in_lanes)
+        self.operands["uniform_coefs"] = [jnp.stack(uniform)] if uniform else []
+        self.operands["lane_coefs"] = [self.layout.lay(x) for x in per_lane]
+        self.inputs_in_lanes = [jnp.ndim(x) == 2 for x in inputs]
+        uniform, per_lane = parted(inputs, self.inputs_in_lanes)
+        self.operands["uniform_inputs"] = uniform
+        self.operands["lane_inputs"] = [self.layout.lay(x) for x in per_lane]
+        self.operands["seeds"] = [] if seeds is None else [self.layout.lay(x) for x in seeds]
+
+    def run(self, kernel: Callable, name: str) -> dict[str, tuple]:
+        loop = self.loop
+        parts = (self.operands, self.outs, self.scratch)
+        groups = [(name, len(values)) for part in parts for name, values in part.items()]
+
+        def body(*refs):
+            kernel(_Lanes(self, grouped(groups, refs)))
+
+        body.__name__ = name
+        outs = [x for values in self.outs.values() for x in values]
+        made = plgpu.kernel(
+            body,
+            out_type=outs,
+            scratch_types=[x for values in self.scratch.values() for x in values],
+            grid=(self.layout.blocks,),
+            grid_names=("block",),
+            compiler_params=plgpu.CompilerParams(approx_math=loop.precision == "fast", unsafe_no_auto_barriers=True),
+            interpret=interpreter(loop.interpret) if loop.interpret else None,
+        )(*[x for values in self.operands.values() for x in values])
+        return grouped([(name, len(values)) for name, values in self.outs.items()], made)
+
+
+def interpreter(how: str):
+    """How kernels are interpreted: what was never written is NaN, what is out of bounds raises."""
+    return plgpu.InterpretGPUParams(
+        detect_races=how == "races", out_of_bounds_reads="raise", uninitialized_memory="nan"
+    )
+
+
+class _Lanes:
+    """The lanes of one program: their place in memory, and one step of them."""
+
+    def __init__(self, call: _Call, refs):
+        self.call, self.loop, self.layout, self.refs = call, call.loop, call.layout, refs
+        layout = call.layout
+        self.shape = (layout.width,)
+        self.place = pl.ds(lax.axis_index("block") * layout.width, layout.width)
+        uniform = [ref[i] for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
+        self.coefs = merged(uniform, self.load(refs["lane_coefs"]), call.coefs_in_lanes)
+        self.seeds = self.load(refs["seeds"])
+
+    def _register(self, ref):
+        layout = plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
+        return plgpu.load(ref, layout=layout, optimized=False)
+
+    def load(self, refs, *index) -> tuple:
+        """These lanes of arrays in device memory."""
+        return tuple(self._register(ref.at[(*index, self.place)]) for ref in refs)
+
+    def store(self, refs, values, *index) -> None:
+        for ref, value in zip(refs, values, strict=True):
+            ref[(*index, self.place)] = value
+
+    def recall(self, ref, *index):
+        """A value that these lanes `keep` in shared memory."""
+        return self._register(ref.at[index])
+
+    def keep(self, ref, value, *index) -> None:
+        ref[index] = value
+
+    def inputs(self, n) -> tuple:
+        uniform = [ref[n] for ref in self.refs["uniform_inputs"]]
+        return merged(uniform, self.load(self.refs["lane_inputs"], n), self.call.inputs_in_lanes)
+
+    def draws(self, n) -> tuple:
+        return normals(self.seeds, n, self.loop.n_normals) if self.loop.n_normals else ()
+
+    def step(self, n, state) -> tuple:
+        return fill(apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)), self.shape)
+
+    def observe(self, state) -> tuple:
+        return fill(apply(self.loop.observe, *self.coefs, *state), self.shape)
+
+    def zeros(self, count: int) -> tuple:
+        return (jnp.zeros(self.shape, jnp.float32),) * count
+
+
+# Time ---------------------------------------------------------------------------------------------------------------
+
+
+def _repeat(count: int, unroll: int, body: Callable, carry, backwards: bool = False):
+    """``carry = body(i, carry)`` for ``i`` from 0 to ``count - 1``, or down; ``unroll`` of them written out."""
+    unroll = max(1, min(unroll, count))
+    whole, left = divmod(count, unroll)
+    split = count - left
+
+    def rest(carry):
+        for i in range(split, count) if not backwards else reversed(range(split, count)):
+            carry = body(jnp.int32(i), carry)
+        return carry
+
+    def several(k, carry):
+        start = (whole - 1 - k if backwards else k) * unroll
+        for j in range(unroll) if not backwards else reversed(range(unroll)):
+            carry = body(start + j, carry)
+        return carry
+
+    carry = rest(carry) if backwards else carry
+    if whole:
+        carry = lax.fori_loop(jnp.int32(0), jnp.int32(whole), several, carry)
+    return carry if backwards else rest(carry)
+
+
+def _unroll(loop: Loop, layout: Layout, operations: int) -> int:
+    """Steps written out in one body. The interpreter gains nothing by it."""
+    return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (operations * layout.vec)))
+
+
+def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Callable | None, save: Callable | None):
+    """Run pieces, the first of which begins at step ``start``.
+
+    ``record(k, state)`` is called at the end of each stride of a recorded piece; ``save(slot, state)`` before each
+    segment. Both count from 0 over all pieces.
+    """
+    unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+    slot = taken = 0
+    for piece in parts:
+        steps, strides = even_share(piece.stride, unroll), max(1, unroll // piece.stride)
+
+        def stride(first, k, state, piece=piece, steps=steps):
+            state = _repeat(piece.stride, steps, lambda j, s: lanes.step(first + j, s), state)
+            if piece.recorded and record:
+                record(k, state)
+            return state
+
+        def segment(i, state, piece=piece, strides=strides, slot=slot, taken=taken, stride=stride):
+            if save:
+                save(slot + i, state)
+            first, k = start + piece.start + i * piece.length, taken + i * piece.records
+            return _repeat(piece.strides, strides, lambda m, s: stride(first + m * piece.stride, k + m, s), state)
+
+        state = _repeat(piece.segments, 1, segment, state)
+        slot += piece.segments
+        taken += piece.segments * piece.records
+    return state
+
+
+def _slots(parts: Sequence[Piece]) -> int:
+    return sum(piece.segments for piece in parts)
+
+
+def _within(piece: Piece, most: int) -> tuple[Piece, ...]:
+    """A segment that is too long to be walked back at once, in pieces of at most ``most`` steps."""
+    if piece.parts:
+        return piece.parts
+    every = piece.stride if piece.recorded else piece.length + 1
+    return tuple(pieces(Schedule(piece.length, 0, every), most))
+
+
+def _depths(parts: Sequence[Piece], most: int) -> list[int]:
+    """How many states each further level of checkpoints has, the first being that within these pieces."""
+    found: list[int] = []
+    for piece in parts:
+        if piece.parts or piece.length > most:
+            inner = _within(piece, most)
+            below = [_slots(inner), *_depths(inner, most)]
+            found = [max(pair) for pair in zip_longest(found, below, fillvalue=0)]
+    return found
+
+
+# The kernels --------------------------------------------------------------------------------------------------------
+
+
+class MosaicGPU:
+    """The backend for Hopper and newer: see `base.Backend` for the protocol."""
+
+    name = "mosaic_gpu"
+    interpretable = True
+
+    def unavailable(self, platform: str) -> str | None:
+        """Why nothing can run on this platform, or ``None``."""
+        if not MOSAIC_GPU:
+            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+        if platform != "gpu":
+            return (
+                f"this machine's platform is '{platform}', not 'gpu'; "
+                f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
+            )
+        capability = compute_capability()
+        if capability is None or capability < 9.0:
+            return f"it needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and this one has {capability}"
+        return None
+
+    def unsupported(self, request: Request) -> str | None:
+        """Why the request cannot run, or ``None`` if it can."""
+        if not MOSAIC_GPU:
+            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+        if jnp.dtype(request.dtype) != jnp.float32:
+            return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
+        for program in (request.loop.advance, request.loop.observe):
+            if any(jnp.ndim(c) for c in program.jaxpr.consts):
+                return f"the {program.label} holds a constant array; give it as a parameter of the model"
+            for eqn in program.jaxpr.jaxpr.eqns:
+                if eqn.primitive.name not in SUPPORTED:
+                    return f"Mosaic has no '{eqn.primitive.name}' on GPUs"
+        return None
+
+    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+        """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
+        layout = Layout.choose(state[0].shape[0], 4)
+        parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
+        obs = loop.n_observables if loop.schedule.count else 0
+        call = _Call(loop, layout)
+        call.give_arguments(coefs, inputs, seeds)
+        call.operands["initial"] = [layout.lay(x) for x in state]
+        call.outs["final"] = [layout.array()] * loop.n_state
+        call.outs["records"] = [layout.array(loop.schedule.count)] * obs
+        call.outs["saved"] = [layout.array(_slots(parts))] * loop.n_state if checkpoint_every else []
+
+        def kernel(lanes: _Lanes):
+            refs = lanes.refs
+            state = _run_pieces(
+                lanes, parts, 0, lanes.load(refs["initial"]),
+                record=(lambda k, state: lanes.store(refs["records"], lanes.observe(state), k)) if obs else None,
+                save=(lambda slot, state: lanes.store(refs["saved"], state, slot)) if checkpoint_every else None,
+            )  # fmt: skip
+            lanes.store(refs["final"], state)
+
+        out = call.run(kernel, "brainmass_kernels_gpu_forward")
+        records = tuple(layout.unlay(x) for x in out["records"])
+        if not obs:
+            records = (jnp.zeros((0, layout.lanes), jnp.float32),) * loop.n_observables
+        saved = tuple(layout.unlay(x) for x in out["saved"])
+        return Forward(records, tuple(layout.unlay(x) for x in out["final"]), saved if checkpoint_every else None)
+
+    def adjoint(
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        checkpoint_every: int,
+    ) -> Adjoint:  # fmt: skip
+        """Walk back over a forward run that kept checkpoints."""
+        layout = Layout.choose(ct_final[0].shape[0], 2)
+        parts = tuple(pieces(loop.schedule, checkpoint_every))
+        obs = loop.n_observables if loop.schedule.count else 0
+        back = _WayBack.of(loop, pullbacks, wanted, layout)
+        call = _Call(loop, layout)
+        call.give_arguments(coefs, inputs, seeds)
+        call.operands["saved"] = [layout.lay(x) for x in saved]
+        call.operands["ct_final"] = [layout.lay(x, "constant") for x in ct_final]
+        call.operands["ct_records"] = [layout.lay(x, "constant") for x in ct_records] if obs else []
+        call.outs["ct_state"] = [layout.array()] * loop.n_state
+        call.outs["ct_coefs"] = [layout.array()] * back.n_coefs
+        steps, in_lanes = loop.schedule.steps, [x for x, w in zip(call.inputs_in_lanes, wanted.inputs) if w]
+        call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
+        sums = jax.ShapeDtypeStruct((steps, layout.blocks), jnp.float32)
+        call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
+        for depth, slots in enumerate(_depths(parts, back.most)):
+            call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
+        longest = min(back.most, max((piece.length for piece in parts), default=1))
+        call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
+        out = call.run(lambda lanes: back.kernel(lanes, parts, in_lanes), "brainmass_kernels_gpu_adjoint")
+        return Adjoint(
+            tuple(layout.unlay(x) for x in out["ct_coefs"]),
+            tuple(layout.unlay(x) for x in out["ct_state"]),
+            merged(out["ct_uniform_inputs"], [layout.unlay(x) for x in out["ct_lane_inputs"]], in_lanes),
+        )
+
+
+class _WayBack(NamedTuple):
+    """What an adjoint kernel is made of.
+
+    Attributes
+    ----------
+    keep : which of a step's state and normals the pullbacks need
+    most : steps that shared memory holds them for
+    """
+
+    loop: Loop
+    pullbacks: Pullbacks
+    wanted: Wanted
+    keep: tuple[bool, ...]
+    most: int
+
+    @classmethod
+    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> _WayBack:
+        n, m = loop.n_coefs, loop.n_state
+        by_step = pullbacks.advance.uses()
+        by_record = pullbacks.observe.uses()[n : n + m]
+        drawn = by_step[n + m + loop.n_inputs :][: loop.n_normals]
+        keep = tuple(a or b for a, b in zip(by_step[n : n + m], by_record)) + drawn
+        most = SHARED // (4 * max(1, sum(keep)) * layout.width) - 1
+        return cls(loop, pullbacks, wanted, keep, max(1, most))
+
+    @property
+    def n_coefs(self) -> int:
+        return sum(self.wanted.coefs)
+
+    @property
+    def n_kept(self) -> int:
+        return max(1, sum(self.keep))
+
+    def kernel(self, lanes: _Lanes, parts: Sequence[Piece], in_lanes: Sequence[bool]):
+        refs = lanes.refs
+        carry = lanes.zeros(self.n_coefs), lanes.load(refs["ct_final"])
+        carry = _Walk(self, lanes, in_lanes).pieces(parts, 0, 0, refs["saved"], carry, 0)
+        lanes.store(refs["ct_coefs"], carry[0])
+        lanes.store(refs["ct_state"], carry[1])
+
+
+class _Walk(NamedTuple):
+    """The way back of one program's lanes; a carry is the cotangents of coefficients and state."""
+
+    back: _WayBack
+    lanes: _Lanes
+    in_lanes: Sequence[bool]
+
+    def pieces(self, parts: Sequence[Piece], start, taken, saved, carry, depth: int):
+        """Walk pieces back, of which the first begins at step ``start`` and with record ``taken``."""
+        slots = _slots(parts)
+        taken = taken + sum(p.segments * p.records for p in parts)
+        for piece in reversed(parts):
+            slots -= piece.segments
+            taken = taken - piece.segments * piece.records
+
+            def segment(i, carry, piece=piece, slots=slots, taken=taken):
+                state = self.lanes.load(saved, slots + i)
+                first, k = start + piece.start + i * piece.length, taken + i * piece.records
+                if piece.parts or piece.length > self.back.most:
+                    return self.long(piece, first, k, state, carry, depth + 1)
+                return self.short(piece, first, k, state, carry)
+
+            carry = _repeat(piece.segments, 1, segment, carry, backwards=True)
+        return carry
+
+    def long(self, piece: Piece, first, k, state, carry, depth: int):
+        """A segment too long for shared memory: run it to keep states within it, and walk its parts back."""
+        lanes, saved = self.lanes, self.lanes.refs[f"saved {depth}"]
+        parts = _within(piece, self.back.most)
+        state = _run_pieces(lanes, parts, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
+        if piece.parts and piece.recorded:
+            carry = self.observed(k, state, carry)
+        return self.pieces(parts, first, k, saved, carry, depth)
+
+    def short(self, piece: Piece, first, k, state, carry):
+        """A segment that shared memory holds."""
+        self.replay(piece, first, state)
+        unroll = _unroll(self.lanes.loop, self.lanes.layout, len(self.back.pullbacks.advance.jaxpr.jaxpr.eqns))
+
+        def stride(m, carry):
+            begin = m * piece.stride
+            if piece.recorded:
+                carry = self.observed(k + m, self.kept(begin + piece.stride)[0], carry)
+            return _repeat(
+                piece.stride, unroll, lambda j, c: self.step(first + begin + j, begin + j, c), carry, backwards=True
+            )
+
+        return _repeat(piece.strides, max(1, unroll // piece.stride), stride, carry, backwards=True)
+
+    def replay(self, piece: Piece, first, state):
+        lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
+        unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+
+        def keep(j, state, draws):
+            chosen = [x for x, flag in zip((*state, *draws), self.back.keep) if flag]
+            for i, x in enumerate(chosen):
+                lanes.keep(ref, x, j, i)
+
+        def step(j, state):
+            draws = lanes.draws(first + j)
+            keep(j, state, draws)
+            loop = lanes.loop
+            return fill(apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws), lanes.shape)
+
+        state = _repeat(piece.length, even_share(piece.length, unroll), step, state)
+        keep(jnp.int32(piece.length), state, lanes.zeros(lanes.loop.n_normals))
+
+    def kept(self, j) -> tuple[tuple, tuple]:
+        """State and normals of a step, zero where no pullback needs them."""
+        lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
+        chosen = iter(range(self.back.n_kept))
+        (zero,) = lanes.zeros(1)
+        values = tuple(lanes.recall(ref, j, next(chosen)) if flag else zero for flag in self.back.keep)
+        n = lanes.loop.n_state
+        return values[:n], values[n:]
+
+    def step(self, n, j, carry):
+        """The pullback of step ``n``, whose state is kept at ``j``."""
+        lanes, loop, back = self.lanes, self.lanes.loop, self.back
+        state, draws = self.kept(j)
+        out = apply(back.pullbacks.advance, *lanes.coefs, *state, *lanes.inputs(n), *draws, *carry[1])
+        ct_coefs, ct_state, ct_inputs = _split(out, back.n_coefs, loop.n_state)
+        series, streams = parted(fill(ct_inputs, lanes.shape), self.in_lanes)
+        lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
+        for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
+            ref[n, lax.axis_index("block")] = jnp.sum(ct)
+        return added(carry[0], ct_coefs), fill(ct_state, lanes.shape)
+
+    def observed(self, k, state, carry):
+        """The pullback of record ``k``, taken of ``state``."""
+        lanes, refs = self.lanes, self.lanes.refs
+        if not refs["ct_records"]:
+            return carry
+        cts = lanes.load(refs["ct_records"], k)
+        out = apply(self.back.pullbacks.observe, *lanes.coefs, *state, *cts)
+        ct_coefs, ct_state, _ = _split(out, self.back.n_coefs, lanes.loop.n_state)
+        return added(carry[0], ct_coefs), added(carry[1], ct_state)
+
+
+def _split(out: Sequence[Any], n_coefs: int, n_state: int):
+    return out[:n_coefs], out[n_coefs : n_coefs + n_state], out[n_coefs + n_state :]

@@ -1,0 +1,69 @@
+"""What the Pallas kernels share: programs on values in registers, and groups of references."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from ..pointwise import Program, evaluate
+
+TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
+
+
+def parted(values, flags) -> tuple[list, list]:
+    """The values whose flag is off, and those whose flag is on."""
+    return [v for v, f in zip(values, flags) if not f], [v for v, f in zip(values, flags) if f]
+
+
+def merged(off, on, flags) -> tuple:
+    """The inverse of `parted`."""
+    off, on = iter(off), iter(on)
+    return tuple(next(on) if f else next(off) for f in flags)
+
+
+def apply(program: Program, *args) -> tuple:
+    # A captured scalar would otherwise be an operand that the kernel does not have.
+    return evaluate(program.jaxpr.replace(consts=[np.asarray(c) for c in program.jaxpr.consts]), *args)
+
+
+def fill(values, tile) -> tuple:
+    """Values of the block's shape: a program's output may be a constant."""
+    return tuple(jnp.broadcast_to(jnp.asarray(x, jnp.float32), tile) for x in values)
+
+
+def added(a, b) -> tuple:
+    return tuple(x if isinstance(y, np.generic | np.ndarray | float) and y == 0 else x + y for x, y in zip(a, b))
+
+
+def read(refs, *index) -> tuple:
+    return tuple(ref[index or ...] for ref in refs)
+
+
+def write(refs, values, *index) -> None:
+    for ref, value in zip(refs, values, strict=True):
+        ref[index or ...] = value
+
+
+def operations(*programs: Program) -> tuple[int, int]:
+    """How many operations of any kind and how many transcendental ones a step takes."""
+    names = [eqn.primitive.name for p in programs for eqn in p.jaxpr.jaxpr.eqns]
+    return len(names), sum(name in TRANSCENDENTAL for name in names)
+
+
+def grouped(groups, values) -> dict[str, tuple]:
+    """Values by the name of their group, an absent one being empty."""
+    left = iter(values)
+    return defaultdict(tuple, {name: tuple(itertools.islice(left, count)) for name, count in groups})
+
+
+def even_share(n: int, unroll: int) -> int:
+    """The body of a long stride: a divisor near ``unroll`` if there is one, so that no step is left over."""
+    return next((d for d in range(unroll, unroll // 3, -1) if n % d == 0), unroll)
+
+
+def when(on):
+    return pl.when(on) if on is not True else lambda f: f()

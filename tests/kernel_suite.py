@@ -1,0 +1,178 @@
+"""Kernels called directly, through the protocol: the suite of every backend that is not plain jnp.
+
+The step is a small nonlinear oscillator that needs every kind of argument; the reference is a float64 scan of the same
+lines, and its gradient JAX's own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from brainmass_kernels.backends.base import Backend, Loop, Pullbacks, Schedule, Wanted
+from brainmass_kernels.noise import lane_seeds, normals
+from brainmass_kernels.pointwise import Program, pullback
+
+
+def advance(coefs, state, inputs, draws):
+    """A driven nonlinear oscillator; with no inputs it is autonomous, with no draws noiseless."""
+    (damping, gain), (x, v) = coefs, state
+    push = inputs[0] * x + inputs[1] if inputs else 0.3
+    kick = 0.05 * damping * draws[0] if draws else 0.0
+    v = v + 0.1 * (gain * jnp.tanh(2.0 * x + push) - damping * v - x) + kick
+    return x + 0.1 * v, v
+
+
+def observe(coefs, state):
+    return state[0] * coefs[0] - jnp.sin(state[1]), state[1]
+
+
+class Case(NamedTuple):
+    steps: int
+    lead: int
+    every: int
+    lanes: int
+    checkpoint_every: int
+    noisy: bool = False
+    driven: bool = True
+    longest: int | None = None
+
+    @property
+    def schedule(self):
+        return Schedule(self.steps, self.lead, self.every)
+
+
+def make_loop(case: Case, interpret: str = "plain") -> Loop:
+    n_inputs, n_normals = 2 * case.driven, int(case.noisy)
+    avals = [jax.ShapeDtypeStruct((), "float32")] * (4 + n_inputs + n_normals)
+    step = Program(lambda *a: advance(a[:2], a[2:4], a[4 : 4 + n_inputs], a[4 + n_inputs :]), avals)
+    seen = Program(lambda *a: observe(a[:2], a[2:]), avals[:4], "observer")
+    return Loop(step, seen, 2, 2, n_inputs, n_normals, case.schedule, interpret=interpret)
+
+
+def make_data(case: Case):
+    """A uniform and a per-lane coefficient, a uniform and a per-lane input."""
+    rng = np.random.default_rng(case.steps)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    coefs = jnp.float32(0.7), draw(case.lanes)
+    state = draw(case.lanes), draw(case.lanes)
+    inputs = (draw(case.steps), draw(case.steps, case.lanes)) if case.driven else ()
+    seeds = lane_seeds(jax.random.key(1), (case.lanes,)) if case.noisy else None
+    count = case.schedule.count
+    cts = (draw(count, case.lanes), draw(count, case.lanes)), (draw(case.lanes), draw(case.lanes))
+    return coefs, state, inputs, seeds, cts
+
+
+def reference(case: Case, coefs, state, inputs, draws):
+    """Records and final state by `lax.scan` of every step."""
+
+    def step(state, given):
+        state = advance(coefs, state, *given)
+        return state, observe(coefs, state)
+
+    final, seen = lax.scan(step, state, (inputs, draws), length=case.steps)
+    taken = case.lead + (np.arange(case.schedule.count) + 1) * case.every - 1
+    return tuple(x[taken] for x in seen), final
+
+
+CASES = {
+    "one lane, no records": Case(7, 0, 9, 1, 3),
+    "transient beyond the end": Case(6, 8, 1, 3, 4, driven=False),
+    "127 lanes, long strides": Case(31, 4, 9, 127, 10),
+    "129 lanes, noise": Case(7, 1, 2, 129, 4, noisy=True),
+    "1000 lanes, one chunk": Case(14, 5, 3, 1000, 40),
+    "two blocks": Case(9, 0, 2, 5000, 4, driven=False),
+    "strides of several chunks": Case(29, 3, 11, 5, 4, longest=5),
+    "segments of several chunks": Case(37, 2, 5, 3, 15, noisy=True, longest=3),
+    "segments and strides of several chunks": Case(41, 4, 17, 3, 9, longest=4),
+}
+
+
+def assert_close(got, want, rtol):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.max(np.abs(b), initial=0.1))
+
+
+class KernelSuite:
+    """What a kernel keeps.
+
+    Attributes
+    ----------
+    backend : Backend
+    interpret : as in `Loop`
+    shorten : ``(monkeypatch, steps)``, after which no more steps than these are taken or kept at a time
+    """
+
+    backend: Backend
+    interpret = ""
+
+    @staticmethod
+    def shorten(monkeypatch, steps: int) -> None:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+    def test_forward_and_adjoint_agree_with_a_float64_scan(self, case, monkeypatch):
+        if case.longest:
+            self.shorten(monkeypatch, case.longest)
+        loop = make_loop(case, self.interpret)
+        coefs, state, inputs, seeds, (ct_records, ct_final) = make_data(case)
+        wanted = Wanted((True, True), (True,) * loop.n_inputs)
+        flags = (*wanted.coefs, True, True)
+        pullbacks = Pullbacks(
+            pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals)), pullback(loop.observe, flags)
+        )
+
+        @jax.jit
+        def run(coefs, state, inputs, seeds, ct_records, ct_final):
+            every = case.checkpoint_every
+            kept = self.backend.forward(loop, coefs, state, inputs, seeds, every)
+            return kept, self.backend.adjoint(
+                loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, every
+            )
+
+        kept, back = run(coefs, state, inputs, seeds, ct_records, ct_final)
+        draws = [normals(seeds, i, 1) for i in range(case.steps)] if case.noisy else []
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (coefs, state, inputs))
+            draws = (jnp.asarray(np.asarray(draws)[:, 0], jnp.float64),) if draws else ()
+            want, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
+            ct_coefs, ct_state, ct_inputs = pull(
+                jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (ct_records, ct_final))
+            )
+        assert_close((*kept.records, *kept.final), (*want[0], *want[1]), 2e-6)
+        total = np.sum(np.asarray(back.coefs[0]), dtype=np.float64)
+        assert_close((total, back.coefs[1], *back.state), (*ct_coefs, *ct_state), 2e-5)
+        if inputs:
+            assert_close((np.sum(np.asarray(back.inputs[0]), axis=1), back.inputs[1]), ct_inputs, 1e-5)
+
+    def test_checkpoints_change_no_number(self):
+        case = CASES["127 lanes, long strides"]
+        coefs, state, inputs, seeds, _ = make_data(case)
+        plain = self.backend.forward(make_loop(case, self.interpret), coefs, state, inputs, seeds)
+        kept = self.backend.forward(make_loop(case, self.interpret), coefs, state, inputs, seeds, case.checkpoint_every)
+        assert plain.saved is None
+        for a, b in zip((*plain.records, *plain.final), (*kept.records, *kept.final), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_only_wanted_cotangents_are_returned(self):
+        case = Case(5, 0, 1, 2, 2)
+        loop, (coefs, state, inputs, seeds, (ct_records, ct_final)) = make_loop(case, self.interpret), make_data(case)
+        wanted = Wanted((False, False), (False, True))
+        pullbacks = Pullbacks(
+            pullback(loop.advance, (False, False, True, True, False, True)),
+            pullback(loop.observe, (False, False, True, True)),
+        )
+        kept = self.backend.forward(loop, coefs, state, inputs, seeds, 2)
+        back = self.backend.adjoint(loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, 2)
+        assert (len(back.coefs), len(back.state), len(back.inputs)) == (0, 2, 1)
+        assert back.inputs[0].shape == (5, 2)

@@ -1,0 +1,37 @@
+"""The GPU backend, in Pallas's interpreter against float64 references, and compiled for chips that are not there."""
+
+import pytest
+from backend_suite import BackendSuite, Case
+from kernel_suite import KernelSuite
+
+import brainmass_kernels as bk
+from brainmass_kernels._jax import MOSAIC_GPU
+from brainmass_kernels.backends import mosaic_gpu
+
+pytestmark = pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
+
+
+class TestKernels(KernelSuite):
+    backend = mosaic_gpu.MosaicGPU()
+    interpret = "races"
+
+    @pytest.fixture(autouse=True)
+    def _no_race(self):
+        from brainmass_kernels._jax import gpu_races_found
+
+        yield
+        assert not gpu_races_found()
+
+    @staticmethod
+    def shorten(monkeypatch, steps):
+        monkeypatch.setattr(mosaic_gpu, "SHARED", (steps + 1) * 4 * 3 * mosaic_gpu.THREADS)
+
+
+class TestMosaicGPU(BackendSuite):
+    implementation = "mosaic_gpu"
+    runs = "mosaic_gpu"
+    float64 = False
+    context = staticmethod(bk.testing.interpret)
+    accuracy = Case(steps=1000, every=10, lanes=8)
+    batches = (1, 127, 129)
+    bounded = None
