@@ -14,9 +14,10 @@ from .backends.base import Backend, Request, Unsupported
 _BACKENDS = {
     "mosaic_tpu": ("mosaic_tpu", "MosaicTPU"),
     "mosaic_gpu": ("mosaic_gpu", "MosaicGPU"),
+    "numba": ("numba", "Numba"),
     "scan": ("scan", "Scan"),
 }
-_PLANNED = ("numba", "triton")
+_PLANNED = ("triton",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ CALLS = frozenset(
     pjit jit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
     """.split()
 )
+
+TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
+# An adjoint makes again, rather than keep from the replay, what takes no more operations than these.
+_CHEAP = 3
 
 
 class NotPointwise(ValueError):
@@ -127,6 +132,69 @@ def pullback(program: Program, wanted: Sequence[bool]) -> Program:
         return transposed(tuple(cotangents))
 
     return Program(fun, (*program.in_avals, *program.out_avals), f"pullback of {program.label}")
+
+
+class SplitPullback:
+    """A pullback in two: what it needs of a step, to be kept in replay, and what it makes of that on the way back.
+
+    Parameters
+    ----------
+    program : of the ``n_free`` arguments that both ways can read, the ``n_known`` that change with the state and
+        are kept, and of cotangents
+    free, known : which of the arguments these are
+    """
+
+    def __init__(self, program: Program, free: Sequence[bool], known: Sequence[bool]):
+        jaxpr = program.jaxpr.jaxpr
+        level = {v: 0 if f else 1 if k else 2 for v, f, k in zip(jaxpr.invars, free, known, strict=True)}
+        made_by, needed = {}, []
+        for eqn in jaxpr.eqns:
+            operands = [v for v in eqn.invars if not isinstance(v, Literal)]
+            level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
+            made_by[eqn.outvars[0]] = operands, eqn.primitive.name in TRANSCENDENTAL
+            if level[eqn.outvars[0]] == 2:
+                needed += operands
+        needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
+        kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
+
+        def cost(v) -> float:
+            """Operations that make ``v`` from what else is kept."""
+            if v in kept or level.get(v, 0) == 0:
+                return 0
+            operands, slow = made_by.get(v, ((), True))
+            return math.inf if slow else 1 + sum(map(cost, operands))
+
+        # What follows from other kept values in a few operations is made again.
+        for v in reversed(made_by):
+            if kept.pop(v, 0) is None and cost(v) > _CHEAP:
+                kept[v] = None
+        before = [v for v in jaxpr.invars if level[v] < 2]
+        after = [v for v in jaxpr.invars if level[v] == 0] + [*kept] + [v for v in jaxpr.invars if level[v] == 2]
+        self.n_kept = len(kept)
+        self.keep = _part(program, before, [*kept])
+        self.back = _part(program, after, jaxpr.outvars)
+
+
+def _part(program: Program, given, wanted) -> Program:
+    """The part of a program that makes some of its variables from others."""
+    jaxpr = program.jaxpr.jaxpr
+    live, eqns = {v for v in wanted if not isinstance(v, Literal)} - set(given), []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.outvars[0] in live:
+            live |= {v for v in eqn.invars if not isinstance(v, Literal)} - set(given)
+            eqns.append(eqn)
+
+    def fun(*values):
+        env = {**dict(zip(jaxpr.constvars, program.jaxpr.consts)), **dict(zip(given, values, strict=True))}
+
+        def read(v):
+            return v.val if isinstance(v, Literal) else env[v]
+
+        for eqn in reversed(eqns):
+            env[eqn.outvars[0]] = eqn.primitive.bind(*map(read, eqn.invars), **eqn.params)
+        return [read(v) for v in wanted]
+
+    return Program(fun, [v.aval for v in given], program.label)
 
 
 @jax.custom_jvp

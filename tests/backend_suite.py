@@ -256,9 +256,9 @@ def magnitudes(quantities) -> dict:
     return {n: x / {"eeg": u.mV, **STATE_UNITS}[n] for n, x in quantities.items()}
 
 
-def loops(text: str) -> int:
-    """Loops in a compiled program."""
-    return len(re.findall(r"\bwhile\(", text))
+def count(operation: str, text: str) -> int:
+    """How many of an operation there are in a compiled program."""
+    return len(re.findall(rf"\b{operation}\(", text))
 
 
 # The suite ----------------------------------------------------------------------------------------------------------
@@ -293,6 +293,7 @@ class BackendSuite:
     transparent : whether JAX differentiates it itself, in forward mode too
     float64 : whether it takes float64
     context : in which everything runs, such as `bk.testing.interpret`
+    loop : what a time loop is in XLA's text
     accuracy : the case of the contract on accuracy
     batches : edges of the number of lanes
     bounded : two lengths of run between which the memory of a gradient may not grow like time; ``None``, not known here
@@ -303,6 +304,7 @@ class BackendSuite:
     transparent = False
     float64 = True
     context = staticmethod(contextlib.nullcontext)
+    loop = "while"
     accuracy = Case(steps=1000, every=10, lanes=8)
     batches = (1, 127, 129, 1000)
     bounded: tuple[int, int] | None = (1000, 16000)
@@ -586,7 +588,7 @@ class BackendSuite:
         for fun in (loss, jax.grad(loss)):
             plain = jax.jit(fun).lower(Ae[0], E[0]).compile().as_text()
             mapped = jax.jit(jax.vmap(fun)).lower(Ae, E).compile().as_text()
-            assert loops(mapped) == loops(plain) > 0
+            assert count(self.loop, mapped) == count(self.loop, plain) > 0
 
     def test_two_devices(self):
         """Lanes spread over two devices compute what they compute on one."""

@@ -8,8 +8,7 @@ A chunk is also what lies between two checkpoints.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +17,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .._jax import Literal
 from ..noise import normals
-from ..pointwise import ELEMENTWISE, RULES, Program
+from ..pointwise import ELEMENTWISE, RULES, SplitPullback
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
 from .pallas import (
-    TRANSCENDENTAL,
     added,
     apply,
     even_share,
@@ -51,9 +48,6 @@ _ADJOINT = {8: 40.0, 16: 63.0, 24: 87.0, 32: 115.0}
 _REGISTERS = 64
 # What a step keeps alive besides what it carries.
 _TEMPORARIES = 24
-
-# An adjoint makes again, rather than keep in VMEM, what takes no more operations than these.
-_CHEAP = 3
 
 # Elementwise primitives that Mosaic has no rule for (tests/test_mosaic_tpu.py holds this against the compiler).
 LACKING = frozenset(
@@ -552,69 +546,6 @@ class MosaicTPU:
         )
 
 
-class _Pullback:
-    """A pullback in two: what it needs of a step, to be kept in replay, and what it makes of that on the way back.
-
-    Parameters
-    ----------
-    program : of the ``n_free`` arguments that both ways can read, the ``n_known`` that change with the state and
-        are kept, and of cotangents
-    free, known : which of the arguments these are
-    """
-
-    def __init__(self, program: Program, free: Sequence[bool], known: Sequence[bool]):
-        jaxpr = program.jaxpr.jaxpr
-        level = {v: 0 if f else 1 if k else 2 for v, f, k in zip(jaxpr.invars, free, known, strict=True)}
-        made_by, needed = {}, []
-        for eqn in jaxpr.eqns:
-            operands = [v for v in eqn.invars if not isinstance(v, Literal)]
-            level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
-            made_by[eqn.outvars[0]] = operands, eqn.primitive.name in TRANSCENDENTAL
-            if level[eqn.outvars[0]] == 2:
-                needed += operands
-        needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
-        kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
-
-        def cost(v) -> float:
-            """Operations that make ``v`` from what else is kept."""
-            if v in kept or level.get(v, 0) == 0:
-                return 0
-            operands, slow = made_by.get(v, ((), True))
-            return math.inf if slow else 1 + sum(map(cost, operands))
-
-        # What follows from other kept values in a few operations is made again.
-        for v in reversed(made_by):
-            if kept.pop(v, 0) is None and cost(v) > _CHEAP:
-                kept[v] = None
-        before = [v for v in jaxpr.invars if level[v] < 2]
-        after = [v for v in jaxpr.invars if level[v] == 0] + [*kept] + [v for v in jaxpr.invars if level[v] == 2]
-        self.n_kept = len(kept)
-        self.keep = _part(program, before, [*kept])
-        self.back = _part(program, after, jaxpr.outvars)
-
-
-def _part(program: Program, given, wanted) -> Program:
-    """The part of a program that makes some of its variables from others."""
-    jaxpr = program.jaxpr.jaxpr
-    live, eqns = {v for v in wanted if not isinstance(v, Literal)} - set(given), []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.outvars[0] in live:
-            live |= {v for v in eqn.invars if not isinstance(v, Literal)} - set(given)
-            eqns.append(eqn)
-
-    def fun(*values):
-        env = {**dict(zip(jaxpr.constvars, program.jaxpr.consts)), **dict(zip(given, values, strict=True))}
-
-        def read(v):
-            return v.val if isinstance(v, Literal) else env[v]
-
-        for eqn in reversed(eqns):
-            env[eqn.outvars[0]] = eqn.primitive.bind(*map(read, eqn.invars), **eqn.params)
-        return [read(v) for v in wanted]
-
-    return Program(fun, [v.aval for v in given], program.label)
-
-
 def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
     start, first, last = plan.cut.bounds(chunk)
 
@@ -647,8 +578,8 @@ class WayBack:
 
     loop: Loop
     wanted: Wanted
-    advance: _Pullback
-    observe: _Pullback
+    advance: SplitPullback
+    observe: SplitPullback
     plan: Plan
 
     @classmethod
@@ -658,9 +589,9 @@ class WayBack:
         n, m = loop.n_coefs, loop.n_state
         free = [True] * n + [False] * m + [True] * loop.n_inputs + [False] * (loop.n_normals + m)
         known = [False] * n + [True] * m + [False] * loop.n_inputs + [True] * loop.n_normals + [False] * m
-        advance = _Pullback(pullbacks.advance, free, known)
+        advance = SplitPullback(pullbacks.advance, free, known)
         cts = [False] * loop.n_observables
-        observe = _Pullback(pullbacks.observe, [True] * n + [False] * m + cts, [False] * n + [True] * m + cts)
+        observe = SplitPullback(pullbacks.observe, [True] * n + [False] * m + cts, [False] * n + [True] * m + cts)
         # Values a lane that VMEM holds for each step; what passes in or out is there twice.
         a_record = 2 * loop.n_observables + observe.n_kept
         a_step = advance.n_kept + 2 * (loop.n_inputs + sum(wanted.inputs)) + a_record / loop.schedule.every

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from ..pointwise import Program, evaluate
-
-TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
+from ..pointwise import TRANSCENDENTAL, Program, evaluate
 
 
 def parted(values, flags) -> tuple[list, list]:

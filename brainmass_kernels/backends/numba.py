@@ -1,0 +1,606 @@
+"""The whole run as one compiled loop for CPUs: numba compiles source that is emitted for the step at hand.
+
+Lanes are cut into blocks, whose states lie in rows of a scratch that stays in the first cache; each step is one loop over the
+lanes of a block, which LLVM turns into SIMD. Threads take blocks until none is left. XLA calls the compiled code
+itself, through its FFI. An emitted source and what it compiled to are kept on disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import noise
+from ..emit import NUMBA, NUMBA_FAST, Writer
+from ..pointwise import Program, SplitPullback, pullback
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted
+
+# Lanes of a block where there are many: a few vectors, so that the loop over them hides the latency of each.
+BLOCK = 64
+# And where there are few: one vector of most machines.
+NARROW = 8
+# Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
+REPLAY = 256 * 1024
+# Work that is worth another thread, in operations: starting one costs some 20 us.
+WORTH_A_THREAD = 1_000_000
+
+_SHORT = {"float32": "f32", "float64": "f64"}
+# What the one attribute of a call holds.
+_PLAN = ("lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch")
+
+
+class Numba:
+    """Compiled source on the CPU."""
+
+    name = "numba"
+    interpretable = False
+
+    def unavailable(self, platform: str) -> str | None:
+        if platform != "cpu":
+            return f"it compiles for CPUs, and JAX computes on {platform} here"
+        if os.name != "posix":
+            return "it starts POSIX threads, which this system has not"
+        if not installed():
+            return "numba is not installed: pip install 'brainmass-kernels[cpu]'"
+        return None
+
+    def unsupported(self, request: Request) -> str | None:
+        if np.dtype(request.dtype).name not in _SHORT:
+            return f"it takes float32 and float64, not {np.dtype(request.dtype)}"
+        return _lacking(request.loop.advance, request.loop.observe)
+
+    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+        lanes, dtype = state[0].shape[0], state[0].dtype
+        shape = Shape.of(coefs, inputs, lanes, dtype, loop, None)
+        source = forward_source(loop, shape)
+        segments = -(-loop.schedule.steps // checkpoint_every) if checkpoint_every else 0
+        results = [
+            *[(loop.schedule.count, lanes)] * loop.n_observables,
+            *[(lanes,)] * loop.n_state,
+            *[(segments, lanes)] * loop.n_state,
+        ]
+        scratch = source.rows * shape.block * dtype.itemsize
+        given = (*coefs, *state, *inputs, *([] if seeds is None else [seeds]))
+        out = iter(_call(source, loop, shape, lanes, scratch, checkpoint_every or 0, given, results))
+        records = tuple(next(out) for _ in range(loop.n_observables))
+        final = tuple(next(out) for _ in range(loop.n_state))
+        return Forward(records, final, tuple(out) if checkpoint_every else None)
+
+    def adjoint(
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        checkpoint_every: int,
+    ) -> Adjoint:  # fmt: skip
+        lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
+        shape = Shape.of(coefs, inputs, lanes, dtype, loop, checkpoint_every)
+        source = adjoint_source(loop, pullbacks, wanted, shape)
+        partial = -(-lanes // shape.block)
+        n_coefs = sum(wanted.coefs)
+        results = [(lanes,)] * (n_coefs + loop.n_state) + [
+            (loop.schedule.steps, partial if uniform else lanes)
+            for uniform, w in zip(shape.uniform_inputs, wanted.inputs)
+            if w
+        ]
+        scratch = (source.rows + checkpoint_every * source.kept) * shape.block * dtype.itemsize
+        given = (*coefs, *saved, *inputs, *([] if seeds is None else [seeds]), *ct_records, *ct_final)
+        out = _call(source, loop, shape, lanes, scratch, checkpoint_every, given, results)
+        n = n_coefs + loop.n_state
+        return Adjoint(tuple(out[:n_coefs]), tuple(out[n_coefs:n]), tuple(out[n:]))
+
+
+@functools.lru_cache
+def installed() -> bool:
+    """Whether numba can be imported; it is not imported to find out."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _lacking(advance: Program, observe: Program) -> str | None:
+    """Why a step or its adjoint cannot be written, or ``None``."""
+    programs = [advance, observe]
+    programs += [pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs]
+    return next(filter(None, map(NUMBA.lacks, programs)), None)
+
+
+class Shape(NamedTuple):
+    """What a source depends on besides the programs.
+
+    Attributes
+    ----------
+    uniform_coefs, uniform_inputs : for each, whether it is one for all lanes
+    dtype : "f32" or "f64"
+    block : lanes of a block
+    """
+
+    uniform_coefs: tuple[bool, ...]
+    uniform_inputs: tuple[bool, ...]
+    dtype: str
+    block: int
+
+    @classmethod
+    def of(cls, coefs, inputs, lanes: int, dtype, loop: Loop, segment: int | None) -> Shape:
+        block = NARROW if lanes <= NARROW * threads() else BLOCK
+        if segment is not None:
+            while block > NARROW and block * segment * (loop.n_state + 3) * dtype.itemsize > REPLAY:
+                block //= 2
+        return cls(
+            tuple(c.ndim == 0 for c in coefs), tuple(x.ndim == 1 for x in inputs), _SHORT[np.dtype(dtype).name], block
+        )
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.dtype[1:]) // 8
+
+
+def threads() -> int:
+    """How many threads a run may take: numba's own setting, which knows the process's share of the machine."""
+    import numba
+
+    return numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# Source -------------------------------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """An emitted kernel.
+
+    Attributes
+    ----------
+    kind : "forward" or "adjoint"
+    text : of the function ``run(frame, work, block number)``'s body
+    results : how many results it has, the scratch left out
+    rows : rows of its scratch, of the kernel's dtype
+    kept : rows that it keeps of each step of a segment
+    """
+
+    kind: str
+    text: str
+    results: int
+    rows: int
+    kept: int = 0
+
+
+class Rows:
+    """Names of the rows of a scratch, each of one block of lanes."""
+
+    def __init__(self, array: str, block: int):
+        self.array, self.block, self.names = array, block, []
+
+    def add(self, stem: str, count: int) -> list[str]:
+        names = [f"{stem}{k}" for k in range(count)]
+        self.names += names
+        return names
+
+    def offset(self, name: str) -> int:
+        return self.names.index(name) * self.block
+
+    def at(self, name: str) -> str:
+        return f"{self.array}[{self.offset(name)} + i]"
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def _words(lines: Iterable[str]) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(lines)))
+
+
+class _Kernel:
+    """What both kernels are made of: arguments, rows, and loops over the lanes of a block."""
+
+    def __init__(self, loop: Loop, shape: Shape):
+        self.loop, self.shape, self.block = loop, shape, shape.block
+        self.spelling = NUMBA_FAST if loop.precision == "fast" else NUMBA
+        self.rows = Rows("S", self.block)
+        self.coefs = [f"c{k}" for k in range(loop.n_coefs)]
+        self.state = self.rows.add("x", loop.n_state)
+        self.inputs = [f"u{k}" for k in range(loop.n_inputs)]
+        self.normals = self.rows.add("z", loop.n_normals)
+        for name, uniform in zip((*self.coefs, *self.inputs), (*shape.uniform_coefs, *shape.uniform_inputs)):
+            if not uniform:
+                self.rows.names.append(name)
+        self.n_arguments = 0
+        self.n_results = 0
+
+    def take(self, count: int) -> list[int]:
+        """The numbers of the next arguments."""
+        self.n_arguments += count
+        return list(range(self.n_arguments - count, self.n_arguments))
+
+    def give(self, count: int) -> list[int]:
+        """The numbers of the next results."""
+        self.n_results += count
+        return list(range(self.n_results - count, self.n_results))
+
+    def at(self, buffer: str, row: str = "") -> str:
+        """The lanes of a block in a buffer of rows of lanes, or in one of lanes."""
+        place = f"{row} * lanes + lane" if row else "lane"
+        return f"{self.shape.dtype}_at({buffer} + {self.shape.itemsize} * ({place}))"
+
+    def spread(self, name: str, buffer: str, row: str = "") -> str:
+        return f"spread(S, i64({self.rows.offset(name)}), {self.at(buffer, row)}, valid, block)"
+
+    def gather(self, name: str, buffer: str, row: str = "") -> str:
+        return f"gather({self.at(buffer, row)}, S, i64({self.rows.offset(name)}), valid)"
+
+    def lane_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows]) -> list[str]:
+        """Compute the values and store each at its place, for all lanes of the block."""
+        if not stores:
+            return []
+        lines = writer.lines(list(stores.values()))
+        used = _words([*lines, *stores.values()])
+        loads = [f"{name} = {group.at(name)}" for group in rows for name in group.names if name in used]
+        body = [*loads, *lines, *(f"{place} = {value}" for place, value in stores.items())]
+        return [f"for i in range({self.block}):", *_indented(body)]
+
+    def writer(self) -> Writer:
+        return Writer(self.spelling)
+
+    # Pieces ---------------------------------------------------------------------------------------------------------
+
+    def head(self, coefs: list[int]) -> list[str]:
+        """The block's place, its rows and its coefficients."""
+        size, dtype = self.shape.itemsize, self.shape.dtype
+        lines = [
+            f"{', '.join(_PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
+            # A literal would make numba compile each function that takes it anew.
+            f"block = i64({self.block})",
+            "lane = block * number",
+            "valid = min(block, lanes - lane)",
+            f"S = {dtype}_at(work)",
+        ]
+        for name, k, uniform in zip(self.coefs, coefs, self.shape.uniform_coefs):
+            lines.append(
+                f"{name} = {dtype}_at(argument(frame, {k}))[0]"
+                if uniform
+                else self.spread(name, f"argument(frame, {k})")
+            )
+        if self.loop.n_normals:
+            self.seeds_at = len(self.rows.names) * self.block * size
+        return lines
+
+    def seeds(self, k: int) -> list[str]:
+        """Read the two words of each lane, which lie behind the rows."""
+        words = f"I = i32_at(work + {self.n_rows * self.block * self.shape.itemsize})"
+        source = f"i32_at(argument(frame, {k}) + 4 * ({{}}))"
+        return [
+            words,
+            f"spread(I, i64(0), {source.format('lane')}, valid, block)",
+            f"spread(I, block, {source.format('lanes + lane')}, valid, block)",
+        ]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows.names)
+
+    @property
+    def scratch_rows(self) -> int:
+        """Rows of the kernel's dtype, those of the seeds included."""
+        return self.n_rows + (2 if self.loop.n_normals else 0)
+
+    def addresses(self, stem: str, numbers: list[int], of: str = "argument") -> list[str]:
+        return [f"{stem}{j} = {of}(frame, {k})" for j, k in enumerate(numbers)]
+
+    def read_inputs(self) -> list[str]:
+        """The inputs of step ``n``, in scalars or rows."""
+        dtype, size = self.shape.dtype, self.shape.itemsize
+        return [
+            f"{name} = {dtype}_at(input{k} + {size} * n)[0]" if uniform else self.spread(name, f"input{k}", "n")
+            for k, (name, uniform) in enumerate(zip(self.inputs, self.shape.uniform_inputs))
+        ]
+
+    def draw(self) -> list[str]:
+        """The normals of step ``n``."""
+        if not self.loop.n_normals:
+            return []
+        word = jax.ShapeDtypeStruct((), "int32")
+        program = Program(lambda k0, k1, n: noise.normals((k0, k1), n, self.loop.n_normals), [word] * 3, "white noise")
+        writer = self.writer()
+        drawn = writer.write(program, ["key0", "key1", "counter"])
+        seeds = Rows("I", self.block)
+        seeds.add("key", 2)
+        stores = {self.rows.at(name): self.cast(value, np.dtype("float32")) for name, value in zip(self.normals, drawn)}
+        return ["counter = i32(n)", *self.lane_loop(writer, stores, [seeds])]
+
+    def cast(self, value: str, dtype) -> str:
+        return value if _SHORT.get(np.dtype(dtype).name) == self.shape.dtype else f"{self.shape.dtype}({value})"
+
+    def values(self, program: Program, written: Sequence[str]) -> list[str]:
+        """Outputs in the kernel's dtype: one may be a constant of another."""
+        return [self.cast(v, a.dtype) for v, a in zip(written, program.out_avals)]
+
+    def arguments(self) -> list[str]:
+        return [*self.coefs, *self.state, *self.inputs, *self.normals]
+
+    def finished(self, kind: str, body: list[str], kept: int = 0) -> Source:
+        return Source(kind, "\n".join(body), self.n_results, self.scratch_rows, kept)
+
+
+def forward_source(loop: Loop, shape: Shape) -> Source:
+    """The kernel of a forward run.
+
+    Arguments: coefficients, state, inputs, seeds. Results: records, final state, saved states.
+    """
+    k = _Kernel(loop, shape)
+    seen = k.rows.add("seen", loop.n_observables)
+    coefs, state, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(loop.n_inputs)
+    seeds = k.take(1 if loop.n_normals else 0)
+    records, final, saved = k.give(loop.n_observables), k.give(loop.n_state), k.give(loop.n_state)
+
+    advance, observe = k.writer(), k.writer()
+    stepped = k.values(loop.advance, advance.write(loop.advance, k.arguments()))
+    observed = k.values(loop.observe, observe.write(loop.observe, [*k.coefs, *k.state]))
+    step = [
+        "if n == due_save:",
+        *_indented(k.gather(x, f"saved{j}", "segment_number") for j, x in enumerate(k.state)),
+        "    segment_number += 1",
+        "    due_save += segment",
+        *k.read_inputs(),
+        *k.draw(),
+        *k.lane_loop(advance, {k.rows.at(x): v for x, v in zip(k.state, stepped)}, [k.rows]),
+        "if n + 1 == due:",
+        *_indented(k.lane_loop(observe, {k.rows.at(x): v for x, v in zip(seen, observed)}, [k.rows])),
+        *_indented(k.gather(x, f"record{j}", "taken") for j, x in enumerate(seen)),
+        "    taken += 1",
+        "    due = due + every if taken < count else 0",
+    ]
+    return k.finished(
+        "forward",
+        [
+            *k.head(coefs),
+            *(k.spread(x, f"argument(frame, {a})") for x, a in zip(k.state, state)),
+            *(line for a in seeds for line in k.seeds(a)),
+            *k.addresses("input", inputs),
+            *k.addresses("record", records, "result"),
+            *k.addresses("saved", saved, "result"),
+            "taken = 0",
+            "due = lead + every if count > 0 else 0",
+            "segment_number = 0",
+            "due_save = 0 if segment > 0 else -1",
+            "for n in range(steps):",
+            *_indented(step),
+            *(k.gather(x, f"result(frame, {r})") for x, r in zip(k.state, final)),
+        ],
+    )
+
+
+def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shape) -> Source:
+    """The kernel of an adjoint run: each segment is replayed, keeping what its pullbacks need, and walked back.
+
+    Arguments: coefficients, saved states, inputs, seeds, cotangents of records and of the final state.
+    Results: cotangents of the wanted coefficients, of the initial state, and of the wanted inputs.
+    """
+    k = _Kernel(loop, shape)
+    n_wanted = sum(wanted.coefs)
+    ct_coefs, ct_state = k.rows.add("ct_c", n_wanted), k.rows.add("ct_x", loop.n_state)
+    ct_seen, ct_inputs = k.rows.add("ct_seen", loop.n_observables), k.rows.add("ct_u", sum(wanted.inputs))
+    coefs, saved, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(loop.n_inputs)
+    seeds = k.take(1 if loop.n_normals else 0)
+    records, final = k.take(loop.n_observables), k.take(loop.n_state)
+    out_coefs, out_state, out_inputs = k.give(n_wanted), k.give(loop.n_state), k.give(sum(wanted.inputs))
+
+    n, m, p, z = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
+    free, known = [True] * n + [False] * m + [True] * p + [False] * z, [False] * n + [True] * m
+    step = SplitPullback(pullbacks.advance, free + [False] * m, known + [False] * p + [True] * z + [False] * m)
+    n_seen = loop.n_observables
+    view = SplitPullback(
+        pullbacks.observe, [True] * n + [False] * (m + n_seen), [False] * n + [True] * m + [False] * n_seen
+    )
+    kept = Rows("K", k.block)
+    of_step, of_view = kept.add("k", step.n_kept), kept.add("v", view.n_kept)
+
+    replay, after = k.writer(), k.writer()
+    keep = k.values(step.keep, replay.write(step.keep, k.arguments()))
+    stepped = k.values(loop.advance, replay.write(loop.advance, k.arguments()))
+    keep_view = k.values(view.keep, after.write(view.keep, [*k.coefs, *k.state]))
+
+    back, back_view = k.writer(), k.writer()
+    pulled = k.values(step.back, back.write(step.back, [*k.coefs, *k.inputs, *of_step, *ct_state]))
+    pulled_view = k.values(view.back, back_view.write(view.back, [*k.coefs, *of_view, *ct_seen]))
+    zero = replay.literal(0, np.dtype(f"float{8 * shape.itemsize}"))
+
+    def added(writer: Writer, names, values) -> dict[str, str]:
+        return {k.rows.at(x): f"{x} + {v}" for x, v in zip(names, values) if v != zero}
+
+    both = [*ct_coefs, *ct_state]
+    stores = added(back, ct_coefs, pulled) | {
+        k.rows.at(x): v for x, v in zip([*ct_state, *ct_inputs], pulled[n_wanted:])
+    }
+    slot = f"K = {shape.dtype}_at(slots + {shape.itemsize} * j * {len(kept.names) * k.block})"
+    forth = [
+        "n = start + j",
+        slot,
+        *k.read_inputs(),
+        *k.draw(),
+        *k.lane_loop(
+            replay,
+            {kept.at(x): v for x, v in zip(of_step, keep)} | {k.rows.at(x): v for x, v in zip(k.state, stepped)},
+            [k.rows],
+        ),
+        "if n + 1 == due:",
+        *_indented(k.lane_loop(after, {kept.at(x): v for x, v in zip(of_view, keep_view)}, [k.rows])),
+        "    taken += 1",
+        "    due = due + every if taken < count else 0",
+    ]
+    return_step = [
+        "n = start + j",
+        slot,
+        "if taken >= 0 and n + 1 == due:",
+        *_indented(k.spread(x, f"ct_record{j}", "taken") for j, x in enumerate(ct_seen)),
+        *_indented(k.lane_loop(back_view, added(back_view, both, pulled_view), [k.rows, kept])),
+        "    taken -= 1",
+        "    due -= every",
+        *k.read_inputs(),
+        *k.lane_loop(back, stores, [k.rows, kept]),
+    ]
+    uniform = [u for u, w in zip(shape.uniform_inputs, wanted.inputs) if w]
+    for j, (name, is_uniform) in enumerate(zip(ct_inputs, uniform)):
+        target = f"{shape.dtype}_at(ct_input{j} + {shape.itemsize} * (n * blocks + number))[0]"
+        summed = f"{target} = total(S, i64({k.rows.offset(name)}), valid)"
+        return_step.append(summed if is_uniform else k.gather(name, f"ct_input{j}", "n"))
+
+    segment = [
+        "start = segment_number * segment",
+        "length = min(segment, steps - start)",
+        *(k.spread(x, f"saved{j}", "segment_number") for j, x in enumerate(k.state)),
+        "taken = max(0, start - lead) // every",
+        "due = lead + (taken + 1) * every if taken < count else 0",
+        "for j in range(length):",
+        *_indented(forth),
+        "taken -= 1",
+        "due = lead + (taken + 1) * every",
+        "for j in range(length - 1, -1, -1):",
+        *_indented(return_step),
+    ]
+    return k.finished(
+        "adjoint",
+        [
+            *k.head(coefs),
+            f"blocks = plan[{_PLAN.index('blocks')}]",
+            *(f"fill(S, i64({k.rows.offset(x)}), {zero}, block)" for x in ct_coefs),
+            *(k.spread(x, f"argument(frame, {a})") for x, a in zip(ct_state, final)),
+            *(line for a in seeds for line in k.seeds(a)),
+            f"slots = work + {k.scratch_rows * k.block * shape.itemsize}",
+            *k.addresses("saved", saved),
+            *k.addresses("input", inputs),
+            *k.addresses("ct_record", records),
+            *k.addresses("ct_input", out_inputs, "result"),
+            "for segment_number in range((steps + segment - 1) // segment - 1, -1, -1):",
+            *_indented(segment),
+            *(k.gather(x, f"result(frame, {r})") for x, r in zip(both, [*out_coefs, *out_state])),
+        ],
+        len(kept.names),
+    )
+
+
+# Compiling and calling ----------------------------------------------------------------------------------------------
+
+_MODULE = '''"""Emitted by brainmass_kernels for a kernel of its numba backend; runtime {runtime}."""
+
+import math
+
+import numba
+import numpy as np
+from numba import types
+
+from brainmass_kernels.backends.numba_runtime import *
+
+
+@numba.cfunc(types.int64(types.int64), cache=True, error_model="numpy")
+def task(job):
+    frame = i64_at(job)[2]
+    plan = attribute(frame)
+    work = job + JOB_BYTES + add_atomically(job + 8, 1) * plan[{scratch}]
+    number = add_atomically(job, 1)
+    while number < plan[{blocks}]:
+{body}
+        number = add_atomically(job, 1)
+    return 0
+
+
+publish("{name}", task.address)
+run_here, task_address = call_of("{name}"), address_of("{name}")
+
+
+@numba.cfunc(types.int64(types.int64), cache=True, error_model="numpy")
+def handler(frame):
+    if not describe(frame):
+        job = (result(frame, {results}) + 63) // 64 * 64
+        started = start(job, frame, task_address(), attribute(frame)[{threads}])
+        run_here(job)
+        join(job, started)
+    return 0
+'''
+_LOCK = threading.Lock()
+
+
+def _call(
+    source: Source, loop: Loop, shape: Shape, lanes: int, scratch: int, segment: int, given, results
+) -> Sequence[jax.Array]:
+    from . import numba_runtime
+
+    schedule = loop.schedule
+    blocks = -(-lanes // shape.block)
+    operations = lanes * schedule.steps * len(loop.advance.jaxpr.jaxpr.eqns)
+    count = max(1, min(threads(), blocks, operations // WORTH_A_THREAD, numba_runtime.MOST_THREADS))
+    scratch = -(-scratch // 64) * 64
+    plan = dict(
+        lanes=lanes, steps=schedule.steps, lead=schedule.lead, every=schedule.every, count=schedule.count,
+        segment=segment, blocks=blocks, threads=count, scratch=scratch,
+    )  # fmt: skip
+    kind = jnp.dtype(f"float{8 * shape.itemsize}")
+    buffers = [jax.ShapeDtypeStruct(r, kind) for r in results]
+    buffers.append(jax.ShapeDtypeStruct((numba_runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
+    call = jax.ffi.ffi_call(register(source), buffers)
+    return call(*given, plan=np.array([plan[name] for name in _PLAN], np.int64))[:-1]
+
+
+def register(source: Source) -> str:
+    """Compile a kernel, or load it, and tell XLA of it; the name under which XLA knows it."""
+    with _LOCK:
+        return _registered(source)
+
+
+@functools.lru_cache(maxsize=1024)
+def _registered(source: Source) -> str:
+    from . import numba_runtime
+
+    runtime = hashlib.sha256(Path(numba_runtime.__file__).read_bytes()).hexdigest()[:16]
+    parts = {
+        "runtime": runtime,
+        "body": "\n".join(_indented(_indented(source.text.splitlines()))),
+        "results": source.results,
+        **{name: _PLAN.index(name) for name in ("scratch", "blocks", "threads")},
+    }
+    digest = hashlib.sha256(_MODULE.format(name="", **parts).encode()).hexdigest()[:24]
+    name = f"brainmass_kernels_numba_{source.kind}_{digest}"
+    path = cache_directory() / f"{name}.py"
+    text = _MODULE.format(name=name, **parts)
+    if not path.exists() or path.read_text() != text:
+        _write_atomically(path, text)
+    module = _imported(name, path)
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(module.handler.ctypes), platform="cpu")
+    return name
+
+
+def _imported(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # numba finds a function's module by its name.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def cache_directory() -> Path:
+    """Where emitted sources and compiled kernels are kept: ``$BRAINMASS_KERNELS_CACHE``, or the user's cache."""
+    if given := os.environ.get("BRAINMASS_KERNELS_CACHE"):
+        path = Path(given)
+    elif sys.platform == "darwin":
+        path = Path.home() / "Library" / "Caches" / "brainmass_kernels"
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """So that another process sees all of it or nothing."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

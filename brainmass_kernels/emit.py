@@ -1,0 +1,361 @@
+"""A pointwise program as straight-line Python source, for compilers that take source.
+
+What differs from one compiler to the next is a `Spelling`: how it writes each primitive, a literal, a cast. A product
+that is added to something is written as one fused operation, by a rule that looks at nothing but the sum itself: the same
+equations get the same bits wherever they are written, in a run, in its replay, and in any block of lanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._jax import Literal, eqn_source
+from .backends.base import Unsupported
+from .pointwise import Program
+
+#: ``(writer, equation, *operands) -> expression``
+Rule = Callable[..., str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """How one compiler writes the operations of a pointwise program.
+
+    Attributes
+    ----------
+    name : of the implementation, for error messages
+    operations : for each primitive a format of its operands, which may use ``{bits}`` and ``{type}`` of the first one, or
+        a `Rule`
+    types : the compiler's name of each dtype
+    literal : ``(value, dtype) -> expression``
+    cast : ``(expression, from dtype, to dtype) -> expression``
+    wrap : ``(expression, dtype) -> expression``, of integer arithmetic, which some compilers widen
+    fused : format of ``{0} * {1} + {2}``, rounded once
+    """
+
+    name: str
+    operations: Mapping[str, str | Rule]
+    types: Mapping[str, str]
+    literal: Callable[[Any, np.dtype], str]
+    cast: Callable[[str, np.dtype, np.dtype], str]
+    wrap: Callable[[str, np.dtype], str]
+    fused: str
+
+    def lacks(self, program: Program) -> str | None:
+        """Why a program cannot be written, or ``None``."""
+        try:
+            Writer(self).write(program, [f"a{i}" for i in range(len(program.in_avals))])
+        except Unsupported as reason:
+            return str(reason)
+        return None
+
+
+class Writer:
+    """Straight-line source under construction; equal expressions are written once.
+
+    Parameters
+    ----------
+    spelling : Spelling
+    """
+
+    def __init__(self, spelling: Spelling):
+        self.spelling = spelling
+        self._lines: list[tuple[str, str]] = []
+        self._names: dict[str, str] = {}
+        self._products: dict[str, tuple[str, str]] = {}
+
+    def write(self, program: Program, arguments: Sequence[str]) -> list[str]:
+        """Write a program of arguments of these names; the expressions of its outputs."""
+        jaxpr = program.jaxpr.jaxpr
+        names: dict[Any, str] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, program.jaxpr.consts):
+            names[var] = self.literal(value, var.aval.dtype)
+
+        def read(v) -> str:
+            return self.literal(v.val, v.aval.dtype) if isinstance(v, Literal) else names[v]
+
+        for eqn in jaxpr.eqns:
+            names[eqn.outvars[0]] = self.equation(eqn, [read(v) for v in eqn.invars])
+        return [read(v) for v in jaxpr.outvars]
+
+    def equation(self, eqn, operands: Sequence[str]) -> str:
+        """Write one equation; the name of its result."""
+        rule = self.spelling.operations.get(eqn.primitive.name)
+        if rule is None:
+            raise Unsupported(
+                f"'{self.spelling.name}' has no '{eqn.primitive.name}' ({eqn_source(eqn)}); "
+                'implementation="scan" has every primitive'
+            )
+        if callable(rule):
+            return self.define(eqn.primitive.name, rule(self, eqn, *operands))
+        dtype = eqn.invars[0].aval.dtype
+        text = rule.format(*operands, bits=8 * dtype.itemsize, type=self.spelling.types.get(dtype.name, dtype.name))
+        result = eqn.outvars[0].aval.dtype
+        if result.kind in "iu":
+            text = self.spelling.wrap(text, result)
+        name = self.define(eqn.primitive.name, text)
+        if eqn.primitive.name == "mul" and dtype.kind == "f":
+            self._products[name] = (operands[0], operands[1])
+        return name
+
+    def define(self, stem: str, expression: str) -> str:
+        """Name an expression, unless it has a name or is one."""
+        if re.fullmatch(r"\w+", expression):
+            return expression
+        if expression not in self._names:
+            self._names[expression] = f"{stem}_{len(self._names)}"
+            self._lines.append((self._names[expression], expression))
+        return self._names[expression]
+
+    def sum(self, a: str, b: str, sign: int = 1) -> str:
+        """``a + sign * b`` of floats, fused where one of them is a product."""
+        fused = self.spelling.fused
+        if b in self._products:
+            x, y = self._products[b]
+            return fused.format(x if sign > 0 else f"-{x}", y, a)
+        if a in self._products:
+            x, y = self._products[a]
+            return fused.format(x, y, b if sign > 0 else f"-{b}")
+        return f"{a} + {b}" if sign > 0 else f"{a} - {b}"
+
+    def literal(self, value, dtype) -> str:
+        return self.spelling.literal(np.asarray(value, dtype)[()], np.dtype(dtype))
+
+    def lines(self, results: Sequence[str]) -> list[str]:
+        """The source that these results need."""
+        needed, kept = set(re.findall(r"\w+", " ".join(results))), []
+        for name, expression in reversed(self._lines):
+            if name in needed:
+                needed |= set(re.findall(r"\w+", expression))
+                kept.append(f"{name} = {expression}")
+        return kept[::-1]
+
+
+# Rules that every spelling shares ------------------------------------------------------------------------------------
+
+
+def _add(writer: Writer, eqn, a: str, b: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    return writer.sum(a, b) if dtype.kind == "f" else writer.spelling.wrap(f"{a} + {b}", dtype)
+
+
+def _sub(writer: Writer, eqn, a: str, b: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    return writer.sum(a, b, -1) if dtype.kind == "f" else writer.spelling.wrap(f"{a} - {b}", dtype)
+
+
+def _integer_pow(writer: Writer, eqn, x: str) -> str:
+    dtype, power = eqn.outvars[0].aval.dtype, eqn.params["y"]
+    one, result, square = writer.literal(1, dtype), None, x
+    for bit in reversed(f"{abs(power):b}" if power else ""):
+        if bit == "1":
+            result = (
+                square
+                if result is None
+                else writer.define("power", writer.spelling.wrap(f"{result} * {square}", dtype))
+            )
+        square = writer.define("square", writer.spelling.wrap(f"{square} * {square}", dtype))
+    result = one if result is None else result
+    return f"{one} / {result}" if power < 0 else result
+
+
+def _convert(writer: Writer, eqn, x: str) -> str:
+    old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    return x if old == new else writer.spelling.cast(x, old, new)
+
+
+def _bitcast(writer: Writer, eqn, x: str) -> str:
+    old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    if old.kind == new.kind == "f" or old.itemsize != new.itemsize:
+        raise Unsupported(f"'{writer.spelling.name}' casts no bits from {old} to {new} ({eqn_source(eqn)})")
+    if "f" in (old.kind, new.kind):
+        x = writer.spelling.operations["bits"].format(x)  # type: ignore[union-attr]
+    return writer.spelling.wrap(x, new) if new.kind in "iu" else x
+
+
+def _comparison(symbol: str) -> str:
+    return f"{{0}} {symbol} {{1}}"
+
+
+SHARED: dict[str, str | Rule] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _sub,
+    "mul": "{0} * {1}",
+    "neg": "-{0}",
+    "square": "{0} * {0}",
+    "integer_pow": _integer_pow,
+    "copy": "{0}",
+    "stop_gradient": "{0}",
+    "convert_element_type": _convert,
+    "bitcast_convert_type": _bitcast,
+    "eq": _comparison("=="),
+    "ne": _comparison("!="),
+    "lt": _comparison("<"),
+    "le": _comparison("<="),
+    "gt": _comparison(">"),
+    "ge": _comparison(">="),
+}
+
+
+# numba --------------------------------------------------------------------------------------------------------------
+
+_NUMBA_TYPES = {
+    "float32": "f32", "float64": "f64", "bool": "bool",
+    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+
+
+def _numba_literal(value, dtype: np.dtype) -> str:
+    if dtype.kind == "b":
+        return str(bool(value))
+    text = repr(float(value)) if dtype.kind == "f" else str(int(value))
+    return f"{_NUMBA_TYPES[dtype.name]}({text})"
+
+
+def _numba_cast(x: str, old: np.dtype, new: np.dtype) -> str:
+    if new.kind == "b":
+        return f"{x} != {_numba_literal(0, old)}"
+    return f"{_NUMBA_TYPES[new.name]}({x})"
+
+
+def _numba_wrap(x: str, dtype: np.dtype) -> str:
+    return f"{_NUMBA_TYPES[dtype.name]}({x})"
+
+
+def _numba_div(writer: Writer, eqn, a: str, b: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    return f"{a} / {b}" if dtype.kind == "f" else _numba_wrap(f"quotient({a}, {b})", dtype)
+
+
+def _numba_rem(writer: Writer, eqn, a: str, b: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    if dtype.kind == "f":
+        return _numba_wrap(f"math.fmod({a}, {b})", dtype)
+    return _numba_wrap(f"{a} - quotient({a}, {b}) * {b}", dtype)
+
+
+def _numba_sign(writer: Writer, eqn, x: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    zero, one = _numba_literal(0, dtype), _numba_literal(1, dtype)
+    if dtype.kind == "u":
+        return f"{one} if {x} > {zero} else {zero}"
+    return f"{one} if {x} > {zero} else ({_numba_literal(-1, dtype)} if {x} < {zero} else {x})"
+
+
+def _numba_select(writer: Writer, eqn, which: str, *cases: str) -> str:
+    if eqn.invars[0].aval.dtype.kind == "b":
+        return f"{cases[1]} if {which} else {cases[0]}" if len(cases) == 2 else cases[0]
+    text = cases[-1]
+    for k in range(len(cases) - 2, -1, -1):
+        text = f"({cases[k]} if {which} <= {k} else {text})"
+    return text
+
+
+def _numba_clamp(writer: Writer, eqn, low: str, x: str, high: str) -> str:
+    return f"clamped({x}, {low}, {high})"
+
+
+def _numba_round(writer: Writer, eqn, x: str) -> str:
+    return f"round_even({x})" if int(eqn.params["rounding_method"]) == 1 else f"round_away({x})"
+
+
+def _numba_shift(symbol: str, unsigned: bool) -> Rule:
+    """A shift by as many bits as there are, or more, leaves nothing but the sign."""
+
+    def rule(writer: Writer, eqn, x: str, by: str) -> str:
+        dtype = eqn.outvars[0].aval.dtype
+        width, v = 8 * dtype.itemsize, eqn.invars[1]
+        left = f"u{width}({x})" if unsigned else x
+        if isinstance(v, Literal) and 0 <= int(v.val) < width:
+            return _numba_wrap(f"{left} {symbol} {int(v.val)}", dtype)
+        inside = f"u{width}({by}) < u{width}({width})"
+        if symbol == ">>" and not unsigned:
+            return _numba_wrap(f"{x} >> ({by} if {inside} else {_numba_literal(width - 1, dtype)})", dtype)
+        shifted = _numba_wrap(f"{left} {symbol} ({by} if {inside} else {_numba_literal(0, dtype)})", dtype)
+        return f"{shifted} if {inside} else {_numba_literal(0, dtype)}"
+
+    return rule
+
+
+def _numba_not(writer: Writer, eqn, x: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    return f"not {x}" if dtype.kind == "b" else _numba_wrap(f"~{x}", dtype)
+
+
+def _numba_abs(writer: Writer, eqn, x: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    if dtype.kind == "f":
+        return f"absolute({x})"
+    return _numba_wrap(f"{x} if {x} >= {_numba_literal(0, dtype)} else -{x}", dtype)
+
+
+def _numba_reduce_precision(writer: Writer, eqn, x: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    info = np.finfo(dtype)
+    if (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) != (info.nexp, info.nmant):
+        raise Unsupported(f"'numba' rounds to no other precision than {dtype} ({eqn_source(eqn)})")
+    return x
+
+
+def _libm(name: str) -> str:
+    return f"{{type}}(math.{name}({{0}}))"
+
+
+NUMBA = Spelling(
+    name="numba",
+    operations={
+        **SHARED,
+        "bits": "bits({0})",
+        "div": _numba_div,
+        "rem": _numba_rem,
+        "abs": _numba_abs,
+        "sign": _numba_sign,
+        "max": "maximum({0}, {1})",
+        "min": "minimum({0}, {1})",
+        "clamp": _numba_clamp,
+        "select_n": _numba_select,
+        "is_finite": "absolute({0}) < {type}(inf)",
+        "floor": "floor({0})",
+        "ceil": "ceil({0})",
+        "round": _numba_round,
+        "sqrt": "sqrt({0})",
+        "rsqrt": "{type}(1.0) / sqrt({0})",
+        "cbrt": "{type}(np.cbrt({0}))",
+        "exp": "exp{bits}({0})",
+        "exp2": "{type}(np.exp2({0}))",
+        "log": "log{bits}({0})",
+        "tanh": "tanh{bits}({0})",
+        "logistic": "logistic{bits}({0})",
+        "pow": "{type}(math.pow({0}, {1}))",
+        "atan2": "{type}(math.atan2({0}, {1}))",
+        "nextafter": "{type}(np.nextafter({0}, {1}))",
+        "reduce_precision": _numba_reduce_precision,
+        **{name: _libm(name) for name in "sin cos tan asin acos atan sinh cosh asinh acosh atanh".split()},
+        **{name: _libm(name) for name in "expm1 log1p erf erfc".split()},
+        "and": "{0} & {1}",
+        "or": "{0} | {1}",
+        "xor": "{0} ^ {1}",
+        "not": _numba_not,
+        "shift_left": _numba_shift("<<", unsigned=False),
+        "shift_right_arithmetic": _numba_shift(">>", unsigned=False),
+        "shift_right_logical": _numba_shift(">>", unsigned=True),
+    },
+    types=_NUMBA_TYPES,
+    literal=_numba_literal,
+    cast=_numba_cast,
+    wrap=_numba_wrap,
+    fused="fma({0}, {1}, {2})",
+)
+# The same with approximate functions.
+NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, "tanh": lambda w, eqn, x: _fast_tanh(eqn, x)})
+
+
+def _fast_tanh(eqn, x: str) -> str:
+    return f"fast_tanh32({x})" if eqn.outvars[0].aval.dtype == np.float32 else f"tanh64({x})"
