@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Spelling:
     cast : ``(expression, from dtype, to dtype) -> expression``
     wrap : ``(expression, dtype) -> expression``, of integer arithmetic, which some compilers widen
     fused : format of ``{0} * {1} + {2}``, rounded once
+    slow : primitives of one operand that a loop of their own may suit better
     """
 
     name: str
@@ -45,6 +46,7 @@ class Spelling:
     cast: Callable[[str, np.dtype, np.dtype], str]
     wrap: Callable[[str, np.dtype], str]
     fused: str
+    slow: frozenset[str] = frozenset()
 
     def lacks(self, program: Program) -> str | None:
         """Why a program cannot be written, or ``None``."""
@@ -68,6 +70,7 @@ class Writer:
         self._lines: list[tuple[str, str]] = []
         self._names: dict[str, str] = {}
         self._products: dict[str, tuple[str, str]] = {}
+        self._calls: dict[str, tuple[str, str]] = {}
 
     def write(self, program: Program, arguments: Sequence[str]) -> list[str]:
         """Write a program of arguments of these names; the expressions of its outputs."""
@@ -101,6 +104,8 @@ class Writer:
         name = self.define(eqn.primitive.name, text)
         if eqn.primitive.name == "mul" and dtype.kind == "f":
             self._products[name] = (operands[0], operands[1])
+        if eqn.primitive.name in self.spelling.slow:
+            self._calls[name] = (text.replace(operands[0], "{}"), operands[0])
         return name
 
     def define(self, stem: str, expression: str) -> str:
@@ -126,14 +131,39 @@ class Writer:
     def literal(self, value, dtype) -> str:
         return self.spelling.literal(np.asarray(value, dtype)[()], np.dtype(dtype))
 
-    def lines(self, results: Sequence[str]) -> list[str]:
-        """The source that these results need."""
-        needed, kept = set(re.findall(r"\w+", " ".join(results))), []
+    def lines(self, results: Sequence[str], given: Collection[str] = ()) -> list[str]:
+        """The source that these results need, where some names are given."""
+        needed, kept = words(results), []
         for name, expression in reversed(self._lines):
-            if name in needed:
-                needed |= set(re.findall(r"\w+", expression))
+            if name in needed and name not in given:
+                needed |= words([expression])
                 kept.append(f"{name} = {expression}")
         return kept[::-1]
+
+    def stages(self, results: Sequence[str]) -> list[dict[str, list[tuple[str, str]]]]:
+        """The slow calls that these results need, by what they wait for: first those that wait for none.
+
+        Returns
+        -------
+        for each stage, and each function as a format of its argument, the calls' names and arguments
+        """
+        needed = words([line for line in self.lines(results)]) | words(results)
+        level: dict[str, int] = {}
+        stages: list[dict[str, list[tuple[str, str]]]] = []
+        for name, expression in self._lines:
+            level[name] = max((level.get(word, 0) for word in words([expression])), default=0)
+            if name in self._calls and name in needed:
+                function, argument = self._calls[name]
+                if level[name] == len(stages):
+                    stages.append({})
+                stages[level[name]].setdefault(function, []).append((name, argument))
+                level[name] += 1
+        return stages
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    """The names in pieces of source."""
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
 
 
 # Rules that every spelling shares ------------------------------------------------------------------------------------
@@ -304,6 +334,9 @@ def _numba_reduce_precision(writer: Writer, eqn, x: str) -> str:
     return x
 
 
+_LIBM = "sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p erf erfc".split()
+
+
 def _libm(name: str) -> str:
     return f"{{type}}(math.{name}({{0}}))"
 
@@ -337,8 +370,7 @@ NUMBA = Spelling(
         "atan2": "{type}(math.atan2({0}, {1}))",
         "nextafter": "{type}(np.nextafter({0}, {1}))",
         "reduce_precision": _numba_reduce_precision,
-        **{name: _libm(name) for name in "sin cos tan asin acos atan sinh cosh asinh acosh atanh".split()},
-        **{name: _libm(name) for name in "expm1 log1p erf erfc".split()},
+        **{name: _libm(name) for name in _LIBM},
         "and": "{0} & {1}",
         "or": "{0} | {1}",
         "xor": "{0} ^ {1}",
@@ -352,10 +384,7 @@ NUMBA = Spelling(
     cast=_numba_cast,
     wrap=_numba_wrap,
     fused="fma({0}, {1}, {2})",
+    slow=frozenset(["tanh", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
 )
 # The same with approximate functions.
-NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, "tanh": lambda w, eqn, x: _fast_tanh(eqn, x)})
-
-
-def _fast_tanh(eqn, x: str) -> str:
-    return f"fast_tanh32({x})" if eqn.outvars[0].aval.dtype == np.float32 else f"tanh64({x})"
+NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, "tanh": "fast_tanh{bits}({0})"})

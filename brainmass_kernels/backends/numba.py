@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import noise
-from ..emit import NUMBA, NUMBA_FAST, Writer
+from ..emit import NUMBA, NUMBA_FAST, Writer, words
 from ..pointwise import Program, SplitPullback, pullback
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted
 
@@ -195,10 +194,6 @@ def _indented(lines: Iterable[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _words(lines: Iterable[str]) -> set[str]:
-    return set(re.findall(r"[A-Za-z_]\w*", " ".join(lines)))
-
-
 class _Kernel:
     """What both kernels are made of: arguments, rows, and loops over the lanes of a block."""
 
@@ -237,15 +232,41 @@ class _Kernel:
     def gather(self, name: str, buffer: str, row: str = "") -> str:
         return f"gather({self.at(buffer, row)}, S, i64({self.rows.offset(name)}), valid)"
 
-    def lane_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows]) -> list[str]:
-        """Compute the values and store each at its place, for all lanes of the block."""
+    def lane_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows], staged: bool = True) -> list[str]:
+        """Compute the values and store each at its place, for all lanes of the block.
+
+        Slow functions have loops of their own: what they keep in registers leaves room for nothing else, and one that
+        LLVM has no SIMD for does not keep the rest from it.
+        """
         if not stores:
             return []
-        lines = writer.lines(list(stores.values()))
-        used = _words([*lines, *stores.values()])
+        lines, made, taken = [], {}, 0
+        for stage in writer.stages(list(stores.values())) if staged else []:
+            calls = [call for group in stage.values() for call in group]
+            places = {name: self.slow_row(taken + j) for j, (name, _) in enumerate(calls)}
+            arguments = {self.rows.at(places[name]): argument for name, argument in calls}
+            lines += self._one_loop(writer, arguments, rows, made)
+            for function, group in stage.items():
+                place = f"S[{self.rows.offset(places[group[0][0]])} + i]"
+                lines += [f"for i in range({self.block * len(group)}):", f"    {place} = {function.format(place)}"]
+            made |= places
+            taken += len(calls)
+        return lines + self._one_loop(writer, stores, rows, made)
+
+    def _one_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows], made: dict[str, str]) -> list[str]:
+        lines = writer.lines(list(stores.values()), made)
+        used = words([*lines, *stores.values()])
         loads = [f"{name} = {group.at(name)}" for group in rows for name in group.names if name in used]
+        loads += [f"{name} = {self.rows.at(row)}" for name, row in made.items() if name in used]
         body = [*loads, *lines, *(f"{place} = {value}" for place, value in stores.items())]
         return [f"for i in range({self.block}):", *_indented(body)]
+
+    def slow_row(self, number: int) -> str:
+        """The row of an argument of a slow function, and then of its value."""
+        name = f"slow{number}"
+        if name not in self.rows.names:
+            self.rows.names.append(name)
+        return name
 
     def writer(self) -> Writer:
         return Writer(self.spelling)
@@ -269,8 +290,6 @@ class _Kernel:
                 if uniform
                 else self.spread(name, f"argument(frame, {k})")
             )
-        if self.loop.n_normals:
-            self.seeds_at = len(self.rows.names) * self.block * size
         return lines
 
     def seeds(self, k: int) -> list[str]:
@@ -314,7 +333,9 @@ class _Kernel:
         seeds = Rows("I", self.block)
         seeds.add("key", 2)
         stores = {self.rows.at(name): self.cast(value, np.dtype("float32")) for name, value in zip(self.normals, drawn)}
-        return ["counter = i32(n)", *self.lane_loop(writer, stores, [seeds])]
+        # In a float64 run the rows do not hold float32.
+        staged = self.shape.dtype == "f32"
+        return ["counter = i32(n)", *self.lane_loop(writer, stores, [seeds], staged)]
 
     def cast(self, value: str, dtype) -> str:
         return value if _SHORT.get(np.dtype(dtype).name) == self.shape.dtype else f"{self.shape.dtype}({value})"

@@ -98,6 +98,8 @@ def clamped(x, low, high):
 
 # Adding one of these rounds to an integer, which is then in the low bits.
 _SHIFT32, _SHIFT64 = f32(1.5 * 2.0**23), f64(1.5 * 2.0**52)
+# The same, and the integer has the bias of an exponent.
+_BIASED32 = f32(1.5 * 2.0**23 + 127)
 _LOG2E = 1.4426950408889634
 # ln 2 in two: the product of the first with an exponent is exact.
 _LN2_HIGH32, _LN2_LOW32 = f32(0.693145751953125), f32(1.4286068203094173e-06)
@@ -157,25 +159,21 @@ def exp64(x):
 
 @compiled
 def tanh32(x):
-    """1 - 2 / (1 + exp(2 x)) of abs(x); near zero x + x^3 p(x^2). Within 2 ulp."""
-    size = absolute(x)
-    capped = f32(9.02) if size > f32(9.02) else size
-    shifted = fma(capped, f32(2 * _LOG2E), _SHIFT32)
-    r = fma(shifted - _SHIFT32, f32(-0.5 * 0.6931471805599453), capped)
-    p = fma(f32(0.2681703269481659), r, f32(0.6704670786857605))
-    p = fma(p, r, f32(1.3333077430725098))
-    p = fma(p, r, f32(1.9999639987945557))
-    p = fma(p, r, f32(2.0))
-    # exp(2 r), times a power of two that is added to its bits.
-    grown = bits(i32(bits(fma(p, r, f32(1.0))) + i32(bits(shifted) << i32(23))))
-    far = fma(f32(-2.0), f32(1.0) / (grown + f32(1.0)), f32(1.0))
-    square = x * x
-    p = fma(f32(-0.005868094516837393), square, f32(0.020775420433700852))
-    p = fma(p, square, f32(-0.05377859884882221))
-    p = fma(p, square, f32(0.1333187373700332))
-    p = fma(p, square, f32(-0.3333329658845017))
-    near = fma(x * square, p, x)
-    return copysign(near if size < f32(0.6) else far, x)
+    """h / (1 + h), h = (exp(2 abs(x)) - 1) / 2, and where h is small, h - h h / (1 + h). Within 2 ulp."""
+    sign = i32(bits(x) & i32(-(2**31)))
+    size = bits(i32(bits(x) ^ sign))
+    size = f32(9.02) if size > f32(9.02) else size
+    shifted = fma(size, f32(2 * _LOG2E), _BIASED32)
+    r = fma(shifted - _BIASED32, f32(-0.5 * 0.6931471805599453), size)
+    p = fma(f32(0.0444236621260643), r, f32(0.13387489318847656))
+    p = fma(p, r, f32(0.33333778381347656))
+    p = fma(p, r, f32(0.6666615605354309))
+    p = fma(p, r, f32(0.9999999403953552))
+    power = bits(i32(bits(shifted) << i32(23)))
+    h = fma(power, fma(p, r * r, r), fma(power, f32(0.5), f32(-0.5)))
+    far = h / (h + f32(1.0))
+    y = fma(-h, far, h) if h < f32(0.45) else far
+    return bits(i32(bits(y) | sign))
 
 
 @compiled
@@ -199,6 +197,9 @@ def tanh64(x):
     power = bits((bits(shifted) + 1023) << 52)
     e = fma(power, fma(_exp_remainder64(r), r * r, r), power - f64(1.0))
     return copysign(e / (e + f64(2.0)), x)
+
+
+fast_tanh64 = tanh64
 
 
 @compiled
