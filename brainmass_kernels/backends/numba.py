@@ -27,10 +27,12 @@ from ..emit import NUMBA, NUMBA_FAST, Writer, words
 from ..pointwise import Program, SplitPullback, pullback
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted
 
-# Lanes of a block where there are many: a few vectors, so that the loop over them hides the latency of each.
+# Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
 BLOCK = 64
-# And where there are few: one vector of most machines.
-NARROW = 8
+# And at least, forward and back. LLVM unrolls shorter loops of few operations before it looks for SIMD.
+NARROWEST = {"forward": 8, "adjoint": 16}
+# A slow function has a loop of its own in blocks of this many lanes or more, for the same reason.
+STAGED = 32
 # Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
 REPLAY = 256 * 1024
 # Work that is worth another thread, in operations: starting one costs some 20 us.
@@ -130,9 +132,14 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, coefs, inputs, lanes: int, dtype, loop: Loop, segment: int | None) -> Shape:
-        block = NARROW if lanes <= NARROW * threads() else BLOCK
+        """Of a forward run, or of an adjoint one by segments of so many steps."""
+        block = narrowest = NARROWEST["adjoint" if segment else "forward"]
+        # Every thread should have a block.
+        share = -(-lanes // threads()) if lanes > STAGED else lanes
+        while block < min(BLOCK, share):
+            block *= 2
         if segment is not None:
-            while block > NARROW and block * segment * (loop.n_state + 3) * dtype.itemsize > REPLAY:
+            while block > narrowest and block * segment * (loop.n_state + 3) * dtype.itemsize > REPLAY:
                 block //= 2
         return cls(
             tuple(c.ndim == 0 for c in coefs), tuple(x.ndim == 1 for x in inputs), _SHORT[np.dtype(dtype).name], block
@@ -241,6 +248,7 @@ class _Kernel:
         if not stores:
             return []
         lines, made, taken = [], {}, 0
+        staged = staged and self.block >= STAGED
         for stage in writer.stages(list(stores.values())) if staged else []:
             calls = [call for group in stage.values() for call in group]
             places = {name: self.slow_row(taken + j) for j, (name, _) in enumerate(calls)}
