@@ -35,6 +35,13 @@ def eqn_source(eqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
+def at_source(eqn):
+    """A context in which what is traced has the source of an equation that it stands for."""
+    from jax._src import source_info_util
+
+    return source_info_util.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack)
+
+
 def call_body(eqn):
     """The jaxpr and the constants of a call equation (jit, remat, custom_jvp, ...)."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):

@@ -18,6 +18,9 @@ _BACKENDS = {
     "scan": ("scan", "Scan"),
 }
 _PLANNED = ("triton",)
+# Runs of fewer mass-steps are not worth an implementation's own compiling and calling: the next one is as fast
+# (docs/design.md, "CPU kernel").
+_LEAST_WORK = {"numba": 4_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +98,23 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
     passed_over: dict[str, str] = dict.fromkeys(_PLANNED, "not part of this version")
     for candidate in _BACKENDS:
         backend = load(candidate)
-        reason = backend.unavailable(request.platform) or backend.unsupported(request)
+        reason = _left_out(candidate, request) or backend.unavailable(request.platform) or backend.unsupported(request)
         if not reason:
             others = {n: "the chosen one comes first" for n in _BACKENDS if n != candidate and n not in passed_over}
             why = f"the fastest that runs on this {request.platform}"
             return candidate, why, passed_over | others
         passed_over[candidate] = reason
     raise Unsupported("; ".join(f"{n}: {why}" for n, why in passed_over.items()))
+
+
+def _left_out(name: str, request: Request) -> str | None:
+    """Why an implementation that could run is not the one to choose, or ``None``."""
+    if name in testing.absent():
+        return "left out by testing.without"
+    work, least = request.lanes * request.loop.schedule.steps, _LEAST_WORK.get(name, 0)
+    if work < least:
+        return f"{work:,} mass-steps are fewer than the {least:,} from which it is faster"
+    return None
 
 
 def platform() -> str:

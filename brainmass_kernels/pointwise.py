@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jax import Literal, call_body, drop_dead, eqn_source
+from ._jax import Literal, at_source, call_body, drop_dead, eqn_source
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
 _PROBE_LANES = 5
@@ -225,7 +225,8 @@ def evaluate(closed, *args, rules: dict[str, Callable] | None = None) -> tuple:
 def evaluate_equation(eqn, operands, rules: dict[str, Callable] | None = None):
     """One elementwise equation on operands whose shapes broadcast against each other."""
     rule = (RULES if rules is None else rules).get(eqn.primitive.name)
-    return rule(*operands, **eqn.params) if rule else _bind(eqn, operands)
+    with at_source(eqn):
+        return rule(*operands, **eqn.params) if rule else _bind(eqn, operands)
 
 
 def _bind(eqn, operands):
@@ -282,7 +283,8 @@ def _inline(closed):
                 inner, inner_consts = call_body(eqn)
                 outs = _eval_inlined(inner, inner_consts, operands)
             else:
-                outs = eqn.primitive.bind(*operands, **eqn.params)
+                with at_source(eqn):
+                    outs = eqn.primitive.bind(*operands, **eqn.params)
                 outs = outs if eqn.primitive.multiple_results else [outs]
             env.update(zip(eqn.outvars, outs))
         return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]

@@ -35,6 +35,26 @@ def interpreting() -> str:
     return _INTERPRETED.get()
 
 
+_ABSENT: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    "brainmass_kernels_absent", default=frozenset()
+)
+
+
+@contextlib.contextmanager
+def without(*names: str):
+    """Within this context these implementations are not chosen, as on a machine that lacks what they need."""
+    token = _ABSENT.set(_ABSENT.get() | frozenset(names))
+    try:
+        yield
+    finally:
+        _ABSENT.reset(token)
+
+
+def absent() -> frozenset[str]:
+    """What `without` leaves out."""
+    return _ABSENT.get()
+
+
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 

@@ -57,6 +57,6 @@ def test_an_unknown_chip_is_named():
 def test_a_named_implementation_never_runs_as_another():
     with pytest.raises(bk.Unsupported, match=r"mosaic_tpu.*testing\.interpret"):
         power(jnp.full(4, 135.0))
-    with pytest.raises(bk.Unsupported, match="'numba' is not part of this version"):
-        bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="numba")
+    with pytest.raises(bk.Unsupported, match="'triton' is not part of this version"):
+        bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="triton")
     assert bk.explain(bk.JansenRit(), 10, 0.1 * u.ms).implementation == "scan"

@@ -16,7 +16,8 @@ LAYERS = [
     ["models.base"],
     ["models.jansen_rit"],
     ["models"],
-    ["schemes", "backends.scan", "backends.mosaic_tpu"],
+    ["emit", "backends.numba_runtime"],
+    ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu"],
     ["step"],
     ["testing"],
     ["dispatch"],
@@ -72,7 +73,7 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
     """brainunit itself loads matplotlib where it is installed; nothing here may load more."""
     program = (
         "import sys, jax, brainunit\nbefore = set(sys.modules)\nimport brainmass_kernels\n"
-        "heavy = {'matplotlib', 'optax', 'brainmass', 'brainstate', 'rich', 'scipy', 'libtpu'}\n"
+        "heavy = {'matplotlib', 'optax', 'brainmass', 'brainstate', 'rich', 'scipy', 'libtpu', 'numba', 'llvmlite'}\n"
         "print(sorted(heavy & (set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

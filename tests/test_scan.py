@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from backend_suite import INPUTS, BackendSuite, assert_close, magnitudes
 
+import brainmass_kernels as bk
+
 
 class TestScanAdjoint(BackendSuite):
-    """As the fallback: with its own adjoint."""
+    """As the fallback, where numba is not installed: with its own adjoint."""
 
     implementation = None
     runs = "scan"
+    context = staticmethod(functools.partial(bk.testing.without, "numba"))
 
 
 @pytest.mark.slow
@@ -28,10 +31,12 @@ def test_both_ways_agree(x64):
     """The loop that JAX differentiates itself and the explicit adjoint: one trajectory, one gradient; and a jvp."""
     case, by_name, adjoint = INPUTS["lane rows"], TestScan(), TestScanAdjoint()
     theta = case.theta()
-    for part in ("records", "final"):
-        a, b = (magnitudes(getattr(s.simulate(case, theta), part)) for s in (by_name, adjoint))
-        assert_close(a, b, 1e-12)
-    grads = [jax.jit(jax.grad(functools.partial(s.loss, case)))(theta) for s in (by_name, adjoint)]
+    with adjoint.context():
+        assert bk.explain(**adjoint.arguments(case, theta)).implementation == "scan"
+        for part in ("records", "final"):
+            a, b = (magnitudes(getattr(s.simulate(case, theta), part)) for s in (by_name, adjoint))
+            assert_close(a, b, 1e-12)
+        grads = [jax.jit(jax.grad(functools.partial(s.loss, case)))(theta) for s in (by_name, adjoint)]
     assert_close(*grads, 1e-11)
     fun = functools.partial(by_name.loss, case)
     tangent = jax.tree.map(np.ones_like, theta)
