@@ -11,9 +11,11 @@ MOSAIC_GPU = VERSION >= (0, 11)
 
 
 def compute_capability() -> float | None:
-    """Of the first NVIDIA GPU, such as 9.0 for Hopper; ``None`` where there is none."""
-    found = getattr(jax.devices()[0], "compute_capability", "")
-    return float(found) if found.replace(".", "", 1).isdigit() else None
+    """Of the first GPU, such as 9.0 for Hopper, 0 if it is not NVIDIA's; ``None`` where there is none."""
+    found = getattr(jax.devices()[0], "compute_capability", None)
+    if found is None:
+        return None
+    return float(found) if found.replace(".", "", 1).isdigit() else 0.0
 
 
 def multiprocessors(otherwise: int = 132) -> int:

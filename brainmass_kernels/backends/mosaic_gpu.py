@@ -24,7 +24,10 @@ from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, W
 from .pallas import added, apply, even_share, fill, grouped, merged, parted
 
 if MOSAIC_GPU:
+    from jax.experimental.mosaic.gpu import LoweringSemantics
     from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    LANE = LoweringSemantics.Lane
 
 THREADS = 128
 # Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
@@ -121,7 +124,11 @@ class _Call:
             scratch_types=[x for values in self.scratch.values() for x in values],
             grid=(self.layout.blocks,),
             grid_names=("block",),
-            compiler_params=plgpu.CompilerParams(approx_math=loop.precision == "fast", unsafe_no_auto_barriers=True),
+            compiler_params=plgpu.CompilerParams(
+                approx_math=loop.precision == "fast",
+                unsafe_no_auto_barriers=True,
+                lowering_semantics=LANE,
+            ),
             interpret=interpreter(loop.interpret) if loop.interpret else None,
         )(*[x for values in self.operands.values() for x in values])
         return grouped([(name, len(values)) for name, values in self.outs.items()], made)
@@ -146,9 +153,17 @@ class _Lanes:
         self.coefs = merged(uniform, self.load(refs["lane_coefs"]), call.coefs_in_lanes)
         self.seeds = self.load(refs["seeds"])
 
+    @property
+    def registers(self):
+        """How a value lies in the registers of the 128 threads."""
+        return plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
+
     def _register(self, ref):
-        layout = plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
-        return plgpu.load(ref, layout=layout, optimized=False)
+        return plgpu.load(ref, layout=self.registers, optimized=False)
+
+    def fill(self, values) -> tuple:
+        """Values of the lanes' shape: a program's output may be a constant, and a loop's carry may not."""
+        return tuple(plgpu.layout_cast(x, self.registers) for x in fill(values, self.shape))
 
     def load(self, refs, *index) -> tuple:
         """These lanes of arrays in device memory."""
@@ -173,13 +188,13 @@ class _Lanes:
         return normals(self.seeds, n, self.loop.n_normals) if self.loop.n_normals else ()
 
     def step(self, n, state) -> tuple:
-        return fill(apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)), self.shape)
+        return self.fill(apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)))
 
     def observe(self, state) -> tuple:
-        return fill(apply(self.loop.observe, *self.coefs, *state), self.shape)
+        return self.fill(apply(self.loop.observe, *self.coefs, *state))
 
     def zeros(self, count: int) -> tuple:
-        return (jnp.zeros(self.shape, jnp.float32),) * count
+        return self.fill([0.0] * count)
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
@@ -284,7 +299,7 @@ class MosaicGPU:
                 f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
             )
         capability = compute_capability()
-        if capability is None or capability < 9.0:
+        if capability is not None and capability < 9.0:
             return f"it needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and this one has {capability}"
         return None
 
@@ -304,7 +319,7 @@ class MosaicGPU:
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
-        layout = Layout.choose(state[0].shape[0], 4)
+        layout = Layout.choose(state[0].shape[0], most=4)
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         obs = loop.n_observables if loop.schedule.count else 0
         call = _Call(loop, layout)
@@ -335,7 +350,7 @@ class MosaicGPU:
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        layout = Layout.choose(ct_final[0].shape[0], 2)
+        layout = Layout.choose(ct_final[0].shape[0], most=1)
         parts = tuple(pieces(loop.schedule, checkpoint_every))
         obs = loop.n_observables if loop.schedule.count else 0
         back = _WayBack.of(loop, pullbacks, wanted, layout)
@@ -465,7 +480,7 @@ class _Walk(NamedTuple):
             draws = lanes.draws(first + j)
             keep(j, state, draws)
             loop = lanes.loop
-            return fill(apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws), lanes.shape)
+            return lanes.fill(apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws))
 
         state = _repeat(piece.length, even_share(piece.length, unroll), step, state)
         keep(jnp.int32(piece.length), state, lanes.zeros(lanes.loop.n_normals))
@@ -485,11 +500,11 @@ class _Walk(NamedTuple):
         state, draws = self.kept(j)
         out = apply(back.pullbacks.advance, *lanes.coefs, *state, *lanes.inputs(n), *draws, *carry[1])
         ct_coefs, ct_state, ct_inputs = _split(out, back.n_coefs, loop.n_state)
-        series, streams = parted(fill(ct_inputs, lanes.shape), self.in_lanes)
+        series, streams = parted(lanes.fill(ct_inputs), self.in_lanes)
         lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
         for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
             ref[n, lax.axis_index("block")] = jnp.sum(ct)
-        return added(carry[0], ct_coefs), fill(ct_state, lanes.shape)
+        return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
     def observed(self, k, state, carry):
         """The pullback of record ``k``, taken of ``state``."""
