@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 
 from .._jax import MOSAIC_GPU, compute_capability, multiprocessors
 from ..noise import normals
-from ..pointwise import RULES
+from ..pointwise import RULES, Program
 from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
 from .pallas import added, apply, even_share, fill, grouped, merged, parted
 
@@ -34,7 +34,9 @@ THREADS = 128
 _FILLED = 4
 # Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1000
-_UNROLL = 10
+_UNROLL = 20
+# What two normals count as in it.
+_DRAW = 50
 # Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
 SHARED = 52 * 1024
 
@@ -223,8 +225,9 @@ def _repeat(count: int, unroll: int, body: Callable, carry, backwards: bool = Fa
     return carry if backwards else rest(carry)
 
 
-def _unroll(loop: Loop, layout: Layout, operations: int) -> int:
-    """Steps written out in one body. The interpreter gains nothing by it."""
+def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
+    """Steps of a program written out in one body. The interpreter gains nothing by it."""
+    operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * ((loop.n_normals + 1) // 2)
     return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (operations * layout.vec)))
 
 
@@ -234,7 +237,7 @@ def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Cal
     ``record(k, state)`` is called at the end of each stride of a recorded piece; ``save(slot, state)`` before each
     segment. Both count from 0 over all pieces.
     """
-    unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+    unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
     slot = taken = 0
     for piece in parts:
         steps, strides = even_share(piece.stride, unroll), max(1, unroll // piece.stride)
@@ -455,7 +458,7 @@ class _Walk(NamedTuple):
     def short(self, piece: Piece, first, k, state, carry):
         """A segment that shared memory holds."""
         self.replay(piece, first, state)
-        unroll = _unroll(self.lanes.loop, self.lanes.layout, len(self.back.pullbacks.advance.jaxpr.jaxpr.eqns))
+        unroll = unrolled(self.lanes.loop, self.lanes.layout, self.back.pullbacks.advance, drawn=False)
 
         def stride(m, carry):
             begin = m * piece.stride
@@ -469,7 +472,7 @@ class _Walk(NamedTuple):
 
     def replay(self, piece: Piece, first, state):
         lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
-        unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+        unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
         def keep(j, state, draws):
             chosen = [x for x, flag in zip((*state, *draws), self.back.keep) if flag]
