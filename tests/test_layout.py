@@ -10,19 +10,19 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
-    ["_jax"],
+    ["_jax", "assembly"],
     ["units", "noise", "pointwise"],
-    ["functional", "affine", "backends.base"],
+    ["functional", "affine", "backends.base", "backends.pallas"],
     ["models.base"],
     ["models.jansen_rit"],
     ["models"],
-    ["schemes", "backends.scan", "backends.mosaic_tpu"],
+    ["schemes", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
     ["step"],
     ["testing"],
     ["dispatch"],
     ["memory"],
     ["simulate"],
-    ["fused", "spectra"],
+    ["fused", "spectra", "bench"],
     ["fit"],
     ["plots"],
     ["cli"],

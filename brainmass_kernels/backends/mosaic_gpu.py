@@ -8,6 +8,7 @@ is too long for that, keeps the state before every few steps in device memory an
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -23,11 +24,7 @@ from ..pointwise import RULES, Program
 from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
 from .pallas import added, apply, even_share, fill, grouped, merged, parted
 
-if MOSAIC_GPU:
-    from jax.experimental.mosaic.gpu import LoweringSemantics
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    LANE = LoweringSemantics.Lane
+plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
 THREADS = 128
 # Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
@@ -129,11 +126,16 @@ class _Call:
             compiler_params=plgpu.CompilerParams(
                 approx_math=loop.precision == "fast",
                 unsafe_no_auto_barriers=True,
-                lowering_semantics=LANE,
+                lowering_semantics=_by_lane(),
             ),
             interpret=interpreter(loop.interpret) if loop.interpret else None,
         )(*[x for values in self.operands.values() for x in values])
         return grouped([(name, len(values)) for name, values in self.outs.items()], made)
+
+
+def _by_lane():
+    """Mosaic's older way to lower: the newer one infers layouts, which takes minutes for a step with noise."""
+    return importlib.import_module("jax.experimental.mosaic.gpu").LoweringSemantics.Lane
 
 
 def interpreter(how: str):
