@@ -6,8 +6,9 @@ import jax
 from jax.extend.core import Literal as Literal
 
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
-# `pallas.mosaic_gpu.kernel` as the GPU backend uses it.
+# Whether there is `pallas.mosaic_gpu.kernel` as the GPU backend uses it, and the reason if not.
 MOSAIC_GPU = VERSION >= (0, 11)
+NO_MOSAIC_GPU = f"it needs jax 0.11 or newer, and this is {jax.__version__}"
 
 
 def compute_capability() -> float | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._jax import MOSAIC_GPU, compute_capability, multiprocessors
+from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
 from ..noise import normals
 from ..pointwise import RULES, Program
 from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
@@ -297,7 +297,7 @@ class MosaicGPU:
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
         if not MOSAIC_GPU:
-            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+            return NO_MOSAIC_GPU
         if platform != "gpu":
             return (
                 f"this machine's platform is '{platform}', not 'gpu'; "
@@ -311,7 +311,7 @@ class MosaicGPU:
     def unsupported(self, request: Request) -> str | None:
         """Why the request cannot run, or ``None`` if it can."""
         if not MOSAIC_GPU:
-            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+            return NO_MOSAIC_GPU
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
         for program in (request.loop.advance, request.loop.observe):
