@@ -72,7 +72,9 @@ def all_rows(chip: str) -> list[Row]:
         rows = [Row(chip, kernel, scheme) for kernel in KERNELS for scheme in SCHEMES]
         return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
     rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
-    rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
+    # The adjoint takes one mass a thread; on Hopper it is also seen that two and four would not spill.
+    vecs = (1, 2, 4) if chip == "h200" else (1,)
+    rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in vecs]
     rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
     return rows + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in ("forward", "gradient")]
 

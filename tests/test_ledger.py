@@ -26,6 +26,10 @@ INSTRUCTIONS = {
 }
 
 
+# The chips whose kernels are compiled again; the command does all of them.
+HELD = ("v5e", "tpu7x", "h200")
+
+
 def rows() -> list[dict]:
     return json.loads(LEDGER.read_text())["rows"]
 
@@ -101,7 +105,7 @@ def _reason_to_skip(kept: dict, chip: str) -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", map(row_of, rows()), ids=str)
+@pytest.mark.parametrize("row", [row for row in map(row_of, rows()) if row.chip in HELD], ids=str)
 def test_no_kernel_costs_five_percent_more(row):
     kept = json.loads(LEDGER.read_text())
     if reason := _reason_to_skip(kept, row.chip):
