@@ -1,12 +1,14 @@
-"""What the TPU kernels cost, in VLIW bundles, as the chips' own compiler schedules them; no chip is needed.
+"""What the kernels cost on each chip, as the chip's own compiler makes them; no chip is needed.
 
-``python -m benchmarks.ledger`` compiles Jansen-Rit for each chip, counts the bundles of the unrolled loop
-body for each step of 1,024 masses, and writes `ledger.json`. ``--chip v5e --kernel gradient`` prints rows only.
+``python -m benchmarks.ledger`` compiles Jansen-Rit for each chip and writes `ledger.json`: on TPUs the VLIW bundles of
+the unrolled loop for each step of 1,024 masses, on GPUs the SASS instructions a step and mass by kind, registers and
+spills. ``--chip v5e --kernel gradient`` prints rows only. Needs the extra `ledger`, and JAX 0.11 for the GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -14,30 +16,70 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from brainmass_kernels._jax import Literal
+from brainmass_kernels.backends import mosaic_gpu
 from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
+from brainmass_kernels.backends.pallas import even_share
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback
 from brainmass_kernels.step import StepSpec, build
-from brainmass_kernels.testing import TPU_TOPOLOGIES, compile_for
+from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, compile_for
 
 LEDGER = Path(__file__).with_name("ledger.json")
 SCHEMES = ("strang", "exp_euler")
 KERNELS = ("forward", "forward_per_lane", "gradient")
 # Lets a process load libtpu while one outside our lock has it; harmless, for no chip is touched.
 TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-UNIT = "VLIW bundles of the unrolled loop, for each step of 1,024 masses; gradient is replay + reverse"
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
+ARGUMENTS = ("plain", "noise", "input")
+# Multiprocessor throughput a clock: instructions of any kind, and of the special-function unit.
+ISSUE, SPECIAL = 128, 16
 
 
-def jansen_rit_loop(scheme: str):
+class Row(NamedTuple):
+    """One kernel to compile.
+
+    Attributes
+    ----------
+    kernel : "forward", "forward_per_lane" (as with three per-mass parameters) or "gradient"
+    arguments : "plain", with "noise", or with one value a step of an "input"
+    precision : as in `simulate`; a TPU has one only
+    vec : masses a thread; 0 on a TPU
+    """
+
+    chip: str
+    kernel: str
+    scheme: str
+    arguments: str = "plain"
+    precision: str = "exact"
+    vec: int = 0
+
+    def __str__(self) -> str:
+        return "-".join(str(x) for x in self if x)
+
+
+def all_rows(chip: str) -> list[Row]:
+    if chip in TPU_TOPOLOGIES:
+        rows = [Row(chip, kernel, scheme) for kernel in KERNELS for scheme in SCHEMES]
+        return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
+    rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
+    # The adjoint takes one mass a thread; on Hopper it is also seen that two and four would not spill.
+    vecs = (1, 2, 4) if chip == "h200" else (1,)
+    rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in vecs]
+    rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
+    return rows + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in ("forward", "gradient")]
+
+
+def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exact"):
     """The Jansen-Rit loop that is measured, and which of its coefficients three per-mass parameters reach.
 
     Returns
@@ -45,11 +87,16 @@ def jansen_rit_loop(scheme: str):
     loop : Loop, recording the EEG every 10th step
     per_mass : a flag for each coefficient, whether it depends on Ae, be or C
     """
-    spec = StepSpec(JansenRit, scheme, tuple(JansenRit.inputs), (), (), ("eeg",), np.dtype("float32"))
+    varying, noisy = (("E_inp",) if arguments == kind else () for kind in ("input", "noise"))
+    constant = tuple(name for name in JansenRit.inputs if name not in varying)
+    spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"))
     step = build(spec)
     per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
-    schedule = Schedule(STEPS, 0, EVERY)
-    return Loop(step.advance, step.observe, len(per_mass), len(JansenRit.states), 0, 0, schedule), per_mass
+    loop = Loop(
+        step.advance, step.observe, len(per_mass), len(JansenRit.states), len(varying), len(noisy),
+        Schedule(STEPS, 0, EVERY), precision,
+    )  # fmt: skip
+    return loop, per_mass
 
 
 def reached(program, flags) -> tuple[bool, ...]:
@@ -62,38 +109,53 @@ def reached(program, flags) -> tuple[bool, ...]:
     return tuple(not isinstance(v, Literal) and v in live for v in jaxpr.outvars)
 
 
-def measured_function(kernel: str, scheme: str):
+def measured_function(row: Row):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
-    loop, per_mass = jansen_rit_loop(scheme)
+    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision)
+    backend: Any = MosaicTPU() if row.chip in TPU_TOPOLOGIES else mosaic_gpu.MosaicGPU()
     shape = jax.ShapeDtypeStruct
-    coefs = tuple(shape((LANES,) if kernel != "forward" and lane else (), "float32") for lane in per_mass)
+    coefs = tuple(shape((LANES,) if row.kernel != "forward" and lane else (), "float32") for lane in per_mass)
     state = (shape((LANES,), "float32"),) * loop.n_state
-    layout = {"lanes": LANES, "every": EVERY}
-    if kernel != "gradient":
-        plan = plan_run(loop, coefs, (), LANES)
-        layout |= {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body}
-        return lambda coefs, state: MosaicTPU().forward(loop, coefs, state, (), None), (coefs, state), layout
+    inputs = (shape((STEPS,), "float32"),) * loop.n_inputs
+    seeds = shape((2, LANES), "int32") if loop.n_normals else None
+    if row.kernel != "gradient":
+        layout = _forward_layout(row, loop, coefs, inputs)
+        return lambda *args: backend.forward(loop, *args), (coefs, state, inputs, seeds), layout
 
-    wanted = Wanted(per_mass, ())
+    wanted = Wanted(per_mass, (False,) * loop.n_inputs)
     pullbacks = pullbacks_of(loop, wanted)
-    way = WayBack.of(loop, pullbacks, wanted, coefs, (), LANES, SEGMENT)
-    cut = way.plan.cut
-    layout |= {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "turn": way.turn}
-    layout["coefs_wanted"] = sum(per_mass)
+    layout = _gradient_layout(row, loop, pullbacks, wanted, coefs, inputs)
 
-    def gradient(coefs, state, ct_records):
-        out = MosaicTPU().forward(loop, coefs, state, (), None, SEGMENT)
-        return MosaicTPU().adjoint(
-            loop, pullbacks, wanted, coefs, out.saved, (), None, (ct_records,), out.final, SEGMENT
+    def gradient(coefs, state, inputs, seeds, ct_records):
+        out = backend.forward(loop, coefs, state, inputs, seeds, SEGMENT)
+        return backend.adjoint(
+            loop, pullbacks, wanted, coefs, out.saved, inputs, seeds, (ct_records,), out.final, SEGMENT
         )
 
-    return gradient, (coefs, state, shape((STEPS // EVERY, LANES), "float32")), layout
+    return gradient, (coefs, state, inputs, seeds, shape((STEPS // EVERY, LANES), "float32")), layout
+
+
+def _forward_layout(row: Row, loop, coefs, inputs) -> dict:
+    if row.vec:
+        return {}
+    plan = plan_run(loop, coefs, inputs, LANES)
+    return {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body}
+
+
+def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
+    wants = {"coefs_wanted": sum(wanted.coefs)}
+    if row.vec:
+        return wants
+    way = WayBack.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
+    cut = way.plan.cut
+    return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "turn": way.turn}
 
 
 def pullbacks_of(loop, wanted) -> Pullbacks:
-    """The adjoint programs of a loop without inputs and normals."""
-    flags = (*wanted.coefs, *[True] * loop.n_state)
-    return Pullbacks(pullback(loop.advance, flags), pullback(loop.observe, flags))
+    """The adjoint programs of a loop."""
+    state = [True] * loop.n_state
+    step = (*wanted.coefs, *state, *wanted.inputs, *[False] * loop.n_normals)
+    return Pullbacks(pullback(loop.advance, step), pullback(loop.observe, (*wanted.coefs, *state)))
 
 
 def libtpu_lock():
@@ -103,25 +165,62 @@ def libtpu_lock():
     return file
 
 
-def compile_row(chip: str, kernel: str, scheme: str) -> dict:
-    """Compile in a fresh process, for the compiler's dump is set before it starts, and count."""
+def compile_row(row: Row) -> dict:
+    """Compile in a fresh process, for what the compilers dump is set before they start, and count."""
     with tempfile.TemporaryDirectory() as dump, libtpu_lock():
-        flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
-        command = [sys.executable, "-m", "benchmarks.ledger", "--compile", chip, kernel, scheme]
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags, **TOGETHER}
+        command = [sys.executable, "-m", "benchmarks.ledger", "--compile", json.dumps(row)]
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", **TOGETHER}
+        env["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
         done = subprocess.run(command, env=env, cwd=LEDGER.parent.parent, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"compiling {kernel} {scheme} for {chip} failed:\n{done.stderr[-3000:]}")
-        layout = json.loads(done.stdout.splitlines()[-1])
-        names = ("adjoint",) if kernel == "gradient" else ("forward",)
-        counts = {}
-        for name in names:
-            counts |= _count(Path(dump), name, layout)
+            raise RuntimeError(f"compiling {row} failed:\n{done.stderr[-3000:]}")
+        made = json.loads(done.stdout.splitlines()[-1])
+        counts = made if row.vec else _bundles(row, Path(dump), made)
         if keep := os.environ.get("BRAINMASS_KERNELS_LLO"):
             subprocess.run(["cp", "-r", dump, keep], check=True)
-    figure = counts["replay"] + counts["reverse"] if kernel == "gradient" else counts["forward"]
+    return {**row._asdict(), **counts}
+
+
+def _compile_here(row: Row) -> dict:
+    """Compile in this process: the layout, and of a GPU's kernel its counts."""
+    if row.vec:
+        mosaic_gpu.Layout.choose = classmethod(lambda cls, lanes, most: cls(lanes, row.vec))
+    fn, args, layout = measured_function(row)
+    kernels = compile_for(row.chip, fn, *args).kernels
+    if not row.vec:
+        return layout
+    gradient = row.kernel == "gradient"
+    return layout | _instructions(row, kernels[f"brainmass_kernels_gpu_{'adjoint' if gradient else 'forward'}"])
+
+
+def _instructions(row: Row, kernel) -> dict:
+    """Instructions a step and mass, from how many steps a pass of each loop is for."""
+    found = {"registers": kernel.registers, "spill_bytes": kernel.spill_bytes, "shared_bytes": kernel.shared_bytes}
+    if row.kernel == "gradient" and row.vec > 1:
+        return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
+    loop, _ = jansen_rit_loop(row.scheme, row.arguments, row.precision)
+    unroll = mosaic_gpu.unrolled(loop, mosaic_gpu.Layout(LANES, row.vec), loop.advance)
+    body = min(even_share(EVERY, unroll), EVERY)
+    # From the outermost loop inwards: a segment and its strides on the way back; forward, strides and their parts.
+    if row.kernel == "gradient":
+        steps = [SEGMENT, EVERY]
+    else:
+        steps = [EVERY * max(1, unroll // EVERY)] if body == EVERY else [EVERY, body]
+    total: Counter = Counter()
+    for loop in kernel.loops:
+        depth = sum(outer.first <= loop.first and loop.last <= outer.last for outer in kernel.loops) - 1
+        for kind, n in loop.kinds().items():
+            total[kind] += n / steps[depth] / row.vec
+    slots, gpu = sum(total.values()), GPUS[row.chip]
+    rate = min(ISSUE / slots, SPECIAL / total["special"]) * gpu.multiprocessors * gpu.clock_ghz * 1e9
+    kinds = {kind: round(n, 2) for kind, n in total.items()}
+    return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
+
+
+def _bundles(row: Row, dump: Path, layout: dict) -> dict:
+    counts = _count(dump, "adjoint" if row.kernel == "gradient" else "forward", layout)
     parts = {k: round(v, 2) for k, v in counts.items()}
-    return {"chip": chip, "kernel": kernel, "scheme": scheme, "bundles_per_step": round(figure, 2), **parts, **layout}
+    return {"bundles_per_step": round(sum(counts.values()), 2), **parts, **layout}
 
 
 def _count(dump: Path, kernel: str, layout: dict) -> dict:
@@ -155,30 +254,31 @@ def _inner_loops(text: str) -> list[tuple[int, int]]:
 
 def versions() -> dict[str, str]:
     """Of what the figures depend on."""
-    return {name: metadata.version(name) for name in ("jax", "libtpu")}
+    found = {}
+    for name in ("jax", "libtpu", "jax-cuda13-plugin", "triton"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chip", choices=TPU_TOPOLOGIES, help="print this chip's rows only")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=(*TPU_TOPOLOGIES, *GPUS), help="print this chip's rows only")
     parser.add_argument("--kernel", choices=KERNELS, help="print this kernel's rows only")
     parser.add_argument("--scheme", choices=SCHEMES, help="print this scheme's rows only")
-    parser.add_argument("--compile", nargs=3, metavar=("CHIP", "KERNEL", "SCHEME"), help=argparse.SUPPRESS)
+    parser.add_argument("--compile", metavar="ROW", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.compile:
-        chip, kernel, scheme = options.compile
-        fn, args, layout = measured_function(kernel, scheme)
-        compile_for(chip, fn, *args)
-        print(json.dumps(layout))
+        print(json.dumps(_compile_here(Row(*json.loads(options.compile)))))
         return
     rows = []
-    for chip in [options.chip] if options.chip else TPU_TOPOLOGIES:
-        for kernel in [options.kernel] if options.kernel else KERNELS:
-            for scheme in [options.scheme] if options.scheme else SCHEMES:
-                rows.append(compile_row(chip, kernel, scheme))
+    for chip in [options.chip] if options.chip else (*TPU_TOPOLOGIES, *GPUS):
+        for row in all_rows(chip):
+            if options.kernel in (None, row.kernel) and options.scheme in (None, row.scheme):
+                rows.append(compile_row(row))
                 print(rows[-1], flush=True)
     if not (options.chip or options.kernel or options.scheme):
-        text = {**versions(), "command": "python -m benchmarks.ledger", "unit": UNIT, "rows": rows}
+        text = {"versions": versions(), "command": "python -m benchmarks.ledger", "rows": rows}
         LEDGER.write_text(json.dumps(text, indent=1) + "\n")
 
 

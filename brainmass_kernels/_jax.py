@@ -6,14 +6,17 @@ import jax
 from jax.extend.core import Literal as Literal
 
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
-# `pallas.mosaic_gpu.kernel` as the GPU backend uses it.
+# Whether there is `pallas.mosaic_gpu.kernel` as the GPU backend uses it, and the reason if not.
 MOSAIC_GPU = VERSION >= (0, 11)
+NO_MOSAIC_GPU = f"it needs jax 0.11 or newer, and this is {jax.__version__}"
 
 
 def compute_capability() -> float | None:
-    """Of the first NVIDIA GPU, such as 9.0 for Hopper; ``None`` where there is none."""
-    found = getattr(jax.devices()[0], "compute_capability", "")
-    return float(found) if found.replace(".", "", 1).isdigit() else None
+    """Of the first GPU, such as 9.0 for Hopper, 0 if it is not NVIDIA's; ``None`` where there is none."""
+    found = getattr(jax.devices()[0], "compute_capability", None)
+    if found is None:
+        return None
+    return float(found) if found.replace(".", "", 1).isdigit() else 0.0
 
 
 def multiprocessors(otherwise: int = 132) -> int:

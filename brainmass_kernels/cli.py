@@ -1,4 +1,4 @@
-"""The command line: ``brainmass-kernels fit``, and ``brainmass-kernels implementations``."""
+"""The command line: ``brainmass-kernels fit``, ``bench`` and ``implementations``."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('brainmass-kernels')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_bench(commands)
     listing = commands.add_parser("implementations", help="what can run here, and why each other one cannot")
     listing.set_defaults(run=_implementations)
     return parser
@@ -81,6 +82,57 @@ def _add_fit(commands):
     add("--resume", metavar="FILE", help="go on with the fit saved in this JSON")
     add("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
+
+
+def _add_bench(commands):
+    bench = commands.add_parser(
+        "bench",
+        help="how fast this machine is, fused against a plain scan, and how accurate each scheme is for its time",
+        description="Time the fused simulation and its gradient on this machine against a plain lax.scan of the same "
+        "equations, after comparing their results; then the error of each scheme over the time that it takes.",
+    )
+    add = bench.add_argument
+    add("--lanes", metavar="N", nargs="+", type=int, help="numbers of masses (default: by platform)")
+    add("--steps", type=int, default=1000, help="steps of each run (default: %(default)s)")
+    add("--precision", choices=("exact", "fast"), default="exact", help="as in simulate() (default: %(default)s)")
+    add("--implementation", help="the implementation to time (default: the fastest that can run)")
+    add("--out", metavar="FILE", default="bench.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
+    add("--json", metavar="FILE", default="bench.json", help="the result (default: %(default)s)")
+    bench.set_defaults(run=_bench)
+
+
+def _bench(arguments) -> int:
+    for option in ("out", "json"):
+        _check_writable(getattr(arguments, option), option)
+    _check_figure(arguments.out)
+    if arguments.steps < 10 or arguments.steps % 10:
+        raise ValueError(f"'--steps' got {arguments.steps}, but takes a multiple of 10")
+
+    import json
+
+    from . import bench, plots
+    from .dispatch import platform
+    from .fit import needs
+
+    needs("matplotlib")
+    small, large = ((1, 64, 1024, 16_384), 1024) if platform() == "cpu" else ((128, 4096, 65_536, 1_048_576), 65_536)
+    cases = [bench.Case(lanes, arguments.steps, precision=arguments.precision) for lanes in arguments.lanes or small]
+    cases.append(bench.Case(large, arguments.steps, gradient=True, precision=arguments.precision))
+    print(bench.HEADER)
+    measured = []
+    for case in cases:
+        measured.append(bench.measure(case, arguments.implementation))
+        print(bench.line(measured[-1]), flush=True)
+    points = bench.work_precision(("exp_euler", "exact", "strang", "heun"))
+    print(f"\n{'scheme':<12} {'dt':>8} {'rms error':>12} {'one second takes':>18}")
+    for p in points:
+        print(f"{p.scheme:<12} {p.dt_ms:>5g} ms {p.rms:>9.2g} mV {p.seconds * 1e3:>15.3g} ms")
+    plots.speed_figure(measured, points).savefig(arguments.out)
+    about = {**bench.machine(), "measured": [bench.record(m) for m in measured]}
+    with open(arguments.json, "w") as file:
+        json.dump({**about, "work_precision": [p._asdict() for p in points]}, file, indent=1)
+    print(f"\n  wrote {arguments.out} and {arguments.json}")
+    return 0
 
 
 def _implementations(_) -> int:

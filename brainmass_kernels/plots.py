@@ -1,14 +1,18 @@
-"""Figures of a fit. matplotlib is imported when a figure is made, and no global backend is touched."""
+"""Figures of a fit and of a benchmark. matplotlib is imported when one is made; no global backend is touched."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .fit import Fit, needs
 from .spectra import Spectrum, alpha_peak
+
+if TYPE_CHECKING:
+    from .bench import Measured, Point
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
@@ -113,3 +117,37 @@ def _share_labels(page, fit: Fit, first):
     handles, labels = first.get_legend_handles_labels()
     page.legend(handles, labels, frameon=False, fontsize=9, ncols=3, loc="outside upper right")
     page.suptitle(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=10, x=0.01, ha="left")
+
+
+def speed_figure(measured: Sequence[Measured], points: Sequence[Point]):
+    """Mass-steps a second over the number of masses, and error over time for each scheme.
+
+    Parameters
+    ----------
+    measured : of `bench.measure`; the forward runs without noise are drawn
+    points : of `bench.work_precision`; brainmass's own setting, exp_euler at 0.1 ms, is ringed
+
+    Returns
+    -------
+    matplotlib ``Figure``
+    """
+    page = needs("matplotlib.figure").Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    speed, work = page.subplots(1, 2)
+    forward = [m for m in measured if not m.case.gradient and not m.case.noisy]
+    lanes = [m.case.lanes for m in forward]
+    speed.loglog(lanes, [m.rate for m in forward], "o-", color=_FIT, label=f"fused ({forward[0].implementation})")
+    plain = [m.rate / m.ratio for m in forward]
+    speed.loglog(lanes, plain, "o--", color=_START, label="plain lax.scan")
+    speed.set(xlabel="masses", ylabel="mass-steps a second", title="speed")
+    for scheme in dict.fromkeys(p.scheme for p in points):
+        own = [p for p in points if p.scheme == scheme]
+        work.loglog([p.seconds for p in own], [p.rms for p in own], "o-", ms=4, label=scheme)
+    for p in points:
+        if (p.scheme, p.dt_ms) == ("exp_euler", 0.1):
+            work.plot(p.seconds, p.rms, "o", ms=12, mfc="none", mec=_TARGET, label="brainmass's setting")
+    work.set(xlabel="seconds for one second of simulation", ylabel="rms error (mV)", title="error over time")
+    for ax in (speed, work):
+        ax.grid(color=_FAINT, lw=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=8)
+    return page

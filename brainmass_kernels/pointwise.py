@@ -282,6 +282,8 @@ def _inline(closed):
             if eqn.primitive.name in CALLS:
                 inner, inner_consts = call_body(eqn)
                 outs = _eval_inlined(inner, inner_consts, operands)
+            elif eqn.primitive.name == "reduce_sum" and not eqn.params["axes"]:
+                outs = operands  # of a scalar; transposition leaves these behind
             else:
                 with at_source(eqn):
                     outs = eqn.primitive.bind(*operands, **eqn.params)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib.util
+import os
+import re
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .backends.base import Unsupported
@@ -58,19 +62,66 @@ def absent() -> frozenset[str]:
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
+class Gpu(NamedTuple):
+    """An NVIDIA GPU as its compiler knows it.
+
+    Attributes
+    ----------
+    device_kind : JAX's name of it
+    capability : compute capability, major and minor
+    architecture : ptxas's name of it
+    multiprocessors, clock_ghz : at the boost clock
+    memory_bytes, bandwidth : of device memory
+    """
+
+    device_kind: str
+    capability: tuple[int, int]
+    architecture: str
+    multiprocessors: int
+    clock_ghz: float
+    memory_bytes: int
+    bandwidth: int
+
+    def target(self) -> str:
+        """What XLA compiles for, as the text of its protocol buffer."""
+        major, minor = self.capability
+        return f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+            shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: {self.multiprocessors}
+            fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+            memory_bandwidth: {self.bandwidth} l2_cache_size: 62914560 clock_rate_ghz: {self.clock_ghz}
+            device_memory_size: {self.memory_bytes} shared_memory_per_block_optin: 232448
+            cuda_compute_capability {{ major: {major} minor: {minor} }}
+            registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+            platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
+            device_description_str: "{self.device_kind}" """
+
+
+GPUS = {
+    "h200": Gpu("NVIDIA H200", (9, 0), "sm_90a", 132, 1.98, 150_000_000_000, 4_814_000_000_000),
+    "b200": Gpu("NVIDIA B200", (10, 0), "sm_100a", 148, 1.965, 192_000_000_000, 8_000_000_000_000),
+}
+
+
+# Mosaic keeps the first architecture that a process compiled for.
+_GPU_OF_PROCESS: list[str] = []
+
+
 class Compiled(NamedTuple):
     """What a chip's own compiler made of a function.
 
     Attributes
     ----------
     chip : its name
-    cost : what the compiler counts: flops, bytes, and the bytes of the program's buffers
+    cost : what the compiler counts: flops, bytes, and the bytes of the program's buffers; on a GPU also the
+        registers, spilled bytes and shared bytes of the worst kernel
     executable : JAX's compiled object; it cannot run here
+    kernels : on a GPU, `assembly.Kernel` of each kernel, by name
     """
 
     chip: str
     cost: dict[str, float]
     executable: Any
+    kernels: dict[str, Any]
 
 
 def compile_for(chip: str, fn, *args) -> Compiled:
@@ -78,35 +129,86 @@ def compile_for(chip: str, fn, *args) -> Compiled:
 
     Parameters
     ----------
-    chip : "v4", "v5e", "v5p", "v6e" or "tpu7x", for which libtpu must be installed
+    chip : "v4", "v5e", "v5p", "v6e" or "tpu7x", for which libtpu must be installed; "h200" or "b200", for which
+        jax-cuda13-plugin of JAX's own version and triton (its ptxas and nvdisasm) must be
     fn : a function of arrays, such as a call of `simulate` with ``implementation="mosaic_tpu"``
     args : arrays or ``jax.ShapeDtypeStruct``
 
     Raises
     ------
     ValueError : an unknown chip
-    Unsupported : the chip's compiler is not installed
+    Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU, which XLA
+        remembers
     """
-    import jax
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    if chip not in TPU_TOPOLOGIES:
-        raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join(TPU_TOPOLOGIES)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise Unsupported(f"compiling for {chip} needs libtpu: pip install 'brainmass-kernels[ledger]'")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
-    place = NamedSharding(Mesh(topology.devices[:1], ("x",)), PartitionSpec())
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-    token = _COMPILED_FOR.set("tpu")
+    if chip not in (*TPU_TOPOLOGIES, *GPUS):
+        raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join((*TPU_TOPOLOGIES, *GPUS))}")
+    needed = ("libtpu",) if chip in TPU_TOPOLOGIES else ("jax_cuda13_plugin", "triton")
+    missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Unsupported(f"compiling for {chip} needs {', '.join(missing)}: pip install 'brainmass-kernels[ledger]'")
+    token = _COMPILED_FOR.set("tpu" if chip in TPU_TOPOLOGIES else "gpu")
     try:
-        executable = jax.jit(fn).trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
+        executable, kernels = _compile_tpu(chip, fn, args) if chip in TPU_TOPOLOGIES else _compile_gpu(chip, fn, args)
     finally:
         _COMPILED_FOR.reset(token)
     memory: Any = executable.memory_analysis()
     cost = {k: v for k, v in (executable.cost_analysis() or {}).items() if k in ("flops", "bytes accessed")}
     cost |= {"temporary_bytes": memory.temp_size_in_bytes, "output_bytes": memory.output_size_in_bytes}
-    return Compiled(chip, cost, executable)
+    for name in ("registers", "spill_bytes", "shared_bytes") if kernels else ():
+        cost[name] = max(getattr(kernel, name) for kernel in kernels.values())
+    return Compiled(chip, cost, executable, kernels)
+
+
+def _placed(topology, args):
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    place = NamedSharding(Mesh(topology.devices[:1], ("x",)), PartitionSpec())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
+
+
+def _compile_tpu(chip: str, fn, args):
+    import jax
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
+    return jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("tpu",)).compile(), {}
+
+
+def _compile_gpu(chip: str, fn, args):
+    """The executable, and its kernels read from the PTX that Mosaic leaves in a folder."""
+    import jax
+    from jax.experimental import topologies
+
+    from .assembly import assemble
+
+    if _GPU_OF_PROCESS and chip not in _GPU_OF_PROCESS:
+        raise Unsupported(f"this process has compiled for {_GPU_OF_PROCESS[0]}; compile for {chip} in another")
+    _GPU_OF_PROCESS.append(chip)
+    gpu = GPUS[chip]
+    topology = topologies.get_topology_desc(
+        topology_name="", platform="cuda", target_config=gpu.target(), topology="1x1x1"
+    )
+    device = jax.sharding.AbstractDevice(device_kind=gpu.device_kind, num_cores=gpu.multiprocessors, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=jax.sharding.AxisType.Auto, abstract_device=device)
+    with tempfile.TemporaryDirectory() as dump:
+        before = os.environ.get("MOSAIC_GPU_DUMP_TO")
+        os.environ["MOSAIC_GPU_DUMP_TO"] = dump
+        try:
+            with jax.sharding.use_abstract_mesh(mesh):
+                lowered = jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("cuda",))
+            executable = lowered.compile()
+        finally:
+            if before is None:
+                del os.environ["MOSAIC_GPU_DUMP_TO"]
+            else:
+                os.environ["MOSAIC_GPU_DUMP_TO"] = before
+        sources = [path.read_text() for path in sorted(Path(dump).glob("*.ptx"))]
+    kernels = {}
+    for ptx in sources:
+        (name,) = re.findall(r"\.entry (\w+?)(?:_mosaic_gpu_kernel)?\(", ptx)
+        kernels[name] = assemble(ptx, gpu.architecture)
+    return executable, kernels
 
 
 def target_platform() -> str | None:

@@ -1,5 +1,6 @@
 """Through the public interface, compiled for a TPU that is not there: how many kernels, and no step outside them."""
 
+import functools
 import importlib.util
 
 import brainunit as u
@@ -9,17 +10,18 @@ import pytest
 
 import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
+from brainmass_kernels._jax import MOSAIC_GPU
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 LANES = jax.ShapeDtypeStruct((256,), jnp.float32)
 
 
-def power(C):
+def power(C, implementation="mosaic_tpu", precision="exact"):
     model = bk.JansenRit(C=C)
     noise = {"E_inp": 2.0 * u.Hz * u.second**0.5}
     result = bk.simulate(
         model, 1000, 0.5 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, noise=noise, key=jax.random.key(0), every=10,
-        implementation="mosaic_tpu",
+        implementation=implementation, precision=precision,
     )  # fmt: skip
     return jnp.mean((result["eeg"] / u.mV) ** 2, axis=0)
 
@@ -47,6 +49,40 @@ def test_vmap_folds_into_the_same_kernel():
 def test_a_gradient_is_a_forward_and_an_adjoint_kernel():
     assert kernels(jax.grad(lambda C: power(C).sum()), LANES) == 2
     assert kernels(jax.vmap(jax.grad(lambda C: power(C).sum())), jax.ShapeDtypeStruct((3, 64), jnp.float32)) == 2
+
+
+GPU_TOOLS = ("jax_cuda13_plugin", "triton")
+needs_gpu_compiler = pytest.mark.skipif(
+    not MOSAIC_GPU or not all(map(importlib.util.find_spec, GPU_TOOLS)),
+    reason=f"compiling for a GPU needs jax 0.11, {', '.join(GPU_TOOLS)}",
+)
+
+
+@needs_gpu_compiler
+def test_a_simulation_on_a_gpu_is_one_kernel_without_spills():
+    compiled = bk.testing.compile_for("h200", functools.partial(power, implementation="mosaic_gpu"), LANES)
+    assert list(compiled.kernels) == ["brainmass_kernels_gpu_forward"]
+    assert compiled.cost["spill_bytes"] == 0
+    assert 20 < compiled.cost["registers"] <= 255
+    assert compiled.executable.as_text().count('custom_call_target="mosaic_gpu') == 1
+
+
+@needs_gpu_compiler
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_a_gradient_on_a_gpu_is_two_kernels_without_spills(precision):
+    fun = functools.partial(power, implementation="mosaic_gpu", precision=precision)
+    compiled = bk.testing.compile_for("h200", jax.grad(lambda C: fun(C).sum()), LANES)
+    assert sorted(compiled.kernels) == ["brainmass_kernels_gpu_adjoint", "brainmass_kernels_gpu_forward"]
+    assert compiled.cost["spill_bytes"] == 0
+    fast = sum(loop.instructions["MUFU.TANH"] for k in compiled.kernels.values() for loop in k.loops)
+    assert (fast > 0) == (precision == "fast")
+
+
+@needs_gpu_compiler
+def test_one_gpu_a_process():
+    bk.testing.compile_for("h200", functools.partial(power, implementation="mosaic_gpu"), LANES)
+    with pytest.raises(bk.Unsupported, match="in another"):
+        bk.testing.compile_for("b200", functools.partial(power, implementation="mosaic_gpu"), LANES)
 
 
 def test_an_unknown_chip_is_named():

@@ -8,6 +8,7 @@ is too long for that, keeps the state before every few steps in device memory an
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -17,21 +18,22 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._jax import MOSAIC_GPU, compute_capability, multiprocessors
+from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
 from ..noise import normals
-from ..pointwise import RULES
+from ..pointwise import RULES, Program
 from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
 from .pallas import added, apply, even_share, fill, grouped, merged, parted
 
-if MOSAIC_GPU:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
+plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
 THREADS = 128
 # Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
 _FILLED = 4
 # Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1000
-_UNROLL = 10
+_UNROLL = 20
+# What two normals count as in it.
+_DRAW = 50
 # Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
 SHARED = 52 * 1024
 
@@ -121,10 +123,19 @@ class _Call:
             scratch_types=[x for values in self.scratch.values() for x in values],
             grid=(self.layout.blocks,),
             grid_names=("block",),
-            compiler_params=plgpu.CompilerParams(approx_math=loop.precision == "fast", unsafe_no_auto_barriers=True),
+            compiler_params=plgpu.CompilerParams(
+                approx_math=loop.precision == "fast",
+                unsafe_no_auto_barriers=True,
+                lowering_semantics=_by_lane(),
+            ),
             interpret=interpreter(loop.interpret) if loop.interpret else None,
         )(*[x for values in self.operands.values() for x in values])
         return grouped([(name, len(values)) for name, values in self.outs.items()], made)
+
+
+def _by_lane():
+    """Mosaic's older way to lower: the newer one infers layouts, which takes minutes for a step with noise."""
+    return importlib.import_module("jax.experimental.mosaic.gpu").LoweringSemantics.Lane
 
 
 def interpreter(how: str):
@@ -146,9 +157,17 @@ class _Lanes:
         self.coefs = merged(uniform, self.load(refs["lane_coefs"]), call.coefs_in_lanes)
         self.seeds = self.load(refs["seeds"])
 
+    @property
+    def registers(self):
+        """How a value lies in the registers of the 128 threads."""
+        return plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
+
     def _register(self, ref):
-        layout = plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
-        return plgpu.load(ref, layout=layout, optimized=False)
+        return plgpu.load(ref, layout=self.registers, optimized=False)
+
+    def fill(self, values) -> tuple:
+        """Values of the lanes' shape: a program's output may be a constant, and a loop's carry may not."""
+        return tuple(plgpu.layout_cast(x, self.registers) for x in fill(values, self.shape))
 
     def load(self, refs, *index) -> tuple:
         """These lanes of arrays in device memory."""
@@ -173,13 +192,13 @@ class _Lanes:
         return normals(self.seeds, n, self.loop.n_normals) if self.loop.n_normals else ()
 
     def step(self, n, state) -> tuple:
-        return fill(apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)), self.shape)
+        return self.fill(apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)))
 
     def observe(self, state) -> tuple:
-        return fill(apply(self.loop.observe, *self.coefs, *state), self.shape)
+        return self.fill(apply(self.loop.observe, *self.coefs, *state))
 
     def zeros(self, count: int) -> tuple:
-        return (jnp.zeros(self.shape, jnp.float32),) * count
+        return self.fill([0.0] * count)
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
@@ -208,8 +227,9 @@ def _repeat(count: int, unroll: int, body: Callable, carry, backwards: bool = Fa
     return carry if backwards else rest(carry)
 
 
-def _unroll(loop: Loop, layout: Layout, operations: int) -> int:
-    """Steps written out in one body. The interpreter gains nothing by it."""
+def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
+    """Steps of a program written out in one body. The interpreter gains nothing by it."""
+    operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * ((loop.n_normals + 1) // 2)
     return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (operations * layout.vec)))
 
 
@@ -219,7 +239,7 @@ def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Cal
     ``record(k, state)`` is called at the end of each stride of a recorded piece; ``save(slot, state)`` before each
     segment. Both count from 0 over all pieces.
     """
-    unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+    unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
     slot = taken = 0
     for piece in parts:
         steps, strides = even_share(piece.stride, unroll), max(1, unroll // piece.stride)
@@ -277,21 +297,21 @@ class MosaicGPU:
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
         if not MOSAIC_GPU:
-            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+            return NO_MOSAIC_GPU
         if platform != "gpu":
             return (
                 f"this machine's platform is '{platform}', not 'gpu'; "
                 f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
             )
         capability = compute_capability()
-        if capability is None or capability < 9.0:
+        if capability is not None and capability < 9.0:
             return f"it needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and this one has {capability}"
         return None
 
     def unsupported(self, request: Request) -> str | None:
         """Why the request cannot run, or ``None`` if it can."""
         if not MOSAIC_GPU:
-            return f"it needs jax 0.11 or newer, and this is {jax.__version__}"
+            return NO_MOSAIC_GPU
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
         for program in (request.loop.advance, request.loop.observe):
@@ -304,7 +324,7 @@ class MosaicGPU:
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
-        layout = Layout.choose(state[0].shape[0], 4)
+        layout = Layout.choose(state[0].shape[0], most=4)
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         obs = loop.n_observables if loop.schedule.count else 0
         call = _Call(loop, layout)
@@ -335,7 +355,7 @@ class MosaicGPU:
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        layout = Layout.choose(ct_final[0].shape[0], 2)
+        layout = Layout.choose(ct_final[0].shape[0], most=1)
         parts = tuple(pieces(loop.schedule, checkpoint_every))
         obs = loop.n_observables if loop.schedule.count else 0
         back = _WayBack.of(loop, pullbacks, wanted, layout)
@@ -440,7 +460,7 @@ class _Walk(NamedTuple):
     def short(self, piece: Piece, first, k, state, carry):
         """A segment that shared memory holds."""
         self.replay(piece, first, state)
-        unroll = _unroll(self.lanes.loop, self.lanes.layout, len(self.back.pullbacks.advance.jaxpr.jaxpr.eqns))
+        unroll = unrolled(self.lanes.loop, self.lanes.layout, self.back.pullbacks.advance, drawn=False)
 
         def stride(m, carry):
             begin = m * piece.stride
@@ -454,7 +474,7 @@ class _Walk(NamedTuple):
 
     def replay(self, piece: Piece, first, state):
         lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
-        unroll = _unroll(lanes.loop, lanes.layout, len(lanes.loop.advance.jaxpr.jaxpr.eqns))
+        unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
         def keep(j, state, draws):
             chosen = [x for x, flag in zip((*state, *draws), self.back.keep) if flag]
@@ -465,7 +485,7 @@ class _Walk(NamedTuple):
             draws = lanes.draws(first + j)
             keep(j, state, draws)
             loop = lanes.loop
-            return fill(apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws), lanes.shape)
+            return lanes.fill(apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws))
 
         state = _repeat(piece.length, even_share(piece.length, unroll), step, state)
         keep(jnp.int32(piece.length), state, lanes.zeros(lanes.loop.n_normals))
@@ -485,11 +505,11 @@ class _Walk(NamedTuple):
         state, draws = self.kept(j)
         out = apply(back.pullbacks.advance, *lanes.coefs, *state, *lanes.inputs(n), *draws, *carry[1])
         ct_coefs, ct_state, ct_inputs = _split(out, back.n_coefs, loop.n_state)
-        series, streams = parted(fill(ct_inputs, lanes.shape), self.in_lanes)
+        series, streams = parted(lanes.fill(ct_inputs), self.in_lanes)
         lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
         for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
             ref[n, lax.axis_index("block")] = jnp.sum(ct)
-        return added(carry[0], ct_coefs), fill(ct_state, lanes.shape)
+        return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
     def observed(self, k, state, carry):
         """The pullback of record ``k``, taken of ``state``."""

@@ -1,0 +1,29 @@
+"""What is timed on each kind of device."""
+
+from __future__ import annotations
+
+from brainmass_kernels.bench import Case
+
+BATCHES = (1, 128, 4096, 65_536, 1_048_576)
+# Fewer on the CPU, where the largest would take minutes.
+CPU_BATCHES = (1, 128, 4096)
+
+
+def device_cases(platform: str) -> list[Case]:
+    """In order of what is most worth knowing, as time may run out."""
+    batches = CPU_BATCHES if platform == "cpu" else BATCHES
+    big, mid = batches[-1], batches[2]
+    precision = "exact" if platform == "cpu" else "fast"
+    first = [Case(big, 10_000, precision=precision), Case(big, 10_000, gradient=True, precision=precision)]
+    first += [Case(mid, 10_000, precision=precision), Case(mid, 10_000, gradient=True, precision=precision)]
+    if precision == "fast":
+        first += [Case(big, 10_000), Case(big, 10_000, gradient=True)]
+    rest = [
+        Case(lanes, steps, gradient, noisy, precision=precision)
+        for noisy in (False, True)
+        for steps in (10_000, 1_000)
+        for gradient in (False, True)
+        for lanes in reversed(batches)
+    ]
+    first.append(Case(big, 10_000, scheme="exp_euler", precision=precision))
+    return list(dict.fromkeys([*first, *rest]))

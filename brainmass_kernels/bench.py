@@ -1,0 +1,314 @@
+"""How fast this machine is: the fused simulation against a plain `lax.scan` of the same equations.
+
+A result is compared before its speed is taken, and a wrong one has none. Everything that is compared runs in turn in
+one process, its inputs rotated, so the ratios hold on a busy machine; the speeds themselves hold on a quiet one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import noise
+from .models import JansenRit
+from .schemes import SCHEMES
+from .simulate import explain, simulate
+
+DT = 1e-4
+EVERY = 10
+DRIVE = 220.0
+INTENSITY = 2.0
+# Largest relative error of the EEG over the first 1,000 steps at which a speed is still reported.
+AGREES = {"exact": 1e-4, "fast": 2e-2}
+_CHECKED = 1000
+_ROTATED = 3
+
+
+class Case(NamedTuple):
+    """One thing to time: Jansen-Rit with three parameters of each mass, recorded every tenth step of 0.1 ms.
+
+    Attributes
+    ----------
+    gradient : of mean eeg^2 with respect to the three, instead of the simulation
+    noisy : white noise on the drive
+    """
+
+    lanes: int
+    steps: int
+    gradient: bool = False
+    noisy: bool = False
+    scheme: str = "strang"
+    precision: str = "exact"
+
+    def __str__(self) -> str:
+        what = "gradient" if self.gradient else "forward"
+        more = [self.scheme, *(["noise"] if self.noisy else []), *(["fast"] if self.precision == "fast" else [])]
+        return f"{what} {self.lanes:,} x {self.steps:,} {' '.join(more)}"
+
+    @property
+    def mass_steps(self) -> int:
+        return self.lanes * self.steps
+
+
+class Measured(NamedTuple):
+    """What was measured of a case.
+
+    Attributes
+    ----------
+    implementation : what ran
+    seconds, reference_seconds : a call; NaN for a reference that was not run
+    error : relative to the reference, over the first 1,000 steps
+    bytes : that the compiled program holds, its arguments and results included
+    """
+
+    case: Case
+    implementation: str
+    seconds: float
+    reference_seconds: float
+    error: float
+    bytes: int
+
+    @property
+    def rate(self) -> float:
+        """Mass-steps a second."""
+        return self.case.mass_steps / self.seconds
+
+    @property
+    def ratio(self) -> float:
+        return self.reference_seconds / self.seconds
+
+
+# What is compared ---------------------------------------------------------------------------------------------------
+
+
+def arguments(lanes: int, variant: int = 0) -> tuple:
+    """Ae in mV, be in Hz and C of each mass; another set for each variant."""
+    spread = jnp.linspace(0.0, 1.0, lanes, dtype=jnp.float32) + 0.01 * variant
+    return 3.0 + 0.5 * spread, 95.0 + 10.0 * spread, 130.0 + 10.0 * spread
+
+
+def fused(case: Case, implementation: str | None) -> Callable:
+    """``(Ae, be, C) -> eeg (K, L)``, through `simulate`."""
+
+    def eeg(Ae, be, C):
+        return simulate(**_request(case, implementation, Ae, be, C))["eeg"].mantissa
+
+    return _differentiated(eeg) if case.gradient else eeg
+
+
+def _request(case: Case, implementation: str | None, Ae, be, C) -> dict[str, Any]:
+    noisy = {"noise": {"E_inp": INTENSITY * u.Hz * u.second**0.5}, "key": jax.random.key(0)} if case.noisy else {}
+    return {
+        "model": JansenRit(Ae=Ae * u.mV, be=be * u.Hz, C=C),
+        "duration": case.steps,
+        "dt": DT * u.second,
+        "inputs": {"E_inp": DRIVE * u.Hz},
+        "every": EVERY,
+        "scheme": case.scheme,
+        "precision": case.precision,
+        "implementation": implementation,
+        **noisy,
+    }
+
+
+def reference(case: Case) -> Callable:
+    """The same by `lax.scan` of the equations as they are written, in segments under `jax.checkpoint`."""
+    model, scheme = JansenRit, SCHEMES[case.scheme]
+    rest = JansenRit().magnitudes()
+    given = {name: value.mantissa if hasattr(value, "mantissa") else value for name, value in model.inputs.items()}
+    strides = case.steps // EVERY
+    each = max(d for d in range(1, max(1, math.isqrt(case.steps) // EVERY) + 1) if strides % d == 0)
+
+    def eeg(Ae, be, C):
+        p = SimpleNamespace(**{**rest, "Ae": Ae, "be": be, "C": C})
+        seeds = noise.lane_seeds(jax.random.key(0), Ae.shape) if case.noisy else None
+
+        def step(state, n):
+            drive = jnp.float32(DRIVE)
+            if case.noisy:
+                drive = drive + jnp.float32(INTENSITY / math.sqrt(DT)) * noise.normals(seeds, n, 1)[0]
+            return scheme.step(model, state, p, SimpleNamespace(**{**given, "E_inp": drive}), DT), None
+
+        def stride(state, first):
+            state, _ = lax.scan(step, state, first + jnp.arange(EVERY))
+            here = scheme.exit(model, state, p, DT)
+            return state, here["E"] - here["I"]
+
+        def segment(state, first):
+            return lax.scan(stride, state, first + EVERY * jnp.arange(each))
+
+        state = scheme.enter(model, {name: jnp.zeros_like(Ae) for name in model.states}, p, DT)
+        firsts = EVERY * each * jnp.arange(strides // each)
+        _, seen = lax.scan(jax.checkpoint(segment) if case.gradient else segment, state, firsts)
+        return seen.reshape(-1, *Ae.shape)
+
+    return _differentiated(eeg) if case.gradient else eeg
+
+
+def _differentiated(eeg: Callable) -> Callable:
+    return jax.grad(lambda *args: jnp.mean(eeg(*args) ** 2), argnums=(0, 1, 2))
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def error(case: Case, implementation: str | None, ours: Callable, theirs: Callable) -> float:
+    """Distance of the fused result from the reference, relative to its norm, over the first 1,000 steps.
+
+    A gradient is of all its steps, so that of a short run of a few masses is compared; each kind once.
+    """
+    if case.gradient:
+        return _error_of_gradient(case._replace(steps=_CHECKED, lanes=min(case.lanes, 256)), implementation)
+    args = arguments(case.lanes)
+    return _distance(*(f(*args)[: _CHECKED // EVERY] for f in (ours, theirs)))
+
+
+@functools.lru_cache
+def _error_of_gradient(case: Case, implementation: str | None) -> float:
+    args = arguments(case.lanes)
+    both = (jax.jit(f)(*args) for f in (fused(case, implementation), reference(case)))
+    return max(_distance(a, b) for a, b in zip(*both, strict=True))
+
+
+def _distance(got, want) -> float:
+    return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+
+
+def compiled(function: Callable, lanes: int):
+    shape = jax.ShapeDtypeStruct((lanes,), jnp.float32)
+    return jax.jit(function).lower(shape, shape, shape).compile()
+
+
+def timed(functions: dict[str, Callable], lanes: int, seconds: float = 0.5) -> dict[str, float]:
+    """The median seconds a call of each: calls are queued, so that the time of a launch hides behind the device."""
+    rotated = [arguments(lanes, variant) for variant in range(_ROTATED)]
+    queued, taken = {}, {name: [] for name in functions}
+    for name, f in functions.items():
+        jax.block_until_ready(f(*rotated[0]))
+        began = time.perf_counter()
+        jax.block_until_ready(f(*rotated[1]))
+        queued[name] = max(1, min(50, int(seconds / 5 / max(time.perf_counter() - began, 1e-6))))
+    for _ in range(5):
+        for name, f in functions.items():
+            began = time.perf_counter()
+            out = [f(*rotated[i % _ROTATED]) for i in range(queued[name])]
+            jax.block_until_ready(out[-1])
+            taken[name].append((time.perf_counter() - began) / queued[name])
+            del out
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def measure(case: Case, implementation: str | None = None, seconds: float = 0.5, ours=None, theirs=None) -> Measured:
+    """Compare, then time.
+
+    Parameters
+    ----------
+    ours, theirs : the compiled functions, where they have been compiled before
+
+    Raises
+    ------
+    FloatingPointError : the results disagree, so there is no speed to report
+    """
+    ours = ours or compiled(fused(case, implementation), case.lanes)
+    theirs = theirs or compiled(reference(case), case.lanes)
+    distance = error(case, implementation, ours, theirs)
+    if not distance <= AGREES[case.precision]:
+        raise FloatingPointError(f"{case}: off by {distance:.2g} of the reference, so it has no speed")
+    runs = explain(**_request(case, implementation, *arguments(case.lanes))).implementation
+    took = timed({"ours": ours, "theirs": theirs}, case.lanes, seconds)
+    memory: Any = ours.memory_analysis()
+    held = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
+    return Measured(case, runs, took["ours"], took["theirs"], distance, held)
+
+
+class Point(NamedTuple):
+    """What a scheme at a step costs, and how wrong it is.
+
+    Attributes
+    ----------
+    rms : of the EEG over one second, in mV, against RK4 in float64
+    seconds : of simulating one second of each of the masses
+    """
+
+    scheme: str
+    dt_ms: float
+    rms: float
+    seconds: float
+
+
+def work_precision(schemes, steps_ms=(0.1, 0.25, 0.5, 1.0), lanes: int = 1024, seconds: float = 0.2) -> list[Point]:
+    """Error against time of each scheme at each step; exp_euler at 0.1 ms is what brainmass does unasked."""
+    exact, points = _one_second("rk4", 0.02, 8, x64=True)(*arguments(8)), []
+    for scheme in schemes:
+        for dt_ms in steps_ms:
+            rms = jnp.sqrt(jnp.mean((_one_second(scheme, dt_ms, 8)(*arguments(8)) - exact) ** 2))
+            run = compiled(functools.partial(_eeg_of_a_second, scheme, dt_ms), lanes)
+            took = timed({"run": run}, lanes, seconds)["run"]
+            points.append(Point(scheme, dt_ms, float(rms), took))
+    return points
+
+
+def _eeg_of_a_second(scheme: str, dt_ms: float, Ae, be, C):
+    model = JansenRit(Ae=Ae * u.mV, be=be * u.Hz, C=C)
+    steps = round(1000 / dt_ms)
+    res = simulate(model, steps, dt_ms * u.ms, inputs={"E_inp": DRIVE * u.Hz}, every=round(1 / dt_ms), scheme=scheme)
+    return res["eeg"].mantissa
+
+
+def _one_second(scheme: str, dt_ms: float, lanes: int, x64: bool = False) -> Callable:
+    def run(*args):
+        with jax.enable_x64(x64):
+            wide = [np.asarray(x, np.float64 if x64 else np.float32) for x in args]
+            return np.asarray(jax.jit(functools.partial(_eeg_of_a_second, scheme, dt_ms))(*wide), np.float64)
+
+    return run
+
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+HEADER = f"{'case':<44} {'mass-steps/s':>12} {'x scan':>7} {'error':>8} {'memory':>10}  implementation"
+
+
+def line(found: Measured) -> str:
+    """One row of the table, under `HEADER`."""
+    return (
+        f"{found.case!s:<44} {found.rate:>12.3g} {found.ratio:>7.2f} {found.error:>8.1g} "
+        f"{found.bytes / 2**20:>6.1f} MiB  {found.implementation}"
+    )
+
+
+def record(found: Measured) -> dict[str, Any]:
+    """As JSON takes it."""
+    return {**found.case._asdict(), **found._asdict(), "case": str(found.case), "mass_steps_per_s": found.rate}
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on: versions and the device."""
+    from . import __version__
+
+    device = jax.devices()[0]
+    versions = {
+        "brainmass-kernels": __version__,
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+    }
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "python": sys.version.split()[0],
+        "versions": versions,
+    }

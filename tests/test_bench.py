@@ -1,0 +1,96 @@
+"""The benchmark command and the device check: right before fast, and what fails is said."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import device_check
+from benchmarks.cases import device_cases
+from brainmass_kernels import bench, cli
+
+
+def test_a_case_is_compared_and_timed():
+    found = bench.measure(bench.Case(8, 200), "scan", seconds=0.01)
+    assert found.implementation == "scan"
+    assert found.error < 1e-5
+    assert found.seconds > 0
+    assert found.reference_seconds > 0
+    assert found.rate == pytest.approx(1600 / found.seconds)
+    assert "forward 8 x 200 strang" in bench.line(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [bench.Case(8, 1000, gradient=True, noisy=True), bench.Case(8, 1000, noisy=True)])
+def test_the_reference_has_the_same_noise_and_gradient(case):
+    assert bench.measure(case, "scan", seconds=0.01).error < 1e-5
+
+
+def test_a_wrong_result_has_no_speed(monkeypatch):
+    right = bench.reference
+
+    def wrong(case):
+        return lambda *args: 1.001 * right(case)(*args)
+
+    monkeypatch.setattr(bench, "reference", wrong)
+    with pytest.raises(FloatingPointError, match="no speed"):
+        bench.measure(bench.Case(8, 200), "scan", seconds=0.01)
+
+
+def test_nan_is_wrong(monkeypatch):
+    monkeypatch.setattr(bench, "reference", lambda case: lambda *args: jnp.full((20, 8), jnp.nan))
+    with pytest.raises(FloatingPointError, match="no speed"):
+        bench.measure(bench.Case(8, 200), "scan", seconds=0.01)
+
+
+@pytest.mark.slow
+def test_work_precision_orders_the_schemes():
+    points = {(p.scheme, p.dt_ms): p for p in bench.work_precision(("exp_euler", "strang"), (0.5, 1.0), 16, 0.01)}
+    assert points["strang", 0.5].rms < points["strang", 1.0].rms < points["exp_euler", 0.5].rms
+    assert all(p.seconds > 0 for p in points.values())
+
+
+def test_cases_are_told_once_and_the_largest_first():
+    for platform in ("cpu", "gpu"):
+        cases = device_cases(platform)
+        assert len(set(cases)) == len(cases)
+        assert cases[0].lanes == max(case.lanes for case in cases)
+        assert {case.noisy for case in cases} == {case.gradient for case in cases} == {False, True}
+
+
+def test_the_ceiling_is_the_ledgers():
+    forward = device_check.ceiling(bench.Case(1, 10, precision="fast"), "NVIDIA H200")
+    both = device_check.ceiling(bench.Case(1, 10, gradient=True, precision="fast"), "NVIDIA H200")
+    assert 1e11 < both < forward < 2e12
+    assert device_check.ceiling(bench.Case(1, 10), "an unknown device") is None
+
+
+@pytest.mark.slow
+def test_device_check_writes_what_it_measured(tmp_path, capsys, monkeypatch):
+    cases = [bench.Case(4, 100), bench.Case(4, 100, scheme="no such scheme")]
+    monkeypatch.setattr(device_check, "device_cases", lambda platform: cases)
+    assert device_check.main(["--minutes", "2", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("*.json")
+    kept = json.loads(path.read_text())
+    assert [row["case"] for row in kept["rows"]] == [str(cases[0])]
+    assert [row["case"] for row in kept["failed"]] == [str(cases[1])]
+    assert np.isfinite(kept["rows"][0]["mass_steps_per_s"])
+    printed = capsys.readouterr().out
+    assert "no accelerator here" in printed
+    assert "FAILED" in printed
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, capsys):
+    out, result = tmp_path / "speed.svg", tmp_path / "speed.json"
+    assert cli.main(["bench", "--lanes", "4", "--steps", "100", "--out", str(out), "--json", str(result)]) == 0
+    assert out.stat().st_size > 1000
+    kept = json.loads(result.read_text())
+    assert {p["scheme"] for p in kept["work_precision"]} == {"exp_euler", "exact", "strang", "heun"}
+    assert "mass-steps/s" in capsys.readouterr().out
+
+
+def test_the_command_names_a_wrong_argument(capsys):
+    assert cli.main(["bench", "--steps", "7"]) == 2
+    assert "'--steps' got 7" in capsys.readouterr().err
