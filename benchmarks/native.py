@@ -16,8 +16,8 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
 from importlib import metadata
 
 import brainunit as u
@@ -59,16 +59,169 @@ def compiled_c():
 
 
 def simulated_by_brainmass(args, steps: int):
-    """brainmass's own Simulator on the same masses and steps."""
+    """A run of brainmass's own Simulator on the same masses and steps, as a function."""
     import brainmass
     import brainstate
 
     Ae, be, C = args
-    node = brainmass.JansenRitModel(in_size=Ae.shape[0], Ae=Ae * u.mV, be=be * u.Hz, C=C)
+    node = brainmass.JansenRitStep(Ae.shape[0], Ae=Ae * u.mV, be=be * u.Hz, C=C, method="exp_euler")
     simulator = brainmass.Simulator(node, dt=0.1 * u.ms)
 
     def run():
         with brainstate.environ.context(dt=0.1 * u.ms):
-            return simulator.run(steps * 0.1 * u.ms, inputs=lambda *_: (0.0 * u.mV, 220.0 * u.Hz, 0.0 * u.mV))
+            out = simulator.run(
+                steps * 0.1 * u.ms, inputs=lambda *_: (0.0 * u.mV, 220.0 * u.Hz, 0.0 * u.mV),
+                monitors=lambda m: m.eeg(), sample_every=EVERY,
+            )  # fmt: skip
+        return u.get_magnitude(out["output"])
 
     return run
+
+
+def ours(steps: int, scheme: str = "exp_euler", precision: str = "exact", implementation: str = "numba"):
+    """``(Ae, be, C) -> eeg`` and its gradient's function, compiled."""
+
+    def run(Ae, be, C):
+        model = bk.JansenRit(Ae=Ae * u.mV, be=be * u.Hz, C=C)
+        result = bk.simulate(
+            model, steps, 0.1 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, every=EVERY, scheme=scheme, precision=precision,
+            implementation=implementation,
+        )  # fmt: skip
+        return u.get_magnitude(result["eeg"])
+
+    return jax.jit(run), jax.jit(jax.grad(lambda *args: jnp.mean(run(*args) ** 2), argnums=(0, 1, 2)))
+
+
+def agreed(args, c) -> None:
+    """Everything compared computes the same, or no speed is reported."""
+    steps = 1000
+    run, slope = ours(steps)
+    wanted = jax.jit(lambda *a: reference.forward(*a, 220.0, steps, EVERY))(*args)
+    slopes = jax.jit(jax.grad(lambda *a: reference.plain_loss(*a, 220.0, steps, EVERY), argnums=(0, 1, 2)))(*args)
+    close(run(*args), wanted, 1e-4)
+    for mine, theirs in zip(slope(*args), slopes):
+        close(mine, theirs, 1e-3)
+    if c is not None:
+        close(jnp.asarray(c(*args, steps, False)), wanted, 1e-4)
+        for mine, theirs in zip(c(*args, steps, True), slopes):
+            close(jnp.asarray(mine), theirs, 1e-3)
+    if importlib.util.find_spec("brainmass"):
+        # It records the first of each ten steps, not the last.
+        each = jax.jit(lambda *a: reference.forward(*a, 220.0, steps, 1))(*args)
+        close(jnp.asarray(simulated_by_brainmass(args, steps)()), each[::EVERY], 1e-3)
+
+
+def compared(lanes: int, steps: int, repeats: int, c) -> list[dict]:
+    """Forward against everything; the gradient against C and `jax.grad` of plain and of checkpointed scans."""
+    args = parameters(lanes)
+    run, slope = ours(steps)
+    fast_run, fast_slope = ours(steps, precision="fast")
+    strang_run, strang_slope = ours(steps, scheme="strang")
+    hand = jax.jit(lambda *a: reference.forward(*a, 220.0, steps, EVERY))
+    forward = {
+        "numba": lambda: run(*args), "numba, fast": lambda: fast_run(*args), "numba, strang": lambda: strang_run(*args),
+        "hand-written scan": lambda: hand(*args),
+    }  # fmt: skip
+    gradient = {
+        "numba": lambda: slope(*args), "numba, fast": lambda: fast_slope(*args),
+        "numba, strang": lambda: strang_slope(*args),
+    }  # fmt: skip
+    checkpointed = jax.jit(jax.grad(lambda *a: reference.checkpointed_loss(*a, 220.0, steps, EVERY), argnums=(0, 1, 2)))
+    gradient["hand-checkpointed scan"] = lambda: checkpointed(*args)
+    if c is not None:
+        forward["C"] = lambda: c(*args, steps, False)
+        gradient["C"] = lambda: c(*args, steps, True)
+    if importlib.util.find_spec("brainmass"):
+        forward["brainmass.Simulator"] = simulated_by_brainmass(args, steps)
+    # A plain scan keeps the whole trajectory.
+    if lanes * steps <= PLAIN:
+        plain = jax.jit(jax.grad(lambda *a: reference.plain_loss(*a, 220.0, steps, EVERY), argnums=(0, 1, 2)))
+        gradient["plain scan"] = lambda: plain(*args)
+    return [
+        reported("forward", lanes, steps, timed(forward, repeats)),
+        reported("gradient of mean eeg^2 in Ae, be, C", lanes, steps, timed(gradient, repeats)),
+    ]
+
+
+PLAIN = 1024 * 10_000
+
+
+def reported(what: str, lanes: int, steps: int, seconds: dict) -> dict:
+    print(f"{what}, {lanes:,} masses x {steps:,} steps")
+    rows = {}
+    for name, t in seconds.items():
+        rows[name] = {"seconds": t, "mass_steps_per_s": lanes * steps / t, "numba_is_faster": t / seconds["numba"]}
+        print(f"  {name:<24} {lanes * steps / t / 1e6:8.1f} M mass-steps/s   numba {t / seconds['numba']:5.2f}x")
+    return {"what": what, "lanes": lanes, "steps": steps, "rows": rows}
+
+
+def small(lanes: int, steps: int, repeats: int) -> list[dict]:
+    """A few masses, against `scan` as it is chosen without numba."""
+    args, rows = parameters(lanes), []
+    run, slope = ours(steps)
+    with bk.testing.without("numba"):
+        scan_run = jax.jit(lambda *a: fused(*a, steps, EVERY))
+        scan_slope = jax.jit(jax.grad(lambda *a: fused_loss(*a, steps, EVERY), argnums=(0, 1, 2)))
+        jax.block_until_ready((scan_run(*args), scan_slope(*args)))
+    for what, pair in {"forward": (run, scan_run), "gradient": (slope, scan_slope)}.items():
+        functions = {"numba": lambda f=pair[0]: f(*args), "scan": lambda f=pair[1]: f(*args)}
+        rows.append(reported(what, lanes, steps, timed(functions, repeats)))
+    return rows
+
+
+COMPILE = """
+import time, jax, numba, numpy as np
+from benchmarks.ledger import jansen_rit_loop
+from brainmass_kernels.backends import numba as backend
+loop, per_mass = jansen_rit_loop("exp_euler")
+coefs = [jax.ShapeDtypeStruct((16384,) if m else (), "float32") for m in per_mass]
+shape = backend.Shape.of(coefs, (), 16384, np.dtype("float32"), loop, None)
+began = time.perf_counter()
+backend.register(backend.forward_source(loop, shape))
+print(time.perf_counter() - began)
+"""
+
+
+def compile_seconds() -> dict[str, float]:
+    """Of the forward kernel: compiled first, and then loaded by another process; numba's own import not counted."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**os.environ, "BRAINMASS_KERNELS_CACHE": cache, "JAX_PLATFORMS": "cpu"}
+        taken = [
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=True
+                ).stdout
+            )
+            for _ in range(2)
+        ]
+    print(f"compiled in {taken[0]:.2f} s, reloaded in {taken[1]:.2f} s")
+    return {"compiled": taken[0], "reloaded": taken[1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the work, to see that it runs; nothing is written"
+    )
+    quick = parser.parse_args().quick
+    steps, repeats = (1000, 2) if quick else (10_000, 5)
+    c = compiled_c()
+    agreed(parameters(1024), c)
+    results = compared(16_384, steps, repeats, c) + compared(1024, steps, repeats, c)
+    for lanes in (1, 64):
+        results += small(lanes, steps, 4 * repeats)
+    compiling = compile_seconds()
+    if not quick:
+        about = {
+            "command": "python -m benchmarks.native", "date": datetime.date.today().isoformat(),
+            "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "machine": platform.machine(),
+            "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__,
+            "numba": metadata.version("numba"), "brainmass_kernels": bk.__version__,
+        }  # fmt: skip
+        path = RESULTS / "native.json"
+        path.write_text(json.dumps({**about, "compile_seconds": compiling, "results": results}, indent=1) + "\n")
+        print(f"wrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """A pointwise program as straight-line Python source, for compilers that take source.
 
 What differs from one compiler to the next is a `Spelling`: how it writes each primitive, a literal, a cast. A product
-that is added to something is written as one fused operation, by a rule that looks at nothing but the sum itself: the same
-equations get the same bits wherever they are written, in a run, in its replay, and in any block of lanes.
+that is added to something is written as one fused operation, by a rule that looks at nothing but the sum itself: the
+same equations get the same bits wherever they are written, in a run, in its replay, and in any block of lanes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Spelling:
     Attributes
     ----------
     name : of the implementation, for error messages
-    operations : for each primitive a format of its operands, which may use ``{bits}`` and ``{type}`` of the first one, or
-        a `Rule`
+    operations : for each primitive a format of its operands, which may use ``{bits}`` and ``{type}`` of the first
+        one, or a `Rule`
     types : the compiler's name of each dtype
     literal : ``(value, dtype) -> expression``
     cast : ``(expression, from dtype, to dtype) -> expression``
@@ -147,7 +147,7 @@ class Writer:
         -------
         for each stage, and each function as a format of its argument, the calls' names and arguments
         """
-        needed = words([line for line in self.lines(results)]) | words(results)
+        needed = words(self.lines(results)) | words(results)
         level: dict[str, int] = {}
         stages: list[dict[str, list[tuple[str, str]]]] = []
         for name, expression in self._lines:

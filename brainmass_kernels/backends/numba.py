@@ -1,8 +1,8 @@
 """The whole run as one compiled loop for CPUs: numba compiles source that is emitted for the step at hand.
 
-Lanes are cut into blocks, whose states lie in rows of a scratch that stays in the first cache; each step is one loop over the
-lanes of a block, which LLVM turns into SIMD. Threads take blocks until none is left. XLA calls the compiled code
-itself, through its FFI. An emitted source and what it compiled to are kept on disk.
+Lanes are cut into blocks, whose states lie in rows of a scratch that stays in the first cache; each step is a loop or
+two over the lanes of a block, which LLVM turns into SIMD. Threads take blocks until none is left. XLA calls the
+compiled code itself, through its FFI. An emitted source and what it compiled to are kept on disk.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Source(NamedTuple):
     Attributes
     ----------
     kind : "forward" or "adjoint"
-    text : of the function ``run(frame, work, block number)``'s body
+    text : what is done for the block ``number`` of the call ``frame`` in the scratch ``work``
     results : how many results it has, the scratch left out
     rows : rows of its scratch, of the kernel's dtype
     kept : rows that it keeps of each step of a segment
@@ -261,7 +261,9 @@ class _Kernel:
             taken += len(calls)
         return lines + self._one_loop(writer, stores, rows, made)
 
-    def _one_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows], made: dict[str, str]) -> list[str]:
+    def _one_loop(
+        self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows], made: dict[str, str]
+    ) -> list[str]:
         lines = writer.lines(list(stores.values()), made)
         used = words([*lines, *stores.values()])
         loads = [f"{name} = {group.at(name)}" for group in rows for name in group.names if name in used]
@@ -283,7 +285,7 @@ class _Kernel:
 
     def head(self, coefs: list[int]) -> list[str]:
         """The block's place, its rows and its coefficients."""
-        size, dtype = self.shape.itemsize, self.shape.dtype
+        dtype = self.shape.dtype
         lines = [
             f"{', '.join(_PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
             # A literal would make numba compile each function that takes it anew.
@@ -567,10 +569,10 @@ def _call(
     operations = lanes * schedule.steps * len(loop.advance.jaxpr.jaxpr.eqns)
     count = max(1, min(threads(), blocks, operations // WORTH_A_THREAD, numba_runtime.MOST_THREADS))
     scratch = -(-scratch // 64) * 64
-    plan = dict(
-        lanes=lanes, steps=schedule.steps, lead=schedule.lead, every=schedule.every, count=schedule.count,
-        segment=segment, blocks=blocks, threads=count, scratch=scratch,
-    )  # fmt: skip
+    plan = {
+        "lanes": lanes, "steps": schedule.steps, "lead": schedule.lead, "every": schedule.every,
+        "count": schedule.count, "segment": segment, "blocks": blocks, "threads": count, "scratch": scratch,
+    }  # fmt: skip
     kind = jnp.dtype(f"float{8 * shape.itemsize}")
     buffers = [jax.ShapeDtypeStruct(r, kind) for r in results]
     buffers.append(jax.ShapeDtypeStruct((numba_runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
@@ -608,7 +610,8 @@ def _registered(source: Source) -> str:
 
 def _imported(name: str, path: Path):
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     # numba finds a function's module by its name.
     sys.modules[name] = module

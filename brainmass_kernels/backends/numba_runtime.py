@@ -1,12 +1,13 @@
 """What emitted CPU kernels are made with: functions that LLVM vectorises, threads, and the call from XLA.
 
 The functions have no branch and no call, so that a loop over lanes becomes SIMD; they take a NaN or an infinity as any
-other number. Nothing is compiled with fast-math flags: they would reorder the sums that the step is careful about, and let
-a lane that diverged disturb others. Products are fused with sums by the emitter, one way everywhere, so that a replayed
-step has the bits of the step itself.
+other number. Nothing is compiled with fast-math flags: they would reorder the sums that the step is careful about, and
+let a lane that diverged disturb others. Products are fused with sums by the emitter, one way everywhere, so that a
+replayed step has the bits of the step itself.
 
 An emitted kernel is called by XLA's typed FFI: its handler reads the addresses of all buffers from the call frame
-(`XLA_FFI_CallFrame` in jaxlib's xla/ffi/api/c_api.h), starts threads, and joins them. Python is not involved, nor its lock.
+(`XLA_FFI_CallFrame` in jaxlib's xla/ffi/api/c_api.h), starts threads, and joins them. Neither Python nor its lock has
+a part in it.
 """
 
 from __future__ import annotations
