@@ -228,16 +228,20 @@ class _Kernel:
         self.n_results += count
         return list(range(self.n_results - count, self.n_results))
 
-    def at(self, buffer: str, row: str = "") -> str:
-        """The lanes of a block in a buffer of rows of lanes, or in one of lanes."""
-        place = f"{row} * lanes + lane" if row else "lane"
-        return f"{self.shape.dtype}_at({buffer} + {self.shape.itemsize} * ({place}))"
+    def spread(self, name: str, buffer: str, place: str = "place") -> str:
+        """Read a row from a buffer, at the block's place in bytes."""
+        return f"spread_{self.shape.dtype}(work + {self.offset(name)}, {buffer} + {place}, valid, block)"
 
-    def spread(self, name: str, buffer: str, row: str = "") -> str:
-        return f"spread(S, i64({self.rows.offset(name)}), {self.at(buffer, row)}, valid, block)"
+    def gather(self, name: str, buffer: str, place: str = "place") -> str:
+        return f"gather_{self.shape.dtype}({buffer} + {place}, work + {self.offset(name)}, valid)"
 
-    def gather(self, name: str, buffer: str, row: str = "") -> str:
-        return f"gather({self.at(buffer, row)}, S, i64({self.rows.offset(name)}), valid)"
+    def offset(self, name: str) -> int:
+        """Of a row, in bytes."""
+        return self.shape.itemsize * self.rows.offset(name)
+
+    def place(self, name: str, row: str) -> str:
+        """The block's place in a buffer of rows of lanes, in bytes."""
+        return f"{name} = {self.shape.itemsize} * ({row} * lanes + lane)"
 
     def lane_loop(self, writer: Writer, stores: dict[str, str], rows: Sequence[Rows], staged: bool = True) -> list[str]:
         """Compute the values and store each at its place, for all lanes of the block.
@@ -292,6 +296,7 @@ class _Kernel:
             f"block = i64({self.block})",
             "lane = block * number",
             "valid = min(block, lanes - lane)",
+            f"place = {self.shape.itemsize} * lane",
             f"S = {dtype}_at(work)",
         ]
         for name, k, uniform in zip(self.coefs, coefs, self.shape.uniform_coefs):
@@ -304,12 +309,11 @@ class _Kernel:
 
     def seeds(self, k: int) -> list[str]:
         """Read the two words of each lane, which lie behind the rows."""
-        words = f"I = i32_at(work + {self.n_rows * self.block * self.shape.itemsize})"
-        source = f"i32_at(argument(frame, {k}) + 4 * ({{}}))"
+        row = f"work + {self.n_rows * self.block * self.shape.itemsize}"
         return [
-            words,
-            f"spread(I, i64(0), {source.format('lane')}, valid, block)",
-            f"spread(I, block, {source.format('lanes + lane')}, valid, block)",
+            f"I = i32_at({row})",
+            f"spread_i32({row}, argument(frame, {k}) + 4 * lane, valid, block)",
+            f"spread_i32({row} + 4 * block, argument(frame, {k}) + 4 * (lanes + lane), valid, block)",
         ]
 
     @property
@@ -327,8 +331,9 @@ class _Kernel:
     def read_inputs(self) -> list[str]:
         """The inputs of step ``n``, in scalars or rows."""
         dtype, size = self.shape.dtype, self.shape.itemsize
-        return [
-            f"{name} = {dtype}_at(input{k} + {size} * n)[0]" if uniform else self.spread(name, f"input{k}", "n")
+        lines = [self.place("place_u", "n")] if not all(self.shape.uniform_inputs) else []
+        return lines + [
+            f"{name} = {dtype}_at(input{k} + {size} * n)[0]" if uniform else self.spread(name, f"input{k}", "place_u")
             for k, (name, uniform) in enumerate(zip(self.inputs, self.shape.uniform_inputs))
         ]
 
@@ -377,7 +382,8 @@ def forward_source(loop: Loop, shape: Shape) -> Source:
     observed = k.values(loop.observe, observe.write(loop.observe, [*k.coefs, *k.state]))
     step = [
         "if n == due_save:",
-        *_indented(k.gather(x, f"saved{j}", "segment_number") for j, x in enumerate(k.state)),
+        *_indented([k.place("place_s", "segment_number")]),
+        *_indented(k.gather(x, f"saved{j}", "place_s") for j, x in enumerate(k.state)),
         "    segment_number += 1",
         "    due_save += segment",
         *k.read_inputs(),
@@ -385,7 +391,8 @@ def forward_source(loop: Loop, shape: Shape) -> Source:
         *k.lane_loop(advance, {k.rows.at(x): v for x, v in zip(k.state, stepped)}, [k.rows]),
         "if n + 1 == due:",
         *_indented(k.lane_loop(observe, {k.rows.at(x): v for x, v in zip(seen, observed)}, [k.rows])),
-        *_indented(k.gather(x, f"record{j}", "taken") for j, x in enumerate(seen)),
+        *_indented([k.place("place_r", "taken")]),
+        *_indented(k.gather(x, f"record{j}", "place_r") for j, x in enumerate(seen)),
         "    taken += 1",
         "    due = due + every if taken < count else 0",
     ]
@@ -471,7 +478,8 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
         "n = start + j",
         slot,
         "if taken >= 0 and n + 1 == due:",
-        *_indented(k.spread(x, f"ct_record{j}", "taken") for j, x in enumerate(ct_seen)),
+        *_indented([k.place("place_r", "taken")]),
+        *_indented(k.spread(x, f"ct_record{j}", "place_r") for j, x in enumerate(ct_seen)),
         *_indented(k.lane_loop(back_view, added(back_view, both, pulled_view), [k.rows, kept])),
         "    taken -= 1",
         "    due -= every",
@@ -479,15 +487,18 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
         *k.lane_loop(back, stores, [k.rows, kept]),
     ]
     uniform = [u for u, w in zip(shape.uniform_inputs, wanted.inputs) if w]
+    if not all(uniform):
+        return_step.append(k.place("place_c", "n"))
     for j, (name, is_uniform) in enumerate(zip(ct_inputs, uniform)):
-        target = f"{shape.dtype}_at(ct_input{j} + {shape.itemsize} * (n * blocks + number))[0]"
-        summed = f"{target} = total(S, i64({k.rows.offset(name)}), valid)"
-        return_step.append(summed if is_uniform else k.gather(name, f"ct_input{j}", "n"))
+        target = f"ct_input{j} + {shape.itemsize} * (n * blocks + number)"
+        summed = f"total_{shape.dtype}({target}, work + {k.offset(name)}, valid)"
+        return_step.append(summed if is_uniform else k.gather(name, f"ct_input{j}", "place_c"))
 
     segment = [
         "start = segment_number * segment",
         "length = min(segment, steps - start)",
-        *(k.spread(x, f"saved{j}", "segment_number") for j, x in enumerate(k.state)),
+        k.place("place_s", "segment_number"),
+        *(k.spread(x, f"saved{j}", "place_s") for j, x in enumerate(k.state)),
         "taken = max(0, start - lead) // every",
         "due = lead + (taken + 1) * every if taken < count else 0",
         "for j in range(length):",
@@ -502,7 +513,7 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
         [
             *k.head(coefs),
             f"blocks = plan[{_PLAN.index('blocks')}]",
-            *(f"fill(S, i64({k.rows.offset(x)}), {zero}, block)" for x in ct_coefs),
+            *(f"clear_{shape.dtype}(work + {k.offset(x)}, block)" for x in ct_coefs),
             *(k.spread(x, f"argument(frame, {a})") for x, a in zip(ct_state, final)),
             *(line for a in seeds for line in k.seeds(a)),
             f"slots = work + {k.scratch_rows * k.block * shape.itemsize}",

@@ -251,40 +251,6 @@ def quotient(x, y):
     return whole if (x < 0) == (y < 0) else -whole
 
 
-# Rows of lanes ------------------------------------------------------------------------------------------------------
-
-
-@compiled
-def spread(S, row, source, valid, block):
-    """Read a block of lanes into a row; lanes beyond the batch repeat its last."""
-    for i in range(valid):
-        S[row + i] = source[i]
-    for i in range(valid, block):
-        S[row + i] = source[valid - 1]
-
-
-@compiled
-def gather(target, S, row, valid):
-    """Write the lanes of a row that are in the batch."""
-    for i in range(valid):
-        target[i] = S[row + i]
-
-
-@compiled
-def fill(S, row, value, block):
-    for i in range(block):
-        S[row + i] = value
-
-
-@numba.njit(fastmath={"reassoc"}, **_OPTIONS)
-def total(S, row, valid):
-    """The sum of a row, always in the same order."""
-    result = S[row]
-    for i in range(1, valid):
-        result += S[row + i]
-    return result
-
-
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +315,51 @@ def add_atomically(_, address, value):
         return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+# Rows of lanes ------------------------------------------------------------------------------------------------------
+
+# Rows are given by their address: the fewer values a source holds, the sooner numba has compiled it.
+
+
+def _row_functions(at, one):
+    @compiled
+    def spread(row, source, valid, block):
+        """Read a block of lanes into a row; lanes beyond the batch repeat its last."""
+        to, given = at(row), at(source)
+        for i in range(valid):
+            to[i] = given[i]
+        for i in range(valid, block):
+            to[i] = given[valid - 1]
+
+    @compiled
+    def gather(target, row, valid):
+        """Write the lanes of a row that are in the batch."""
+        to, given = at(target), at(row)
+        for i in range(valid):
+            to[i] = given[i]
+
+    @compiled
+    def clear(row, block):
+        to = at(row)
+        for i in range(block):
+            to[i] = one - one
+
+    @numba.njit(fastmath={"reassoc"}, **_OPTIONS)
+    def total(target, row, valid):
+        """Write the sum of a row, always in the same order."""
+        given = at(row)
+        result = given[0]
+        for i in range(1, valid):
+            result += given[i]
+        at(target)[0] = result
+
+    return spread, gather, clear, total
+
+
+spread_f32, gather_f32, clear_f32, total_f32 = _row_functions(f32_at, f32(1.0))
+spread_f64, gather_f64, clear_f64, total_f64 = _row_functions(f64_at, f64(1.0))
+spread_i32, _, _, _ = _row_functions(i32_at, i32(1))
 
 
 # The call from XLA --------------------------------------------------------------------------------------------------
