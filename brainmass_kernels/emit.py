@@ -36,6 +36,7 @@ class Spelling:
     cast : ``(expression, from dtype, to dtype) -> expression``
     wrap : ``(expression, dtype) -> expression``, of integer arithmetic, which some compilers widen
     fused : format of ``{0} * {1} + {2}``, rounded once
+    bits : format of the number of the other kind, integer or float, with the same bits
     slow : primitives of one operand that a loop of their own may suit better
     """
 
@@ -46,6 +47,7 @@ class Spelling:
     cast: Callable[[str, np.dtype, np.dtype], str]
     wrap: Callable[[str, np.dtype], str]
     fused: str
+    bits: str
     slow: frozenset[str] = frozenset()
 
     def lacks(self, program: Program) -> str | None:
@@ -75,9 +77,11 @@ class Writer:
     def write(self, program: Program, arguments: Sequence[str]) -> list[str]:
         """Write a program of arguments of these names; the expressions of its outputs."""
         jaxpr = program.jaxpr.jaxpr
+        aval: Any
         names: dict[Any, str] = dict(zip(jaxpr.invars, arguments, strict=True))
         for var, value in zip(jaxpr.constvars, program.jaxpr.consts):
-            names[var] = self.literal(value, var.aval.dtype)
+            aval = var.aval
+            names[var] = self.literal(value, aval.dtype)
 
         def read(v) -> str:
             return self.literal(v.val, v.aval.dtype) if isinstance(v, Literal) else names[v]
@@ -204,7 +208,7 @@ def _bitcast(writer: Writer, eqn, x: str) -> str:
     if old.kind == new.kind == "f" or old.itemsize != new.itemsize:
         raise Unsupported(f"'{writer.spelling.name}' casts no bits from {old} to {new} ({eqn_source(eqn)})")
     if "f" in (old.kind, new.kind):
-        x = writer.spelling.operations["bits"].format(x)  # type: ignore[union-attr]
+        x = writer.spelling.bits.format(x)
     return writer.spelling.wrap(x, new) if new.kind in "iu" else x
 
 
@@ -267,7 +271,7 @@ def _numba_div(writer: Writer, eqn, a: str, b: str) -> str:
 def _numba_rem(writer: Writer, eqn, a: str, b: str) -> str:
     dtype = eqn.outvars[0].aval.dtype
     if dtype.kind == "f":
-        return _numba_wrap(f"math.fmod({a}, {b})", dtype)
+        return _numba_wrap(f"np.fmod({a}, {b})", dtype)
     return _numba_wrap(f"{a} - quotient({a}, {b}) * {b}", dtype)
 
 
@@ -345,7 +349,6 @@ NUMBA = Spelling(
     name="numba",
     operations={
         **SHARED,
-        "bits": "bits({0})",
         "div": _numba_div,
         "rem": _numba_rem,
         "abs": _numba_abs,
@@ -384,6 +387,7 @@ NUMBA = Spelling(
     cast=_numba_cast,
     wrap=_numba_wrap,
     fused="fma({0}, {1}, {2})",
+    bits="bits({0})",
     slow=frozenset(["tanh", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
 )
 # The same with approximate functions.

@@ -1,23 +1,288 @@
 """The CPU backend: emitted source, compiled by numba, called by XLA."""
 
+import concurrent.futures
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from backend_suite import BackendSuite
+from backend_suite import BackendSuite, Case
+from jax import lax
 from kernel_suite import KernelSuite
 
-pytest.importorskip("numba")
+import brainmass_kernels as bk
+from brainmass_kernels import noise
+from brainmass_kernels.backends import numba as backend
+from brainmass_kernels.backends.base import Loop, Schedule
+from brainmass_kernels.pointwise import Program
 
-from brainmass_kernels.backends.numba import Numba
+numba = pytest.importorskip("numba")
+
+FLOAT = jax.ShapeDtypeStruct((), "float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """Nothing is found compiled by an earlier run."""
+    before = os.environ.get("BRAINMASS_KERNELS_CACHE")
+    os.environ["BRAINMASS_KERNELS_CACHE"] = str(tmp_path_factory.mktemp("kernels"))
+    yield
+    del os.environ["BRAINMASS_KERNELS_CACHE"]
+    if before is not None:
+        os.environ["BRAINMASS_KERNELS_CACHE"] = before
 
 
 class TestKernels(KernelSuite):
-    backend = Numba()
+    backend = backend.Numba()
 
     @staticmethod
     def shorten(monkeypatch, steps):
-        """Nothing: a segment is kept whole, and only its block is made narrower."""
+        """Hold few steps of a segment at a time: the block becomes as narrow as it may."""
+        monkeypatch.setattr(backend, "REPLAY", steps)
 
 
 class TestNumba(BackendSuite):
     implementation = "numba"
     runs = "numba"
     loop = "custom-call"
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+def observed(fun, lanes, dtype="float32"):
+    """A function of one number compiled and run on an array, its results as they are recorded."""
+    aval = jax.ShapeDtypeStruct((), dtype)
+    count = len(jax.eval_shape(fun, aval))
+    program = Program(lambda x: fun(x), [aval])
+    loop = Loop(Program(lambda x: (x,), [aval]), program, 0, 1, 0, 0, Schedule(1))
+    records = backend.Numba().forward(loop, (), (jnp.asarray(lanes, dtype),), (), None).records
+    assert len(records) == count
+    return [np.asarray(r[0]) for r in records]
+
+
+SPAN = np.concatenate([np.logspace(-30, 2, 40_001), np.linspace(1e-6, 12.0, 300_001)]).astype(np.float32)
+# No subnormal numbers: XLA's threads, and with them ours, take those as zero.
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, 500.0, -500.0], np.float32)
+
+
+def ulps(got, want):
+    """Largest error in units of the last place of what is wanted, which is longdouble."""
+    unit = np.spacing(np.abs(want.astype(got.dtype)))
+    return float(np.max(np.abs(got - want) / unit))
+
+
+def test_functions_are_within_two_ulp():
+    both = np.concatenate([-SPAN, SPAN])
+    tanh, exp, log = observed(lambda x: (jnp.tanh(x), jnp.exp(x), jnp.log(jnp.abs(x))), both)
+    wide = both.astype(np.longdouble)
+    normal = (wide > -87) & (wide < 88)
+    assert ulps(tanh, np.tanh(wide)) <= 2.0
+    assert ulps(exp[normal], np.exp(wide[normal])) <= 2.0
+    assert ulps(log, np.log(np.abs(wide))) <= 2.0
+
+
+def test_functions_take_what_is_not_finite():
+    tanh, exp, log, logistic = observed(
+        lambda x: (jnp.tanh(x), jnp.exp(x), jnp.log(x), jax.nn.sigmoid(x)), SPECIAL
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(tanh, np.tanh(SPECIAL), rtol=1e-6)
+        np.testing.assert_allclose(exp, np.exp(SPECIAL), rtol=1e-6)
+        np.testing.assert_allclose(log, np.log(SPECIAL), rtol=1e-6)
+        np.testing.assert_allclose(logistic, 1 / (1 + np.exp(-SPECIAL)), rtol=1e-6, atol=1e-37)
+
+
+def test_fast_is_less_accurate_by_as_much_as_is_written():
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+
+    @numba.njit(error_model="numpy")
+    def each(x):
+        out = np.empty_like(x)
+        for i in range(x.size):
+            out[i] = runtime.fast_tanh32(x[i])
+        return out
+
+    assert 2.0 < ulps(each(SPAN), np.tanh(SPAN.astype(np.longdouble))) <= 8.0
+
+
+FUNCTIONS = {
+    "arithmetic": lambda x, y: (x + y, x - y, x * y, x / y, -x, x % y, x**3, x**-2, jnp.abs(x) ** y),
+    "comparisons": lambda x, y: (
+        jnp.where(x > y, x, y), jnp.where((x <= y) & (x != 0.5), 1.0, y), jnp.sign(x), lax.clamp(-0.5, x, y),
+        jnp.maximum(x, y), jnp.minimum(x, y), jnp.where(jnp.isfinite(x / (x - x)), 1.0, 2.0), jnp.abs(x),
+        jnp.where(~(x > y) ^ (y < 0), x, 0.0), jnp.floor(x), jnp.ceil(x), jnp.round(x),
+    ),
+    "functions": lambda x, y: (
+        jnp.exp(x), lax.exp2(x), jnp.log1p(jnp.abs(x)), jnp.expm1(x), jnp.tanh(x), jax.nn.sigmoid(x), jnp.sin(x),
+        jnp.cos(x), jnp.sqrt(jnp.abs(x)), lax.rsqrt(jnp.abs(y)), lax.erf(x), lax.erfc(x), jnp.arctan2(x, y),
+        jnp.arctan(x), jnp.sinh(x), jnp.arcsinh(x), lax.cbrt(x), jnp.log(jnp.abs(y)),
+    ),
+    "integers": lambda x, y: tuple(
+        n.astype(x.dtype) for a in [(x * 100).astype(jnp.int32)] for b in [(y * 100).astype(jnp.int32)]
+        for n in (
+            a + b, a * b, a - b, a & b, a | b, a ^ b, ~a, a << 3, lax.shift_right_logical(a, jnp.int32(25)), a >> 2,
+            lax.div(a, b), lax.rem(a, b), lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF,
+            jnp.float32), jnp.abs(a),
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", FUNCTIONS)
+def test_every_primitive_compiled_is_what_jax_computes(group):
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.uniform(0.2, 2.0, 200) * rng.choice([-1, 1], 200), jnp.float32) for _ in range(2))
+    fun = FUNCTIONS[group]
+    step = Program(lambda x, y: (x, y), [FLOAT, FLOAT])
+    loop = Loop(step, Program(fun, [FLOAT, FLOAT]), 0, 2, 0, 0, Schedule(1))
+    got = backend.Numba().forward(loop, (), (x, y), (), None).records
+    for k, (a, b) in enumerate(zip(got, fun(x, y), strict=True)):
+        np.testing.assert_allclose(a[0], b, rtol=4e-6, atol=4e-6, err_msg=f"{group} {k}")
+
+
+def test_the_noise_is_that_of_every_backend():
+    """The normals themselves, as one step of a walk that starts at zero adds them."""
+    step = Program(lambda x, y, z, w: (x + z, y + w), [FLOAT] * 4)
+    loop = Loop(step, Program(lambda x, y: (x, y), [FLOAT] * 2), 0, 2, 0, 2, Schedule(1))
+    seeds = noise.lane_seeds(jax.random.key(3), (10_000,))
+    got = backend.Numba().forward(loop, (), (jnp.zeros(10_000),) * 2, (), seeds).records
+    for a, b in zip(got, noise.normals(seeds, 0, 2)):
+        np.testing.assert_allclose(a[0], b, rtol=2e-6, atol=2e-7)
+
+
+def test_replay_has_the_bits_of_the_run():
+    """A gradient does not depend on where the checkpoints lie, but by the rounding of its own sums."""
+    case = Case(steps=60, lanes=5)
+    suite = TestNumba()
+    theta = suite.single(case)
+
+    def grad(every):
+        more = {"checkpoint_every": every}
+        return jax.jit(jax.grad(lambda t: suite.simulate(case, t, **more)["eeg"].mantissa.sum()))(theta)
+
+    once, often = grad(60), grad(7)
+    jax.tree.map(np.testing.assert_array_equal, once["initial"], often["initial"])
+
+
+# Calls --------------------------------------------------------------------------------------------------------------
+
+
+def eeg(C, steps=50, every=10):
+    run = bk.simulate(bk.JansenRit(C=C), steps, 0.1 * u.ms, every=every, implementation="numba")
+    return run["eeg"] / u.mV
+
+
+def test_large_arrays_under_jit():
+    """Four million lanes: no callback into Python that could wait for XLA."""
+    C = jnp.linspace(100.0, 160.0, 4_000_000)
+    seen = jax.jit(lambda C: eeg(C * 1.0, 20, 20) + 1.0)(C)
+    np.testing.assert_allclose(seen[:, ::400_000] - 1.0, eeg(C[::400_000], 20, 20), rtol=1e-5, atol=1e-6)
+
+
+def test_called_from_several_threads_at_once():
+    C = [jnp.linspace(100.0 + k, 160.0, 3000) for k in range(8)]
+    alone = [np.asarray(eeg(x, 400)) for x in C]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda x: np.asarray(eeg(x, 400)), C))
+    for a, b in zip(alone, together):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_python_goes_on_while_a_kernel_runs():
+    C = jnp.linspace(100.0, 160.0, 20_000)
+    run = jax.jit(lambda C: eeg(C, 4000, 4000))
+    run(C).block_until_ready()
+    ticks = []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: run(C).block_until_ready())
+        while not done.done():
+            time.sleep(0.002)
+            ticks.append(time.perf_counter())
+    assert len(ticks) > 10
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    C = jnp.linspace(100.0, 160.0, 1000)
+    many = eeg(C, 2000)
+    monkeypatch.setattr(backend, "WORTH_A_THREAD", 2**62)
+    jax.clear_caches()
+    np.testing.assert_array_equal(eeg(C, 2000), many)
+
+
+# What is chosen -----------------------------------------------------------------------------------------------------
+
+
+def plan(lanes, steps):
+    return bk.explain(bk.JansenRit(C=jnp.linspace(100.0, 160.0, lanes)), steps, 0.1 * u.ms)
+
+
+def test_it_is_chosen_where_there_is_work():
+    assert plan(64, 1000).implementation == "numba"
+    small = plan(1, 100)
+    assert small.implementation == "scan"
+    assert "fewer than the" in small.passed_over["numba"]
+
+
+def test_without_numba_scan_runs_and_says_what_would_help(monkeypatch):
+    monkeypatch.setattr(backend, "installed", lambda: False)
+    chosen = plan(64, 1000)
+    assert chosen.implementation == "scan"
+    assert "pip install 'brainmass-kernels[cpu]'" in chosen.passed_over["numba"]
+    assert "brainmass-kernels[cpu]" in bk.implementations()["numba"]
+    with pytest.raises(bk.Unsupported, match=r"brainmass-kernels\[cpu\]"):
+        eeg(jnp.ones(3))
+
+
+def test_what_only_the_adjoint_would_need_is_seen_before_it_runs():
+    program = Program(lambda x: (lax.erf_inv(x),), [FLOAT])
+    assert "'erf_inv'" in str(backend._lacking(program, program))
+
+
+# Disk ---------------------------------------------------------------------------------------------------------------
+
+AGAIN = """
+import time, jax, jax.numpy as jnp, brainunit as u, brainmass_kernels as bk
+from brainmass_kernels.backends import numba as backend
+import brainmass_kernels.backends.numba_runtime as runtime
+compiled = []
+original = runtime.tanh32.compile
+runtime.tanh32.compile = lambda *a: (compiled.append(a), original(*a))[1]
+run = bk.simulate(bk.JansenRit(C=jnp.linspace(100.0, 160.0, 8)), 50, 0.1 * u.ms, implementation="numba")
+print(len(compiled), float(jnp.sum(run["eeg"].mantissa)))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", AGAIN], env=env, cwd=Path(__file__).parents[1], text=True, capture_output=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    (first, value), (second, again) = said
+    assert int(first) > 0
+    assert int(second) == 0
+    assert value == again
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_source_is_written_again(tmp_path):
+    env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", AGAIN]
+    here = Path(__file__).parents[1]
+    value = subprocess.run(command, env=env, cwd=here, text=True, capture_output=True, check=True).stdout.split()[1]
+    (source,) = tmp_path.glob("*.py")
+    source.write_text("raise RuntimeError")
+    assert (
+        subprocess.run(command, env=env, cwd=here, text=True, capture_output=True, check=True).stdout.split()[1]
+        == value
+    )

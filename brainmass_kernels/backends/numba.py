@@ -152,9 +152,9 @@ class Shape(NamedTuple):
 
 def threads() -> int:
     """How many threads a run may take: numba's own setting, which knows the process's share of the machine."""
-    import numba
+    from numba.core import config
 
-    return numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Source -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ An emitted kernel is called by XLA's typed FFI: its handler reads the addresses 
 a part in it.
 """
 
+# pyright: reportCallIssue=false, reportOptionalCall=false
+# numba's intrinsics take a typing context that their callers do not give.
 from __future__ import annotations
 
 import ctypes
@@ -215,7 +217,7 @@ def logistic64(x):
 
 @compiled
 def log32(x):
-    """Within 1 ulp, subnormal numbers included."""
+    """Within 1 ulp, of subnormal numbers too where the machine is not told to take them as zero."""
     tiny = x < f32(2.0**-126)
     scaled = x * f32(2.0**23) if tiny else x
     word = bits(scaled)
