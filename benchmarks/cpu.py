@@ -119,7 +119,8 @@ def peak_of(name: str, lanes: int, steps: int) -> int:
         f"args = c.parameters({lanes})\n"
         f"loss = dict(plain=lambda *a: r.plain_loss(*a, 220.0, {steps}, 10),"
         f"exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10), none=lambda *a: a[0].sum())\n"
-        f"jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
+        "with c.bk.testing.without('numba'):\n"
+        f" jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
         # Not ru_maxrss: that starts from what the parent held when it forked.
         "status = open('/proc/self/status').read()\n"
         "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
@@ -141,6 +142,11 @@ def main() -> None:
         "--quick", action="store_true", help="a tenth of the work, to see that it runs; nothing is written"
     )
     quick = parser.parse_args().quick
+    with bk.testing.without("numba"):
+        measure(quick)
+
+
+def measure(quick: bool) -> None:
     steps, repeats = (1000, 2) if quick else (10_000, 5)
     results = [forward(n, steps, repeats) for n in (1, 64, 1024, 16_384)]
     results += [gradient(1024, steps, repeats)]

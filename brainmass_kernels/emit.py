@@ -77,14 +77,12 @@ class Writer:
     def write(self, program: Program, arguments: Sequence[str]) -> list[str]:
         """Write a program of arguments of these names; the expressions of its outputs."""
         jaxpr = program.jaxpr.jaxpr
-        aval: Any
         names: dict[Any, str] = dict(zip(jaxpr.invars, arguments, strict=True))
         for var, value in zip(jaxpr.constvars, program.jaxpr.consts):
-            aval = var.aval
-            names[var] = self.literal(value, aval.dtype)
+            names[var] = self.literal(value, np.asarray(value).dtype)
 
         def read(v) -> str:
-            return self.literal(v.val, v.aval.dtype) if isinstance(v, Literal) else names[v]
+            return self.literal(v.val, v.aval.dtype) if isinstance(v, Literal) else names[v]  # pyright: ignore
 
         for eqn in jaxpr.eqns:
             names[eqn.outvars[0]] = self.equation(eqn, [read(v) for v in eqn.invars])
