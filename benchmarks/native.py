@@ -1,7 +1,7 @@
 """Speed of `numba` on the CPU against C, hand-written scans and brainmass; ``python -m benchmarks.native``.
 
-Everything compared is run in turn, A B A B, in one process, and the least time of each is kept: what else a machine
-does only ever adds. The ratio within one run is what counts.
+Everything compared is run in turn, in changing order, in one process, and the least time of each is kept: what else a
+machine does only ever adds. The ratio within one run is what counts.
 Results must agree before any speed is printed. The C baseline, `jansen_rit.c`, is compiled when a compiler is there.
 """
 
@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -95,12 +96,15 @@ def ours(steps: int, scheme: str = "exp_euler", precision: str = "exact", implem
 
 
 def fastest(functions: dict, repeats: int) -> dict[str, float]:
-    """The least seconds of each, run in turn after a warm-up."""
+    """The least seconds of each, run in changing order after a warm-up."""
     taken = {name: [] for name in functions}
     for f in functions.values():
         jax.block_until_ready(f())
+    order = list(functions.items())
     for _ in range(repeats):
-        for name, f in functions.items():
+        # A shared machine is slower after a spell of work: none should always come after the same other.
+        random.shuffle(order)
+        for name, f in order:
             began = time.perf_counter()
             jax.block_until_ready(f())
             taken[name].append(time.perf_counter() - began)
@@ -185,7 +189,12 @@ def small(lanes: int, steps: int, repeats: int) -> list[dict]:
 
 
 COMPILE = """
-import time, jax, numba, numpy as np
+import time, jax, numpy as np
+began = time.perf_counter()
+from numba.core.registry import cpu_target
+cpu_target.typing_context.refresh()
+cpu_target.target_context.refresh()
+print(time.perf_counter() - began)
 from benchmarks.ledger import jansen_rit_loop
 from brainmass_kernels.backends import numba as backend
 loop, per_mass = jansen_rit_loop("exp_euler")
@@ -198,19 +207,16 @@ print(time.perf_counter() - began)
 
 
 def compile_seconds() -> dict[str, float]:
-    """Of the forward kernel: compiled first, and then loaded by another process; numba's own import not counted."""
+    """Of the forward kernel: compiled first, and then loaded by another process; beside them, numba's own start."""
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "BRAINMASS_KERNELS_CACHE": cache, "JAX_PLATFORMS": "cpu"}
-        taken = [
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=True
-                ).stdout
-            )
+        command = [sys.executable, "-c", COMPILE]
+        (_, first), (start, again) = [
+            map(float, subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split())
             for _ in range(2)
         ]
-    print(f"compiled in {taken[0]:.2f} s, reloaded in {taken[1]:.2f} s")
-    return {"compiled": taken[0], "reloaded": taken[1]}
+    print(f"compiled in {first:.2f} s, reloaded in {again:.2f} s, after numba's own start of {start:.2f} s")
+    return {"compiled": first, "reloaded": again, "numba_start": start}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from jax.extend.core import Literal as Literal
+from jax.extend.core import Primitive as Primitive
 
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
 # Whether there is `pallas.mosaic_gpu.kernel` as the GPU backend uses it, and the reason if not.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._jax import Literal
-from .pointwise import Program, evaluate_equation
+from .pointwise import Program, evaluate_equation, tanh_absolute
 
 # More candidates than this are left as they are written: each costs one more pass over the step.
 _MOST_TRIALS = 200
@@ -332,7 +332,7 @@ class _Evaluator:
         if n.kind == "reciprocal":
             return 1.0 / value[id(n.args[0])]
         if n.kind == "tanh":
-            return jnp.tanh(value[id(n.args[0])])
+            return tanh_absolute.bind(value[id(n.args[0])])
         return self._sum(n)
 
     def _sum(self, n: Node):

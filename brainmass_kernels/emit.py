@@ -366,6 +366,7 @@ NUMBA = Spelling(
         "exp2": "{type}(np.exp2({0}))",
         "log": "log{bits}({0})",
         "tanh": "tanh{bits}({0})",
+        "tanh_absolute": "tanh_absolute{bits}({0})",
         "logistic": "logistic{bits}({0})",
         "pow": "{type}(math.pow({0}, {1}))",
         "atan2": "{type}(math.atan2({0}, {1}))",
@@ -386,7 +387,8 @@ NUMBA = Spelling(
     wrap=_numba_wrap,
     fused="fma({0}, {1}, {2})",
     bits="bits({0})",
-    slow=frozenset(["tanh", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
+    slow=frozenset(["tanh", "tanh_absolute", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
 )
 # The same with approximate functions.
-NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, "tanh": "fast_tanh{bits}({0})"})
+_FAST_TANH = dict.fromkeys(["tanh", "tanh_absolute"], "fast_tanh{bits}({0})")
+NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, **_FAST_TANH})

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jax import Literal, at_source, call_body, drop_dead, eqn_source
+from ._jax import Literal, Primitive, at_source, call_body, drop_dead, eqn_source
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
 _PROBE_LANES = 5
@@ -31,7 +31,13 @@ CALLS = frozenset(
     """.split()
 )
 
-TRANSCENDENTAL = frozenset(["tanh", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"])
+# tanh where only its absolute error counts: in a firing rate, (1 + tanh) / 2, small results lose their last digits.
+tanh_absolute = Primitive("tanh_absolute")
+tanh_absolute.def_abstract_eval(lambda x: x)
+
+TRANSCENDENTAL = frozenset(
+    ["tanh", "tanh_absolute", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"]
+)
 # An adjoint makes again, rather than keep from the replay, what takes no more operations than these.
 _CHEAP = 3
 
@@ -197,16 +203,19 @@ def _part(program: Program, given, wanted) -> Program:
     return Program(fun, [v.aval for v in given], program.label)
 
 
-@jax.custom_jvp
-def _tanh(x):
-    return jnp.tanh(x)
+def _differentiable_tanh(tanh: Callable) -> Callable:
+    """With the derivative 1 - tanh^2, which shares more with the step than JAX's own rule does."""
 
+    @jax.custom_jvp
+    def function(x):
+        return tanh(x)
 
-@_tanh.defjvp
-def _tanh_jvp(primals, tangents):
-    """1 - tanh^2 shares more with the step than JAX's own rule does."""
-    y = jnp.tanh(primals[0])
-    return y, tangents[0] * (1 - y * y)
+    @function.defjvp
+    def _(primals, tangents):
+        y = tanh(primals[0])
+        return y, tangents[0] * (1 - y * y)
+
+    return lambda x, **_: function(x)
 
 
 def evaluate(closed, *args, rules: dict[str, Callable] | None = None) -> tuple:
@@ -264,8 +273,13 @@ RULES: dict[str, Callable] = {
     "copy": lambda x, **_: x,
     "sign": lambda x, **_: jnp.where(x > 0, jnp.ones_like(x), jnp.where(x < 0, -jnp.ones_like(x), jnp.zeros_like(x))),
     "stop_gradient": lambda x, **_: lax.stop_gradient(x),
+    "tanh_absolute": lambda x, **_: jnp.tanh(x),
 }
-_DIFFERENTIABLE = {**RULES, "tanh": lambda x, **_: _tanh(x)}
+_DIFFERENTIABLE = {
+    **RULES,
+    "tanh": _differentiable_tanh(jnp.tanh),
+    "tanh_absolute": _differentiable_tanh(tanh_absolute.bind),
+}
 
 
 def _inline(closed):

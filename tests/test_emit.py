@@ -31,7 +31,7 @@ MEANING = {
     "fma": lambda a, b, c: np.float32(np.float64(a) * np.float64(b) + np.float64(c)),
     "absolute": np.abs, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "round_even": np.rint,
     "maximum": np.maximum, "minimum": np.minimum, "clamped": lambda x, low, high: np.minimum(np.maximum(x, low), high),
-    "tanh32": np.tanh, "fast_tanh32": np.tanh, "exp32": np.exp, "log32": np.log,
+    "tanh32": np.tanh, "fast_tanh32": np.tanh, "tanh_absolute32": np.tanh, "exp32": np.exp, "log32": np.log,
     "logistic32": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)),
     "quotient": lambda x, y: -1 if y == 0 else math.trunc(int(x) / int(y)),
 }  # fmt: skip

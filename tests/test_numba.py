@@ -112,6 +112,21 @@ def test_fast_is_less_accurate_by_as_much_as_is_written():
     assert 2.0 < ulps(each(SPAN), np.tanh(SPAN.astype(np.longdouble))) <= 8.0
 
 
+def test_the_tanh_of_a_rate_errs_little_beside_one():
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+
+    @numba.njit(error_model="numpy")
+    def each(x):
+        out = np.empty_like(x)
+        for i in range(x.size):
+            out[i] = runtime.tanh_absolute32(x[i])
+        return out
+
+    both = np.concatenate([-SPAN, SPAN])
+    np.testing.assert_allclose(each(both), np.tanh(both.astype(np.longdouble)), rtol=0, atol=1.8e-7)
+    np.testing.assert_allclose(each(SPECIAL), np.tanh(SPECIAL), rtol=0, atol=1.8e-7)
+
+
 FUNCTIONS = {
     "arithmetic": lambda x, y: (x + y, x - y, x * y, x / y, -x, x % y, x**3, x**-2, jnp.abs(x) ** y),
     "comparisons": lambda x, y: (

@@ -475,7 +475,7 @@ class MosaicTPU:
             if any(jnp.ndim(c) for c in program.jaxpr.consts):
                 return f"the {program.label} holds a constant array; give it as a parameter of the model"
             for eqn in program.jaxpr.jaxpr.eqns:
-                if eqn.primitive.name in LACKING - RULES.keys() or eqn.primitive.name not in ELEMENTWISE:
+                if eqn.primitive.name in LACKING - RULES.keys() or eqn.primitive.name not in ELEMENTWISE | RULES.keys():
                     return f"Mosaic has no '{eqn.primitive.name}' on TPUs"
         need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
         if need > BUDGET:
