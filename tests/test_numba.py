@@ -267,8 +267,8 @@ import time, jax, jax.numpy as jnp, brainunit as u, brainmass_kernels as bk
 from brainmass_kernels.backends import numba as backend
 import brainmass_kernels.backends.numba_runtime as runtime
 compiled = []
-original = runtime.tanh32.compile
-runtime.tanh32.compile = lambda *a: (compiled.append(a), original(*a))[1]
+original = runtime.tanh_absolute32.compile
+runtime.tanh_absolute32.compile = lambda *a: (compiled.append(a), original(*a))[1]
 run = bk.simulate(bk.JansenRit(C=jnp.linspace(100.0, 160.0, 8)), 50, 0.1 * u.ms, implementation="numba")
 print(len(compiled), float(jnp.sum(run["eeg"].mantissa)))
 """
