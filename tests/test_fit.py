@@ -102,7 +102,8 @@ def test_a_fit_puts_its_values_into_the_model(found):
 
 def test_a_fit_prints_a_table(found):
     text = str(found)
-    for part in ("Resonator fitted to two resonances", "f0", "Hz", "6 to 16", "rms error", "alpha peak", f"on {found.implementation}"):
+    parts = "Resonator fitted to two resonances", "f0", "Hz", "6 to 16", "rms error", "alpha peak"
+    for part in (*parts, f"on {found.implementation}"):
         assert part in text
     assert max(map(len, text.splitlines())) < 120
 
