@@ -25,6 +25,28 @@ def multiprocessors(otherwise: int = 132) -> int:
     return getattr(jax.devices()[0], "core_count", None) or otherwise
 
 
+def is_amd() -> bool:
+    """Whether the GPU that JAX computes on is AMD's."""
+    found = jax.devices()[0]
+    return found.platform == "rocm" or "rocm" in getattr(found.client, "platform_version", "").lower()
+
+
+def triton_call(kernel, arrays, shapes, *, grid: tuple[int, ...], num_warps: int, constants):
+    """Call a Triton kernel through `jax_triton`, which took other names up to 0.3 than it does since."""
+    import inspect
+
+    import jax_triton  # pyright: ignore[reportMissingImports]
+
+    # Products are fused with sums where the source says so, and nowhere else: a replay must have the bits of the run.
+    if "backend_options" in inspect.signature(jax_triton.triton_call).parameters:
+        options = {"out_type": list(shapes), "backend_options": {"enable_fp_fusion": False}}
+    else:
+        options = {"out_shape": list(shapes), "enable_fp_fusion": False}
+    return jax_triton.triton_call(
+        *arrays, kernel=kernel, grid=grid, num_warps=num_warps, num_stages=1, name=kernel.__name__, **options, **constants
+    )
+
+
 def gpu_races_found() -> bool:
     """Whether the GPU interpreter, asked to look, has seen a race."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]

@@ -14,10 +14,10 @@ from .backends.base import Backend, Request, Unsupported
 _BACKENDS = {
     "mosaic_tpu": ("mosaic_tpu", "MosaicTPU"),
     "mosaic_gpu": ("mosaic_gpu", "MosaicGPU"),
+    "triton": ("triton", "Triton"),
     "numba": ("numba", "Numba"),
     "scan": ("scan", "Scan"),
 }
-_PLANNED = ("triton",)
 # Runs of fewer mass-steps are not worth an implementation's own compiling and calling: the next one is as fast
 # (docs/design.md, "CPU kernel").
 _LEAST_WORK = {"numba": 4_000}
@@ -79,8 +79,6 @@ def load(name: str) -> Backend:
 
 def check_known(name: str | None) -> None:
     """Raise unless ``name`` is an implementation, or ``None``."""
-    if name in _PLANNED:
-        raise Unsupported(f"implementation '{name}' is not part of this version; these are: {', '.join(_BACKENDS)}")
     if name is not None and name not in _BACKENDS:
         raise ValueError(f"implementation got '{name}', but takes None or one of {', '.join(_BACKENDS)}")
 
@@ -95,7 +93,7 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
         if reason:
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
-    passed_over: dict[str, str] = dict.fromkeys(_PLANNED, "not part of this version")
+    passed_over: dict[str, str] = {}
     for candidate in _BACKENDS:
         backend = load(candidate)
         reason = _left_out(candidate, request) or backend.unavailable(request.platform) or backend.unsupported(request)
@@ -124,5 +122,4 @@ def platform() -> str:
 
 def implementations() -> dict[str, str]:
     """What can run here: for each implementation "runs here", or the reason why it cannot."""
-    found = {name: load(name).unavailable(platform()) or "runs here" for name in _BACKENDS}
-    return found | dict.fromkeys(_PLANNED, "not part of this version")
+    return {name: load(name).unavailable(platform()) or "runs here" for name in _BACKENDS}

@@ -8,8 +8,13 @@ same equations get the same bits wherever they are written, in a run, in its rep
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +171,43 @@ class Writer:
 def words(texts: Iterable[str]) -> set[str]:
     """The names in pieces of source."""
     return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
+
+
+# Modules of emitted source -------------------------------------------------------------------------------------------
+
+
+def imported(name: str, text: str):
+    """The module of a source, which is kept in `cache_directory` for what compilers keep beside it."""
+    path = cache_directory() / f"{name}.py"
+    if not path.exists() or path.read_text() != text:
+        _write_atomically(path, text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Compilers find a function's module by its name.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def cache_directory() -> Path:
+    """Where emitted sources and compiled kernels are kept: ``$BRAINMASS_KERNELS_CACHE``, or the user's cache."""
+    if given := os.environ.get("BRAINMASS_KERNELS_CACHE"):
+        path = Path(given)
+    elif sys.platform == "darwin":
+        path = Path.home() / "Library" / "Caches" / "brainmass_kernels"
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """So that another process sees all of it or nothing."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
 
 
 # Rules that every spelling shares ------------------------------------------------------------------------------------
@@ -392,3 +434,147 @@ NUMBA = Spelling(
 # The same with approximate functions.
 _FAST_TANH = dict.fromkeys(["tanh", "tanh_absolute"], "fast_tanh{bits}({0})")
 NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, **_FAST_TANH})
+
+
+# Triton -------------------------------------------------------------------------------------------------------------
+
+_TRITON_TYPES = {
+    "float32": "tl.float32", "float64": "tl.float64", "bool": "tl.int1",
+    **{f"{kind}{bits}": f"tl.{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+def _triton_literal(value, dtype: np.dtype) -> str:
+    if dtype.kind == "b":
+        return str(bool(value))
+    if dtype.kind != "f":
+        return f"({int(value)})" if value < 0 else str(int(value))
+    text = {"inf": "INF", "-inf": "-INF", "nan": "NAN"}.get(str(float(value)), repr(float(value)))
+    # Triton takes a Python number as float32 where nothing wider is near.
+    text = f"tl.full((), {text}, tl.float64)" if dtype == np.float64 else text
+    return f"({text})" if text.startswith("-") else text
+
+
+def _triton_cast(x: str, old: np.dtype, new: np.dtype) -> str:
+    return f"{x} != 0" if new.kind == "b" else f"({x}).to({_TRITON_TYPES[new.name]})"
+
+
+def _triton_bitcast(writer: Writer, eqn, x: str) -> str:
+    old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    if old.itemsize != new.itemsize:
+        raise Unsupported(f"'triton' casts no bits from {old} to {new} ({eqn_source(eqn)})")
+    return f"({x}).to({_TRITON_TYPES[new.name]}, bitcast=True)"
+
+
+def _triton_select(writer: Writer, eqn, which: str, *cases: str) -> str:
+    if eqn.invars[0].aval.dtype.kind == "b":
+        return f"tl.where({which}, {cases[1]}, {cases[0]})" if len(cases) == 2 else cases[0]
+    text = cases[-1]
+    for k in range(len(cases) - 2, -1, -1):
+        text = f"tl.where({which} <= {k}, {cases[k]}, {text})"
+    return text
+
+
+def _triton_shift(symbol: str, unsigned: bool) -> Rule:
+    def rule(writer: Writer, eqn, x: str, by: str) -> str:
+        dtype = eqn.outvars[0].aval.dtype
+        width, v, same = 8 * dtype.itemsize, eqn.invars[1], _TRITON_TYPES[dtype.name]
+        left = f"({x}).to(tl.uint{width})" if unsigned else x
+        if isinstance(v, Literal) and 0 <= int(v.val) < width:
+            return f"({left} {symbol} {int(v.val)}).to({same})"
+        inside = f"(({by} >= 0) & ({by} < {width}))"
+        otherwise = str(width - 1) if symbol == ">>" and not unsigned else "0"
+        shifted = f"({left} {symbol} tl.where({inside}, {by}, {otherwise})).to({same})"
+        return shifted if otherwise != "0" else f"tl.where({inside}, {shifted}, 0)"
+
+    return rule
+
+
+def _triton_div(writer: Writer, eqn, a: str, b: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    if dtype.kind != "f":
+        return f"{a} // {b}"
+    return f"tl.div_rn({a}, {b})" if dtype == np.float32 else f"{a} / {b}"
+
+
+def _triton_rem(writer: Writer, eqn, a: str, b: str) -> str:
+    return f"fmod({a}, {b})" if eqn.outvars[0].aval.dtype.kind == "f" else f"{a} % {b}"
+
+
+def _triton_reduce_precision(writer: Writer, eqn, x: str) -> str:
+    dtype = eqn.outvars[0].aval.dtype
+    info = np.finfo(dtype)
+    if (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) != (info.nexp, info.nmant):
+        raise Unsupported(f"'triton' rounds to no other precision than {dtype} ({eqn_source(eqn)})")
+    return x
+
+
+def _triton_round(writer: Writer, eqn, x: str) -> str:
+    return f"rint({x})" if int(eqn.params["rounding_method"]) == 1 else f"round({x})"
+
+
+def _largest(a: str, b: str) -> str:
+    return f"tl.maximum({a}, {b}, tl.PropagateNan.ALL)"
+
+
+def _smallest(a: str, b: str) -> str:
+    return f"tl.minimum({a}, {b}, tl.PropagateNan.ALL)"
+
+
+_DEVICE = "sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p erf erfc cbrt exp exp2 log tanh"
+
+TRITON = Spelling(
+    name="triton",
+    operations={
+        **SHARED,
+        **{name: f"{name}({{0}})" for name in _DEVICE.split()},
+        "div": _triton_div,
+        "rem": _triton_rem,
+        "abs": "tl.abs({0})",
+        "sign": "tl.where({0} > 0, 1, tl.where({0} < 0, -1, {0}))",
+        "max": _largest("{0}", "{1}"),
+        "min": _smallest("{0}", "{1}"),
+        "clamp": _smallest(_largest("{1}", "{0}"), "{2}"),
+        "select_n": _triton_select,
+        "is_finite": "tl.abs({0}) < INF",
+        "floor": "tl.floor({0})",
+        "ceil": "tl.ceil({0})",
+        "round": _triton_round,
+        "sqrt": "sqrt({0})",
+        "rsqrt": "rsqrt({0})",
+        "tanh_absolute": "tanh_absolute({0})",
+        "logistic": "logistic({0})",
+        "pow": "pow({0}, {1})",
+        "atan2": "atan2({0}, {1})",
+        "nextafter": "nextafter({0}, {1})",
+        "reduce_precision": _triton_reduce_precision,
+        "bitcast_convert_type": _triton_bitcast,
+        "and": "{0} & {1}",
+        "or": "{0} | {1}",
+        "xor": "{0} ^ {1}",
+        "not": "~{0}",
+        "shift_left": _triton_shift("<<", unsigned=False),
+        "shift_right_arithmetic": _triton_shift(">>", unsigned=False),
+        "shift_right_logical": _triton_shift(">>", unsigned=True),
+    },
+    types=_TRITON_TYPES,
+    literal=_triton_literal,
+    cast=_triton_cast,
+    wrap=lambda x, dtype: x,
+    fused="tl.fma({0}, {1}, {2})",
+    bits="",
+)
+# The same with the hardware's own functions.
+TRITON_FAST = dataclasses.replace(
+    TRITON,
+    operations={
+        **TRITON.operations,
+        "div": lambda writer, eqn, a, b: f"{a} / {b}" if eqn.outvars[0].aval.dtype.kind == "f" else f"{a} // {b}",
+        "tanh": "fast_tanh({0})", "tanh_absolute": "fast_tanh({0})", "exp": "tl.exp({0})", "log": "tl.log({0})",
+        "sqrt": "tl.sqrt({0})", "logistic": "fast_logistic({0})",
+    },
+)  # fmt: skip
+# AMD's GPUs have other assembly.
+TRITON_AMD = dataclasses.replace(
+    TRITON, operations={**TRITON.operations, "tanh_absolute": "tanh_absolute_amd({0})"}
+)

@@ -101,6 +101,11 @@ GPUS = {
     "b200": Gpu("NVIDIA B200", (10, 0), "sm_100a", 148, 1.965, 192_000_000_000, 8_000_000_000_000),
 }
 
+# What Triton compiles for, by compute capability: Ampere, Ada and Hopper.
+TRITON_GPUS = ("sm_80", "sm_86", "sm_89", "sm_90")
+_TRITON_KERNELS: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "brainmass_kernels_triton_kernels", default=None
+)
 
 # Mosaic keeps the first architecture that a process compiled for.
 _GPU_OF_PROCESS: list[str] = []
@@ -114,7 +119,7 @@ class Compiled(NamedTuple):
     chip : its name
     cost : what the compiler counts: flops, bytes, and the bytes of the program's buffers; on a GPU also the
         registers, spilled bytes and shared bytes of the worst kernel
-    executable : JAX's compiled object; it cannot run here
+    executable : JAX's compiled object, which cannot run here; ``None`` of what Triton compiled
     kernels : on a GPU, `assembly.Kernel` of each kernel, by name
     """
 
@@ -130,7 +135,8 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     Parameters
     ----------
     chip : "v4", "v5e", "v5p", "v6e" or "tpu7x", for which libtpu must be installed; "h200" or "b200", for which
-        jax-cuda13-plugin of JAX's own version and triton (its ptxas and nvdisasm) must be
+        jax-cuda13-plugin of JAX's own version and triton (its ptxas and nvdisasm) must be; "sm_80", "sm_86", "sm_89"
+        or "sm_90" for the kernels of the implementation "triton" alone, for which triton must be
     fn : a function of arrays, such as a call of `simulate` with ``implementation="mosaic_tpu"``
     args : arrays or ``jax.ShapeDtypeStruct``
 
@@ -140,20 +146,24 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU, which XLA
         remembers
     """
-    if chip not in (*TPU_TOPOLOGIES, *GPUS):
-        raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join((*TPU_TOPOLOGIES, *GPUS))}")
-    needed = ("libtpu",) if chip in TPU_TOPOLOGIES else ("jax_cuda13_plugin", "triton")
+    chips = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
+    if chip not in chips:
+        raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join(chips)}")
+    needed = ("libtpu",) if chip in TPU_TOPOLOGIES else ("jax_cuda13_plugin", "triton") if chip in GPUS else ("triton",)
     missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise Unsupported(f"compiling for {chip} needs {', '.join(missing)}: pip install 'brainmass-kernels[ledger]'")
+    compilers = {**dict.fromkeys(TPU_TOPOLOGIES, _compile_tpu), **dict.fromkeys(GPUS, _compile_gpu)}
     token = _COMPILED_FOR.set("tpu" if chip in TPU_TOPOLOGIES else "gpu")
     try:
-        executable, kernels = _compile_tpu(chip, fn, args) if chip in TPU_TOPOLOGIES else _compile_gpu(chip, fn, args)
+        executable, kernels = compilers.get(chip, _compile_triton)(chip, fn, args)
     finally:
         _COMPILED_FOR.reset(token)
-    memory: Any = executable.memory_analysis()
-    cost = {k: v for k, v in (executable.cost_analysis() or {}).items() if k in ("flops", "bytes accessed")}
-    cost |= {"temporary_bytes": memory.temp_size_in_bytes, "output_bytes": memory.output_size_in_bytes}
+    cost: dict[str, float] = {}
+    if executable is not None:
+        memory: Any = executable.memory_analysis()
+        cost |= {k: v for k, v in (executable.cost_analysis() or {}).items() if k in ("flops", "bytes accessed")}
+        cost |= {"temporary_bytes": memory.temp_size_in_bytes, "output_bytes": memory.output_size_in_bytes}
     for name in ("registers", "spill_bytes", "shared_bytes") if kernels else ():
         cost[name] = max(getattr(kernel, name) for kernel in kernels.values())
     return Compiled(chip, cost, executable, kernels)
@@ -209,6 +219,52 @@ def _compile_gpu(chip: str, fn, args):
         (name,) = re.findall(r"\.entry (\w+?)(?:_mosaic_gpu_kernel)?\(", ptx)
         kernels[name] = assemble(ptx, gpu.architecture)
     return executable, kernels
+
+
+def _compile_triton(chip: str, fn, args):
+    """The kernels that ``fn`` would call, each compiled by Triton."""
+    import jax
+
+    token = _TRITON_KERNELS.set([])
+    try:
+        # A trace that JAX kept from before would call no kernel.
+        jax.clear_caches()
+        jax.eval_shape(fn, *args)
+        calls = _TRITON_KERNELS.get() or []
+    finally:
+        _TRITON_KERNELS.reset(token)
+    if not calls:
+        raise Unsupported(f"the function calls no Triton kernel: name implementation=\"triton\" to compile for {chip}")
+    return None, {kernel.__name__: _assembled(chip, kernel, arrays, layout) for kernel, arrays, layout in calls}
+
+
+def _assembled(chip: str, kernel, arrays, layout):
+    import triton  # pyright: ignore[reportMissingImports]
+    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
+
+    from .assembly import assemble
+
+    kinds = {"float32": "*fp32", "float64": "*fp64", "int32": "*i32"}
+    names = kernel.arg_names[: len(arrays)]
+    signature = {name: kinds[str(array.dtype)] for name, array in zip(names, arrays)}
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={**signature, "BLOCK": "constexpr"},
+        constexprs={"BLOCK": layout.width},
+        # As jax_triton calls it: arrays begin at multiples of 16 bytes.
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(names))},
+    )
+    made = triton.compile(
+        source,
+        target=GPUTarget("cuda", int(chip.removeprefix("sm_")), 32),
+        options={"num_warps": layout.warps, "num_stages": 1, "enable_fp_fusion": False},
+    )
+    return assemble(made.asm["ptx"], {"sm_90": "sm_90a"}.get(chip, chip))
+
+
+def triton_kernels() -> list | None:
+    """Where the backend leaves kernels that `compile_for` is to compile, or ``None`` where they are to run."""
+    return _TRITON_KERNELS.get()
 
 
 def target_platform() -> str | None:

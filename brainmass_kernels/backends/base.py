@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -85,6 +86,29 @@ def _unrecorded(start: int, steps: int, segment: int) -> Iterator[Piece]:
         yield Piece(start, full, 1, segment, False)
     if steps % segment:
         yield Piece(start + full * segment, 1, 1, steps % segment, False)
+
+
+def segments_in(parts: Sequence[Piece]) -> int:
+    return sum(piece.segments for piece in parts)
+
+
+def within(piece: Piece, most: int) -> tuple[Piece, ...]:
+    """A segment that is too long to be walked back at once, in pieces of at most ``most`` steps."""
+    if piece.parts:
+        return piece.parts
+    every = piece.stride if piece.recorded else piece.length + 1
+    return tuple(pieces(Schedule(piece.length, 0, every), most))
+
+
+def depths(parts: Sequence[Piece], most: int) -> list[int]:
+    """How many states each further level of checkpoints has, the first being that within these pieces."""
+    found: list[int] = []
+    for piece in parts:
+        if piece.parts or piece.length > most:
+            inner = within(piece, most)
+            below = [segments_in(inner), *depths(inner, most)]
+            found = [max(pair) for pair in zip_longest(found, below, fillvalue=0)]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

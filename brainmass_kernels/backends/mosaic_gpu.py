@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from jax.experimental import pallas as pl
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
 from ..noise import normals
 from ..pointwise import RULES, Program
-from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Schedule, Wanted, pieces
+from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, depths, pieces, segments_in, within
 from .pallas import added, apply, even_share, fill, grouped, merged, parted
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
@@ -262,29 +261,6 @@ def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Cal
     return state
 
 
-def _slots(parts: Sequence[Piece]) -> int:
-    return sum(piece.segments for piece in parts)
-
-
-def _within(piece: Piece, most: int) -> tuple[Piece, ...]:
-    """A segment that is too long to be walked back at once, in pieces of at most ``most`` steps."""
-    if piece.parts:
-        return piece.parts
-    every = piece.stride if piece.recorded else piece.length + 1
-    return tuple(pieces(Schedule(piece.length, 0, every), most))
-
-
-def _depths(parts: Sequence[Piece], most: int) -> list[int]:
-    """How many states each further level of checkpoints has, the first being that within these pieces."""
-    found: list[int] = []
-    for piece in parts:
-        if piece.parts or piece.length > most:
-            inner = _within(piece, most)
-            below = [_slots(inner), *_depths(inner, most)]
-            found = [max(pair) for pair in zip_longest(found, below, fillvalue=0)]
-    return found
-
-
 # The kernels --------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +308,7 @@ class MosaicGPU:
         call.operands["initial"] = [layout.lay(x) for x in state]
         call.outs["final"] = [layout.array()] * loop.n_state
         call.outs["records"] = [layout.array(loop.schedule.count)] * obs
-        call.outs["saved"] = [layout.array(_slots(parts))] * loop.n_state if checkpoint_every else []
+        call.outs["saved"] = [layout.array(segments_in(parts))] * loop.n_state if checkpoint_every else []
 
         def kernel(lanes: _Lanes):
             refs = lanes.refs
@@ -370,7 +346,7 @@ class MosaicGPU:
         call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
         sums = jax.ShapeDtypeStruct((steps, layout.blocks), jnp.float32)
         call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
-        for depth, slots in enumerate(_depths(parts, back.most)):
+        for depth, slots in enumerate(depths(parts, back.most)):
             call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
         longest = min(back.most, max((piece.length for piece in parts), default=1))
         call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
@@ -432,7 +408,7 @@ class _Walk(NamedTuple):
 
     def pieces(self, parts: Sequence[Piece], start, taken, saved, carry, depth: int):
         """Walk pieces back, of which the first begins at step ``start`` and with record ``taken``."""
-        slots = _slots(parts)
+        slots = segments_in(parts)
         taken = taken + sum(p.segments * p.records for p in parts)
         for piece in reversed(parts):
             slots -= piece.segments
@@ -451,7 +427,7 @@ class _Walk(NamedTuple):
     def long(self, piece: Piece, first, k, state, carry, depth: int):
         """A segment too long for shared memory: run it to keep states within it, and walk its parts back."""
         lanes, saved = self.lanes, self.lanes.refs[f"saved {depth}"]
-        parts = _within(piece, self.back.most)
+        parts = within(piece, self.back.most)
         state = _run_pieces(lanes, parts, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
         if piece.parts and piece.recorded:
             carry = self.observed(k, state, carry)

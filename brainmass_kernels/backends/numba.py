@@ -11,8 +11,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import noise
-from ..emit import NUMBA, NUMBA_FAST, Writer, words
+from ..emit import NUMBA, NUMBA_FAST, Writer, imported, words
 from ..pointwise import Program, SplitPullback, pullback
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted
 
@@ -610,40 +608,6 @@ def _registered(source: Source) -> str:
     }
     digest = hashlib.sha256(_MODULE.format(name="", **parts).encode()).hexdigest()[:24]
     name = f"brainmass_kernels_numba_{source.kind}_{digest}"
-    path = cache_directory() / f"{name}.py"
-    text = _MODULE.format(name=name, **parts)
-    if not path.exists() or path.read_text() != text:
-        _write_atomically(path, text)
-    module = _imported(name, path)
+    module = imported(name, _MODULE.format(name=name, **parts))
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(module.handler.ctypes), platform="cpu")
     return name
-
-
-def _imported(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    # numba finds a function's module by its name.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def cache_directory() -> Path:
-    """Where emitted sources and compiled kernels are kept: ``$BRAINMASS_KERNELS_CACHE``, or the user's cache."""
-    if given := os.environ.get("BRAINMASS_KERNELS_CACHE"):
-        path = Path(given)
-    elif sys.platform == "darwin":
-        path = Path.home() / "Library" / "Caches" / "brainmass_kernels"
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """So that another process sees all of it or nothing."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

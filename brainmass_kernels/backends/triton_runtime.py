@@ -1,0 +1,87 @@
+"""What emitted Triton kernels call: NVIDIA's library of functions, and shorter ones of the hardware's own.
+
+The special-function unit has exp2 to 2^-22, a reciprocal to 2^-23 and tanh to 2^-11. The first two are enough where
+only the absolute error counts, as in a firing rate; "fast" takes the third. AMD's GPUs take what Triton offers there.
+"""
+
+# pyright: reportCallIssue=false, reportArgumentType=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.libdevice import (
+    acos, acosh, asin, asinh, atan, atan2, atanh, cbrt, cos, cosh, erf, erfc, exp, exp2, expm1, fmod, log,
+    log1p, nextafter, pow, rint, round, sin, sinh, tan, tanh,
+)  # fmt: skip
+
+__all__ = [
+    "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device", "erf",
+    "erfc", "exp", "exp2", "expm1", "fast_logistic", "fast_tanh", "fmod", "kernel", "log", "log1p", "logistic",
+    "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "tanh_absolute",
+    "tanh_absolute_amd", "tl", "total",
+]  # fmt: skip
+
+INF, NAN = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
+# What is launched, and the functions that it calls.
+kernel = device = triton.jit
+
+
+@triton.jit
+def _exp2(x):
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _reciprocal(x):
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def tanh_absolute(x):
+    """1 - 2 / (1 + exp(2 x)), within 4e-7 of tanh."""
+    if x.dtype == tl.float64:
+        return tanh(x)
+    return tl.fma(_reciprocal(1.0 + _exp2(x * 2.8853900817779268)), -2.0, 1.0)
+
+
+@triton.jit
+def tanh_absolute_amd(x):
+    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+
+
+@triton.jit
+def fast_tanh(x):
+    if x.dtype == tl.float64:
+        return tanh(x)
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def fast_logistic(x):
+    return 0.5 + 0.5 * fast_tanh(0.5 * x)
+
+
+@triton.jit
+def logistic(x):
+    if x.dtype == tl.float64:
+        return 1.0 / (1.0 + exp(-x))
+    return tl.div_rn(1.0, 1.0 + exp(-x))
+
+
+@triton.jit
+def sqrt(x):
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    return tl.sqrt_rn(x)
+
+
+@triton.jit
+def rsqrt(x):
+    if x.dtype == tl.float64:
+        return 1.0 / tl.sqrt(x)
+    return tl.rsqrt(x)
+
+
+@triton.jit
+def total(x):
+    return tl.sum(x, axis=0)
