@@ -43,7 +43,14 @@ def triton_call(kernel, arrays, shapes, *, grid: tuple[int, ...], num_warps: int
     else:
         options = {"out_shape": list(shapes), "enable_fp_fusion": False}
     return jax_triton.triton_call(
-        *arrays, kernel=kernel, grid=grid, num_warps=num_warps, num_stages=1, name=kernel.__name__, **options, **constants
+        *arrays,
+        kernel=kernel,
+        grid=grid,
+        num_warps=num_warps,
+        num_stages=1,
+        name=kernel.__name__,
+        **options,
+        **constants,
     )
 
 

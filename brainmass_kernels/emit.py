@@ -456,14 +456,19 @@ def _triton_literal(value, dtype: np.dtype) -> str:
 
 
 def _triton_cast(x: str, old: np.dtype, new: np.dtype) -> str:
-    return f"{x} != 0" if new.kind == "b" else f"({x}).to({_TRITON_TYPES[new.name]})"
+    return f"{x} != 0" if new.kind == "b" else f"{_tensor(x, old)}.to({_TRITON_TYPES[new.name]})"
+
+
+def _tensor(x: str, dtype: np.dtype) -> str:
+    """A value that has a type: a literal has none."""
+    return x if x.isidentifier() else f"tl.full((), {x}, {_TRITON_TYPES[dtype.name]})"
 
 
 def _triton_bitcast(writer: Writer, eqn, x: str) -> str:
     old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
     if old.itemsize != new.itemsize:
         raise Unsupported(f"'triton' casts no bits from {old} to {new} ({eqn_source(eqn)})")
-    return f"({x}).to({_TRITON_TYPES[new.name]}, bitcast=True)"
+    return f"{_tensor(x, old)}.to({_TRITON_TYPES[new.name]}, bitcast=True)"
 
 
 def _triton_select(writer: Writer, eqn, which: str, *cases: str) -> str:
@@ -479,7 +484,7 @@ def _triton_shift(symbol: str, unsigned: bool) -> Rule:
     def rule(writer: Writer, eqn, x: str, by: str) -> str:
         dtype = eqn.outvars[0].aval.dtype
         width, v, same = 8 * dtype.itemsize, eqn.invars[1], _TRITON_TYPES[dtype.name]
-        left = f"({x}).to(tl.uint{width})" if unsigned else x
+        left = f"{_tensor(x, dtype)}.to(tl.uint{width})" if unsigned else _tensor(x, dtype)
         if isinstance(v, Literal) and 0 <= int(v.val) < width:
             return f"({left} {symbol} {int(v.val)}).to({same})"
         inside = f"(({by} >= 0) & ({by} < {width}))"
@@ -493,12 +498,21 @@ def _triton_shift(symbol: str, unsigned: bool) -> Rule:
 def _triton_div(writer: Writer, eqn, a: str, b: str) -> str:
     dtype = eqn.outvars[0].aval.dtype
     if dtype.kind != "f":
-        return f"{a} // {b}"
+        return _by_zero(a, "//", b, "-1")
     return f"tl.div_rn({a}, {b})" if dtype == np.float32 else f"{a} / {b}"
 
 
 def _triton_rem(writer: Writer, eqn, a: str, b: str) -> str:
-    return f"fmod({a}, {b})" if eqn.outvars[0].aval.dtype.kind == "f" else f"{a} % {b}"
+    return f"fmod({a}, {b})" if eqn.outvars[0].aval.dtype.kind == "f" else _by_zero(a, "%", b, a)
+
+
+def _by_zero(a: str, symbol: str, b: str, otherwise: str) -> str:
+    """Division of integers as XLA has it."""
+    return f"tl.where({b} == 0, {otherwise}, {a} {symbol} tl.where({b} == 0, 1, {b}))"
+
+
+def _triton_fast_div(writer: Writer, eqn, a: str, b: str) -> str:
+    return f"{a} / {b}" if eqn.outvars[0].aval.dtype.kind == "f" else _triton_div(writer, eqn, a, b)
 
 
 def _triton_reduce_precision(writer: Writer, eqn, x: str) -> str:
@@ -569,12 +583,10 @@ TRITON_FAST = dataclasses.replace(
     TRITON,
     operations={
         **TRITON.operations,
-        "div": lambda writer, eqn, a, b: f"{a} / {b}" if eqn.outvars[0].aval.dtype.kind == "f" else f"{a} // {b}",
+        "div": _triton_fast_div,
         "tanh": "fast_tanh({0})", "tanh_absolute": "fast_tanh({0})", "exp": "tl.exp({0})", "log": "tl.log({0})",
         "sqrt": "tl.sqrt({0})", "logistic": "fast_logistic({0})",
     },
 )  # fmt: skip
 # AMD's GPUs have other assembly.
-TRITON_AMD = dataclasses.replace(
-    TRITON, operations={**TRITON.operations, "tanh_absolute": "tanh_absolute_amd({0})"}
-)
+TRITON_AMD = dataclasses.replace(TRITON, operations={**TRITON.operations, "tanh_absolute": "tanh_absolute_amd({0})"})

@@ -234,7 +234,7 @@ def _compile_triton(chip: str, fn, args):
     finally:
         _TRITON_KERNELS.reset(token)
     if not calls:
-        raise Unsupported(f"the function calls no Triton kernel: name implementation=\"triton\" to compile for {chip}")
+        raise Unsupported(f'the function calls no Triton kernel: name implementation="triton" to compile for {chip}')
     return None, {kernel.__name__: _assembled(chip, kernel, arrays, layout) for kernel, arrays, layout in calls}
 
 

@@ -23,7 +23,17 @@ from .. import _jax, noise, testing
 from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer, imported
 from ..pointwise import Literal, Program, pullback
 from .base import (
-    Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, depths, pieces, segments_in, within,
+    Adjoint,
+    Forward,
+    Loop,
+    Piece,
+    Pullbacks,
+    Request,
+    Wanted,
+    depths,
+    pieces,
+    segments_in,
+    within,
 )  # fmt: skip
 
 WARP = 32
@@ -321,7 +331,9 @@ class _Text:
         self.line("inside = lane < tl.load(plan)")
         self.line(f"zero = tl.full((BLOCK,), 0.0, {_TYPES[self.dtype.name]})")
         for name, array, each in zip(self.coefs, self.coef_arrays, self.coefs_in_lanes):
-            self.line(f"{name} = tl.load({array} + lane, mask=inside, other=0)" if each else f"{name} = tl.load({array})")
+            self.line(
+                f"{name} = tl.load({array} + lane, mask=inside, other=0)" if each else f"{name} = tl.load({array})"
+            )
         if self.loop.n_normals:
             self.line("key0 = tl.load(seeds + lane, mask=inside, other=0)")
             self.line("key1 = tl.load(seeds + wide + lane, mask=inside, other=0)")
@@ -380,7 +392,7 @@ class _Text:
 
     def unrolled(self, program: Program) -> int:
         """Steps of a program written out in one body."""
-        operations = len(program.jaxpr.jaxpr.eqns) + 50 * ((self.loop.n_normals + 1) // 2)
+        operations = 1 + len(program.jaxpr.jaxpr.eqns) + 50 * ((self.loop.n_normals + 1) // 2)
         return max(1, min(_UNROLL, _BODY // (operations * self.layout.vec)))
 
     def finished(self, kind: str) -> Source:
@@ -414,7 +426,7 @@ class _Text:
 
     def most(self, pullbacks: Pullbacks) -> int:
         """Steps that are written out forth and back."""
-        operations = len(pullbacks.advance.jaxpr.jaxpr.eqns) + len(self.loop.advance.jaxpr.jaxpr.eqns)
+        operations = 1 + len(pullbacks.advance.jaxpr.jaxpr.eqns) + len(self.loop.advance.jaxpr.jaxpr.eqns)
         return max(1, min(KEPT // self.loop.n_state, 2 * _BODY // operations))
 
     def adjoint(self, parts: Sequence[Piece], pullbacks: Pullbacks, wanted: Wanted) -> Source:

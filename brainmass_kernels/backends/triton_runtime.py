@@ -10,8 +10,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from triton.language.extra.libdevice import (
-    acos, acosh, asin, asinh, atan, atan2, atanh, cbrt, cos, cosh, erf, erfc, exp, exp2, expm1, fmod, log,
-    log1p, nextafter, pow, rint, round, sin, sinh, tan, tanh,
+    acos,
+    acosh,
+    asin,
+    asinh,
+    atan,
+    atan2,
+    atanh,
+    cbrt,
+    cos,
+    cosh,
+    erf,
+    erfc,
+    exp,
+    exp2,
+    expm1,
+    fmod,
+    log,
+    log1p,
+    nextafter,
+    pow,
+    rint,
+    round,
+    sin,
+    sinh,
+    tan,
+    tanh,
 )  # fmt: skip
 
 __all__ = [
@@ -41,7 +65,8 @@ def tanh_absolute(x):
     """1 - 2 / (1 + exp(2 x)), within 4e-7 of tanh."""
     if x.dtype == tl.float64:
         return tanh(x)
-    return tl.fma(_reciprocal(1.0 + _exp2(x * 2.8853900817779268)), -2.0, 1.0)
+    else:
+        return tl.fma(_reciprocal(1.0 + _exp2(x * 2.8853900817779268)), -2.0, 1.0)
 
 
 @triton.jit
@@ -53,7 +78,8 @@ def tanh_absolute_amd(x):
 def fast_tanh(x):
     if x.dtype == tl.float64:
         return tanh(x)
-    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
 
 @triton.jit
@@ -65,21 +91,24 @@ def fast_logistic(x):
 def logistic(x):
     if x.dtype == tl.float64:
         return 1.0 / (1.0 + exp(-x))
-    return tl.div_rn(1.0, 1.0 + exp(-x))
+    else:
+        return tl.div_rn(1.0, 1.0 + exp(-x))
 
 
 @triton.jit
 def sqrt(x):
     if x.dtype == tl.float64:
         return tl.sqrt(x)
-    return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt_rn(x)
 
 
 @triton.jit
 def rsqrt(x):
     if x.dtype == tl.float64:
         return 1.0 / tl.sqrt(x)
-    return tl.rsqrt(x)
+    else:
+        return tl.rsqrt(x)
 
 
 @triton.jit
