@@ -2,7 +2,9 @@
 
 ``python -m benchmarks.ledger`` compiles Jansen-Rit for each chip and writes `ledger.json`: on TPUs the VLIW bundles of
 the unrolled loop for each step of 1,024 masses, on GPUs the SASS instructions a step and mass by kind, registers and
-spills. ``--chip v5e --kernel gradient`` prints rows only. Needs the extra `ledger`, and JAX 0.11 for the GPUs.
+spills: of `mosaic_gpu` for H200 and B200, of `triton` for sm_80 to sm_90. ``--chip v5e --kernel gradient`` prints rows
+only, or puts them in place of those that are there with ``--write``. Needs the extra `ledger`, and JAX 0.11 for
+`mosaic_gpu`.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ import jax
 import numpy as np
 
 from brainmass_kernels._jax import Literal
-from brainmass_kernels.backends import mosaic_gpu
+from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
 from brainmass_kernels.backends.pallas import even_share
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback
 from brainmass_kernels.step import StepSpec, build
-from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, compile_for
+from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
 
 LEDGER = Path(__file__).with_name("ledger.json")
 SCHEMES = ("strang", "exp_euler")
@@ -41,8 +43,24 @@ KERNELS = ("forward", "forward_per_lane", "gradient")
 TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
 ARGUMENTS = ("plain", "noise", "input")
+CHIPS = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
 # Multiprocessor throughput a clock: instructions of any kind, and of the special-function unit.
 ISSUE, SPECIAL = 128, 16
+
+
+class Card(NamedTuple):
+    """A GPU of an architecture: its multiprocessors, clock in GHz, and float32 operations a clock of each."""
+
+    name: str
+    multiprocessors: int
+    clock_ghz: float
+    fp32: int = 128
+
+
+CARDS = {
+    "sm_80": Card("A100", 108, 1.41, 64), "sm_86": Card("RTX 3090", 82, 1.695), "sm_89": Card("L40S", 142, 2.52),
+    "sm_90": Card("H200", 132, 1.98), **{chip: Card(chip, g.multiprocessors, g.clock_ghz) for chip, g in GPUS.items()},
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -112,7 +130,8 @@ def reached(program, flags) -> tuple[bool, ...]:
 def measured_function(row: Row):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
     loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision)
-    backend: Any = MosaicTPU() if row.chip in TPU_TOPOLOGIES else mosaic_gpu.MosaicGPU()
+    backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
+    backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
     shape = jax.ShapeDtypeStruct
     coefs = tuple(shape((LANES,) if row.kernel != "forward" and lane else (), "float32") for lane in per_mass)
     state = (shape((LANES,), "float32"),) * loop.n_state
@@ -185,12 +204,13 @@ def _compile_here(row: Row) -> dict:
     """Compile in this process: the layout, and of a GPU's kernel its counts."""
     if row.vec:
         mosaic_gpu.Layout.choose = classmethod(lambda cls, lanes, most: cls(lanes, row.vec))
+        triton.Layout.choose = classmethod(lambda cls, lanes, most, interpreted: cls(lanes, 4, row.vec))
     fn, args, layout = measured_function(row)
     kernels = compile_for(row.chip, fn, *args).kernels
     if not row.vec:
         return layout
-    gradient = row.kernel == "gradient"
-    return layout | _instructions(row, kernels[f"brainmass_kernels_gpu_{'adjoint' if gradient else 'forward'}"])
+    (kernel,) = [k for name, k in kernels.items() if name.endswith(row.kernel.replace("gradient", "adjoint"))]
+    return layout | _instructions(row, kernel)
 
 
 def _instructions(row: Row, kernel) -> dict:
@@ -199,20 +219,25 @@ def _instructions(row: Row, kernel) -> dict:
     if row.kernel == "gradient" and row.vec > 1:
         return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
     loop, _ = jansen_rit_loop(row.scheme, row.arguments, row.precision)
-    unroll = mosaic_gpu.unrolled(loop, mosaic_gpu.Layout(LANES, row.vec), loop.advance)
-    body = min(even_share(EVERY, unroll), EVERY)
+    layout = (mosaic_gpu.Layout(LANES, row.vec), triton.Layout(LANES, 4, row.vec))
     # From the outermost loop inwards: a segment and its strides on the way back; forward, strides and their parts.
     if row.kernel == "gradient":
         steps = [SEGMENT, EVERY]
+    elif row.chip in TRITON_GPUS:
+        unroll = triton.Text(loop, (), (), np.dtype("float32"), layout[1]).unrolled(loop.advance)
+        steps = [STEPS, EVERY, unroll] if 2 * unroll <= EVERY else [STEPS, EVERY * max(1, unroll // EVERY)]
     else:
+        unroll = mosaic_gpu.unrolled(loop, layout[0], loop.advance)
+        body = min(even_share(EVERY, unroll), EVERY)
         steps = [EVERY * max(1, unroll // EVERY)] if body == EVERY else [EVERY, body]
     total: Counter = Counter()
     for loop in kernel.loops:
         depth = sum(outer.first <= loop.first and loop.last <= outer.last for outer in kernel.loops) - 1
         for kind, n in loop.kinds().items():
             total[kind] += n / steps[depth] / row.vec
-    slots, gpu = sum(total.values()), GPUS[row.chip]
-    rate = min(ISSUE / slots, SPECIAL / total["special"]) * gpu.multiprocessors * gpu.clock_ghz * 1e9
+    slots, card = sum(total.values()), CARDS[row.chip]
+    each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / total["fp32"])
+    rate = each * card.multiprocessors * card.clock_ghz * 1e9
     kinds = {kind: round(n, 2) for kind, n in total.items()}
     return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
 
@@ -263,23 +288,37 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chip", choices=(*TPU_TOPOLOGIES, *GPUS), help="print this chip's rows only")
+    parser.add_argument("--chip", choices=CHIPS, help="print this chip's rows only")
     parser.add_argument("--kernel", choices=KERNELS, help="print this kernel's rows only")
     parser.add_argument("--scheme", choices=SCHEMES, help="print this scheme's rows only")
+    parser.add_argument("--precision", choices=("exact", "fast"), help="print rows of this precision only")
+    parser.add_argument("--arguments", choices=ARGUMENTS, help="print rows of these arguments only")
+    parser.add_argument("--write", action="store_true", help="put the rows that are made into ledger.json")
     parser.add_argument("--compile", metavar="ROW", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.compile:
         print(json.dumps(_compile_here(Row(*json.loads(options.compile)))))
         return
+    picked = {n: x for n in ("chip", "kernel", "scheme", "precision", "arguments") if (x := getattr(options, n))}
     rows = []
-    for chip in [options.chip] if options.chip else (*TPU_TOPOLOGIES, *GPUS):
-        for row in all_rows(chip):
-            if options.kernel in (None, row.kernel) and options.scheme in (None, row.scheme):
-                rows.append(compile_row(row))
-                print(rows[-1], flush=True)
-    if not (options.chip or options.kernel or options.scheme):
-        text = {"versions": versions(), "command": "python -m benchmarks.ledger", "rows": rows}
-        LEDGER.write_text(json.dumps(text, indent=1) + "\n")
+    for row in (row for chip in CHIPS for row in all_rows(chip)):
+        if all(getattr(row, name) == wanted for name, wanted in picked.items()):
+            rows.append(compile_row(row))
+            print(rows[-1], flush=True)
+    if options.write or not picked:
+        write(rows)
+
+
+def write(rows: list[dict]) -> None:
+    """Put rows in place of those of the same name, in the order of all rows."""
+
+    def of(row: dict) -> Row:
+        return Row(*(row[name] for name in Row._fields))
+
+    known = {of(row): row for row in json.loads(LEDGER.read_text())["rows"]} | {of(row): row for row in rows}
+    kept = [known[row] for chip in CHIPS for row in all_rows(chip) if row in known]
+    text = {"versions": versions(), "command": "python -m benchmarks.ledger", "rows": kept}
+    LEDGER.write_text(json.dumps(text, indent=1) + "\n")
 
 
 if __name__ == "__main__":

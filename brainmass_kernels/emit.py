@@ -584,7 +584,7 @@ TRITON_FAST = dataclasses.replace(
     operations={
         **TRITON.operations,
         "div": _triton_fast_div,
-        "tanh": "fast_tanh({0})", "tanh_absolute": "fast_tanh({0})", "exp": "tl.exp({0})", "log": "tl.log({0})",
+        "tanh": "fast_tanh({0})", "tanh_absolute": "fast_tanh({0})", "exp": "tl.exp({0})", "log": "fast_log({0})",
         "sqrt": "tl.sqrt({0})", "logistic": "fast_logistic({0})",
     },
 )  # fmt: skip

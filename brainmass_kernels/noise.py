@@ -37,7 +37,7 @@ def threefry(k0, k1, c0, c1):
         if i % 4 == 3:
             j = i // 4 + 1
             x0 = x0 + keys[j % 3]
-            x1 = x1 + keys[(j + 1) % 3] + jnp.int32(j)
+            x1 = x1 + (keys[(j + 1) % 3] + jnp.int32(j))  # the same at each step, so made before the loop
     return x0, x1
 
 

@@ -93,6 +93,6 @@ def test_an_unknown_chip_is_named():
 def test_a_named_implementation_never_runs_as_another():
     with pytest.raises(bk.Unsupported, match=r"mosaic_tpu.*testing\.interpret"):
         power(jnp.full(4, 135.0))
-    with pytest.raises(bk.Unsupported, match="'triton' is not part of this version"):
-        bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="triton")
+    with pytest.raises(ValueError, match="implementation got 'cuda', but takes None or one of mosaic_tpu"):
+        bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="cuda")
     assert bk.explain(bk.JansenRit(), 10, 0.1 * u.ms).implementation == "scan"

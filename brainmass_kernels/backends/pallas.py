@@ -23,9 +23,10 @@ def merged(off, on, flags) -> tuple:
     return tuple(next(on) if f else next(off) for f in flags)
 
 
-def apply(program: Program, *args) -> tuple:
+def apply(program: Program, *args, rules=None) -> tuple:
+    """Evaluate a program within a kernel, some primitives by rules of its own."""
     # A captured scalar would otherwise be an operand that the kernel does not have.
-    return evaluate(program.jaxpr.replace(consts=[np.asarray(c) for c in program.jaxpr.consts]), *args)
+    return evaluate(program.jaxpr.replace(consts=[np.asarray(c) for c in program.jaxpr.consts]), *args, rules=rules)
 
 
 def fill(values, tile) -> tuple:

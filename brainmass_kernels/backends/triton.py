@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .. import _jax, noise, testing
 from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer, imported
@@ -118,7 +119,7 @@ class Triton:
         lanes, dtype = state[0].shape[0], state[0].dtype
         layout = Layout.choose(lanes, 4, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
-        text = _Text(loop, coefs, inputs, dtype, layout)
+        text = Text(loop, coefs, inputs, dtype, layout)
         source = text.forward(parts, bool(checkpoint_every))
         shapes = [(lanes,)] * loop.n_state + [(loop.schedule.count, lanes)] * text.n_seen
         shapes += [(segments_in(parts), lanes)] * loop.n_state if checkpoint_every else []
@@ -138,7 +139,7 @@ class Triton:
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         layout = Layout.choose(lanes, 1, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every))
-        text = _Text(loop, coefs, inputs, dtype, layout)
+        text = Text(loop, coefs, inputs, dtype, layout)
         source = text.adjoint(parts, pullbacks, wanted)
         in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
         n, steps = sum(wanted.coefs), loop.schedule.steps
@@ -193,7 +194,7 @@ class Source(NamedTuple):
     numbers: tuple[int, ...]
 
 
-class _Text:
+class Text:
     """A kernel's source under construction, line by line.
 
     Numbers that change with the length of a run are not in the text: the kernel reads them from ``plan``.
@@ -455,7 +456,7 @@ class _Text:
 class _Back:
     """The way back; the cotangents of wanted coefficients and of the state are in ``g`` and ``y``."""
 
-    def __init__(self, text: _Text, pullbacks: Pullbacks, in_lanes, n_wanted, most, levels, ct_records, out_inputs):
+    def __init__(self, text: Text, pullbacks: Pullbacks, in_lanes, n_wanted, most, levels, ct_records, out_inputs):
         loop = text.loop
         n, m, p, z = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
         self.text, self.most, self.in_lanes, self.levels = text, most, in_lanes, levels
@@ -571,8 +572,13 @@ def _call(source: Source, loop: Loop, layout: Layout, given, shapes) -> Sequence
     plan = jnp.asarray(source.numbers, jnp.int32)
     kernel = compiled_kernel(source.kind, source.text, bool(loop.interpret))
     if loop.interpret:
-        run = functools.partial(_interpreted, kernel, layout, shapes)
-        return jax.pure_callback(run, shapes, plan, *given)
+        # A callback's thread may take float64 for float32: everything goes as words.
+        run = functools.partial(_interpreted, kernel, layout, shapes, [x.dtype for x in (plan, *given)])
+        words = [jax.ShapeDtypeStruct((s.size * s.dtype.itemsize // 4,), jnp.int32) for s in shapes]
+        sent = [lax.bitcast_convert_type(x, jnp.int32) for x in (plan, *given)]
+        sent = [x.reshape(*g.shape, -1) for x, g in zip(sent, (plan, *given))]
+        made = jax.pure_callback(run, words, *sent)
+        return [_as_numbers(x, s) for x, s in zip(made, shapes)]
     kernels = testing.triton_kernels()
     if kernels is not None:
         kernels.append((kernel, (plan, *given, *shapes), layout))
@@ -592,10 +598,15 @@ def compiled_kernel(kind: str, text: str, interpreted: bool):
     return getattr(imported(name, whole), f"brainmass_kernels_triton_{kind}")
 
 
-def _interpreted(kernel, layout: Layout, shapes, *arrays) -> list[np.ndarray]:
+def _as_numbers(words, shape):
+    parts = words.reshape(*shape.shape, *(() if shape.dtype.itemsize == 4 else (2,)))
+    return lax.bitcast_convert_type(parts, shape.dtype)
+
+
+def _interpreted(kernel, layout: Layout, shapes, dtypes, *words) -> list[np.ndarray]:
     """In Triton's interpreter; what the kernel does not write is NaN."""
     torch: Any = importlib.import_module("torch")
-    given = [torch.from_numpy(np.array(x)) for x in arrays]
+    given = [torch.from_numpy(np.array(x).view(dtype)) for x, dtype in zip(words, dtypes)]
     out = [torch.from_numpy(np.full(s.shape, np.nan, s.dtype)) for s in shapes]
     kernel[(layout.blocks,)](*given, *out, BLOCK=layout.width)
-    return [x.numpy() for x in out]
+    return [x.numpy().reshape(-1).view(np.int32) for x in out]

@@ -68,7 +68,7 @@ logistic = fast_logistic = _on_numpy(lambda x: 1 / (1 + np.exp(-x)))
 round = _on_numpy(_round_away)
 erf, erfc = _by_math("erf"), _by_math("erfc")
 tanh_absolute = tanh_absolute_amd = _on_numpy(_tanh_absolute)
-fast_tanh = tanh
+fast_log, fast_tanh = log, tanh
 
 
 def total(x):

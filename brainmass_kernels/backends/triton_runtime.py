@@ -39,10 +39,10 @@ from triton.language.extra.libdevice import (
 )  # fmt: skip
 
 __all__ = [
-    "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device", "erf",
-    "erfc", "exp", "exp2", "expm1", "fast_logistic", "fast_tanh", "fmod", "kernel", "log", "log1p", "logistic",
-    "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "tanh_absolute",
-    "tanh_absolute_amd", "tl", "total",
+    "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device",
+    "erf", "erfc", "exp", "exp2", "expm1", "fast_log", "fast_logistic", "fast_tanh", "fmod", "kernel", "log",
+    "log1p", "logistic", "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
+    "tanh_absolute", "tanh_absolute_amd", "tl", "total",
 ]  # fmt: skip
 
 INF, NAN = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
@@ -80,6 +80,15 @@ def fast_tanh(x):
         return tanh(x)
     else:
         return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def fast_log(x):
+    if x.dtype == tl.float64:
+        return log(x)
+    else:
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+        return y * 0.6931471805599453
 
 
 @triton.jit
