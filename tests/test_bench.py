@@ -60,10 +60,10 @@ def test_cases_are_told_once_and_the_largest_first():
 
 
 def test_the_ceiling_is_the_ledgers():
-    forward = device_check.ceiling(bench.Case(1, 10, precision="fast"), "NVIDIA H200")
-    both = device_check.ceiling(bench.Case(1, 10, gradient=True, precision="fast"), "NVIDIA H200")
+    forward = device_check.ceiling(bench.Case(1, 10, precision="fast"), "mosaic_gpu", "NVIDIA H200")
+    both = device_check.ceiling(bench.Case(1, 10, gradient=True, precision="fast"), "mosaic_gpu", "NVIDIA H200")
     assert 1e11 < both < forward < 2e12
-    assert device_check.ceiling(bench.Case(1, 10), "an unknown device") is None
+    assert device_check.ceiling(bench.Case(1, 10), "triton", "an unknown device") is None
 
 
 @pytest.mark.slow

@@ -7,17 +7,28 @@ from kernel_suite import KernelSuite
 
 from brainmass_kernels import dispatch
 
-HERE = next((n for n in ("mosaic_tpu", "mosaic_gpu") if not dispatch.load(n).unavailable(jax.default_backend())), None)
-pytestmark = pytest.mark.skipif(HERE is None, reason=f"no accelerator here, only {jax.default_backend()}")
+
+def on_device(name: str):
+    """The two suites of an implementation, skipped where it does not run."""
+    backend = dispatch.load(name)
+    why = backend.unavailable(jax.default_backend())
+    mark = pytest.mark.skipif(bool(why), reason=str(why))
+
+    class OnDevice(BackendSuite):
+        implementation = name
+        runs = name
+        float64 = name == "triton"
+        accuracy = Case(steps=1000, every=10, lanes=8)
+        bounded = None
+        loop = "custom-call"
+
+    class KernelsOnDevice(KernelSuite):
+        pass
+
+    KernelsOnDevice.backend = backend
+    return mark(KernelsOnDevice), mark(OnDevice)
 
 
-class TestKernelsOnDevice(KernelSuite):
-    backend = dispatch.load(HERE or "scan")
-
-
-class TestOnDevice(BackendSuite):
-    implementation = HERE
-    runs = HERE or ""
-    float64 = False
-    accuracy = Case(steps=1000, every=10, lanes=8)
-    bounded = None
+TestTPUKernels, TestTPU = on_device("mosaic_tpu")
+TestGPUKernels, TestGPU = on_device("mosaic_gpu")
+TestTritonKernels, TestTriton = on_device("triton")

@@ -301,3 +301,25 @@ def test_a_damaged_source_is_written_again(tmp_path):
         subprocess.run(command, env=env, cwd=here, text=True, capture_output=True, check=True).stdout.split()[1]
         == value
     )
+
+
+KINDS = """
+import sys, jax, jax.numpy as jnp, brainunit as u, brainmass_kernels as bk
+jax.config.update("jax_enable_x64", True)
+for dtype in sys.argv[1:]:
+    C = jnp.linspace(100.0, 160.0, 5, dtype=dtype)
+    def power(C, implementation):
+        res = bk.simulate(bk.JansenRit(C=C), 40, jnp.asarray(0.1, dtype) * u.ms, implementation=implementation)
+        return jnp.sum(res["eeg"].mantissa ** 2)
+    ours, wanted = (jax.grad(power)(C, name) for name in ("numba", "scan"))
+    assert ours.dtype == dtype
+    assert float(jnp.max(jnp.abs(ours - wanted))) < 1e-3 * float(jnp.max(jnp.abs(wanted))), (ours, wanted)
+"""
+
+
+def test_kernels_that_two_processes_compiled_do_not_take_each_others_functions(tmp_path):
+    env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    for dtypes in (["float64"], ["float32"], ["float64", "float32"]):
+        command = [sys.executable, "-c", KINDS, *dtypes]
+        done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -339,8 +339,7 @@ def add_atomically(_, address, value):
 # Rows are given by their address: the fewer values a source holds, the sooner numba has compiled it.
 
 
-def _row_functions(at, one):
-    @compiled
+def _row_functions(kind: str, at, one):
     def spread(row, source, valid, block):
         """Read a block of lanes into a row; lanes beyond the batch repeat its last."""
         to, given = at(row), at(source)
@@ -349,20 +348,17 @@ def _row_functions(at, one):
         for i in range(valid, block):
             to[i] = given[valid - 1]
 
-    @compiled
     def gather(target, row, valid):
         """Write the lanes of a row that are in the batch."""
         to, given = at(target), at(row)
         for i in range(valid):
             to[i] = given[i]
 
-    @compiled
     def clear(row, block):
         to = at(row)
         for i in range(block):
             to[i] = one - one
 
-    @numba.njit(fastmath={"reassoc"}, **_OPTIONS)
     def total(target, row, valid):
         """Write the sum of a row, always in the same order."""
         given = at(row)
@@ -371,12 +367,18 @@ def _row_functions(at, one):
             result += given[i]
         at(target)[0] = result
 
-    return spread, gather, clear, total
+    made = []
+    for function in (spread, gather, clear, total):
+        # All kinds take words. Kernels that different processes compiled are linked by these names, and a number that
+        # counts within one process: functions of different kinds under one name would be taken for each other.
+        function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
+        made.append(numba.njit(function, fastmath={"reassoc"} if function is total else False, **_OPTIONS))
+    return made
 
 
-spread_f32, gather_f32, clear_f32, total_f32 = _row_functions(f32_at, f32(1.0))
-spread_f64, gather_f64, clear_f64, total_f64 = _row_functions(f64_at, f64(1.0))
-spread_i32, _, _, _ = _row_functions(i32_at, i32(1))
+spread_f32, gather_f32, clear_f32, total_f32 = _row_functions("f32", f32_at, f32(1.0))
+spread_f64, gather_f64, clear_f64, total_f64 = _row_functions("f64", f64_at, f64(1.0))
+spread_i32, _, _, _ = _row_functions("i32", i32_at, i32(1))
 
 
 # The call from XLA --------------------------------------------------------------------------------------------------
