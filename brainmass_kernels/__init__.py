@@ -13,7 +13,9 @@ from .functional import sys2nd as sys2nd
 from .fused import sigmoid_sys2nd as sigmoid_sys2nd
 from .models import HORN as HORN
 from .models import Block as Block
+from .models import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .models import CoombesByrne as CoombesByrne
+from .models import DavidFriston as DavidFriston
 from .models import Epileptor as Epileptor
 from .models import FitzHughNagumo as FitzHughNagumo
 from .models import Generic2dOscillator as Generic2dOscillator
@@ -24,9 +26,11 @@ from .models import Linear as Linear
 from .models import Lorenz as Lorenz
 from .models import Model as Model
 from .models import MontbrioPazoRoxin as MontbrioPazoRoxin
+from .models import Robinson as Robinson
 from .models import SecondOrderModel as SecondOrderModel
 from .models import StuartLandau as StuartLandau
 from .models import VanDerPol as VanDerPol
+from .models import Wendling as Wendling
 from .models import WilsonCowan as WilsonCowan
 from .models import WilsonCowanAdaptive as WilsonCowanAdaptive
 from .models import WilsonCowanDivisive as WilsonCowanDivisive

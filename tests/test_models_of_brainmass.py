@@ -110,7 +110,7 @@ def test_names_units_and_defaults_are_brainmass(name):
 
 
 def test_every_model_of_brainmass_is_here_or_left_out_on_purpose():
-    """Left out: delays, networks, and ThresholdLinear, which is no differential equation: each step clips its states."""
+    """Left out: delays, networks, and ThresholdLinear, whose step clips states that its equations do not bound."""
     left_out = {"KuramotoNetwork", "HORNSeqLayer", "HORNSeqNetwork", "ThresholdLinearStep", "WilsonCowanDelayedStep"}
     known = {m.name for m in brainmass.list_models()} | {n for n in dir(brainmass) if n.startswith("WilsonCowan")}
     known = {n for n in known if not n.endswith("Base")} - left_out

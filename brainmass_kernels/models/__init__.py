@@ -4,8 +4,10 @@ from .base import Block as Block
 from .base import Model as Model
 from .base import SecondOrderModel as SecondOrderModel
 from .base import model as model
+from .canonical_microcircuit import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .catalogue import Catalogue as Catalogue
 from .catalogue import list_models as list_models
+from .david_friston import DavidFriston as DavidFriston
 from .epileptor import Epileptor as Epileptor
 from .fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from .generic_2d_oscillator import Generic2dOscillator as Generic2dOscillator
@@ -18,7 +20,9 @@ from .linear import Linear as Linear
 from .lorenz import Lorenz as Lorenz
 from .montbrio_pazo_roxin import CoombesByrne as CoombesByrne
 from .montbrio_pazo_roxin import MontbrioPazoRoxin as MontbrioPazoRoxin
+from .robinson import Robinson as Robinson
 from .van_der_pol import VanDerPol as VanDerPol
+from .wendling import Wendling as Wendling
 from .wilson_cowan import WilsonCowan as WilsonCowan
 from .wilson_cowan import WilsonCowanAdaptive as WilsonCowanAdaptive
 from .wilson_cowan import WilsonCowanDivisive as WilsonCowanDivisive
