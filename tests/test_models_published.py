@@ -74,7 +74,7 @@ def test_wendling_without_fast_inhibition_is_jansen_rit(x64):
 
 @pytest.fixture(scope="module")
 def types():
-    """Potential and spectrum of the six (B, G) of figure 4, a column each."""
+    """Potential and spectrum of the six published (B, G), a column each."""
     B, G = [50.0, 40.0, 25.0, 10.0, 5.0, 15.0], [15.0, 15.0, 15.0, 15.0, 25.0, 0.0]
     run = bk.simulate(
         bk.Wendling(A=5.0 * u.mV, B=np.array(B) * u.mV, G=np.array(G) * u.mV), 22 * u.second, 0.5 * u.ms,

@@ -31,7 +31,7 @@ class DavidFriston(SecondOrderModel):
 
     References
     ----------
-    David and Friston 2003, NeuroImage 20:1743, equations 1-6, table 1 and figure 4.
+    David and Friston 2003, NeuroImage 20:1743.
     """
 
     w: Any = 0.8

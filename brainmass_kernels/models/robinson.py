@@ -32,7 +32,7 @@ class Robinson(Model):
 
     References
     ----------
-    Robinson, Rennie and Rowe 2002, Physical Review E 65:041924, equations 1-7 and 13-15.
+    Robinson, Rennie and Rowe 2002, Physical Review E 65:041924.
     Abeysuriya, Rennie and Robinson 2015, Journal of Neuroscience Methods 253:55 (the eyes-closed parameters).
     """
 

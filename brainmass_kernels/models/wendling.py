@@ -33,8 +33,7 @@ class Wendling(SecondOrderModel):
 
     References
     ----------
-    Wendling, Bartolomei, Bellanger and Chauvel 2002, European Journal of Neuroscience 15:1499, the ten equations of
-    its appendix, table 1 and figure 4.
+    Wendling, Bartolomei, Bellanger and Chauvel 2002, European Journal of Neuroscience 15:1499.
     """
 
     A: Any = 3.25 * u.mV
