@@ -25,14 +25,14 @@ class Scheme(NamedTuple):
     step : ``(model, state, p, i, h) -> state``
     order : of convergence
     limit : largest ``a h`` at which a second-order block with rate ``a`` is stable; ``None``, any
-    second_order : needs a model made of second-order blocks
+    needs : what a model must have, a key of `NEEDS`; empty, nothing
     enter, exit : ``(model, state, p, h) -> state``, to the coordinates of ``step`` and back
     """
 
     step: Callable
     order: int
     limit: float | None
-    second_order: bool = False
+    needs: str = ""
     enter: Callable = lambda model, s, p, h: s
     exit: Callable = lambda model, s, p, h: s
 
@@ -76,16 +76,16 @@ def _phi(z):
     """(exp(z) - 1) / z, 1 at 0."""
     small = jnp.abs(z) < 1e-4
     away = jnp.where(small, 1.0, z)
-    return jnp.where(small, 1.0 + 0.5 * z, jnp.expm1(away) / away)
+    # exp(z) - 1, of primitives that every backend has in its loop.
+    return jnp.where(small, 1.0 + 0.5 * z, jnp.tanh(0.5 * away) * (jnp.exp(away) + 1.0) / away)
 
 
 def _symplectic_euler(model, s, p, i, h):
     """Velocities first, then the positions with the new velocities."""
     rates = _drift(model, s, p, i)
-    stepped = dict(s)
-    for b in model.blocks:
-        stepped[b.velocity] = s[b.velocity] + h * rates[b.velocity]
-        stepped[b.position] = s[b.position] + h * stepped[b.velocity]
+    stepped = _shifted(s, rates, h)
+    for position, velocity in model.pairs:
+        stepped[position] = s[position] + h * stepped[velocity]
     return stepped
 
 
@@ -131,17 +131,20 @@ def _strang(model, s, p, i, h):
     return _flow(model, _kick(model, s, p, i, h), p, h)
 
 
+# Attributes of a model that some schemes need, in words.
+NEEDS = {"blocks": "made of second-order blocks", "pairs": "made of positions and velocities"}
+
 # Stability of the double pole at -a, z = a h: |1 - z| < 1 for euler, and so on; of symplectic Euler, by its trace.
 SCHEMES: dict[str, Scheme] = {
     "euler": Scheme(_euler, 1, 2.0),
     "exp_euler": Scheme(_exp_euler, 1, 2.0),
-    "symplectic_euler": Scheme(_symplectic_euler, 1, 2.0 * (math.sqrt(2.0) - 1.0), True),
-    "exact": Scheme(_exact, 1, None, True),
+    "symplectic_euler": Scheme(_symplectic_euler, 1, 2.0 * (math.sqrt(2.0) - 1.0), "pairs"),
+    "exact": Scheme(_exact, 1, None, "blocks"),
     "strang": Scheme(
         _strang,
         2,
         None,
-        True,
+        "blocks",
         enter=lambda model, s, p, h: _flow(model, s, p, 0.5 * h),
         exit=lambda model, s, p, h: _flow(model, s, p, -0.5 * h),
     ),

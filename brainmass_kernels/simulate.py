@@ -19,7 +19,7 @@ from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted
 from .backends.scan import Scan
 from .models.base import Model, check_name, refuse_nan
 from .pointwise import pullback
-from .schemes import SCHEMES
+from .schemes import NEEDS, SCHEMES
 from .step import Step, StepSpec, build
 
 
@@ -112,7 +112,7 @@ def simulate(
     duration : a time, a whole multiple of ``dt``, or a number of steps
     dt : the time of a step
     inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
-    initial : by state name, or ``result.final`` of an earlier run; zero otherwise
+    initial : by state name, or ``result.final`` of an earlier run; the model's own otherwise, or zero
     noise : by input name, the intensity of white noise added to it, in the input's unit times sqrt(time)
     key : a JAX random key, or one for each lane; needed with ``noise``
     record : names of observables and states; ``None``, the model's observables
@@ -228,11 +228,12 @@ def _prepare(
 def _scheme(model: Model, scheme: str | None) -> str:
     scheme = model.scheme if scheme is None else scheme
     check_name(scheme, SCHEMES, "scheme")
-    if SCHEMES[scheme].second_order and not hasattr(model, "blocks"):
-        general = [n for n, s in SCHEMES.items() if not s.second_order]
+    needs = SCHEMES[scheme].needs
+    if needs and not getattr(model, needs, ()):
+        possible = [n for n, s in SCHEMES.items() if not s.needs or getattr(model, s.needs, ())]
         raise ValueError(
-            f"scheme '{scheme}' needs a model made of second-order blocks, and {type(model).__name__} is not; "
-            f"it takes {', '.join(general)}"
+            f"scheme '{scheme}' needs a model {NEEDS[needs]}, and {type(model).__name__} is not; "
+            f"it takes {', '.join(possible)}"
         )
     return scheme
 
@@ -295,7 +296,8 @@ def _initial(model: Model, initial) -> dict[str, Any]:
     given = _mapping(initial, "initial")
     for name in given:
         check_name(name, model.states, "state")
-    return {n: units.strip(given[n], unit, n) if n in given else 0.0 for n, unit in model.states.items()}
+    start = {**model.initial, **given}
+    return {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
 
 
 def _sigmas(model: Model, intensity, key) -> dict[str, Any]:

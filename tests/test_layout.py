@@ -14,7 +14,7 @@ LAYERS = [
     ["units", "noise", "pointwise"],
     ["functional", "affine", "backends.base", "backends.pallas"],
     ["models.base"],
-    ["models.jansen_rit"],
+    ["models.*"],
     ["models"],
     ["emit", "backends.numba_runtime"],
     ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
@@ -28,7 +28,7 @@ LAYERS = [
     ["plots"],
     ["cli"],
 ]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer if name != "models.*"}
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -37,6 +37,7 @@ def name_of(path: pathlib.Path) -> str:
 
 
 MODULES = {name_of(p): p for p in PACKAGE.rglob("*.py") if p.read_text().strip()}
+RANK |= {name: LAYERS.index(["models.*"]) for name in MODULES if name.startswith("models.") and name not in RANK}
 
 
 def imported(name: str, path: pathlib.Path) -> set[str]:

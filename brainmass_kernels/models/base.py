@@ -40,6 +40,8 @@ class Model:
     observables : unit of each observable, the first is recorded by default
     time_unit : the time of the drift
     scheme : used where `simulate` is given none
+    initial : where a state starts unless `simulate` is told; zero where not named
+    pairs : (position, velocity) of the states whose rate is another state, for scheme "symplectic_euler"
     also : a second unit that a field takes, read as if it were the first
     """
 
@@ -48,6 +50,8 @@ class Model:
     observables: ClassVar[Mapping[str, Any]] = {}
     time_unit: ClassVar[Any] = u.second
     scheme: ClassVar[str] = "heun"
+    initial: ClassVar[Mapping[str, Any]] = {}
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
     also: ClassVar[Mapping[str, Any]] = {}
 
     @staticmethod
@@ -94,8 +98,12 @@ class Model:
 class SecondOrderModel(Model):
     """A model made of second-order blocks; give ``blocks`` and ``drive``, and the drift follows by `sys2nd`."""
 
-    blocks: ClassVar[tuple[Block, ...]]
+    blocks: ClassVar[tuple[Block, ...]] = ()
     scheme: ClassVar[str] = "strang"
+
+    def __init_subclass__(cls, **more):
+        super().__init_subclass__(**more)
+        cls.pairs = tuple((b.position, b.velocity) for b in cls.blocks)
 
     @staticmethod
     def drive(s: SimpleNamespace, p: SimpleNamespace, i: SimpleNamespace) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Robinson's corticothalamic mass: cortex, reticular nucleus and relay nuclei."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import brainunit as u
+
+from ..functional import sigmoid
+from .base import Model, model
+
+
+@model
+class Robinson(Model):
+    """Robinson's corticothalamic (EIRS) model of one place, WITHOUT the delay between cortex and thalamus.
+
+    The states are the soma potentials ``V_e`` (excitatory; the inhibitory one is the same, as their connections are),
+    ``V_r`` (reticular) and ``V_s`` (relay), the cortical field ``phi_e``, and their velocities ``V_et``, ``V_rt``,
+    ``V_st``, ``phi_et``. The published loop takes 85 ms around, which moves no fixed point but makes the alpha rhythm:
+    a step is pointwise in time, so here that delay is zero and there is no such resonance.
+
+    Parameters
+    ----------
+    alpha, beta : decay and rise rate of the dendritic filter, Hz
+    gamma : damping of the field, Hz
+    theta, sigma, Q_max : threshold and width (mV) and maximum (Hz) of the firing rate
+    nu_ee, nu_ei, nu_es : strengths onto the cortex of excitatory, inhibitory and relay cells, mV s
+    nu_re, nu_rs : onto the reticular nucleus, of cortex and relay nuclei, mV s
+    nu_se, nu_sr, nu_sn : onto the relay nuclei, of cortex, reticular nucleus and ``phi_n``, mV s
+
+    Input is ``phi_n`` (Hz), from the senses. The defaults are the eyes-closed state.
+
+    References
+    ----------
+    Robinson, Rennie and Rowe 2002, Physical Review E 65:041924.
+    Abeysuriya, Rennie and Robinson 2015, Journal of Neuroscience Methods 253:55 (the eyes-closed parameters).
+    """
+
+    alpha: Any = 1000.0 / 12.0 * u.Hz
+    beta: Any = 1000.0 / 1.3 * u.Hz
+    gamma: Any = 116.0 * u.Hz
+    theta: Any = 12.92 * u.mV
+    sigma: Any = 3.8 * u.mV
+    Q_max: Any = 340.0 * u.Hz
+    nu_ee: Any = 1.5316368 * u.mV * u.second
+    nu_ei: Any = -9.6390641 * u.mV * u.second
+    nu_es: Any = 9.7322420 * u.mV * u.second
+    nu_re: Any = 0.1428004 * u.mV * u.second
+    nu_rs: Any = 0.0577027 * u.mV * u.second
+    nu_se: Any = 1.1354746 * u.mV * u.second
+    nu_sr: Any = -1.2216477 * u.mV * u.second
+    nu_sn: Any = 8.2218638 * u.mV * u.second
+
+    states = {
+        **dict.fromkeys(("V_e", "V_r", "V_s"), u.mV),
+        **dict.fromkeys(("V_et", "V_rt", "V_st"), u.mV / u.second),
+        "phi_e": u.Hz,
+        "phi_et": u.Hz / u.second,
+    }
+    inputs = {"phi_n": 1.0 * u.Hz}
+    observables = {"phi_e": u.Hz}
+    pairs = (("V_e", "V_et"), ("V_r", "V_rt"), ("V_s", "V_st"), ("phi_e", "phi_et"))
+
+    @staticmethod
+    def drift(s, p, i):
+        def rate(potential):
+            return sigmoid(potential, p.Q_max, p.theta, 1.0 / p.sigma)
+
+        def dendrite(drive, V, Vt):
+            return p.alpha * p.beta * (drive - V) - (p.alpha + p.beta) * Vt
+
+        Q_e, Q_r, Q_s = rate(s.V_e), rate(s.V_r), rate(s.V_s)
+        onto_e = p.nu_ee * s.phi_e + p.nu_ei * Q_e + p.nu_es * Q_s
+        onto_r = p.nu_re * s.phi_e + p.nu_rs * Q_s
+        onto_s = p.nu_se * s.phi_e + p.nu_sr * Q_r + p.nu_sn * i.phi_n
+        return {
+            "V_e": s.V_et,
+            "V_r": s.V_rt,
+            "V_s": s.V_st,
+            "V_et": dendrite(onto_e, s.V_e, s.V_et),
+            "V_rt": dendrite(onto_r, s.V_r, s.V_rt),
+            "V_st": dendrite(onto_s, s.V_s, s.V_st),
+            "phi_e": s.phi_et,
+            "phi_et": p.gamma**2 * (Q_e - s.phi_e) - 2.0 * p.gamma * s.phi_et,
+        }
