@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
@@ -31,7 +33,7 @@ def is_amd() -> bool:
     return found.platform == "rocm" or "rocm" in getattr(found.client, "platform_version", "").lower()
 
 
-def triton_call(kernel, arrays, shapes, *, grid: tuple[int, ...], num_warps: int, constants):
+def triton_call(kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, constants: dict[str, Any]):
     """Call a Triton kernel through `jax_triton`, which took other names up to 0.3 than it does since."""
     import inspect
 

@@ -181,7 +181,7 @@ def test_every_backend_knows_the_primitives(name, scheme):
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(cls.states), 0, 0, Schedule(100, 0, 10)
     )  # fmt: skip
-    for backend in ("scan", "numba", "mosaic_tpu"):
+    for backend in ("scan", "numba", "mosaic_tpu", "triton"):
         request = Request(loop, 1024, np.dtype(np.float32), backend.removeprefix("mosaic_"))
         assert dispatch.load(backend).unsupported(request) is None
     programs = [step.advance, step.observe]

@@ -3,6 +3,7 @@
 The functions are numpy's. Those made of the hardware's exp2 and reciprocal are given errors as large as it may make.
 """
 
+# pyright: reportArgumentType=false, reportMissingImports=false
 from __future__ import annotations
 
 import math

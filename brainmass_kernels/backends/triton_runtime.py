@@ -4,7 +4,7 @@ The special-function unit has exp2 to 2^-22, a reciprocal to 2^-23 and tanh to 2
 only the absolute error counts, as in a firing rate; "fast" takes the third. AMD's GPUs take what Triton offers there.
 """
 
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportMissingImports=false
 from __future__ import annotations
 
 import triton
