@@ -38,7 +38,19 @@ class Scheme(NamedTuple):
 
 
 def _drift(model, s: State, p, i) -> State:
-    return model.drift(SimpleNamespace(**s), p, i)
+    """The rate of each state, white noise on it included."""
+    rates, push = model.drift(SimpleNamespace(**s), p, i), _push(model, s, p)
+    return {n: rate + push[n] if n in push else rate for n, rate in rates.items()}
+
+
+def _push(model, s: State, p) -> State:
+    """What white noise on states adds to their rates during a step; `step.Noisy` has it."""
+    return model.push(SimpleNamespace(**s), p) if hasattr(model, "push") else {}
+
+
+def _pushed(model, moved: State, s: State, p, h) -> State:
+    """``moved``, and a step's noise at the state ``s`` on top."""
+    return {**moved, **{n: moved[n] + h * rate for n, rate in _push(model, s, p).items()}}
 
 
 def _shifted(s: State, rates: State, h) -> State:
@@ -65,10 +77,15 @@ def _rk4(model, s, p, i, h):
 
 def _exp_euler(model, s, p, i, h):
     """Exponential Euler with the diagonal of the Jacobian, each state on its own, as brainmass has it."""
-    stepped = {}
+    stepped, push = {}, _push(model, s, p)
+
+    def rate_of(n, x):
+        return model.drift(SimpleNamespace(**{**s, n: x}), p, i)[n]
+
     for n in s:
-        rate, slope = jax.jvp(lambda x, n=n: _drift(model, {**s, n: x}, p, i)[n], (s[n],), (jnp.ones_like(s[n]),))
-        stepped[n] = s[n] + h * _phi(h * slope) * rate
+        # The slope is the drift's alone: the noise's own would turn Ito's integral into another.
+        rate, slope = jax.jvp(lambda x, n=n: rate_of(n, x), (s[n],), (jnp.ones_like(s[n]),))
+        stepped[n] = s[n] + h * _phi(h * slope) * (rate + push[n] if n in push else rate)
     return stepped
 
 
@@ -116,7 +133,7 @@ def _position_loss(z):
 def _exact(model, s, p, i, h):
     drive = model.drive(SimpleNamespace(**s), p, i)
     equilibrium = {b.position: getattr(p, b.A) / getattr(p, b.a) * drive[b.position] for b in model.blocks}
-    return _flow(model, s, p, h, equilibrium)
+    return _pushed(model, _flow(model, s, p, h, equilibrium), s, p, h)
 
 
 def _kick(model, s, p, i, h):
@@ -124,7 +141,7 @@ def _kick(model, s, p, i, h):
     kicked = {
         b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks
     }
-    return {**s, **kicked}
+    return _pushed(model, {**s, **kicked}, s, p, h)
 
 
 def _strang(model, s, p, i, h):

@@ -113,7 +113,9 @@ def simulate(
     dt : the time of a step
     inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
     initial : by state name, or ``result.final`` of an earlier run; the model's own otherwise, or zero
-    noise : by input name, the intensity of white noise added to it, in the input's unit times sqrt(time)
+    noise : by name, the intensity of white noise: on an input, in its unit times sqrt(time), or on a state, in its
+        unit over sqrt(time), there multiplied with `Model.diffusion`. Ito's integral, or with "heun" and "rk4"
+        Stratonovich's
     key : a JAX random key, or one for each lane; needed with ``noise``
     record : names of observables and states; ``None``, the model's observables
     every : steps from one record to the next
@@ -306,8 +308,11 @@ def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
         raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
     found = {}
     for name, sigma in given.items():
-        check_name(name, model.inputs, "input")
-        unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
+        check_name(name, {**model.inputs, **model.states}, "input or state")
+        if name in model.inputs:
+            unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
+        else:
+            unit = model.states[name] / model.time_unit**0.5
         found[name] = units.strip(sigma, unit, f"noise[{name!r}]")
     return dict(sorted(found.items()))
 

@@ -23,7 +23,7 @@ class StepSpec(NamedTuple):
     model : the model's class
     scheme : a name in `SCHEMES`
     constant, varying : the inputs that are held, and those with one value a step
-    noisy : the inputs that white noise is added to
+    noisy : the inputs and states that white noise is added to
     record : observables and states to record
     dtype : of all arithmetic
     """
@@ -44,6 +44,25 @@ class StepSpec(NamedTuple):
     def hoisted(self) -> tuple[str, ...]:
         """Names of the arguments that do not change during a run."""
         return (*self.parameters, *self.constant, *(f"noise {n}" for n in self.noisy), "dt")
+
+
+class Noisy:
+    """A model with white noise on some of its states, during one step.
+
+    Parameters
+    ----------
+    noise : for each noisy state, what is added to its rate where `Model.diffusion` is 1
+    """
+
+    def __init__(self, model: type[Model], noise: dict[str, Any]):
+        self._model, self._noise = model, noise
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def push(self, s, p) -> dict[str, Any]:
+        factors = self._model.diffusion(s, p)
+        return {n: x * factors[n] if n in factors else x for n, x in self._noise.items()}
 
 
 class Step:
@@ -86,10 +105,14 @@ class Step:
         spec = self.spec
         p, values, state, rest = self._named(flat)
         inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
-        for n, normal in zip(spec.noisy, rest[len(spec.varying) :]):
-            inputs[n] = inputs[n] + values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
-        step = SCHEMES[spec.scheme].step
-        stepped = step(spec.model, state, p, SimpleNamespace(**inputs), values["dt"])
+        noise = {
+            n: values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
+            for n, normal in zip(spec.noisy, rest[len(spec.varying) :])
+        }
+        inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
+        on_states = {n: x for n, x in noise.items() if n not in inputs}
+        model = Noisy(spec.model, on_states) if on_states else spec.model
+        stepped = SCHEMES[spec.scheme].step(model, state, p, SimpleNamespace(**inputs), values["dt"])
         return [stepped[n] for n in spec.model.states]
 
     def _observe(self, *flat):

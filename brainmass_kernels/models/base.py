@@ -64,6 +64,11 @@ class Model:
         """Each observable."""
         return {}
 
+    @staticmethod
+    def diffusion(s: SimpleNamespace, p: SimpleNamespace) -> dict[str, Any]:
+        """What the intensity of the white noise on a state is multiplied with, by its name; 1 where not named."""
+        return {}
+
     @classmethod
     def parameters(cls) -> dict[str, Any]:
         """The default of each parameter."""
