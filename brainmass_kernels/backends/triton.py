@@ -316,12 +316,11 @@ class Text:
 
     # Pieces of both kernels ------------------------------------------------------------------------------------------
 
-    def take_arguments(self, *groups: str) -> None:
-        """The arguments that a step needs besides the state, and ``groups``, one a state each, in between."""
+    def take_arguments(self, initial: int) -> None:
+        """The arguments that a step needs, ``initial`` states among them."""
         self.coef_arrays = self.take("coef", self.loop.n_coefs)
-        self.initial = self.take("initial", self.loop.n_state) if "initial" in groups else []
+        self.initial = self.take("initial", initial)
         self.input_arrays = self.take("input", self.loop.n_inputs)
-        self.take("seeds", 0)
         if self.loop.n_normals:
             self.arguments.append("seeds")
 
@@ -407,7 +406,7 @@ class Text:
     def forward(self, parts: Sequence[Piece], saving: bool) -> Source:
         m = self.loop.n_state
         state, seen = self.names("x", m), self.names("seen", self.n_seen)
-        self.take_arguments("initial")
+        self.take_arguments(m)
         final, records = self.take("final", m), self.take("record", self.n_seen)
         saved = self.take("saved", m) if saving else []
         self.step_functions()
@@ -433,7 +432,7 @@ class Text:
     def adjoint(self, parts: Sequence[Piece], pullbacks: Pullbacks, wanted: Wanted) -> Source:
         loop, most = self.loop, self.most(pullbacks)
         m, n_wanted = loop.n_state, sum(wanted.coefs)
-        self.take_arguments()
+        self.take_arguments(0)
         saved, ct_final = self.take("saved", m), self.take("ct_final", m)
         ct_records = self.take("ct_record", self.n_seen)
         out_coefs, out_state = self.take("out_coef", n_wanted), self.take("out_state", m)
