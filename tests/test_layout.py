@@ -16,10 +16,11 @@ LAYERS = [
     ["models.base"],
     ["models.*"],
     ["models"],
-    ["emit", "backends.numba_runtime"],
+    ["emit", "backends.numba_runtime", "backends.triton_runtime", "backends.triton_interpreted"],
     ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
     ["step"],
     ["testing"],
+    ["backends.triton"],
     ["dispatch"],
     ["memory"],
     ["simulate"],
@@ -74,7 +75,8 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
     """brainunit itself loads matplotlib where it is installed; nothing here may load more."""
     program = (
         "import sys, jax, brainunit\nbefore = set(sys.modules)\nimport brainmass_kernels\n"
-        "heavy = {'matplotlib', 'optax', 'brainmass', 'brainstate', 'rich', 'scipy', 'libtpu', 'numba', 'llvmlite'}\n"
+        "heavy = {'matplotlib', 'optax', 'brainmass', 'brainstate', 'rich', 'scipy', 'libtpu', 'numba', 'llvmlite',"
+        "'triton', 'torch', 'jax_triton'}\n"
         "print(sorted(heavy & (set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
