@@ -42,6 +42,7 @@ from .models import WilsonCowanSymmetric as WilsonCowanSymmetric
 from .models import WilsonCowanThreePopulation as WilsonCowanThreePopulation
 from .models import WongWang as WongWang
 from .models import WongWangExcInh as WongWangExcInh
+from .models import coloured as coloured
 from .models import list_models as list_models
 from .models import model as model
 from .pointwise import NotPointwise as NotPointwise

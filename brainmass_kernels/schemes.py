@@ -48,11 +48,6 @@ def _push(model, s: State, p) -> State:
     return model.push(SimpleNamespace(**s), p) if hasattr(model, "push") else {}
 
 
-def _pushed(model, moved: State, s: State, p, h) -> State:
-    """``moved``, and a step's noise at the state ``s`` on top."""
-    return {**moved, **{n: moved[n] + h * rate for n, rate in _push(model, s, p).items()}}
-
-
 def _shifted(s: State, rates: State, h) -> State:
     return {n: s[n] + h * rates[n] for n in s}
 
@@ -77,16 +72,28 @@ def _rk4(model, s, p, i, h):
 
 def _exp_euler(model, s, p, i, h):
     """Exponential Euler with the diagonal of the Jacobian, each state on its own, as brainmass has it."""
+    return _relaxed(model, s, p, i, h, list(s))
+
+
+def _relaxed(model, s, p, i, h, names) -> State:
+    """These states by exponential Euler."""
     stepped, push = {}, _push(model, s, p)
 
     def rate_of(n, x):
         return model.drift(SimpleNamespace(**{**s, n: x}), p, i)[n]
 
-    for n in s:
+    for n in names:
         # The slope is the drift's alone: the noise's own would turn Ito's integral into another.
         rate, slope = jax.jvp(lambda x, n=n: rate_of(n, x), (s[n],), (jnp.ones_like(s[n]),))
         stepped[n] = s[n] + h * _phi(h * slope) * (rate + push[n] if n in push else rate)
     return stepped
+
+
+def _between(model, moved: State, s: State, p, i, h) -> State:
+    """``moved`` with the noise of the blocks' states on top, and the states of no block by exponential Euler."""
+    others = [n for n in s if not any(n in (b.position, b.velocity) for b in model.blocks)]
+    pushed = {n: moved[n] + h * rate for n, rate in _push(model, s, p).items() if n not in others}
+    return {**moved, **pushed, **_relaxed(model, s, p, i, h, others)}
 
 
 def _phi(z):
@@ -133,7 +140,7 @@ def _position_loss(z):
 def _exact(model, s, p, i, h):
     drive = model.drive(SimpleNamespace(**s), p, i)
     equilibrium = {b.position: getattr(p, b.A) / getattr(p, b.a) * drive[b.position] for b in model.blocks}
-    return _pushed(model, _flow(model, s, p, h, equilibrium), s, p, h)
+    return _between(model, _flow(model, s, p, h, equilibrium), s, p, i, h)
 
 
 def _kick(model, s, p, i, h):
@@ -141,7 +148,7 @@ def _kick(model, s, p, i, h):
     kicked = {
         b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks
     }
-    return _pushed(model, {**s, **kicked}, s, p, h)
+    return _between(model, {**s, **kicked}, s, p, i, h)
 
 
 def _strang(model, s, p, i, h):

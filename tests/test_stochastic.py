@@ -172,6 +172,58 @@ def test_strang_kicks_with_the_noise_of_a_velocity():
         assert moved == pytest.approx(added * (1 - 100.0 * h / 2) * decay, rel=1e-6)
 
 
+# Coloured noise ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [Decay(), bk.JansenRit()])
+def test_coloured_noise_has_its_variance_and_correlation(base):
+    """sigma^2 tau / 2 exp(-t / tau), whatever the model that it drives."""
+    name = next(n for n in ("push", "E_inp") if n in base.inputs)
+    unit = base.inputs[name].unit
+    model, sigma, tau, apart = bk.coloured(base, name, 20.0 * u.ms), 3.0, 20.0, 10.0
+    state = f"{name}_noise"
+    run = bk.simulate(
+        model, 6000, 0.5 * u.ms, noise={state: sigma * unit / u.ms**0.5}, key=KEY, transient=200, every=20,
+        initial={state: np.zeros(64, np.float32) * unit}, record=(state,),
+    )  # fmt: skip
+    x = np.asarray(run[state] / unit)
+    assert np.var(x) == pytest.approx(sigma**2 * tau / 2, rel=0.08)
+    assert np.mean(x[1:] * x[:-1]) / np.var(x) == pytest.approx(np.exp(-apart / tau), abs=0.05)
+
+
+@pytest.mark.parametrize("scheme", ["strang", "exact", "exp_euler", "symplectic_euler", "heun"])
+def test_coloured_noise_drives_its_input(scheme):
+    """Held for so long that it does not decay, it is a constant on the input."""
+    model = bk.coloured(bk.JansenRit(), "E_inp", 1e9 * u.second)
+    given = {"inputs": {"E_inp": 200.0 * u.Hz}, "initial": {"E_inp_noise": 20.0 * u.Hz}, "scheme": scheme}
+    run = bk.simulate(model, 200, 0.1 * u.ms, **given)
+    plain = bk.simulate(bk.JansenRit(), 200, 0.1 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, scheme=scheme)
+    np.testing.assert_allclose(run["eeg"] / u.mV, plain["eeg"] / u.mV, rtol=2e-5, atol=2e-5)
+    assert float(run.final["E_inp_noise"] / u.Hz) == pytest.approx(20.0, rel=1e-6)
+
+
+def test_two_inputs_take_coloured_noise_and_gradients_reach_its_time_constant():
+    def power(tau):
+        model = bk.coloured(bk.coloured(bk.JansenRit(), "E_inp", tau * u.ms), "M_inp", 5.0 * u.ms)
+        run = bk.simulate(
+            model, 100, 0.5 * u.ms, key=KEY, initial={"E_inp_noise": 40.0 * u.Hz},
+            noise={"E_inp_noise": 300.0 * u.Hz / u.second**0.5, "M_inp_noise": 5.0 * u.mV / u.second**0.5},
+        )  # fmt: skip
+        assert list(run.final) == [*bk.JansenRit.states, "E_inp_noise", "M_inp_noise"]
+        return jnp.mean((run["eeg"] / u.mV) ** 2)
+
+    with jax.enable_x64(True):
+        slope = float(jax.grad(power)(np.float64(10.0)))
+        wanted = float(power(np.float64(10.001)) - power(np.float64(9.999))) / 0.002
+    assert slope == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match="unknown input 'E_in'; did you mean 'E_inp'"):
+        bk.coloured(bk.JansenRit(), "E_in", 1.0 * u.ms)
+    with pytest.raises(ValueError, match="tau_E_inp"):
+        bk.coloured(bk.JansenRit(), "E_inp", 1.0 * u.mV)
+    assert "JansenRit" in [entry.name for entry in bk.list_models()]
+    assert len({entry.name for entry in bk.list_models()}) == len(bk.list_models())
+
+
 def test_an_unknown_name_is_told():
     with pytest.raises(ValueError, match="unknown input or state 'Exx'"):
         bk.simulate(bk.JansenRit(), 5, 0.5 * u.ms, noise={"Exx": 1.0}, key=KEY)

@@ -7,6 +7,7 @@ from .base import model as model
 from .canonical_microcircuit import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .catalogue import Catalogue as Catalogue
 from .catalogue import list_models as list_models
+from .coloured import coloured as coloured
 from .david_friston import DavidFriston as DavidFriston
 from .epileptor import Epileptor as Epileptor
 from .fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
