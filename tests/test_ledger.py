@@ -28,7 +28,7 @@ INSTRUCTIONS = {
 TRITON_INSTRUCTIONS = 30.0
 
 # The chips whose kernels are compiled again; the command does all of them.
-HELD = ("v5e", "tpu7x", "h200", "sm_80")
+HELD = ("v5e", "h200", "sm_80")
 
 
 def rows() -> list[dict]:
