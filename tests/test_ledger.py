@@ -27,7 +27,7 @@ INSTRUCTIONS = {
 # And on Ampere, through Triton.
 TRITON_INSTRUCTIONS = 30.0
 
-# The chips whose kernels are compiled again; the command does all of them.
+# The chips whose kernels are compiled again, those of one mass a thread; the command does all of them.
 HELD = ("v5e", "h200", "sm_80")
 
 
@@ -108,7 +108,7 @@ def _reason_to_skip(kept: dict, chip: str) -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row for row in map(row_of, rows()) if row.chip in HELD], ids=str)
+@pytest.mark.parametrize("row", [row for row in map(row_of, rows()) if row.chip in HELD and row.vec < 2], ids=str)
 def test_no_kernel_costs_five_percent_more(row):
     kept = json.loads(LEDGER.read_text())
     if reason := _reason_to_skip(kept, row.chip):
