@@ -23,6 +23,12 @@ _BACKENDS = {
 _LEAST_WORK = {"numba": 4_000}
 
 
+_WALKED = {
+    "always": ", walked back by inverse steps",
+    "asked": ", walked back by inverse steps where rates are slow enough",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a run will do; ``str()`` is a table.
@@ -36,6 +42,8 @@ class Plan:
     checkpoint_every : steps between checkpoints of a gradient
     operations : arithmetic operations a step and lane, after hoisting
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
+    retreat : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
+        or "" where it reruns each segment
     """
 
     implementation: str
@@ -49,6 +57,7 @@ class Plan:
     coefficients: int
     bytes_recorded: int
     bytes_gradient: int
+    retreat: str = ""
 
     def __str__(self) -> str:
         rows = {
@@ -56,7 +65,8 @@ class Plan:
             "work": f"{self.lanes:,} lanes x {self.steps:,} steps, {self.operations} operations a step and lane",
             "hoisted": f"{self.coefficients} coefficients, computed once before the loop",
             "records": f"{self.records:,} a lane, {_size(self.bytes_recorded)}",
-            "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more",
+            "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
+            + _WALKED.get(self.retreat, ""),
         }
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
