@@ -27,3 +27,11 @@ def device_cases(platform: str) -> list[Case]:
     ]
     first.append(Case(big, 10_000, scheme="exp_euler", precision=precision))
     return list(dict.fromkeys([*first, *rest]))
+
+
+def crossover_cases(platform: str) -> list[Case]:
+    """Sizes of forward runs between which the fastest implementation changes, from a few mass-steps on."""
+    if platform == "cpu":
+        grid = [(lanes, steps) for lanes in (1, 8, 64, 1024, 4096) for steps in (10, 100, 1_000, 10_000)]
+        return [Case(lanes, steps) for lanes, steps in grid if lanes * steps <= 1024 * 10_000]
+    return [Case(lanes, steps) for lanes in BATCHES for steps in (10, 100, 1_000, 10_000)]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -301,14 +303,16 @@ def machine() -> dict[str, Any]:
     from . import __version__
 
     device = jax.devices()[0]
+    optional = [name for name in ("numba", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
     versions = {
         "brainmass-kernels": __version__,
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", *optional)},
     }
     return {
         "date": datetime.date.today().isoformat(),
         "device": device.device_kind,
         "platform": device.platform,
+        "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         "versions": versions,
     }
