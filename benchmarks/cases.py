@@ -32,6 +32,6 @@ def device_cases(platform: str) -> list[Case]:
 def crossover_cases(platform: str) -> list[Case]:
     """Sizes of forward runs between which the fastest implementation changes, from a few mass-steps on."""
     if platform == "cpu":
-        grid = [(lanes, steps) for lanes in (1, 8, 64, 1024, 4096) for steps in (10, 100, 1_000, 10_000)]
+        grid = [(lanes, steps) for lanes in (1, 4, 16, 64, 1024, 4096) for steps in (10, 100, 1_000, 10_000)]
         return [Case(lanes, steps) for lanes, steps in grid if lanes * steps <= 1024 * 10_000]
     return [Case(lanes, steps) for lanes in BATCHES for steps in (10, 100, 1_000, 10_000)]
