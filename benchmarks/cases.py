@@ -9,6 +9,14 @@ BATCHES = (1, 128, 4096, 65_536, 1_048_576)
 CPU_BATCHES = (1, 128, 4096)
 
 
+# Of `test_op_speed`: elements of each argument.
+OP_SIZES = (1, 1024, 1_048_576)
+# Of `test_simulate_speed`, in brainmass's own scheme.
+SIMULATE_CASES = [
+    Case(lanes, 1000, gradient, scheme="exp_euler") for gradient in (False, True) for lanes in (1, 64, 1024)
+]
+
+
 def device_cases(platform: str) -> list[Case]:
     """In order of what is most worth knowing, as time may run out."""
     batches = CPU_BATCHES if platform == "cpu" else BATCHES
