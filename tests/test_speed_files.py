@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPS = ["sigmoid-sigmoid-1024", "sys2nd-sys2nd-1024", "sigmoid_sys2nd-chosen-1024", "sigmoid_sys2nd-scan-1"]
-RUNS = ["lax.scan-forward", "scan-gradient", "brainmass.Simulator-forward", "brainstate for_loop-gradient"]
+RUNS = ["lax.scan-forward", "brainmass.Simulator-forward", "brainstate for_loop-gradient"]
 CASES = [f"benchmarks/test_op_speed.py::test_op[{op}]" for op in OPS]
 CASES += [f"benchmarks/test_simulate_speed.py::test_simulate[{run} 1 x 1,000 exp_euler]" for run in RUNS]
 
