@@ -239,7 +239,7 @@ def _instructions(row: Row, kernel) -> dict:
         unroll = mosaic_gpu.unrolled(loop, layout[0], program)
         steps = [SEGMENT, EVERY, even_share(EVERY, unroll)]
     elif row.chip in TRITON_GPUS:
-        unroll = triton.Text(loop, (), (), np.dtype("float32"), layout[1]).unrolled(loop.advance)
+        unroll = triton.Text(loop, (), (), None, np.dtype("float32"), layout[1]).unrolled(loop.advance)
         steps = [STEPS, EVERY, unroll] if 2 * unroll <= EVERY else [STEPS, EVERY * max(1, unroll // EVERY)]
     else:
         unroll = mosaic_gpu.unrolled(loop, layout[0], loop.advance)

@@ -180,7 +180,7 @@ from benchmarks.ledger import jansen_rit_loop
 from brainmass_kernels.backends import numba as backend
 loop, per_mass = jansen_rit_loop("exp_euler")
 coefs = [jax.ShapeDtypeStruct((16384,) if m else (), "float32") for m in per_mass]
-shape = backend.Shape.of(coefs, (), 16384, np.dtype("float32"), loop, None)
+shape = backend.Shape.of(coefs, (), None, 16384, np.dtype("float32"), loop, None)
 began = time.perf_counter()
 backend.register(backend.forward_source(loop, shape))
 print(time.perf_counter() - began)

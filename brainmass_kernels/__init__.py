@@ -46,6 +46,15 @@ from .models import coloured as coloured
 from .models import list_models as list_models
 from .models import model as model
 from .pointwise import NotPointwise as NotPointwise
+from .recording import Average as Average
+from .recording import Crossings as Crossings
+from .recording import Maximum as Maximum
+from .recording import Mean as Mean
+from .recording import Minimum as Minimum
+from .recording import PeakFrequency as PeakFrequency
+from .recording import Reduction as Reduction
+from .recording import Spectrum as Spectrum
+from .recording import Variance as Variance
 from .simulate import Result as Result
 from .simulate import explain as explain
 from .simulate import simulate as simulate

@@ -64,6 +64,7 @@ class Plan:
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
     retreat : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
         or "" where it reruns each segment
+    block : records that statistics are made of at a time, 0 without any
     """
 
     implementation: str
@@ -78,13 +79,15 @@ class Plan:
     bytes_recorded: int
     bytes_gradient: int
     retreat: str = ""
+    block: int = 0
 
     def __str__(self) -> str:
         rows = {
             "implementation": f"{self.implementation} ({self.reason})",
             "work": f"{self.lanes:,} lanes x {self.steps:,} steps, {self.operations} operations a step and lane",
             "hoisted": f"{self.coefficients} coefficients, computed once before the loop",
-            "records": f"{self.records:,} a lane, {_size(self.bytes_recorded)}",
+            "records": f"{self.records:,} a lane, {_size(self.bytes_recorded)}"
+            + (f", reduced {min(self.block, self.records):,} at a time" if self.block else ""),
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
             + _WALKED.get(self.retreat, ""),
         }

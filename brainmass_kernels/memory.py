@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from .recording import Reduction
+
 if TYPE_CHECKING:
     from .simulate import Run
 
 
 def recorded(run: Run) -> int:
-    """Bytes of all records."""
-    return run.schedule.count * len(run.spec.record) * _lane_bytes(run)
+    """Bytes of all records: of those that are stored, and of statistics and the block that these are made of."""
+    count, sampling = run.schedule.count, run.sampling
+    if sampling is None:
+        return count * len(run.entries) * _lane_bytes(run)
+    held = [what.size(sampling) if isinstance(what, Reduction) else count for _, what in run.entries]
+    return (sum(held) + min(count, sampling.block) * len(run.spec.record)) * _lane_bytes(run)
 
 
 def gradient(run: Run) -> int:

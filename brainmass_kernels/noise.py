@@ -70,17 +70,19 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
 
     Parameters
     ----------
-    seeds : two int32 arrays of the lane shape, from `lane_seeds`
-    step : int32 scalar, the step's number in the run, from 0
+    seeds : two int32 arrays of the lane shape, from `lane_seeds`; with a third, the number of the first step
+    step : int32 scalar, counted from that first step, or from 0
     count : how many streams
 
     Returns
     -------
     ``count`` float32 arrays of the lane shape
     """
-    made = []
+    made, step = [], jnp.asarray(step, jnp.int32)
+    if len(seeds) == 3:
+        step = step + seeds[2]
     for pair in range((count + 1) // 2):
-        made += box_muller(*threefry(seeds[0], seeds[1], jnp.asarray(step, jnp.int32), jnp.int32(pair)))
+        made += box_muller(*threefry(seeds[0], seeds[1], step, jnp.int32(pair)))
     return tuple(made[:count])
 
 

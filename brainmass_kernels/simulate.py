@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import dispatch, memory, noise, testing, units
+from . import dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
 from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted, pieces
 from .backends.scan import Scan
 from .models.base import Model, check_name, refuse_nan
 from .pointwise import pullback, pullback_after
+from .recording import Reduction, Sampling
 from .schemes import NEEDS, SCHEMES
 from .step import Step, StepSpec, build
 
@@ -39,6 +40,8 @@ class Run(NamedTuple):
     precision: str
     interpret: str
     platform: str
+    entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
+    sampling: Sampling | None  # the records, where a statistic is made of them
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -59,13 +62,15 @@ class Result:
     Attributes
     ----------
     ts : ``(K,)``, the time at the end of each recorded step
-    records : each recorded quantity, ``(K, *batch)``
+    records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
     final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on
+    axes : what the first axis of a record is: ``ts``, the frequencies of a spectrum, the times of averages
     """
 
     ts: Any
     records: dict[str, Any]
     final: dict[str, Any]
+    axes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str):
         check_name(name, self.records, "record")
@@ -85,7 +90,7 @@ class Result:
         return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
 
     def tree_flatten(self):
-        return (self.ts, self.records, self.final), None
+        return (self.ts, self.records, self.final, self.axes), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
@@ -122,7 +127,9 @@ def simulate(
         unit over sqrt(time), there multiplied with `Model.diffusion`. Ito's integral, or with "heun" and "rk4"
         Stratonovich's
     key : a JAX random key, or one for each lane; needed with ``noise``
-    record : names of observables and states; ``None``, the model's observables
+    record : names of observables and states, and statistics of them that no trajectory is stored for, such as
+        ``bk.Mean()``, ``bk.Spectrum(freqs)`` or ``bk.Average(tr)``; or a dict of these by the names of the results.
+        ``None``, the model's observables
     every : steps from one record to the next
     transient : a time or a number of steps, during which nothing is recorded
     scheme : a name in `schemes.SCHEMES`; ``None``, the model's own
@@ -153,10 +160,18 @@ def simulate(
     known = model.recordable()
     taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
     ts = taken * units.concrete(u.get_magnitude(dt), "dt")
+    ts = u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
+    found, axes = {}, {}
+    for (name, what), x in zip(run.entries, records, strict=True):
+        if isinstance(what, str):
+            found[name], axes[name] = units.attach(x, known[what]), ts
+        elif run.sampling:
+            found[name], axes[name] = units.attach(x, what.unit(known[what.of])), what.axis(ts, run.sampling)
     return Result(
-        u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit),
-        {n: units.attach(x, known[n]) for n, x in zip(run.spec.record, records)},
+        ts,
+        found,
         {n: units.attach(x, known[n]) for n, x in zip(model.states, final)},
+        {n: axis for n, axis in axes.items() if axis is not None},
     )
 
 
@@ -180,6 +195,7 @@ def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:
         bytes_recorded=memory.recorded(run),
         bytes_gradient=memory.gradient(run),
         retreat=run.retreat,
+        block=run.sampling.block if run.sampling else 0,
     )
 
 
@@ -209,9 +225,9 @@ def _prepare(
     dtype = _dtype([*parameters.values(), *given.values(), *state.values(), *sigmas.values()])
     if precision not in ("exact", "fast"):
         raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
-    spec = StepSpec(
-        type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), _record(model, record), np.dtype(dtype)
-    )
+    entries = _entries(model, record)
+    sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
+    spec = StepSpec(type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), tuple(sources), np.dtype(dtype))
     every_c = _checkpoint_every(checkpoint_every, schedule.steps)
     dispatch.check_known(implementation)
     run = Run(
@@ -224,6 +240,8 @@ def _prepare(
         precision=precision,
         interpret=testing.interpreting(),
         platform=dispatch.platform(),
+        entries=entries,
+        sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
     run = run._replace(implementation=name)
@@ -347,13 +365,35 @@ def _mapping(value, name: str) -> dict:
     return dict(value)
 
 
-def _record(model: Model, record) -> tuple[str, ...]:
+def _entries(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
+    """By the result's name, the quantity or the statistic that is recorded."""
+    known = model.recordable()
     if record is None:
-        return tuple(model.observables) or tuple(model.states)
-    names = (record,) if isinstance(record, str) else tuple(record)
-    for name in names:
-        check_name(name, model.recordable(), "record")
-    return names
+        record = tuple(model.observables) or tuple(model.states)
+    asked = (record,) if isinstance(record, (str, Reduction)) else record
+    named = asked.items() if isinstance(asked, Mapping) else [(None, what) for what in asked]
+    entries: dict[str, str | Reduction] = {}
+    for name, what in named:
+        if not isinstance(what, (str, Reduction)):
+            raise TypeError(f"'record' got {type(what).__name__}, but takes names, and statistics such as bk.Mean()")
+        of = what if isinstance(what, str) else what.of or next(iter(known))
+        check_name(of, known, "record")
+        if isinstance(what, Reduction):
+            what, of = what.bound(of, known[of]), f"{of}_{what.suffix}"
+        name = of if name is None else name
+        if entries.setdefault(name, what) != what:
+            raise ValueError(f"'record' has two results named '{name}': give a dict with a name for each")
+    return tuple(entries.items())
+
+
+def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampling | None:
+    reductions = [what for _, what in entries if isinstance(what, Reduction)]
+    if not reductions:
+        return None
+    sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
+    for reduction in reductions:
+        reduction.check(sampling)
+    return sampling
 
 
 def _varies(x, steps: int) -> bool:
@@ -412,7 +452,7 @@ def _request(run: Run) -> Request:
 @functools.partial(jax.jit, static_argnums=0)
 def _run(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
-    step, loop = loop_of(run)
+    step, _ = loop_of(run)
     dtype, lanes = run.spec.dtype, math.prod(run.batch)
     hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
     state = step.enter(hoisted, [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state])
@@ -420,14 +460,27 @@ def _run(run: Run, data: Data):
     coefs = step.setup(*hoisted)
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
-    if run.transparent:
-        result = Scan().transparent(loop, coefs, state, varying, seeds, run.checkpoint_every)
-        records, final = result.records, result.final
+    near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
+
+    def launch(schedule, state, rows, first):
+        """Some of the steps, from the ``first`` on."""
+        part = run._replace(schedule=schedule, checkpoint_every=min(run.checkpoint_every, schedule.steps))
+        loop, since = loop_of(part)[1], seeds
+        if seeds is not None and first is not None:
+            since = jnp.concatenate([seeds, jnp.full((1, lanes), first, jnp.int32)])
+        if run.transparent:
+            return Scan().transparent(loop, coefs, state, rows, since, part.checkpoint_every)[:2]
+        return _differentiable(part, loop)(tuple(coefs), state, rows, since, near)
+
+    if run.sampling is None:
+        records, final = launch(run.schedule, state, varying, None)
     else:
-        near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
-        records, final = _differentiable(run, loop)(tuple(coefs), state, varying, seeds, near)
+        what = [what for _, what in run.entries]
+        # Pallas's interpreters have effects, which JAX runs no second time.
+        again = not run.interpret
+        records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     final = step.exit(hoisted, final)
-    shaped = [x.reshape(x.shape[0], *run.batch) for x in records]
+    shaped = [x.reshape(*x.shape[:-1], *run.batch) for x in records]
     return shaped, [x.reshape(run.batch) for x in final]
 
 

@@ -13,6 +13,7 @@ LAYERS = [
     ["_jax", "assembly"],
     ["units", "noise", "pointwise"],
     ["functional", "affine", "backends.base", "backends.pallas"],
+    ["recording"],
     ["models.base"],
     ["models.*"],
     ["models"],

@@ -1,5 +1,7 @@
 """The GPU backend, in Pallas's interpreter against float64 references, and compiled for chips that are not there."""
 
+import importlib
+
 import pytest
 from backend_suite import BackendSuite, Case
 from kernel_suite import KernelSuite
@@ -33,5 +35,11 @@ class TestMosaicGPU(BackendSuite):
     float64 = False
     context = staticmethod(bk.testing.interpret)
     accuracy = Case(steps=1000, every=10, lanes=8)
-    batches = (1, 127, 129)
+    batches = (1, 127, 129, 257)
     bounded = None
+
+    @pytest.mark.slow
+    def test_replay_is_exact(self, monkeypatch):
+        """Where it is replayed; tests/test_retreat.py holds the way back by inverse steps."""
+        monkeypatch.setattr(importlib.import_module("brainmass_kernels.simulate"), "REACH", 0.0)
+        super().test_replay_is_exact()

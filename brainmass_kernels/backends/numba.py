@@ -64,7 +64,7 @@ class Numba:
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         lanes, dtype = state[0].shape[0], state[0].dtype
-        shape = Shape.of(coefs, inputs, lanes, dtype, loop, None)
+        shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, None)
         source = forward_source(loop, shape)
         segments = -(-loop.schedule.steps // checkpoint_every) if checkpoint_every else 0
         results = [
@@ -84,7 +84,7 @@ class Numba:
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
-        shape = Shape.of(coefs, inputs, lanes, dtype, loop, checkpoint_every)
+        shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, checkpoint_every)
         source = adjoint_source(loop, pullbacks, wanted, shape)
         partial = -(-lanes // shape.block)
         n_coefs = sum(wanted.coefs)
@@ -122,15 +122,17 @@ class Shape(NamedTuple):
     uniform_coefs, uniform_inputs : for each, whether it is one for all lanes
     dtype : "f32" or "f64"
     block : lanes of a block
+    later : whether the number of the first step comes with the seeds
     """
 
     uniform_coefs: tuple[bool, ...]
     uniform_inputs: tuple[bool, ...]
     dtype: str
     block: int
+    later: bool
 
     @classmethod
-    def of(cls, coefs, inputs, lanes: int, dtype, loop: Loop, segment: int | None) -> Shape:
+    def of(cls, coefs, inputs, seeds, lanes: int, dtype, loop: Loop, segment: int | None) -> Shape:
         """Of a forward run, or of an adjoint one by segments of so many steps."""
         block = narrowest = NARROWEST["adjoint" if segment else "forward"]
         # Every thread should have a block.
@@ -141,7 +143,11 @@ class Shape(NamedTuple):
             while block > narrowest and block * segment * (loop.n_state + 3) * dtype.itemsize > REPLAY:
                 block //= 2
         return cls(
-            tuple(c.ndim == 0 for c in coefs), tuple(x.ndim == 1 for x in inputs), _SHORT[np.dtype(dtype).name], block
+            tuple(c.ndim == 0 for c in coefs),
+            tuple(x.ndim == 1 for x in inputs),
+            _SHORT[np.dtype(dtype).name],
+            block,
+            seeds is not None and len(seeds) == 3,
         )
 
     @property
@@ -313,6 +319,8 @@ class _Kernel:
             f"I = i32_at({row})",
             f"spread_i32({row}, argument(frame, {k}) + 4 * lane, valid, block)",
             f"spread_i32({row} + 4 * block, argument(frame, {k}) + 4 * (lanes + lane), valid, block)",
+            # All lanes have come equally far.
+            f"origin = i32_at(argument(frame, {k}) + 8 * lanes)[0]" if self.shape.later else "origin = i32(0)",
         ]
 
     @property
@@ -349,7 +357,7 @@ class _Kernel:
         stores = {self.rows.at(name): self.cast(value, np.dtype("float32")) for name, value in zip(self.normals, drawn)}
         # In a float64 run the rows do not hold float32.
         staged = self.shape.dtype == "f32"
-        return ["counter = i32(n)", *self.lane_loop(writer, stores, [seeds], staged)]
+        return ["counter = i32(n + origin)", *self.lane_loop(writer, stores, [seeds], staged)]
 
     def cast(self, value: str, dtype) -> str:
         return value if _SHORT.get(np.dtype(dtype).name) == self.shape.dtype else f"{self.shape.dtype}({value})"

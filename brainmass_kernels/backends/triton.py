@@ -120,7 +120,7 @@ class Triton:
         lanes, dtype = state[0].shape[0], state[0].dtype
         layout = Layout.choose(lanes, 4, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
-        text = Text(loop, coefs, inputs, dtype, layout)
+        text = Text(loop, coefs, inputs, seeds, dtype, layout)
         source = text.forward(parts, bool(checkpoint_every))
         shapes = [(lanes,)] * loop.n_state + [(loop.schedule.count, lanes)] * text.n_seen
         shapes += [(segments_in(parts), lanes)] * loop.n_state if checkpoint_every else []
@@ -140,7 +140,7 @@ class Triton:
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         layout = Layout.choose(lanes, 1, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every))
-        text = Text(loop, coefs, inputs, dtype, layout)
+        text = Text(loop, coefs, inputs, seeds, dtype, layout)
         source = text.adjoint(parts, pullbacks, wanted)
         in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
         n, steps = sum(wanted.coefs), loop.schedule.steps
@@ -201,7 +201,7 @@ class Text:
     Numbers that change with the length of a run are not in the text: the kernel reads them from ``plan``.
     """
 
-    def __init__(self, loop: Loop, coefs, inputs, dtype, layout: Layout):
+    def __init__(self, loop: Loop, coefs, inputs, seeds, dtype, layout: Layout):
         self.loop, self.layout = loop, layout
         self.dtype = np.dtype(dtype)
         self.spelling = spelling(loop)
@@ -217,6 +217,8 @@ class Text:
         self.loops = 0
         # Steps are counted where something depends on their number.
         self.counted = bool(loop.n_inputs or loop.n_normals)
+        # The number of the first step, which may come with the seeds; all lanes have come equally far.
+        self.origin = " + origin" if seeds is not None and len(seeds) == 3 else ""
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -338,6 +340,8 @@ class Text:
         if self.loop.n_normals:
             self.line("key0 = tl.load(seeds + lane, mask=inside, other=0)")
             self.line("key1 = tl.load(seeds + wide + lane, mask=inside, other=0)")
+        if self.origin:
+            self.line("origin = tl.load(seeds + 2 * wide)")
 
     def read_inputs(self, step: str, names: Sequence[str]) -> None:
         if any(self.inputs_in_lanes):
@@ -351,7 +355,7 @@ class Text:
         inputs = self.names("u", self.loop.n_inputs, mark)
         normals = self.names("z", self.loop.n_normals, mark)
         self.read_inputs(step, inputs)
-        self.assign(normals, f"draw(key0, key1, {step}, zero)")
+        self.assign(normals, f"draw(key0, key1, {step}{self.origin}, zero)")
         arguments = [*self.coefs, *given, *inputs, *normals, "zero"]
         self.assign(made, f"advance({', '.join(arguments)})")
 

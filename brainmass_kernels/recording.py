@@ -1,0 +1,504 @@
+"""What a run may record besides trajectories: statistics of the records, taken block by block as they come.
+
+A kernel runs until a block of records is full; plain jnp reduces the block, and it is forgotten. So a statistic costs a
+kernel neither registers nor a gradient of its own, a spectrum is a matrix product, and memory does not grow with time.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import units
+from .backends.base import Schedule
+
+#: Values of one observable that a block may hold, unless that were fewer records than these.
+BLOCK = 2**24
+FEWEST = 32
+#: Blocks that a gradient may keep the state before; of more, groups are run again first.
+KEPT = 64
+
+
+class Sampling(NamedTuple):
+    """The records that a statistic is made of.
+
+    Attributes
+    ----------
+    count : how many there are
+    interval : seconds from one to the next
+    block : how many come at once, but for the last
+    """
+
+    count: int
+    interval: float
+    block: int
+
+    @classmethod
+    def of(cls, count: int, interval: float, lanes: int) -> Sampling:
+        """In equal blocks, where a divisor is near."""
+        most = max(FEWEST, BLOCK // max(1, lanes))
+        even = -(-count // -(-count // most)) if count else 1
+        divisors = (b for b in range(even, even + even // 2 + 1) if count % b == 0)
+        return cls(count, interval, next(divisors, even))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """A statistic of all records of one quantity, kept up to date while these come and go.
+
+    Parameters
+    ----------
+    of : the observable or state; the model's first observable if not given
+    """
+
+    of: str = dataclasses.field(default="", kw_only=True)
+
+    @property
+    def suffix(self) -> str:
+        """What is put behind the quantity's name to name the result."""
+        return type(self).__name__.lower()
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise ValueError where the records of a run cannot give this statistic."""
+        if sampling.count < 1:
+            raise ValueError(f"{type(self).__name__} needs a record, but the transient leaves none")
+
+    def unit(self, unit) -> Any:
+        """The result's unit, from the quantity's."""
+        return unit
+
+    def bound(self, of: str, unit) -> Any:
+        """The statistic of a quantity that has this unit."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "of", of)
+        return bound
+
+    def size(self, sampling: Sampling) -> int:
+        """Values a lane that are held."""
+        return 1
+
+    def axis(self, ts, sampling: Sampling) -> Any:
+        """What the result's first axis is, given the times of the records; ``None`` for one value a lane."""
+        return None
+
+    def start(self, like, sampling: Sampling) -> Any:
+        """What is held before the first record; ``like`` is a value of each lane, ``(L,)``."""
+        raise NotImplementedError
+
+    def add(self, held, x, first, sampling: Sampling) -> Any:
+        """What is held after the records ``x`` ``(n, L)``, of which ``first`` came before."""
+        raise NotImplementedError
+
+    def finish(self, held, sampling: Sampling) -> Any:
+        """The result, ``(L,)`` or ``(M, L)``."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean(Reduction):
+    """The mean of the records, one value a lane."""
+
+    def start(self, like, sampling):
+        return jnp.zeros_like(like), jnp.zeros_like(like)
+
+    def add(self, held, x, first, sampling):
+        """Chan, Golub and LeVeque 1983, The American Statistician 37:242: two means and sums of squares made one."""
+        mean, squares = held
+        n, k = jnp.asarray(first, x.dtype), x.shape[0]
+        block = x.mean(0)
+        apart, share = block - mean, k / (n + k)
+        return mean + apart * share, squares + ((x - block[None]) ** 2).sum(0) + apart**2 * (n * share)
+
+    def finish(self, held, sampling):
+        return held[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variance(Mean):
+    """The variance of the records (their mean squared distance from their mean), one value a lane."""
+
+    def unit(self, unit):
+        return unit**2
+
+    def finish(self, held, sampling):
+        return held[1] / sampling.count
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimum(Reduction):
+    """The least of the records, one value a lane."""
+
+    def start(self, like, sampling):
+        return jnp.full_like(like, jnp.inf)
+
+    def add(self, held, x, first, sampling):
+        return jnp.minimum(held, x.min(0))
+
+    def finish(self, held, sampling):
+        return held
+
+
+@dataclasses.dataclass(frozen=True)
+class Maximum(Reduction):
+    """The largest of the records, one value a lane."""
+
+    def start(self, like, sampling):
+        return jnp.full_like(like, -jnp.inf)
+
+    def add(self, held, x, first, sampling):
+        return jnp.maximum(held, x.max(0))
+
+    def finish(self, held, sampling):
+        return held
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Reduction):
+    """Means over consecutive times of length ``tr``, as a scanner takes them; what is left at the end is dropped.
+
+    Parameters
+    ----------
+    tr : a time, a whole multiple of that between records
+    """
+
+    tr: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "tr", units.concrete(units.strip(self.tr, u.second, "tr"), "tr"))
+
+    def check(self, sampling):
+        super().check(sampling)
+        times = self.tr / sampling.interval
+        if round(times) < 1 or abs(times - round(times)) > 1e-6 * times:
+            raise ValueError(
+                f"'tr' got {self.tr:g} s, but takes a whole multiple of the time between records, "
+                f"{sampling.interval:g} s"
+            )
+        if round(times) > sampling.count:
+            raise ValueError(
+                f"'tr' got {self.tr:g} s, longer than the {sampling.count * sampling.interval:g} s recorded"
+            )
+
+    def per(self, sampling: Sampling) -> int:
+        """Records of one mean."""
+        return round(self.tr / sampling.interval)
+
+    def size(self, sampling):
+        return sampling.count // self.per(sampling)
+
+    def axis(self, ts, sampling):
+        per = self.per(sampling)
+        return ts[per - 1 :: per]
+
+    def start(self, like, sampling):
+        # A block may begin late in the last mean, and then all its rows must fit behind.
+        return jnp.zeros(
+            (-(-sampling.count // self.per(sampling)) + self._rows(sampling.block, sampling), *like.shape), like.dtype
+        )
+
+    def _rows(self, n: int, sampling: Sampling) -> int:
+        """How many means so many consecutive records can be part of."""
+        return -(-n // self.per(sampling)) + 1
+
+    def add(self, held, x, first, sampling):
+        per, rows = self.per(sampling), self._rows(len(x), sampling)
+        row = first // per
+        ours = (first + jnp.arange(len(x), dtype=jnp.int32)) // per - row
+        belongs = ours[None] == jnp.arange(rows, dtype=jnp.int32)[:, None]
+        sums = jnp.dot(belongs.astype(x.dtype) / per, x, precision=lax.Precision.HIGHEST)
+        before = lax.dynamic_slice_in_dim(held, row, rows)
+        return lax.dynamic_update_slice_in_dim(held, before + sums, row, 0)
+
+    def finish(self, held, sampling):
+        return held[: self.size(sampling)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Reduction):
+    """Power spectral density at chosen frequencies: the tapered periodogram of the records less their mean.
+
+    At frequencies that are whole multiples of one over the recorded time it is what `scipy.signal.periodogram` makes
+    of the stored records; any others may be asked for as well.
+
+    Parameters
+    ----------
+    freqs : ``(F,)`` frequencies, up to half the sampling rate; plain numbers are Hz
+    taper : "hann" or "boxcar"
+    """
+
+    freqs: Any
+    taper: str = dataclasses.field(default="hann", kw_only=True)
+
+    def __post_init__(self):
+        given = self.freqs if isinstance(self.freqs, u.Quantity) else np.asarray(self.freqs, float) * u.Hz
+        freqs = np.atleast_1d(np.asarray(units.strip(given, u.Hz, "freqs"), float))
+        if freqs.ndim != 1 or not len(freqs) or not (np.isfinite(freqs).all() and (freqs >= 0).all()):
+            raise ValueError(
+                f"'freqs' got {self.freqs}, but takes one or several frequencies (F,), none of them negative"
+            )
+        if self.taper not in ("hann", "boxcar"):
+            raise ValueError(f"'taper' got {self.taper!r}, but takes 'hann' or 'boxcar'")
+        # A tuple can be a key of what was compiled.
+        object.__setattr__(self, "freqs", tuple(freqs.tolist()))
+
+    def check(self, sampling):
+        if sampling.count < 2:
+            raise ValueError(f"{type(self).__name__} needs two records or more, and this run has {sampling.count}")
+        nyquist = 0.5 / sampling.interval
+        if max(self.freqs) > nyquist * (1 + 1e-9):
+            raise ValueError(
+                f"'freqs' got {max(self.freqs):g} Hz, but takes at most {nyquist:g} Hz, half the rate of the records: "
+                "record more often (every=)"
+            )
+
+    def unit(self, unit):
+        return unit**2 / u.Hz
+
+    def size(self, sampling):
+        return 2 * len(self.freqs) + 2
+
+    def axis(self, ts, sampling):
+        return np.array(self.freqs) * u.Hz
+
+    def _weights(self, sampling: Sampling) -> np.ndarray:
+        k = np.arange(sampling.count)
+        return np.ones(len(k)) if self.taper == "boxcar" else 0.5 - 0.5 * np.cos(2 * np.pi * k / sampling.count)
+
+    def _turns(self, k, sampling: Sampling) -> np.ndarray:
+        """``exp(-2 pi i f t)`` at records ``k`` as cosines and sines, ``(2, len(k), F)``."""
+        phase = 2 * np.pi * np.mod(np.outer(k, np.array(self.freqs) * sampling.interval), 1.0)
+        return np.stack([np.cos(phase), -np.sin(phase)])
+
+    def start(self, like, sampling):
+        sums = jnp.zeros((2, len(self.freqs), *like.shape), like.dtype)
+        return sums, jnp.zeros_like(like), jnp.zeros_like(like)
+
+    def add(self, held, x, first, sampling):
+        sums, mean, origin = held
+        # Any constant does, as the mean comes off in the end; one that is near keeps the rounding small.
+        origin = lax.stop_gradient(jnp.where(first == 0, x[0], origin))
+        x = x - origin[None]
+        weights = lax.dynamic_slice_in_dim(jnp.asarray(self._weights(sampling), x.dtype), first, len(x))
+        turns = jnp.asarray(self._turns(np.arange(len(x)), sampling), x.dtype)
+        real, imag = jnp.einsum("ckf,kl->cfl", turns * weights[None, :, None], x, precision=lax.Precision.HIGHEST)
+        starts = np.arange(0, sampling.count, sampling.block)
+        cos, sin = jnp.asarray(self._turns(starts, sampling), x.dtype)[:, first // sampling.block, :, None]
+        sums = sums + jnp.stack([cos * real - sin * imag, cos * imag + sin * real])
+        return sums, mean + x.sum(0) / sampling.count, origin
+
+    def finish(self, held, sampling):
+        sums, mean, _ = held
+        weights, turns = self._weights(sampling), self._turns(np.arange(sampling.count), sampling)
+        of_one = jnp.asarray(np.einsum("ckf,k->cf", turns, weights), mean.dtype)
+        real, imag = sums - of_one[..., None] * mean[None, None]
+        nyquist = 0.5 / sampling.interval
+        sides = [1.0 if f == 0 or math.isclose(f, nyquist) else 2.0 for f in self.freqs]
+        scale = np.array(sides) * sampling.interval / (weights**2).sum()
+        return jnp.asarray(scale, mean.dtype)[:, None] * (real**2 + imag**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakFrequency(Spectrum):
+    """The frequency with the greatest power among ``freqs``, one value a lane.
+
+    It is refined by the parabola through the logarithms of the power there and on both sides, and so has a derivative;
+    at the first and the last of ``freqs`` it is not refined.
+    """
+
+    @property
+    def suffix(self) -> str:
+        return "peak_frequency"
+
+    def check(self, sampling):
+        super().check(sampling)
+        if len(self.freqs) < 3 or (np.diff(self.freqs) <= 0).any():
+            raise ValueError(f"'freqs' got {len(self.freqs)} frequencies, but takes three or more that increase")
+
+    def unit(self, unit):
+        return u.Hz
+
+    def axis(self, ts, sampling):
+        return None
+
+    def finish(self, held, sampling):
+        power = super().finish(held, sampling)
+        freqs = jnp.asarray(self.freqs, power.dtype)
+        top = jnp.argmax(power, axis=0)
+        middle = jnp.clip(top, 1, len(freqs) - 2)
+        x0, x1, x2 = (freqs[middle + j] for j in (-1, 0, 1))
+        tiny = jnp.finfo(power.dtype).tiny
+        heights = jnp.log(jnp.maximum(power, tiny))
+        y0, y1, y2 = (jnp.take_along_axis(heights, middle[None] + j, 0)[0] for j in (-1, 0, 1))
+        left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+        bend = (right - left) / (x2 - x0)
+        inside = (top == middle) & (bend < 0)
+        vertex = 0.5 * (x0 + x1) - left / (2 * jnp.where(inside, bend, -1.0))
+        return jnp.where(inside, vertex, freqs[top])
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossings(Reduction):
+    """How often a second the records rise through a level, one value a lane; it has no derivative.
+
+    Parameters
+    ----------
+    level : in the quantity's unit, one for all lanes
+    """
+
+    level: Any
+
+    @property
+    def suffix(self) -> str:
+        return "crossing_rate"
+
+    def __post_init__(self):
+        unit = units.unit_of(self.level)
+        level = units.concrete(units.strip(self.level, unit, "level"), "level")
+        object.__setattr__(self, "level", (level, unit))
+
+    def check(self, sampling):
+        if sampling.count < 2:
+            raise ValueError(f"Crossings needs two records or more, and this run has {sampling.count}")
+
+    def bound(self, of, unit):
+        bound = super().bound(of, unit)
+        level = units.strip(units.attach(*self.level), unit, "level")
+        object.__setattr__(bound, "level", (float(level), unit))
+        return bound
+
+    def unit(self, unit):
+        return u.Hz
+
+    def start(self, like, sampling):
+        return jnp.full_like(like, jnp.inf), jnp.zeros_like(like)
+
+    def add(self, held, x, first, sampling):
+        last, count = held
+        before = jnp.concatenate([last[None], x[:-1]])
+        level = self.level[0]
+        return x[-1], count + ((before < level) & (x >= level)).sum(0).astype(x.dtype)
+
+    def finish(self, held, sampling):
+        last, count = held
+        return _without_derivative(count / ((sampling.count - 1) * sampling.interval), last)
+
+
+@jax.custom_vjp
+def _without_derivative(value, follows):
+    """``value``, through which no gradient may be taken by what ``follows`` depends on."""
+    return value
+
+
+def _forward(value, follows):
+    return value.value, (value.value, follows.value)
+
+
+def _backward(residuals, cotangent):
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return tuple(map(jnp.zeros_like, residuals))
+    raise TypeError(
+        "a gradient was asked for through bk.Crossings, which counts and has no derivative: "
+        "bk.PeakFrequency and bk.Spectrum have one"
+    )
+
+
+_without_derivative.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+# A run in blocks of records -----------------------------------------------------------------------------------------
+
+
+def run(
+    schedule: Schedule, sampling: Sampling, what: Sequence[str | Reduction], sources, launch: Callable, state, rows,
+    again: bool,
+):  # fmt: skip
+    """Run all steps, reducing the records block by block.
+
+    Parameters
+    ----------
+    schedule : of the whole run
+    what : names of quantities to be stored, and statistics
+    sources : names of the quantities that a launch records
+    launch : ``(schedule, state, rows, first step or None) -> (records, state)``, a run of some steps
+    state : each ``(L,)``
+    rows : of inputs, one a step, each ``(T, ...)``
+    again : whether a gradient runs blocks again, or keeps what it needs of them all
+
+    Returns
+    -------
+    for each of ``what`` its value, and the final state
+    """
+    block, lead, every = sampling.block, schedule.lead, schedule.every
+    reductions = [r for r in what if isinstance(r, Reduction)]
+    stored: list[list] = [[] for r in what if not isinstance(r, Reduction)]
+    held = tuple(r.start(state[0], sampling) for r in reductions)
+
+    def take(held, records, first):
+        seen = dict(zip(sources, records, strict=True))
+        held = tuple(r.add(h, seen[r.of], first, sampling) for r, h in zip(reductions, held, strict=True))
+        return held, [seen[name] for name in what if not isinstance(name, Reduction)]
+
+    def keep(records):
+        for parts, x in zip(stored, records, strict=True):
+            parts.append(x)
+
+    if block >= sampling.count:
+        records, state = launch(schedule, state, rows, None)
+        held, kept = take(held, records, 0)
+        keep(kept)
+    else:
+
+        def between(first, count, recorded):
+            part = Schedule(count, 0 if recorded else count, every)
+            return launch(part, state, tuple(x[first : first + count] for x in rows), first)
+
+        def one(carry, x):
+            (state, held), (number, rows) = carry, x
+            records, state = launch(Schedule(steps, 0, every), state, rows, lead + number * steps)
+            held, kept = take(held, records, number * block)
+            return (state, held), kept
+
+        whole, left = divmod(sampling.count, block)
+        steps = block * every
+        if lead:
+            _, state = between(0, lead, recorded=False)
+        cut = tuple(x[lead : lead + whole * steps].reshape(whole, steps, *x.shape[1:]) for x in rows)
+        repeated = _repeated if again else lax.scan
+        (state, held), kept = repeated(one, (state, held), (jnp.arange(whole, dtype=jnp.int32), cut))
+        keep(x.reshape(-1, *x.shape[2:]) for x in kept)
+        done = lead + whole * steps
+        if left:
+            records, state = between(done, left * every, recorded=True)
+            held, kept = take(held, records, whole * block)
+            keep(kept)
+            done += left * every
+        if done < schedule.steps:
+            _, state = between(done, schedule.steps - done, recorded=False)
+    finished = (r.finish(h, sampling) for r, h in zip(reductions, held, strict=True))
+    trajectories = (jnp.concatenate(parts) for parts in stored)
+    return [next(finished if isinstance(r, Reduction) else trajectories) for r in what], state
+
+
+def _repeated(body: Callable, carry, xs):
+    """`lax.scan` whose gradient keeps about the square root of so many carries, and runs the rest again."""
+    body = jax.checkpoint(body, prevent_cse=False)
+    count = len(jax.tree.leaves(xs)[0])
+    if count <= KEPT:
+        return lax.scan(body, carry, xs)
+    each = math.isqrt(count)
+    grouped = count // each * each
+    groups = jax.tree.map(lambda x: x[:grouped].reshape(-1, each, *x.shape[1:]), xs)
+    group = jax.checkpoint(lambda carry, x: lax.scan(body, carry, x), prevent_cse=False)
+    carry, made = lax.scan(group, carry, groups)
+    carry, rest = lax.scan(body, carry, jax.tree.map(lambda x: x[grouped:], xs))
+    made = jax.tree.map(lambda x, y: jnp.concatenate([x.reshape(-1, *x.shape[2:]), y]), made, rest)
+    return carry, made
