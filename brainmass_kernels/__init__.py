@@ -58,5 +58,7 @@ from .recording import Variance as Variance
 from .simulate import Result as Result
 from .simulate import explain as explain
 from .simulate import simulate as simulate
+from .sweep import Sweep as Sweep
+from .sweep import sweep as sweep
 
 __version__ = "0.1.0"

@@ -27,6 +27,7 @@ LAYERS = [
     ["simulate"],
     ["fused", "spectra", "bench"],
     ["fit"],
+    ["sweep"],
     ["plots"],
     ["cli"],
 ]
