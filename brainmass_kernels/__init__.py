@@ -55,6 +55,7 @@ from .recording import PeakFrequency as PeakFrequency
 from .recording import Reduction as Reduction
 from .recording import Spectrum as Spectrum
 from .recording import Variance as Variance
+from .sensitivity import sensitivities as sensitivities
 from .simulate import Result as Result
 from .simulate import explain as explain
 from .simulate import simulate as simulate

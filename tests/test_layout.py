@@ -25,7 +25,7 @@ LAYERS = [
     ["dispatch"],
     ["memory"],
     ["simulate"],
-    ["fused", "spectra", "bench"],
+    ["fused", "spectra", "bench", "sensitivity"],
     ["fit"],
     ["sweep"],
     ["plots"],
