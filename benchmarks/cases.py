@@ -9,6 +9,14 @@ BATCHES = (1, 128, 4096, 65_536, 1_048_576)
 CPU_BATCHES = (1, 128, 4096)
 
 
+# Of `test_op_speed`: elements of each argument.
+OP_SIZES = (1, 1024, 1_048_576)
+# Of `test_simulate_speed`, in brainmass's own scheme.
+SIMULATE_CASES = [
+    Case(lanes, 1000, gradient, scheme="exp_euler") for gradient in (False, True) for lanes in (1, 64, 1024)
+]
+
+
 def device_cases(platform: str) -> list[Case]:
     """In order of what is most worth knowing, as time may run out."""
     batches = CPU_BATCHES if platform == "cpu" else BATCHES
@@ -27,3 +35,11 @@ def device_cases(platform: str) -> list[Case]:
     ]
     first.append(Case(big, 10_000, scheme="exp_euler", precision=precision))
     return list(dict.fromkeys([*first, *rest]))
+
+
+def crossover_cases(platform: str) -> list[Case]:
+    """Sizes of forward runs between which the fastest implementation changes, from a few mass-steps on."""
+    if platform == "cpu":
+        grid = [(lanes, steps) for lanes in (1, 4, 16, 64, 1024, 4096) for steps in (10, 100, 1_000, 10_000)]
+        return [Case(lanes, steps) for lanes, steps in grid if lanes * steps <= 1024 * 10_000]
+    return [Case(lanes, steps) for lanes in BATCHES for steps in (10, 100, 1_000, 10_000)]

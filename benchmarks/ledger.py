@@ -32,16 +32,17 @@ from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
 from brainmass_kernels.backends.pallas import even_share
 from brainmass_kernels.models.jansen_rit import JansenRit
-from brainmass_kernels.pointwise import pullback
+from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
 
 LEDGER = Path(__file__).with_name("ledger.json")
 SCHEMES = ("strang", "exp_euler")
-KERNELS = ("forward", "forward_per_lane", "gradient")
+KERNELS = ("forward", "forward_per_lane", "gradient", "retreat")
 # Lets a process load libtpu while one outside our lock has it; harmless, for no chip is touched.
 TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
+WAYS_BACK = ("gradient", "retreat")
 ARGUMENTS = ("plain", "noise", "input")
 CHIPS = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
 # Multiprocessor throughput a clock: instructions of any kind, and of the special-function unit.
@@ -68,7 +69,8 @@ class Row(NamedTuple):
 
     Attributes
     ----------
-    kernel : "forward", "forward_per_lane" (as with three per-mass parameters) or "gradient"
+    kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "retreat", the gradient
+        by inverse steps
     arguments : "plain", with "noise", or with one value a step of an "input"
     precision : as in `simulate`; a TPU has one only
     vec : masses a thread; 0 on a TPU
@@ -87,17 +89,19 @@ class Row(NamedTuple):
 
 def all_rows(chip: str) -> list[Row]:
     if chip in TPU_TOPOLOGIES:
-        rows = [Row(chip, kernel, scheme) for kernel in KERNELS for scheme in SCHEMES]
+        rows = [Row(chip, kernel, scheme) for kernel in KERNELS[:3] for scheme in SCHEMES]
         return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
     rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
     # The adjoint takes one mass a thread; on Hopper it is also seen that two and four would not spill.
     vecs = (1, 2, 4) if chip == "h200" else (1,)
     rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in vecs]
     rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
-    return rows + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in ("forward", "gradient")]
+    retreats = [Row(chip, "retreat", "strang", a, "fast", 1) for a in ARGUMENTS] if chip in GPUS else []
+    kernels = ("forward", "gradient", *(["retreat"] if retreats else []))
+    return rows + retreats + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
 
 
-def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exact"):
+def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exact", retreating: bool = False):
     """The Jansen-Rit loop that is measured, and which of its coefficients three per-mass parameters reach.
 
     Returns
@@ -108,11 +112,11 @@ def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exa
     varying, noisy = (("E_inp",) if arguments == kind else () for kind in ("input", "noise"))
     constant = tuple(name for name in JansenRit.inputs if name not in varying)
     spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"))
-    step = build(spec)
+    step = build(spec, retreating)
     per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
     loop = Loop(
         step.advance, step.observe, len(per_mass), len(JansenRit.states), len(varying), len(noisy),
-        Schedule(STEPS, 0, EVERY), precision,
+        Schedule(STEPS, 0, EVERY), precision, retreat=step.retreat,
     )  # fmt: skip
     return loop, per_mass
 
@@ -129,7 +133,7 @@ def reached(program, flags) -> tuple[bool, ...]:
 
 def measured_function(row: Row):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
-    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision)
+    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
     backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
     backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
     shape = jax.ShapeDtypeStruct
@@ -137,11 +141,11 @@ def measured_function(row: Row):
     state = (shape((LANES,), "float32"),) * loop.n_state
     inputs = (shape((STEPS,), "float32"),) * loop.n_inputs
     seeds = shape((2, LANES), "int32") if loop.n_normals else None
-    if row.kernel != "gradient":
+    if row.kernel not in WAYS_BACK:
         layout = _forward_layout(row, loop, coefs, inputs)
         return lambda *args: backend.forward(loop, *args), (coefs, state, inputs, seeds), layout
 
-    wanted = Wanted(per_mass, (False,) * loop.n_inputs)
+    wanted = wanted_of(loop, per_mass)
     pullbacks = pullbacks_of(loop, wanted)
     layout = _gradient_layout(row, loop, pullbacks, wanted, coefs, inputs)
 
@@ -170,11 +174,18 @@ def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
     return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "turn": way.turn}
 
 
+def wanted_of(loop, per_mass) -> Wanted:
+    """The cotangents that a gradient in three per-mass parameters needs."""
+    return Wanted(tuple(a and b for a, b in zip(per_mass, loop.read_coefs())), (False,) * loop.n_inputs)
+
+
 def pullbacks_of(loop, wanted) -> Pullbacks:
     """The adjoint programs of a loop."""
     state = [True] * loop.n_state
     step = (*wanted.coefs, *state, *wanted.inputs, *[False] * loop.n_normals)
-    return Pullbacks(pullback(loop.advance, step), pullback(loop.observe, (*wanted.coefs, *state)))
+    advance, place = pullback(loop.advance, step), slice(loop.n_coefs, loop.n_coefs + loop.n_state)
+    retreat = pullback_after(loop.retreat, advance, place) if loop.retreat else None
+    return Pullbacks(advance, pullback(loop.observe, (*wanted.coefs, *state)), retreat)
 
 
 def libtpu_lock():
@@ -209,7 +220,7 @@ def _compile_here(row: Row) -> dict:
     kernels = compile_for(row.chip, fn, *args).kernels
     if not row.vec:
         return layout
-    (kernel,) = [k for name, k in kernels.items() if name.endswith(row.kernel.replace("gradient", "adjoint"))]
+    (kernel,) = [k for n, k in kernels.items() if n.endswith("adjoint" if row.kernel in WAYS_BACK else row.kernel)]
     return layout | _instructions(row, kernel)
 
 
@@ -218,11 +229,15 @@ def _instructions(row: Row, kernel) -> dict:
     found = {"registers": kernel.registers, "spill_bytes": kernel.spill_bytes, "shared_bytes": kernel.shared_bytes}
     if row.kernel == "gradient" and row.vec > 1:
         return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
-    loop, _ = jansen_rit_loop(row.scheme, row.arguments, row.precision)
+    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
     layout = (mosaic_gpu.Layout(LANES, row.vec), triton.Layout(LANES, 4, row.vec))
     # From the outermost loop inwards: a segment and its strides on the way back; forward, strides and their parts.
     if row.kernel == "gradient":
         steps = [SEGMENT, EVERY]
+    elif row.kernel == "retreat":
+        program = pullbacks_of(loop, wanted_of(loop, per_mass)).retreat
+        unroll = mosaic_gpu.unrolled(loop, layout[0], program)
+        steps = [SEGMENT, EVERY, even_share(EVERY, unroll)]
     elif row.chip in TRITON_GPUS:
         unroll = triton.Text(loop, (), (), np.dtype("float32"), layout[1]).unrolled(loop.advance)
         steps = [STEPS, EVERY, unroll] if 2 * unroll <= EVERY else [STEPS, EVERY * max(1, unroll // EVERY)]

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import brainmass_kernels as bk
+from brainmass_kernels import bench
 
 from . import reference
 from .cpu import RESULTS, close, fused, fused_loss, parameters
@@ -59,26 +60,6 @@ def compiled_c():
         return tuple(slopes) if gradient else eeg
 
     return call
-
-
-def simulated_by_brainmass(args, steps: int):
-    """A run of brainmass's own Simulator on the same masses and steps, as a function."""
-    import brainmass
-    import brainstate
-
-    Ae, be, C = args
-    node = brainmass.JansenRitStep(Ae.shape[0], Ae=Ae * u.mV, be=be * u.Hz, C=C, method="exp_euler")
-    simulator = brainmass.Simulator(node, dt=0.1 * u.ms)
-
-    def run():
-        with brainstate.environ.context(dt=0.1 * u.ms):
-            out = simulator.run(
-                steps * 0.1 * u.ms, inputs=lambda *_: (0.0 * u.mV, 220.0 * u.Hz, 0.0 * u.mV),
-                monitors=lambda m: m.eeg(), sample_every=EVERY,
-            )  # fmt: skip
-        return u.get_magnitude(out["output"])
-
-    return run
 
 
 def ours(steps: int, scheme: str = "exp_euler", precision: str = "exact", implementation: str = "numba"):
@@ -125,9 +106,7 @@ def agreed(args, c) -> None:
         for mine, theirs in zip(c(*args, steps, True), slopes):
             close(jnp.asarray(mine), theirs, 1e-3)
     if importlib.util.find_spec("brainmass"):
-        # It records the first of each ten steps, not the last.
-        each = jax.jit(lambda *a: reference.forward(*a, 220.0, steps, 1))(*args)
-        close(jnp.asarray(simulated_by_brainmass(args, steps)()), each[::EVERY], 1e-3)
+        close(bench.simulated_by_brainmass(steps, jit=True)(*args), wanted, 1e-3)
 
 
 def compared(lanes: int, steps: int, repeats: int, c) -> list[dict]:
@@ -151,7 +130,9 @@ def compared(lanes: int, steps: int, repeats: int, c) -> list[dict]:
         forward["C"] = lambda: c(*args, steps, False)
         gradient["C"] = lambda: c(*args, steps, True)
     if importlib.util.find_spec("brainmass"):
-        forward["brainmass.Simulator"] = simulated_by_brainmass(args, steps)
+        # Each call compiles anew, as Simulator.run does unasked.
+        simulated = bench.simulated_by_brainmass(steps, jit=True)
+        forward["brainmass.Simulator"] = lambda: simulated(*args)
     # A plain scan keeps the whole trajectory.
     if lanes * steps <= PLAIN:
         plain = jax.jit(jax.grad(lambda *a: reference.plain_loss(*a, 220.0, steps, EVERY), argnums=(0, 1, 2)))

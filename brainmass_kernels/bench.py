@@ -9,11 +9,13 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -107,7 +109,7 @@ def fused(case: Case, implementation: str | None) -> Callable:
     def eeg(Ae, be, C):
         return simulate(**_request(case, implementation, Ae, be, C))["eeg"].mantissa
 
-    return _differentiated(eeg) if case.gradient else eeg
+    return differentiated(eeg) if case.gradient else eeg
 
 
 def _request(case: Case, implementation: str | None, Ae, be, C) -> dict[str, Any]:
@@ -156,11 +158,58 @@ def reference(case: Case) -> Callable:
         _, seen = lax.scan(jax.checkpoint(segment) if case.gradient else segment, state, firsts)
         return seen.reshape(-1, *Ae.shape)
 
-    return _differentiated(eeg) if case.gradient else eeg
+    return differentiated(eeg) if case.gradient else eeg
 
 
-def _differentiated(eeg: Callable) -> Callable:
+def differentiated(eeg: Callable) -> Callable:
+    """The gradient of mean eeg^2 with respect to the three parameters of each mass."""
     return jax.grad(lambda *args: jnp.mean(eeg(*args) ** 2), argnums=(0, 1, 2))
+
+
+def simulated_by_brainmass(steps: int, jit: bool = False) -> Callable:
+    """The same by `brainmass.Simulator`, exp_euler; with ``jit`` as it runs unasked, compiling at each call."""
+    import brainmass
+
+    def eeg(Ae, be, C):
+        simulator = brainmass.Simulator(_node(Ae, be, C), dt=DT * u.second)
+        # So that the last of each ten steps is recorded, not the first.
+        out = simulator.run(
+            steps * DT * u.second, inputs=lambda *_: _DRIVES, monitors=lambda node: node.eeg(), transient=EVERY - 1,
+            sample_every=EVERY, jit=jit,
+        )  # fmt: skip
+        return u.get_magnitude(out["output"])
+
+    return eeg
+
+
+def looped_by_brainstate(steps: int) -> Callable:
+    """The same by a loop over brainmass's own step, written by hand: nothing is stored but the records."""
+    import brainstate
+
+    for_loop = brainstate.transform.for_loop
+
+    def eeg(Ae, be, C):
+        node = _node(Ae, be, C)
+
+        def stride(_):
+            for_loop(lambda _: node.update(*_DRIVES), jnp.arange(EVERY))
+            return node.eeg()
+
+        with brainstate.environ.context(dt=DT * u.second):
+            brainstate.nn.init_all_states(node)
+            return u.get_magnitude(for_loop(stride, jnp.arange(steps // EVERY)))
+
+    return eeg
+
+
+# Of brainmass's update: M_inp, E_inp, I_inp.
+_DRIVES = (0.0 * u.mV, DRIVE * u.Hz, 0.0 * u.mV)
+
+
+def _node(Ae, be, C):
+    import brainmass
+
+    return brainmass.JansenRitStep(Ae.shape[0], Ae=Ae * u.mV, be=be * u.Hz, C=C, method="exp_euler")
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -235,6 +284,58 @@ def measure(case: Case, implementation: str | None = None, seconds: float = 0.5,
     return Measured(case, runs, took["ours"], took["theirs"], distance, held)
 
 
+class Rival(NamedTuple):
+    """brainmass's Jansen-Rit beside ours, both exp_euler.
+
+    Attributes
+    ----------
+    name : how brainmass was run
+    seconds, ours : a call of it, and of ours
+    implementation : what ran ours
+    error : of ours relative to it, over the first 1,000 steps
+    """
+
+    case: Case
+    name: str
+    seconds: float
+    ours: float
+    implementation: str
+    error: float
+
+    @property
+    def rate(self) -> float:
+        """Mass-steps a second of brainmass."""
+        return self.case.mass_steps / self.seconds
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / self.ours
+
+
+def against_brainmass(case: Case, implementation: str | None = None, seconds: float = 0.5) -> list[Rival]:
+    """Compare a forward run of exp_euler with brainmass's, then time both.
+
+    Raises
+    ------
+    FloatingPointError : the results disagree, so there is no speed to report
+    ImportError : brainmass is not installed
+    """
+    rivals = {
+        "Simulator.run (compiles)": simulated_by_brainmass(case.steps, jit=True),
+        "Simulator.run in jax.jit": compiled(simulated_by_brainmass(case.steps), case.lanes),
+        "for_loop in jax.jit": compiled(looped_by_brainstate(case.steps), case.lanes),
+    }
+    ours, args = compiled(fused(case, implementation), case.lanes), arguments(case.lanes)
+    mine, *others = (f(*args)[: _CHECKED // EVERY] for f in (ours, *rivals.values()))
+    errors = {name: _distance(mine, other) for name, other in zip(rivals, others, strict=True)}
+    for name, distance in errors.items():
+        if not distance <= AGREES[case.precision]:
+            raise FloatingPointError(f"{case}: off by {distance:.2g} of brainmass's {name}, so it has no speed")
+    runs = explain(**_request(case, implementation, *args)).implementation
+    took = timed({"ours": ours, **rivals}, case.lanes, seconds)
+    return [Rival(case, name, took[name], took["ours"], runs, errors[name]) for name in rivals]
+
+
 class Point(NamedTuple):
     """What a scheme at a step costs, and how wrong it is.
 
@@ -291,7 +392,17 @@ def line(found: Measured) -> str:
     )
 
 
-def record(found: Measured) -> dict[str, Any]:
+RIVALS = f"{'against brainmass':<20} {'run as':<26} {'mass-steps/s':>12} {'ours x':>8} {'error':>8}  implementation"
+
+
+def rival_line(found: Rival) -> str:
+    """One row of the table, under `RIVALS`."""
+    size = f"{found.case.lanes:,} x {found.case.steps:,}"
+    ours = f"{found.ratio:.3g}"
+    return f"{size:<20} {found.name:<26} {found.rate:>12.3g} {ours:>8} {found.error:>8.1g}  {found.implementation}"
+
+
+def record(found: Measured | Rival) -> dict[str, Any]:
     """As JSON takes it."""
     return {**found.case._asdict(), **found._asdict(), "case": str(found.case), "mass_steps_per_s": found.rate}
 
@@ -301,14 +412,16 @@ def machine() -> dict[str, Any]:
     from . import __version__
 
     device = jax.devices()[0]
+    optional = [name for name in ("numba", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
     versions = {
         "brainmass-kernels": __version__,
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", *optional)},
     }
     return {
         "date": datetime.date.today().isoformat(),
         "device": device.device_kind,
         "platform": device.platform,
+        "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         "versions": versions,
     }

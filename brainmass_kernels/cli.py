@@ -89,7 +89,8 @@ def _add_bench(commands):
         "bench",
         help="how fast this machine is, fused against a plain scan, and how accurate each scheme is for its time",
         description="Time the fused simulation and its gradient on this machine against a plain lax.scan of the same "
-        "equations, after comparing their results; then the error of each scheme over the time that it takes.",
+        "equations, and against brainmass where it is installed, after comparing their results; then the error of each "
+        "scheme over the time that it takes.",
     )
     add = bench.add_argument
     add("--lanes", metavar="N", nargs="+", type=int, help="numbers of masses (default: by platform)")
@@ -123,16 +124,37 @@ def _bench(arguments) -> int:
     for case in cases:
         measured.append(bench.measure(case, arguments.implementation))
         print(bench.line(measured[-1]), flush=True)
+    rivals = _rivals(arguments)
     points = bench.work_precision(("exp_euler", "exact", "strang", "heun"))
     print(f"\n{'scheme':<12} {'dt':>8} {'rms error':>12} {'one second takes':>18}")
     for p in points:
         print(f"{p.scheme:<12} {p.dt_ms:>5g} ms {p.rms:>9.2g} mV {p.seconds * 1e3:>15.3g} ms")
-    plots.speed_figure(measured, points).savefig(arguments.out)
+    plots.speed_figure(measured, points, rivals).savefig(arguments.out)
     about = {**bench.machine(), "measured": [bench.record(m) for m in measured]}
+    about["brainmass"] = [bench.record(r) for r in rivals]
     with open(arguments.json, "w") as file:
         json.dump({**about, "work_precision": [p._asdict() for p in points]}, file, indent=1)
     print(f"\n  wrote {arguments.out} and {arguments.json}")
     return 0
+
+
+def _rivals(arguments) -> list:
+    """What was measured against brainmass, as it is printed; nothing where brainmass is not installed."""
+    from importlib.util import find_spec
+
+    from . import bench
+    from .dispatch import platform
+
+    if find_spec("brainmass") is None:
+        print("\nagainst brainmass: not measured, as it is not installed: pip install 'brainmass-kernels[brainmass]'")
+        return []
+    print(f"\n{bench.RIVALS}")
+    rivals = []
+    for lanes in arguments.lanes or ((1, 64, 1024) if platform() == "cpu" else (128, 4096, 65_536)):
+        case = bench.Case(lanes, arguments.steps, scheme="exp_euler", precision=arguments.precision)
+        rivals += (found := bench.against_brainmass(case, arguments.implementation))
+        print("\n".join(map(bench.rival_line, found)), flush=True)
+    return rivals
 
 
 def _implementations(_) -> int:

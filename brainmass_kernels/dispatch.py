@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -18,9 +24,29 @@ _BACKENDS = {
     "numba": ("numba", "Numba"),
     "scan": ("scan", "Scan"),
 }
-# Runs of fewer mass-steps are not worth an implementation's own compiling and calling: the next one is as fast
-# (docs/design.md, "CPU kernel").
-_LEAST_WORK = {"numba": 4_000}
+
+
+class Row(NamedTuple):
+    """What one size of run takes on one kind of device.
+
+    Attributes
+    ----------
+    lanes, steps : of a forward run of Jansen-Rit
+    seconds : of each implementation that was measured
+    """
+
+    lanes: int
+    steps: int
+    seconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.lanes:,} lanes x {self.steps:,} steps"
+
+
+_WALKED = {
+    "always": ", walked back by inverse steps",
+    "asked": ", walked back by inverse steps where rates are slow enough",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +62,8 @@ class Plan:
     checkpoint_every : steps between checkpoints of a gradient
     operations : arithmetic operations a step and lane, after hoisting
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
+    retreat : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
+        or "" where it reruns each segment
     """
 
     implementation: str
@@ -49,6 +77,7 @@ class Plan:
     coefficients: int
     bytes_recorded: int
     bytes_gradient: int
+    retreat: str = ""
 
     def __str__(self) -> str:
         rows = {
@@ -56,7 +85,8 @@ class Plan:
             "work": f"{self.lanes:,} lanes x {self.steps:,} steps, {self.operations} operations a step and lane",
             "hoisted": f"{self.coefficients} coefficients, computed once before the loop",
             "records": f"{self.records:,} a lane, {_size(self.bytes_recorded)}",
-            "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more",
+            "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
+            + _WALKED.get(self.retreat, ""),
         }
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
@@ -93,26 +123,78 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
         if reason:
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
+    kind = _device_kind(request.platform)
+    row = _nearest(kind, request.lanes, request.loop.schedule.steps)
     passed_over: dict[str, str] = {}
-    for candidate in _BACKENDS:
+    for candidate in _order(row):
         backend = load(candidate)
-        reason = _left_out(candidate, request) or backend.unavailable(request.platform) or backend.unsupported(request)
+        reason = _absent(candidate) or backend.unavailable(request.platform) or backend.unsupported(request)
         if not reason:
-            others = {n: "the chosen one comes first" for n in _BACKENDS if n != candidate and n not in passed_over}
-            why = f"the fastest that runs on this {request.platform}"
-            return candidate, why, passed_over | others
+            others = [n for n in _BACKENDS if n != candidate and n not in passed_over]
+            slower = {n: _why_after(n, candidate, row, request.platform) for n in others}
+            return candidate, _why(candidate, row, kind or f"this {request.platform}"), passed_over | slower
         passed_over[candidate] = reason
     raise Unsupported("; ".join(f"{n}: {why}" for n, why in passed_over.items()))
 
 
-def _left_out(name: str, request: Request) -> str | None:
-    """Why an implementation that could run is not the one to choose, or ``None``."""
-    if name in testing.absent():
-        return "left out by testing.without"
-    work, least = request.lanes * request.loop.schedule.steps, _LEAST_WORK.get(name, 0)
-    if work < least:
-        return f"{work:,} mass-steps are fewer than the {least:,} from which it is faster"
-    return None
+def _absent(name: str) -> str | None:
+    return "left out by testing.without" if name in testing.absent() else None
+
+
+# By measurement -----------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def crossovers() -> dict[str, tuple[Row, ...]]:
+    """What was timed on each kind of device (``python -m benchmarks.crossovers``)."""
+    kinds = json.loads(Path(__file__).with_name("crossovers.json").read_text())
+    return {kind: tuple(Row(**row) for row in found["rows"]) for kind, found in kinds.items()}
+
+
+def _device_kind(platform: str) -> str | None:
+    """JAX's name of the device that a run is for, or ``None`` where it is not one of this machine's."""
+    here = testing.target_platform() is None and platform == jax.default_backend()
+    return jax.devices()[0].device_kind if here else None
+
+
+def _nearest(kind: str | None, lanes: int, steps: int) -> Row | None:
+    """The measured size nearest to a run, in octaves of lanes and of steps."""
+
+    def distance(row: Row) -> float:
+        return math.hypot(math.log(row.lanes / max(1, lanes)), math.log(row.steps / steps))
+
+    return min(crossovers().get(kind or "", ()), key=distance, default=None)
+
+
+def _order(row: Row | None) -> Iterator[str]:
+    """Which to try, one after the other: by what was measured, else in order of preference, and scan last.
+
+    Where something was faster than scan, those that nobody measured also come before it.
+    """
+    measured = sorted(row.seconds, key=row.seconds.__getitem__) if row else []
+    ahead = measured[: measured.index("scan") or None] if "scan" in measured else measured
+    unmeasured = [name for name in _BACKENDS if name not in measured and name != "scan"]
+    return iter(dict.fromkeys([*ahead, *unmeasured, *measured, "scan"]))
+
+
+def _why(name: str, row: Row | None, device: str) -> str:
+    if row is None:
+        return f"nothing was measured on {device}: the first that runs, in order of preference"
+    if name not in row.seconds:
+        return f"not measured on {device}: the first that runs, in order of preference"
+    times = row.seconds.get("scan", 0.0) / row.seconds[name]
+    what = f"{times:.3g}x as fast as scan" if times > 1 else "the fastest there that runs"
+    return f"measured on {device}, {row}: {what}"
+
+
+def _why_after(name: str, chosen: str, row: Row | None, platform: str) -> str:
+    """Why an implementation comes after the chosen one."""
+    reason = _absent(name) or load(name).unavailable(platform)
+    if reason:
+        return reason
+    if row and name in row.seconds and chosen in row.seconds:
+        return f"takes {row.seconds[name] / row.seconds[chosen]:.3g}x as long as {chosen}, at {row}"
+    return f"{chosen} comes first"
 
 
 def platform() -> str:

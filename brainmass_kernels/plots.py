@@ -12,7 +12,7 @@ from .fit import Fit, needs
 from .spectra import Spectrum, alpha_peak
 
 if TYPE_CHECKING:
-    from .bench import Measured, Point
+    from .bench import Measured, Point, Rival
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
@@ -119,13 +119,14 @@ def _share_labels(page, fit: Fit, first):
     page.suptitle(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=10, x=0.01, ha="left")
 
 
-def speed_figure(measured: Sequence[Measured], points: Sequence[Point]):
+def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: Sequence[Rival] = ()):
     """Mass-steps a second over the number of masses, and error over time for each scheme.
 
     Parameters
     ----------
     measured : of `bench.measure`; the forward runs without noise are drawn
     points : of `bench.work_precision`; brainmass's own setting, exp_euler at 0.1 ms, is ringed
+    rivals : of `bench.against_brainmass`
 
     Returns
     -------
@@ -135,9 +136,13 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point]):
     speed, work = page.subplots(1, 2)
     forward = [m for m in measured if not m.case.gradient and not m.case.noisy]
     lanes = [m.case.lanes for m in forward]
-    speed.loglog(lanes, [m.rate for m in forward], "o-", color=_FIT, label=f"fused ({forward[0].implementation})")
+    ran = ", ".join(dict.fromkeys(m.implementation for m in forward))
+    speed.loglog(lanes, [m.rate for m in forward], "o-", color=_FIT, label=f"fused {forward[0].case.scheme} ({ran})")
     plain = [m.rate / m.ratio for m in forward]
     speed.loglog(lanes, plain, "o--", color=_START, label="plain lax.scan")
+    for name in dict.fromkeys(r.name for r in rivals):
+        own = [r for r in rivals if r.name == name]
+        speed.loglog([r.case.lanes for r in own], [r.rate for r in own], "o:", ms=4, label=f"brainmass: {name}")
     speed.set(xlabel="masses", ylabel="mass-steps a second", title="speed")
     for scheme in dict.fromkeys(p.scheme for p in points):
         own = [p for p in points if p.scheme == scheme]

@@ -140,6 +140,45 @@ def pullback(program: Program, wanted: Sequence[bool]) -> Program:
     return Program(fun, (*program.in_avals, *program.out_avals), f"pullback of {program.label}")
 
 
+def pullback_after(retreat: Program, back: Program, state: slice) -> Program:
+    """The pullback ``back`` of a step where the state after it is given: step back, then pull back from there.
+
+    Parameters
+    ----------
+    retreat : from a step's arguments, of which those in ``state`` are the state after the step, the state before it
+    back : ``(*args, *cotangents) -> cotangents``
+
+    Returns
+    -------
+    ``(*args, *cotangents) -> (*cotangents, *state before)``, where what both compute is computed once
+    """
+    n = len(retreat.in_avals)
+
+    def fun(*flat):
+        args, cotangents = list(flat[:n]), flat[n:]
+        # By rules that leave every primitive to the backend.
+        before = args[state] = evaluate(retreat.jaxpr, *args, rules=_DIFFERENTIABLE)
+        return (*evaluate(back.jaxpr, *args, *cotangents, rules=_DIFFERENTIABLE), *before)
+
+    return _without_repeats(Program(fun, back.in_avals, f"{back.label}, and a step back"))
+
+
+def _without_repeats(program: Program) -> Program:
+    def fun(*args):
+        jaxpr, made = program.jaxpr.jaxpr, {}
+        env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.jaxpr.consts, *args)))
+        for eqn in jaxpr.eqns:
+            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+            named = tuple(str(v) if isinstance(v, Literal) else id(x) for v, x in zip(eqn.invars, operands))
+            key = eqn.primitive.name, str(eqn.params), named
+            if key not in made:
+                made[key] = eqn.primitive.bind(*operands, **eqn.params)
+            env[eqn.outvars[0]] = made[key]
+        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+
+    return Program(fun, program.in_avals, program.label)
+
+
 class SplitPullback:
     """A pullback in two: what it needs of a step, to be kept in replay, and what it makes of that on the way back.
 

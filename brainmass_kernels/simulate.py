@@ -12,15 +12,19 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from . import dispatch, memory, noise, testing, units
 from ._jax import is_traced
-from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted
+from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted, pieces
 from .backends.scan import Scan
 from .models.base import Model, check_name, refuse_nan
-from .pointwise import pullback
+from .pointwise import pullback, pullback_after
 from .schemes import NEEDS, SCHEMES
 from .step import Step, StepSpec, build
+
+# Inverse steps multiply rounding errors by exp(a dt) each: how far they may go, in `a dt`, to stay within contract 1.
+REACH = 2.0
 
 
 class Run(NamedTuple):
@@ -35,6 +39,7 @@ class Run(NamedTuple):
     precision: str
     interpret: str
     platform: str
+    retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
 class Data(NamedTuple):
@@ -174,6 +179,7 @@ def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:
         coefficients=len(step.setup.out_avals),
         bytes_recorded=memory.recorded(run),
         bytes_gradient=memory.gradient(run),
+        retreat=run.retreat,
     )
 
 
@@ -220,11 +226,11 @@ def _prepare(
         platform=dispatch.platform(),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
+    run = run._replace(implementation=name)
     time = units.strip(dt, model.time_unit, "dt")
     hoisted = (*parameters.values(), *held.values(), *sigmas.values(), time)
-    return run._replace(implementation=name), Data(
-        hoisted, tuple(state.values()), tuple(varying.values()), key if sigmas else None
-    )
+    run = run._replace(retreat=_retreat(run, hoisted))
+    return run, Data(hoisted, tuple(state.values()), tuple(varying.values()), key if sigmas else None)
 
 
 def _scheme(model: Model, scheme: str | None) -> str:
@@ -267,6 +273,22 @@ def _checkpoint_every(given, steps: int) -> int:
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
         raise ValueError(f"'checkpoint_every' got {given!r}, but takes a positive number of steps")
     return min(int(given), steps)
+
+
+def _retreat(run: Run, hoisted) -> str:
+    """Whether rounding stays small over the inverse steps of a segment; where rates are traced, to be asked."""
+    if run.transparent or not dispatch.load(run.implementation).retreats or not build(run.spec).retreats:
+        return ""
+    growth = [hoisted[run.spec.hoisted.index(b.a)] for b in getattr(run.spec.model, "blocks", ())], hoisted[-1]
+    if any(is_traced(x) for x in jax.tree.leaves(growth)):
+        return "asked"
+    fastest = max(float(np.max(np.abs(rate))) for rate in growth[0]) * float(growth[1])
+    return "always" if fastest * _longest(run) <= REACH else ""
+
+
+def _longest(run: Run) -> int:
+    """Steps of the longest segment between two checkpoints."""
+    return max((piece.length for piece in pieces(run.schedule, run.checkpoint_every)), default=0)
 
 
 def _stable(model: Model, scheme: str, parameters, dt: float) -> None:
@@ -375,10 +397,10 @@ def _dtype(values):
 
 def loop_of(run: Run) -> tuple[Step, Loop]:
     """The step of a run, and its loop without data."""
-    step, spec = build(run.spec), run.spec
+    step, spec = build(run.spec, bool(run.retreat)), run.spec
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.varying),
-        len(spec.noisy), run.schedule, run.precision, run.interpret,
+        len(spec.noisy), run.schedule, run.precision, run.interpret, step.retreat,
     )  # fmt: skip
     return step, loop
 
@@ -402,7 +424,8 @@ def _run(run: Run, data: Data):
         result = Scan().transparent(loop, coefs, state, varying, seeds, run.checkpoint_every)
         records, final = result.records, result.final
     else:
-        records, final = _differentiable(run, loop)(tuple(coefs), state, varying, seeds)
+        near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
+        records, final = _differentiable(run, loop)(tuple(coefs), state, varying, seeds, near)
     final = step.exit(hoisted, final)
     shaped = [x.reshape(x.shape[0], *run.batch) for x in records]
     return shaped, [x.reshape(run.batch) for x in final]
@@ -436,39 +459,49 @@ _ARGUMENTS = ("coefs", "lanes", "rows", "lanes")
 
 
 def _differentiable(run: Run, loop: Loop):
-    """The loop on ``(coefs, state, inputs, seeds)`` with its adjoint as its gradient."""
+    """The loop on ``(coefs, state, inputs, seeds, near)`` with its adjoint as its gradient.
+
+    ``near`` says whether to walk back by inverse steps, where that is asked at run time.
+    """
     backend, every = dispatch.load(run.implementation), run.checkpoint_every
 
     @jax.custom_vjp
-    def call(coefs, state, inputs, seeds):
+    def call(coefs, state, inputs, seeds, near):
         return folded(lambda *args: backend.forward(loop, *args)[:2], _ARGUMENTS)(coefs, state, inputs, seeds)
 
-    def forward(coefs, state, inputs, seeds):
-        wanted = Wanted(tuple(c.perturbed for c in coefs), tuple(x.perturbed for x in inputs))
-        coefs, state, inputs, seeds = jax.tree.map(
-            lambda x: x.value, (coefs, state, inputs, seeds), is_leaf=lambda x: hasattr(x, "perturbed")
+    def forward(coefs, state, inputs, seeds, near):
+        perturbed = (c.perturbed and read for c, read in zip(coefs, loop.read_coefs(), strict=True))
+        wanted = Wanted(tuple(perturbed), tuple(x.perturbed for x in inputs))
+        coefs, state, inputs, seeds, near = jax.tree.map(
+            lambda x: x.value, (coefs, state, inputs, seeds, near), is_leaf=lambda x: hasattr(x, "perturbed")
         )
         kept = folded(lambda *args: tuple(backend.forward(loop, *args, checkpoint_every=every)), _ARGUMENTS)
         records, final, saved = kept(coefs, state, inputs, seeds)
-        return (records, final), (coefs, inputs, seeds, saved, _Perturbed(wanted))
+        return (records, final), (coefs, inputs, seeds, near, saved, _Perturbed(wanted))
 
     def backward(residuals, cotangents):
-        coefs, inputs, seeds, saved, perturbed = residuals
+        coefs, inputs, seeds, near, saved, perturbed = residuals
         wanted = perturbed.wanted
         ct_records, ct_final = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         pullbacks = _pullbacks(loop, wanted)
-        walk = folded(
-            lambda coefs, saved, inputs, seeds, ct_records, ct_final: tuple(
-                backend.adjoint(loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, every)
-            ),
-            ("coefs", "lanes", "rows", "lanes", "lanes", "lanes"),
-            expand=wanted.inputs,
-        )
-        ct_coefs, ct_state, ct_inputs = walk(coefs, saved, inputs, seeds, ct_records, ct_final)
+
+        def walk(near, coefs, saved, inputs, seeds, ct_records, ct_final):
+            def by(pullbacks):
+                return tuple(
+                    backend.adjoint(loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, every)
+                )
+
+            if near is None:
+                return by(pullbacks)
+            return lax.cond(jnp.all(near), lambda: by(pullbacks), lambda: by(pullbacks._replace(retreat=None)))
+
+        walk = folded(walk, ("coefs", "coefs", "lanes", "rows", "lanes", "lanes", "lanes"), expand=wanted.inputs)
+        ct_coefs, ct_state, ct_inputs = walk(near, coefs, saved, inputs, seeds, ct_records, ct_final)
         return (
             _placed(wanted.coefs, [_summed(c, x) for c, x in zip(ct_coefs, _chosen(coefs, wanted.coefs))]),
             ct_state,
             _placed(wanted.inputs, [_summed_rows(c, x) for c, x in zip(ct_inputs, _chosen(inputs, wanted.inputs))]),
+            None,
             None,
         )
 
@@ -478,9 +511,12 @@ def _differentiable(run: Run, loop: Loop):
 
 def _pullbacks(loop: Loop, wanted: Wanted) -> Pullbacks:
     state = (True,) * loop.n_state
+    advance = pullback(loop.advance, (*wanted.coefs, *state, *wanted.inputs, *(False,) * loop.n_normals))
+    place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
     return Pullbacks(
-        pullback(loop.advance, (*wanted.coefs, *state, *wanted.inputs, *(False,) * loop.n_normals)),
+        advance,
         pullback(loop.observe, (*wanted.coefs, *state)),
+        pullback_after(loop.retreat, advance, place) if loop.retreat else None,
     )
 
 

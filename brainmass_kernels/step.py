@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .affine import Hoisted, hoist
 from .models.base import Model
 from .pointwise import Program, check_pointwise
-from .schemes import SCHEMES
+from .schemes import SCHEMES, retreats
 
 
 class StepSpec(NamedTuple):
@@ -73,10 +73,12 @@ class Step:
     setup : hoisted arguments -> coefficients, computed once before the loop
     advance : ``(*coefs, *state, *varying inputs, *normals) -> state``
     observe : ``(*coefs, *state) -> observables``
+    retreat : ``(*coefs, *state, *varying inputs, *normals) -> state``, the state before a step from that after it;
+        ``None`` unless it was asked for
     enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
     """
 
-    def __init__(self, spec: StepSpec):
+    def __init__(self, spec: StepSpec, retreating: bool = False):
         self.spec = spec
         aval = jax.ShapeDtypeStruct((), spec.dtype)
         n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
@@ -84,13 +86,16 @@ class Step:
         label = f"{spec.model.__name__} under '{spec.scheme}'"
         check_pointwise(self._advance, avals, f"the drift of {label}")
         check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
-        programs = (
+        programs = [
             Program(self._advance, avals, f"step of {label}"),
             Program(self._observe, avals[: n_hoisted + n_state], f"observables of {label}"),
-        )
+        ]
+        if retreating:
+            programs.append(Program(self._retreat, avals, f"step back of {label}"))
         self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype)
         self.setup = self.parts.setup
-        self.advance, self.observe = self.parts.programs
+        self.advance, self.observe = self.parts.programs[:2]
+        self.retreat = self.parts.programs[2] if retreating else None
 
     def _named(self, flat):
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
@@ -102,6 +107,12 @@ class Step:
         return p, values, state, flat[n + len(state) :]
 
     def _advance(self, *flat):
+        return self._moved(SCHEMES[self.spec.scheme].step, flat)
+
+    def _retreat(self, *flat):
+        return self._moved(SCHEMES[self.spec.scheme].retreat, flat)
+
+    def _moved(self, move, flat):
         spec = self.spec
         p, values, state, rest = self._named(flat)
         inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
@@ -112,7 +123,7 @@ class Step:
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
         on_states = {n: x for n, x in noise.items() if n not in inputs}
         model = Noisy(spec.model, on_states) if on_states else spec.model
-        stepped = SCHEMES[spec.scheme].step(model, state, p, SimpleNamespace(**inputs), values["dt"])
+        stepped = move(model, state, p, SimpleNamespace(**inputs), values["dt"])
         return [stepped[n] for n in spec.model.states]
 
     def _observe(self, *flat):
@@ -121,6 +132,17 @@ class Step:
         state = scheme.exit(self.spec.model, state, p, values["dt"])
         seen = {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
         return [seen[n] for n in self.spec.record]
+
+    @property
+    def retreats(self) -> bool:
+        """Whether its steps can be taken back."""
+        return retreats(self.spec.model, self.spec.scheme, self.spec.noisy)
+
+    def growth(self, hoisted):
+        """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
+        values = dict(zip(self.spec.hoisted, hoisted))
+        rates = [jnp.max(jnp.abs(values[b.a] * values["dt"])) for b in getattr(self.spec.model, "blocks", ())]
+        return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
         return self._coordinates("enter", hoisted, state)
@@ -135,6 +157,6 @@ class Step:
 
 
 @functools.lru_cache(maxsize=256)
-def build(spec: StepSpec) -> Step:
-    """The step of a specification, built once."""
-    return Step(spec)
+def build(spec: StepSpec, retreating: bool = False) -> Step:
+    """The step of a specification, and its way back where one is asked for, built once."""
+    return Step(spec, retreating)

@@ -16,7 +16,7 @@ from jax import lax
 
 from brainmass_kernels.backends.base import Backend, Loop, Pullbacks, Schedule, Wanted
 from brainmass_kernels.noise import lane_seeds, normals
-from brainmass_kernels.pointwise import Program, pullback
+from brainmass_kernels.pointwise import Program, pullback, pullback_after
 
 
 def advance(coefs, state, inputs, draws):
@@ -26,6 +26,15 @@ def advance(coefs, state, inputs, draws):
     kick = 0.05 * damping * draws[0] if draws else 0.0
     v = v + 0.1 * (gain * jnp.tanh(2.0 * x + push) - damping * v - x) + kick
     return x + 0.1 * v, v
+
+
+def retreat(coefs, state, inputs, draws):
+    """The state before a step of `advance` from that after it."""
+    (damping, gain), (x, v) = coefs, state
+    x = x - 0.1 * v
+    push = inputs[0] * x + inputs[1] if inputs else 0.3
+    kick = 0.05 * damping * draws[0] if draws else 0.0
+    return x, (v - kick - 0.1 * (gain * jnp.tanh(2.0 * x + push) - x)) / (1.0 - 0.1 * damping)
 
 
 def observe(coefs, state):
@@ -47,12 +56,16 @@ class Case(NamedTuple):
         return Schedule(self.steps, self.lead, self.every)
 
 
-def make_loop(case: Case, interpret: str = "plain") -> Loop:
+def make_loop(case: Case, interpret: str = "plain", retreating: bool = False) -> Loop:
     n_inputs, n_normals = 2 * case.driven, int(case.noisy)
     avals = [jax.ShapeDtypeStruct((), "float32")] * (4 + n_inputs + n_normals)
-    step = Program(lambda *a: advance(a[:2], a[2:4], a[4 : 4 + n_inputs], a[4 + n_inputs :]), avals)
+
+    def program(move):
+        return Program(lambda *a: move(a[:2], a[2:4], a[4 : 4 + n_inputs], a[4 + n_inputs :]), avals)
+
+    step, back = program(advance), program(retreat) if retreating else None
     seen = Program(lambda *a: observe(a[:2], a[2:]), avals[:4], "observer")
-    return Loop(step, seen, 2, 2, n_inputs, n_normals, case.schedule, interpret=interpret)
+    return Loop(step, seen, 2, 2, n_inputs, n_normals, case.schedule, interpret=interpret, retreat=back)
 
 
 def make_data(case: Case):
@@ -124,13 +137,24 @@ class KernelSuite:
     def test_forward_and_adjoint_agree_with_a_float64_scan(self, case, monkeypatch):
         if case.longest:
             self.shorten(monkeypatch, case.longest)
-        loop = make_loop(case, self.interpret)
+        self.check(case, make_loop(case, self.interpret), retreating=False)
+
+    @pytest.mark.parametrize("retreating", [False, True], ids=["rerun", "by inverse steps"])
+    @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+    def test_an_adjoint_may_walk_back_by_inverse_steps(self, case, retreating):
+        if not self.backend.retreats:
+            pytest.skip(f"{self.backend.name} reruns every segment")
+        if not retreating and case.longest:
+            pytest.skip("kept states are not limited here")
+        self.check(case, make_loop(case, self.interpret, retreating=True), retreating)
+
+    def check(self, case: Case, loop: Loop, retreating: bool):
         coefs, state, inputs, seeds, (ct_records, ct_final) = make_data(case)
         wanted = Wanted((True, True), (True,) * loop.n_inputs)
         flags = (*wanted.coefs, True, True)
-        pullbacks = Pullbacks(
-            pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals)), pullback(loop.observe, flags)
-        )
+        advance = pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals))
+        inverse = pullback_after(loop.retreat, advance, slice(2, 4)) if loop.retreat and retreating else None
+        pullbacks = Pullbacks(advance, pullback(loop.observe, flags), inverse)
 
         @jax.jit
         def run(coefs, state, inputs, seeds, ct_records, ct_final):

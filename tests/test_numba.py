@@ -242,7 +242,7 @@ def test_it_is_chosen_where_there_is_work():
     assert plan(64, 1000).implementation == "numba"
     small = plan(1, 100)
     assert small.implementation == "scan"
-    assert "fewer than the" in small.passed_over["numba"]
+    assert "as long as scan" in small.passed_over["numba"]
 
 
 def test_without_numba_scan_runs_and_says_what_would_help(monkeypatch):

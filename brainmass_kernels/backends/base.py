@@ -125,6 +125,7 @@ class Loop:
     schedule : Schedule
     precision : ``"exact"`` or ``"fast"`` (the hardware's approximate functions are welcome)
     interpret : "plain" or "races" to run an accelerator kernel in its interpreter, which may look for races; or ""
+    retreat : ``(*coefs, *state, *inputs, *normals) -> state``, one step back; only for a backend that ``retreats``
     """
 
     advance: Program
@@ -136,10 +137,16 @@ class Loop:
     schedule: Schedule
     precision: str = "exact"
     interpret: str = ""
+    retreat: Program | None = None
 
     @property
     def n_observables(self) -> int:
         return len(self.observe.out_avals)
+
+    def read_coefs(self) -> tuple[bool, ...]:
+        """For each coefficient, whether the way forth reads it, so that it can have a cotangent."""
+        n = self.n_coefs
+        return tuple(a or b for a, b in zip(self.advance.uses()[:n], self.observe.uses()[:n], strict=True))
 
     def split(self, args: Sequence[Any]) -> tuple[tuple, tuple, tuple, tuple]:
         """Cut ``(*coefs, *state, *inputs, *normals)`` into its four parts."""
@@ -162,10 +169,13 @@ class Pullbacks(NamedTuple):
     advance : ``(*coefs, *state, *inputs, *normals, *ct_state') -> (*ct_coefs, *ct_state, *ct_inputs)``,
         the pullback of one step; of the coefficients and inputs only the wanted ones
     observe : ``(*coefs, *state, *ct_observables) -> (*ct_coefs, *ct_state)``, likewise
+    retreat : as ``advance``, but of the state after the step, and it returns the state before it as well, last;
+        the adjoint then walks back by it and reruns nothing
     """
 
     advance: Program
     observe: Program
+    retreat: Program | None = None
 
 
 class Forward(NamedTuple):
@@ -216,6 +226,7 @@ class Backend(Protocol):
 
     name: str
     interpretable: bool  # whether `testing.interpret` can run it away from its device
+    retreats: bool  # whether its adjoint can walk back by inverse steps
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform ("cpu", "gpu", "tpu"), or ``None``."""

@@ -287,6 +287,7 @@ class MosaicGPU:
 
     name = "mosaic_gpu"
     interpretable = True
+    retreats = True
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
@@ -326,7 +327,9 @@ class MosaicGPU:
         call.operands["initial"] = [layout.lay(x) for x in state]
         call.outs["final"] = [layout.array()] * loop.n_state
         call.outs["records"] = [layout.array(loop.schedule.count)] * obs
-        call.outs["saved"] = [layout.array(segments_in(parts))] * loop.n_state if checkpoint_every else []
+        # A walk back by inverse steps begins each segment at its end.
+        slots = segments_in(parts) + (loop.retreat is not None)
+        call.outs["saved"] = [layout.array(slots)] * loop.n_state if checkpoint_every else []
 
         def kernel(lanes: _Lanes):
             refs = lanes.refs
@@ -336,6 +339,8 @@ class MosaicGPU:
                 save=(lambda slot, state: lanes.store(refs["saved"], state, slot)) if checkpoint_every else None,
             )  # fmt: skip
             lanes.store(refs["final"], state)
+            if checkpoint_every and loop.retreat is not None:
+                lanes.store(refs["saved"], state, slots - 1)
 
         out = call.run(kernel, "brainmass_kernels_gpu_forward")
         records = tuple(layout.unlay(x) for x in out["records"])
@@ -364,10 +369,11 @@ class MosaicGPU:
         call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
         sums = jax.ShapeDtypeStruct((steps, layout.blocks), jnp.float32)
         call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
-        for depth, slots in enumerate(depths(parts, back.most)):
-            call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
-        longest = min(back.most, max((piece.length for piece in parts), default=1))
-        call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
+        if pullbacks.retreat is None:
+            for depth, slots in enumerate(depths(parts, back.most)):
+                call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
+            longest = min(back.most, max((piece.length for piece in parts), default=1))
+            call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
         out = call.run(lambda lanes: back.kernel(lanes, parts, in_lanes), "brainmass_kernels_gpu_adjoint")
         return Adjoint(
             tuple(layout.unlay(x) for x in out["ct_coefs"]),
@@ -412,7 +418,11 @@ class _WayBack(NamedTuple):
     def kernel(self, lanes: _Lanes, parts: Sequence[Piece], in_lanes: Sequence[bool]):
         refs = lanes.refs
         carry = lanes.zeros(self.n_coefs), lanes.load(refs["ct_final"])
-        carry = _Walk(self, lanes, in_lanes).pieces(parts, 0, 0, refs["saved"], carry, 0)
+        walk = _Walk(self, lanes, in_lanes)
+        if self.pullbacks.retreat is not None:
+            carry = walk.retreat(self.pullbacks.retreat, parts, carry)
+        else:
+            carry = walk.pieces(parts, 0, 0, refs["saved"], carry, 0)
         lanes.store(refs["ct_coefs"], carry[0])
         lanes.store(refs["ct_state"], carry[1])
 
@@ -495,15 +505,57 @@ class _Walk(NamedTuple):
 
     def step(self, n, j, carry):
         """The pullback of step ``n``, whose state is kept at ``j``."""
-        lanes, loop, back = self.lanes, self.lanes.loop, self.back
+        lanes, back = self.lanes, self.back
         state, draws = self.kept(j)
         out = lanes.apply(back.pullbacks.advance, *lanes.coefs, *state, *lanes.inputs(n), *draws, *carry[1])
+        return self.pulled(n, out, carry)
+
+    def pulled(self, n, out, carry):
+        """The carry after the pullback of step ``n``, which made ``out``."""
+        lanes, loop, back = self.lanes, self.lanes.loop, self.back
         ct_coefs, ct_state, ct_inputs = _split(out, back.n_coefs, loop.n_state)
         series, streams = parted(lanes.fill(ct_inputs), self.in_lanes)
         lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
         for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
             ref[n, lax.axis_index("block")] = jnp.sum(ct)
         return added(carry[0], ct_coefs), lanes.fill(ct_state)
+
+    def retreat(self, program: Program, parts: Sequence[Piece], carry):
+        """Walk pieces back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
+        lanes, n = self.lanes, self.lanes.loop.n_state
+        unroll = unrolled(lanes.loop, lanes.layout, program)
+        slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)
+
+        def step(n_step, carry):
+            *carry, state = carry
+            given = (*lanes.coefs, *state, *lanes.inputs(n_step), *lanes.draws(n_step))
+            out = lanes.apply(program, *given, *carry[1])
+            return *self.pulled(n_step, out[:-n], carry), lanes.fill(out[-n:])
+
+        def stride(piece, first, k, carry):
+            *carry, state = carry
+            if piece.recorded:
+                carry = self.observed(k, state, carry)
+            share = even_share(piece.stride, unroll)
+            return _repeat(piece.stride, share, lambda j, c: step(first + j, c), (*carry, state), backwards=True)
+
+        def segment(piece, slot, first, k, carry):
+            state = lanes.load(lanes.refs["saved"], slot + 1)
+            several = max(1, unroll // piece.stride)
+            *carry, _ = _repeat(
+                piece.strides, several, lambda m, c: stride(piece, first + m * piece.stride, k + m, c),
+                (*carry, state), backwards=True,
+            )  # fmt: skip
+            return tuple(carry)
+
+        for piece in reversed(parts):
+            slots, taken = slots - piece.segments, taken - piece.segments * piece.records
+
+            def walked(i, carry, piece=piece, slots=slots, taken=taken):
+                return segment(piece, slots + i, piece.start + i * piece.length, taken + i * piece.records, carry)
+
+            carry = _repeat(piece.segments, 1, walked, carry, backwards=True)
+        return carry
 
     def observed(self, k, state, carry):
         """The pullback of record ``k``, taken of ``state``."""

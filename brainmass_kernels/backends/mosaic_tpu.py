@@ -456,6 +456,7 @@ class MosaicTPU:
 
     name = "mosaic_tpu"
     interpretable = True
+    retreats = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

@@ -46,6 +46,7 @@ class Numba:
 
     name = "numba"
     interpretable = False
+    retreats = False
 
     def unavailable(self, platform: str) -> str | None:
         if platform != "cpu":

@@ -17,6 +17,7 @@ class Scan:
 
     name = "scan"
     interpretable = False
+    retreats = False
 
     def unavailable(self, platform: str) -> str | None:
         return None

@@ -89,6 +89,7 @@ class Triton:
 
     name = "triton"
     interpretable = True
+    retreats = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
