@@ -100,7 +100,7 @@ def leading(eeg) -> np.ndarray:
 
 
 def growth_by_eigenvalues(eeg) -> tuple[np.ndarray, np.ndarray]:
-    """Growth rate (1/s) and frequency (Hz) of a small oscillation about each equilibrium; NaN where it does not ring."""
+    """Growth rate (1/s) and frequency (Hz) of a small oscillation about equilibria; NaN where there is none."""
     value = leading(eeg)
     rings = value.imag != 0
     return np.where(rings, value.real, np.nan), np.where(rings, abs(value.imag) / (2 * np.pi), np.nan)
@@ -165,7 +165,7 @@ def eeg_of(run: bk.Result) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="dt")
 def _rest_and_jacobian(z, eeg, dt):
-    """How far a run of 10 ms ends from where it began, and its derivative, for (state, E_inp) in the rows of z (7, L)."""
+    """How far a run of 10 ms ends from its beginning, and its derivative; z (7, L) are state and E_inp."""
 
     def moved(z):
         run = simulate(z[6], 0.01, z[:6], dt=dt, implementation="scan")
@@ -176,7 +176,7 @@ def _rest_and_jacobian(z, eeg, dt):
 
 
 def unmoved(eeg, dt=DT):
-    """State (6, L), E_inp and its slope where a run stays in place, stable or not, by Newton on the run's derivative."""
+    """State (6, L), E_inp and its slope where a run stays in place, by Newton on the run's derivative."""
     eeg = jnp.asarray(eeg)
     state, E_inp, *_ = equilibria(eeg)
     z = jnp.concatenate([state, E_inp[None]])
@@ -228,7 +228,9 @@ def bifurcations_of_simulator(dt=DT) -> list[Point]:
         return bifurcations(lambda eeg: unmoved(eeg, dt)[1:], functools.partial(growth_in_runs, dt=dt), rounds=2)
 
 
-def follow(state, low: float, high: float, kept: Callable, rounds: int = 3, seconds: float = 200.0) -> tuple[float, float]:
+def follow(
+    state, low: float, high: float, kept: Callable, rounds: int = 3, seconds: float = 200.0
+) -> tuple[float, float]:
     """The drives between which a state (6,) at ``low`` is lost as the drive is raised.
 
     Each round runs ``LANES`` masses from where the last mass that kept its state ended, and narrows to the first that
@@ -415,7 +417,9 @@ def waveform_figure(found: Waveforms) -> Figure:
         ax.plot(t, found.x[: len(t), 0, i], color=_SPIKE if found.height[i] > 20 else _ALPHA, lw=1.1)
         said = f"peak at {found.peak[i]:.1f} Hz, " if found.share[i] > 0.4 else "no peak, "
         ax.set_title(f"C = {C:g}", loc="left", fontsize=10, pad=3)
-        ax.set_title(f"{said}{found.height[i]:.3g} mV, skewness {found.skewness[i]:.1f}", loc="right", fontsize=9, pad=3)
+        ax.set_title(
+            f"{said}{found.height[i]:.3g} mV, skewness {found.skewness[i]:.1f}", loc="right", fontsize=9, pad=3
+        )
         ax.locator_params(axis="y", nbins=3)
     figure.supylabel("E - I (mV)", fontsize=10)
     axes[-1].set(xlabel="time (s)", xlim=(0, 3))
@@ -431,7 +435,7 @@ def evidence() -> tuple[dict, dict[str, Figure]]:
     drives = np.arange(80.0, 340.5, 2.0)
     alpha = alpha_cycles(drives)
     # Spikes come and go within a fraction of a hertz, so they are swept finely there.
-    spiking = spiking_cycles(np.unique(np.concatenate([np.arange(113.6, 114.6, 0.1), np.arange(114.5, 138.0, 0.5)])))
+    spiking = spiking_cycles(np.unique(np.concatenate([np.arange(113.6, 114.6, 0.1), np.arange(114.5, 137.4, 0.4)])))
     published = cycles(np.arange(140.0, 311.0, 10.0))
     waves = waveforms()
     equations, simulator = bifurcations_of_equations(), bifurcations_of_simulator()
@@ -488,7 +492,9 @@ def main(argv: list[str] | None = None) -> None:
         figure.savefig(options.figures / f"{name}.png")
     options.out.write_text(json.dumps(numbers, indent=1) + "\n")
     print(table(numbers), waveform_table(numbers), sep="\n\n")
-    print(f"\nsilence ends at {numbers['silence_ends_between_hz']} Hz, spiking at {numbers['spiking_ends_between_hz']} Hz")
+    print(
+        f"\nsilence ends at {numbers['silence_ends_between_hz']} Hz, spiking at {numbers['spiking_ends_between_hz']} Hz"
+    )
 
 
 if __name__ == "__main__":
