@@ -300,13 +300,13 @@ class Parts:
         shape = eqn.outvars[0].aval.shape
         axes: list[int | None] = [None] * len(shape)
         for v in eqn.invars:
-            if not isinstance(v, Literal) and self._level[v] is Level.LANE and v.aval.shape == shape:
+            if not isinstance(v, Literal) and self._level[v] is Level.LANE and v.aval.ndim == len(shape):
                 for k, a in enumerate(self._axes[v]):
                     if a is not None and axes[k] not in (None, a):
                         self._refuse(eqn, "sets lanes against other lanes")
                     axes[k] = a if a is not None else axes[k]
         for v in eqn.invars:
-            if not isinstance(v, Literal) and self._level[v] < Level.LANE and v.aval.shape == shape:
+            if not isinstance(v, Literal) and self._level[v] < Level.LANE and v.aval.ndim == len(shape):
                 self._name_free(eqn, v, axes)
         used = [a for a in axes if a is not None]
         if len(used) > len(set(used)):
