@@ -48,11 +48,11 @@ def moved(model, seed: str):
 
 
 def states_of(model):
-    return {path: state.value for path, state in model.states(brainstate.HiddenState).items()}
+    return {path: state.value for path, state in model.states(brainstate.ShortTermState).items()}
 
 
 def set_states(model, values):
-    for path, state in model.states(brainstate.HiddenState).items():
+    for path, state in model.states(brainstate.ShortTermState).items():
         state.value = values[path]
 
 
@@ -143,7 +143,7 @@ def test_a_model_of_the_users_own():
             self.rate = brainstate.nn.Param(jnp.linspace(0.1, 0.5, size))
 
         def init_state(self, *_):
-            self.pair = brainstate.HiddenState({"a": jnp.ones(self.varshape), "b": jnp.zeros(self.varshape)})
+            self.pair = brainstate.ShortTermState({"a": jnp.ones(self.varshape), "b": jnp.zeros(self.varshape)})
 
         def update(self):
             t = brainstate.environ.get("t") / u.ms
@@ -521,8 +521,10 @@ def test_fallback():
     assert "pointwise" in fused.fallback
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_array_equal(a, b)
-    network = brainmass.Network(brainmass.HopfStep(3), conn=np.ones((3, 3)), coupled_var="x")
-    assert bk.fuse(network, DT, allow_fallback=True).run(1 * u.ms, monitors=lambda m: m.node.x.value)["output"].shape == (10, 3)
+    with brainstate.environ.context(dt=DT):
+        network = brainmass.Network(brainmass.HopfStep(3), conn=np.ones((3, 3)), coupled_var="x")
+    got = bk.fuse(network, DT, allow_fallback=True).run(1 * u.ms, monitors=lambda m: m.node.x.value)
+    assert got["output"].shape == (10, 3)
 
 
 def test_an_unsupported_version_and_none(monkeypatch):

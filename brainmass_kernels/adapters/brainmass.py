@@ -144,7 +144,10 @@ class Fused:
             return _Run(simulator, read, monitors, self.engine).plan()
 
     def _simulator(self):
-        return _brainmass().Simulator(self.model, self.dt)
+        _brainmass()
+        from brainmass.simulator import Simulator
+
+        return Simulator(self.model, self.dt)
 
     def __repr__(self) -> str:
         return f"Fused({type(self.model).__name__}, dt={self.dt})"
