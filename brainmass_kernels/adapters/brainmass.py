@@ -7,7 +7,6 @@ trace apart, and `simulate` runs its loop. No equation of brainmass is written h
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -51,15 +50,16 @@ def fuse(
     Raises
     ------
     ImportError : brainmass is not installed, or in a version that this was not made for
+    TypeError : the model is no module of brainstate
     Unsupported : what couples masses (`brainmass.Network`, `JansenRitTR`, the Laplacian connectivity); other obstacles
         are found when a run is traced
     """
     _brainmass()
+    _refuse_others(model)
     check_known(implementation)
-    fused = Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
-    if fused.fallback and not allow_fallback:
-        raise Unsupported(fused.fallback)
-    return fused
+    if not allow_fallback:
+        _refuse_coupled(model)
+    return Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
 
 
 class Fused:
@@ -76,7 +76,7 @@ class Fused:
         self.engine = {
             "implementation": implementation, "precision": precision, "checkpoint_every": checkpoint_every,
         }  # fmt: skip
-        self.fallback = _coupled(model)
+        self.fallback = ""
 
     def run(
         self,
@@ -119,14 +119,15 @@ class Fused:
         with _environment(dt=read.dt):
             if init_states:
                 _initialise(self.model, batch_size)
-            self.fallback = _coupled(self.model)
-            if not self.fallback:
-                try:
-                    return _Run(simulator, read, monitors, self.engine).result()
-                except Unsupported as reason:
-                    self.fallback = str(reason)
-                    if not self.allow_fallback:
-                        raise
+            try:
+                fused = _Run(simulator, read, monitors, self.engine)
+            except Unsupported as reason:
+                if not self.allow_fallback:
+                    raise
+                self.fallback = str(reason)
+            else:
+                self.fallback = ""
+                return fused.result()
         asked = {"inputs": inputs, "monitors": monitors, "transient": transient, "sample_every": sample_every}
         return simulator.run(duration, **asked, init_states=False, jit=jit)
 
@@ -194,6 +195,7 @@ class _Run:
     """One run: the model's step traced and taken apart."""
 
     def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any]):
+        _refuse_coupled(simulator.model)
         self.read, self.engine = read, engine
         self.traced = _Traced(simulator.model, read, simulator._build_measure(monitors))
         self.parts = self.traced.parts
@@ -221,10 +223,11 @@ class _Run:
     def _stages(self) -> Iterator[dict[str, Any]]:
         """The arguments of `simulate`, without the initial state, of each stage."""
         parts, equations = self.parts, self.parts.equations
-        key = _split_key() if self.traced.draws else None
+        shared, key = _split_key(2) if self.traced.draws else (None, None)
         held = {n: jnp.asarray(x, parts.dtype) for n, x in parts.held_values().items()}
-        rows = parts.row_values(self.read.steps, key)
-        model = equations.model()(**held)
+        rows = parts.row_values(self.read.steps, shared)
+        # Unflattened, as what is not a number in brainmass's run is none here either, and no error.
+        model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(held.values()))
         for first, steps, lead, every in self.read.stages():
             some = {n: jnp.asarray(x[first : first + steps], parts.dtype) for n, x in rows.items()}
             yield {
@@ -259,17 +262,20 @@ class _Traced:
     def __init__(self, model, read: _Reading, measure: Callable):
         import brainstate
 
-        def step(i):
+        def step(i, opaque):
             t = i * read.dt
             with brainstate.environ.context(i=i, t=t):
-                # What the user gives is no text of the program: other values must not compile it anew.
-                returned = model.update(*jax.tree.map(_opaque, read.get_inputs(i, t)))
+                returned = model.update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
 
         first = jnp.asarray(np.arange(1)[0])
         before = _attributes(model)
-        function = brainstate.transform.StatefulFunction(step, return_only_write=True)
-        function.make_jaxpr(first)
+        try:
+            # What the user gives is no text of the program: other values must not compile it anew,
+            function = _traced(functools.partial(step, opaque=_opaque), first)
+        except jax.errors.ConcretizationTypeError:
+            # unless the model's Python reads it.
+            function = _traced(functools.partial(step, opaque=lambda x: x), first)
         _refuse_changes(model, before)
         closed, states = function.get_jaxpr(first), function.get_states(first)
         _refuse_effects(closed, type(model).__name__)
@@ -313,6 +319,12 @@ class _Traced:
             state.value = structure.unflatten([final[n] for n in names])
 
 
+def _traced(step: Callable, number):
+    import brainstate
+
+    return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(number)
+
+
 def _opaque(x):
     return jax.lax.optimization_barrier(jnp.asarray(x)) if isinstance(x, (int, float, np.generic, np.ndarray)) else x
 
@@ -320,8 +332,15 @@ def _opaque(x):
 # What cannot be fused -----------------------------------------------------------------------------------------------
 
 
-def _coupled(model) -> str:
-    """Why a model's masses are known to be coupled, or nothing."""
+def _refuse_others(model) -> None:
+    import brainstate
+
+    if not isinstance(model, brainstate.nn.Module):
+        raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as brainmass.JansenRitStep(1)")
+
+
+def _refuse_coupled(model) -> None:
+    """Refuse what is known to couple masses by its name, before it is traced."""
     brainmass = _brainmass()
     from brainmass.jansen_rit.connectivity import LaplacianConnectivity
 
@@ -335,11 +354,10 @@ def _coupled(model) -> str:
         for kind, reason in reasons.items():
             if isinstance(node, kind):
                 where = "" if node is model else f" ('{'.'.join(map(str, path))}' of {type(model).__name__})"
-                return (
+                raise Unsupported(
                     f"{type(node).__name__}{where} cannot be fused: {reason}, and so far only masses on their own "
                     f"are fused. brainmass.Simulator runs it, as does fuse(..., allow_fallback=True)"
                 )
-    return ""
 
 
 def _refuse_delays(model, states) -> None:
@@ -397,11 +415,9 @@ def _brainmass():
         if error.name != "brainmass":
             raise
         raise ImportError(f"fuse() takes models of brainmass, which is not installed: {_INSTALL}") from error
-    version = importlib.metadata.version("brainmass")
-    if version not in VERSIONS:
-        raise ImportError(
-            f"fuse() was made for brainmass {', '.join(VERSIONS)}, and {version} is installed: {_INSTALL}"
-        )
+    if brainmass.__version__ not in VERSIONS:
+        made_for = ", ".join(VERSIONS)
+        raise ImportError(f"fuse() was made for brainmass {made_for}, and {brainmass.__version__} is here: {_INSTALL}")
     return brainmass
 
 
@@ -417,11 +433,11 @@ def _initialise(model, batch_size) -> None:
     brainstate.nn.init_all_states(model, *(() if batch_size is None else (batch_size,)))
 
 
-def _split_key():
-    """A key of brainstate's default generator, which `brainstate.random.seed` seeds."""
+def _split_key(count: int):
+    """Keys of brainstate's default generator, which `brainstate.random.seed` seeds."""
     import brainstate
 
-    return brainstate.random.split_key()
+    return brainstate.random.split_key(count)
 
 
 def _names(model) -> dict[int, str]:

@@ -14,7 +14,7 @@ import enum
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ class Parts:
 
         named = {a.name: v for a, v in zip(given, self._jaxpr.invars) if isinstance(a, State)}
         self.names = tuple(states)
-        self._old = [named[n] for n in self.names]
+        self._old: list[Any] = [named[n] for n in self.names]
         self._new = self._jaxpr.outvars[: len(states)]
         self._ends = {v for v in self._new if not isinstance(v, Literal)}
         self._outputs = self._jaxpr.outvars[len(states) :]
@@ -278,19 +278,19 @@ class Parts:
         for eqn in eqns:
             if self._level[eqn.outvars[0]] is not Level.LANE:
                 continue
-            name, out = eqn.primitive.name, eqn.outvars[0]
-            no_reduction = name.startswith("reduce_") and eqn.params.get("axes") == ()
-            if name in _MOVES or no_reduction:
-                axes = self._axes[eqn.invars[0]]
-                moved = axes if no_reduction else _moved(eqn, axes)
-                refs = eqn.invars[:1]
-            else:
-                moved = self._joint(eqn) if name in ELEMENTWISE or name == "exprel" else None
-                refs = eqn.invars
-            if moved is None:
-                self._refuse(eqn, "is not elementwise")
-            self._axes[out] = moved
-            lowered.append((eqn, [self._ref(v, self._of_operand(v, moved)) for v in refs]))
+            axes = self._axes_after(eqn)
+            self._axes[eqn.outvars[0]] = axes
+            lowered.append((eqn, [self._ref(v, self._of_operand(v, axes)) for v in eqn.invars]))
+
+    def _axes_after(self, eqn) -> Axes:
+        """The axes of an equation's result."""
+        name = eqn.primitive.name
+        if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.complexfloating):
+            self._refuse(eqn, "makes complex numbers")
+        if name in ELEMENTWISE or name in _EVALUATED:
+            return self._joint(eqn)
+        moved = _moved(eqn, self._axes[eqn.invars[0]]) if _only_moves(eqn) else None
+        return self._refuse(eqn, "is not elementwise") if moved is None else moved
 
     def _of_operand(self, v, axes: Axes) -> Axes:
         return axes if np.ndim(v.aval) == len(axes) else (None,) * np.ndim(v.aval)
@@ -323,7 +323,7 @@ class Parts:
                     self._refuse(eqn, f"has a value of shape {v.aval.shape} where the lanes are {self.lanes}")
                 axes[k] = at
 
-    def _refuse(self, eqn, what: str) -> None:
+    def _refuse(self, eqn, what: str) -> NoReturn:
         raise Unsupported(
             f"{self.label}: '{eqn.primitive.name}' ({eqn_source(eqn)}) {what}. What is fused must be pointwise: each "
             f"mass depends on its own states only, not on those of other masses, and on no delay"
@@ -359,7 +359,7 @@ class Parts:
         seen = [self._ref(v, self._axes[v]) for v in observables]
 
         self.held = tuple(f"held{k}" for k in range(len(self._held)))
-        self.rows = tuple(f"row{k}" for k in range(len(self._rows)))
+        self.rows = tuple(f"input{k}" for k in range(len(self._rows)))
         normals = tuple(f"normal{k}" for k in range(len(self._normals)))
         states = (*self.names, *extra.values())
         self.extra = tuple(extra.values())
@@ -380,10 +380,9 @@ class Parts:
     def _to_lanes(self, v, old) -> Axes:
         """The axes of a next state, which must be those of the state before."""
         own = self._axes[old]
-        if not isinstance(v, Literal) and self._level[v] is Level.LANE:
-            if any(a is not None and a != b for a, b in zip(self._axes[v], own, strict=True)):
-                name = self.names[self._old.index(old)]
-                raise Unsupported(f"a step of {self.label} makes state '{name}' of other lanes")
+        made = own if isinstance(v, Literal) or self._level[v] is not Level.LANE else self._axes[v]
+        if any(a is not None and a != b for a, b in zip(made, own, strict=True)):
+            raise Unsupported(f"a step of {self.label} makes state '{self.names[self._old.index(old)]}' of other lanes")
         return own
 
     def _record(self, k: int, v, advance: list, extra: dict, observe: list, observables: dict) -> Record:
@@ -437,7 +436,7 @@ class Parts:
 
             for eqn, refs in lowered:
                 operands = [read(r) for r in refs]
-                moves = eqn.primitive.name in _MOVES or eqn.primitive.name.startswith("reduce_")
+                moves = _only_moves(eqn)
                 made[eqn.outvars[0]] = operands[0] if moves else evaluate_equation(eqn, operands, _EVALUATED)
             return [jnp.asarray(read(r), self.dtype) for r in outs]
 
@@ -518,7 +517,7 @@ class Parts:
             if record.after:
                 found.append(self._afterwards(v, records, numbers))
             else:
-                found.append(_narrowed(records[record.name], record.axes, v.aval.shape, 1))
+                found.append(_cast(_narrowed(records[record.name], record.axes, v.aval.shape, 1), v.aval.dtype))
         return found
 
     def needed(self) -> tuple[str, ...]:
@@ -573,12 +572,21 @@ def _bind(eqn, env: dict) -> None:
 
 
 def _cast(x, dtype):
-    return x != 0 if dtype == bool else x.astype(dtype)
+    return x != 0 if jnp.issubdtype(dtype, jnp.bool_) else x.astype(dtype)
+
+
+def _only_moves(eqn) -> bool:
+    """Whether an equation changes the shape of its first operand only."""
+    name = eqn.primitive.name
+    # Transposition leaves sums over no axis behind.
+    return name in _MOVES or (name.startswith("reduce_") and eqn.params.get("axes") == ())
 
 
 def _moved(eqn, axes: tuple) -> tuple | None:
     """Where the axes of an operand are in the result, None where one is new; None where they are mixed."""
     name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name.startswith("reduce_"):
+        return axes
     if name == "transpose":
         return tuple(axes[k] for k in eqn.params["permutation"])
     if name == "broadcast_in_dim":
