@@ -255,11 +255,9 @@ class Parts:
             listed = ", ".join(f"'{n}' {s}" for n, s in shapes.items())
             raise Unsupported(f"the states of {self.label} do not broadcast to one batch of lanes: {listed}") from None
         for name, old, new in zip(self.names, self._old, self._new):
-            if (old.aval.shape, old.aval.dtype) != (new.aval.shape, new.aval.dtype):
-                raise Unsupported(
-                    f"a step changes state '{name}' of {self.label} from {old.aval.str_short()} to "
-                    f"{new.aval.str_short()}"
-                )
+            before, after = old.aval.str_short(), new.aval.str_short()
+            if before != after:
+                raise Unsupported(f"a step changes state '{name}' of {self.label} from {before} to {after}")
         return lanes
 
     # The loop -------------------------------------------------------------------------------------------------------
@@ -285,9 +283,9 @@ class Parts:
     def _axes_after(self, eqn) -> Axes:
         """The axes of an equation's result."""
         name = eqn.primitive.name
-        if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.complexfloating):
-            self._refuse(eqn, "makes complex numbers")
         if name in ELEMENTWISE or name in _EVALUATED:
+            if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.complexfloating):
+                self._refuse(eqn, "makes complex numbers")
             return self._joint(eqn)
         moved = _moved(eqn, self._axes[eqn.invars[0]]) if _only_moves(eqn) else None
         return self._refuse(eqn, "is not elementwise") if moved is None else moved
@@ -324,16 +322,19 @@ class Parts:
                 axes[k] = at
 
     def _refuse(self, eqn, what: str) -> NoReturn:
+        source = eqn_source(eqn)
+        where = f" ({source})" if source else ""
         raise Unsupported(
-            f"{self.label}: '{eqn.primitive.name}' ({eqn_source(eqn)}) {what}. What is fused must be pointwise: each "
+            f"{self.label}: '{eqn.primitive.name}'{where} {what}. What is fused must be pointwise: each "
             f"mass depends on its own states only, not on those of other masses, and on no delay"
         )
 
     def _ref(self, v, axes: Axes) -> Ref:
         """Where the loop finds a value that has these axes."""
+        dtype = v.aval.dtype
         if isinstance(v, Literal):
-            return Ref("text", np.asarray(v.val, v.aval.dtype), v.aval.dtype)
-        level, dtype = self._level[v], v.aval.dtype
+            return Ref("text", np.asarray(v.val, dtype), dtype)
+        level = self._level[v]
         if level is Level.LANE:
             return Ref("lane", v, dtype)
         source, to = self._source.get(v, (v, tuple(range(v.aval.ndim))))
