@@ -1,4 +1,4 @@
-"""The command line: ``brainmass-kernels fit``, ``bench`` and ``implementations``."""
+"""The command line: ``brainmass-kernels fit``, ``sweep``, ``bench`` and ``implementations``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ FREE = {
     "E_inp": (20.0, 800.0),
     "noise.E_inp": (0.3, 40.0),
 }
+#: The grid that is swept unless --over is given.
+OVER = ("E_inp=0:400:64", "C=60:240:64")
 DEFAULTS = {"starts": 16, "seed": 0, "realisations": 8, "duration": 9.0, "band": (2.0, 40.0)}
 
 
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('brainmass-kernels')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_sweep(commands)
     _add_bench(commands)
     listing = commands.add_parser("implementations", help="what can run here, and why each other one cannot")
     listing.set_defaults(run=_implementations)
@@ -82,6 +85,106 @@ def _add_fit(commands):
     add("--resume", metavar="FILE", help="go on with the fit saved in this JSON")
     add("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
+
+
+def _add_sweep(commands):
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a grid over one or two parameters, and draw where which rhythm is",
+        description="Run a model at every point of a grid over one or two parameters, inputs or noise intensities, in "
+        "chunks that fit memory, and write what was recorded of each mass and a picture of it. Interrupted, the same "
+        "command goes on after the last chunk that was finished.",
+    )
+    add = sweep.add_argument
+    add("--model", default="JansenRit", help="one of `bk.list_models()` (default: %(default)s)")
+    add(
+        "--over",
+        metavar="NAME=LOW:HIGH:COUNT",
+        action="append",
+        help="a parameter, input or noise intensity (noise.E_inp) in its own unit; once or twice "
+        f"(default: {' '.join(OVER)})",
+    )
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help="any other of these, held at a value")
+    add("--duration", type=float, default=6.0, help="seconds, with the transient (default: %(default)s)")
+    add("--transient", type=float, default=2.0, help="seconds that are left out (default: %(default)s)")
+    add("--dt", type=float, default=0.5, help="milliseconds of a step (default: %(default)s)")
+    add("--every", type=int, default=10, help="steps from one record to the next (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add("--chunk", type=int, help="masses run together (default: by device)")
+    add("--implementation", help="the implementation to run on (default: the fastest that can)")
+    add("--out", metavar="FILE", default="sweep.npz", help="the grid, .npz, .nc or .zarr (default: %(default)s)")
+    add("--picture", metavar="FILE", default="sweep.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
+    add("--quiet", action="store_true", help="no progress")
+    sweep.set_defaults(run=_sweep)
+
+
+def _sweep(arguments) -> int:
+    _check_writable(arguments.picture, "picture")
+    _check_figure(arguments.picture, "picture")
+
+    import brainunit as u
+    import jax
+
+    from . import models, sweep
+    from .fit import needs
+    from .models.base import check_name
+
+    needs("matplotlib", "sweep")
+    known = {entry.model.__name__: entry.model for entry in models.list_models()}
+    check_name(arguments.model, known, "model")
+    model = known[arguments.model]
+    over = dict(_grid(option, model) for option in arguments.over or OVER)
+    if len(over) > 2:
+        raise ValueError(f"'--over' got {len(over)} parameters, but takes one or two")
+    held = dict(_held(option, model) for option in arguments.set)
+    inputs = {n: x for n, x in held.items() if n in model.inputs}
+    noise = {n.removeprefix("noise."): x for n, x in held.items() if n.startswith("noise.")}
+    parameters = {n: x for n, x in held.items() if n not in inputs and not n.startswith("noise.")}
+    noisy = noise or any(n.startswith("noise.") for n in over)
+    found = sweep(
+        model(**parameters), over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
+        key=jax.random.key(arguments.seed) if noisy else None, transient=arguments.transient * u.second,
+        every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
+        progress=not arguments.quiet,
+    )  # fmt: skip
+    found.plot().savefig(arguments.picture)
+    print(f"{found!r}\n  ran on {found.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
+    return 0
+
+
+def _unit_of(name: str, model):
+    from .sweep import sweepable
+
+    known = sweepable(model)
+    from .models.base import check_name
+
+    check_name(name, known, "parameter or input")
+    return known[name]
+
+
+def _grid(option: str, model):
+    import numpy as np
+
+    from . import units
+
+    name, _, values = option.partition("=")
+    try:
+        low, high, count = values.split(":")
+        grid = np.linspace(float(low), float(high), int(count))
+    except ValueError:
+        raise ValueError(f"'--over' got {option!r}, but takes NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256") from None
+    return name.strip(), units.attach(grid, _unit_of(name.strip(), model))
+
+
+def _held(option: str, model):
+    from . import units
+
+    name, _, value = option.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"'--set' got {option!r}, but takes NAME=VALUE, such as C=135") from None
+    return name.strip(), units.attach(number, _unit_of(name.strip(), model))
 
 
 def _add_bench(commands):
@@ -255,9 +358,9 @@ def _check_writable(path: str, option: str):
         raise ValueError(f"'--{option}' got {path}, which cannot be written")
 
 
-def _check_figure(path: str):
+def _check_figure(path: str, option: str = "out"):
     if os.path.splitext(path)[1].lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"'--out' got {path}, but takes a name that ends in .png, .pdf or .svg")
+        raise ValueError(f"'--{option}' got {path}, but takes a name that ends in .png, .pdf or .svg")
 
 
 if __name__ == "__main__":

@@ -312,15 +312,15 @@ def fit(
     return _report(problem, state, history, key, settings, plan, begin)
 
 
-def needs(package: str):
-    """Import a package of the extra `fit`."""
+def needs(package: str, extra: str = "fit"):
+    """Import a package of an extra."""
     import importlib
 
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"this needs {package}, which is not installed: pip install 'brainmass-kernels[fit]'"
+            f"this needs {package}, which is not installed: pip install 'brainmass-kernels[{extra}]'"
         ) from error
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import brainunit as u
 import numpy as np
 
 from .fit import Fit, needs
@@ -13,6 +14,7 @@ from .spectra import Spectrum, alpha_peak
 
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
+    from .sweep import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
@@ -156,3 +158,70 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     return page
+
+
+def sweep_figure(sweep: Sweep):
+    """What a sweep recorded of each mass: heat maps over two parameters, or curves over one.
+
+    Where the least and the largest value were recorded, their difference is drawn in their place, as the amplitude,
+    and a peak frequency is left blank where that is next to nothing.
+
+    Returns
+    -------
+    matplotlib ``Figure``
+
+    Raises
+    ------
+    ValueError
+        for a grid of more than two parameters, or records that all have an axis of their own
+    """
+    if len(sweep.axes) > 2:
+        raise ValueError(f"'sweep' has {len(sweep.axes)} parameters, and a picture shows one or two")
+    shown = _maps(sweep)
+    if not shown:
+        raise ValueError(f"'sweep' has no record with one value a mass, only {', '.join(sweep.records)}")
+    flat = len(sweep.axes) == 1
+    columns = 1 if flat else min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
+    page = needs("matplotlib.figure").Figure(figsize=size, dpi=150, layout="constrained")
+    panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
+    axes = [(_labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
+    for ax, (title, values) in zip(panels, shown.items()):
+        values = np.asarray(u.get_magnitude(values))
+        if flat:
+            ax.plot(axes[0][1], values, color=_FIT, lw=1.6)
+            ax.set_ylabel(title)
+            ax.grid(color=_FAINT, lw=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+        else:
+            # The first parameter upwards, the second to the right, as the records' axes are written.
+            drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
+            page.colorbar(drawn, ax=ax, label=title)
+            ax.set_ylabel(axes[0][0])
+        ax.tick_params(length=2.5)
+    for ax in panels[: len(shown)][-columns:]:
+        ax.set_xlabel(axes[-1][0])
+    for ax in panels[len(shown) :]:
+        ax.set_axis_off()
+    page.suptitle(f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}", fontsize=10)
+    return page
+
+
+def _maps(sweep: Sweep) -> dict[str, Any]:
+    """Records with one value a mass, by their labels."""
+    plain = {n: x for n, x in sweep.records.items() if n not in sweep.record_axes}
+    for name in [n.removesuffix("_maximum") for n in plain if n.endswith("_maximum")]:
+        if f"{name}_minimum" in plain:
+            amplitude = plain.pop(f"{name}_maximum") - plain.pop(f"{name}_minimum")
+            plain[f"{name}_amplitude"] = amplitude
+            if (peak := f"{name}_peak_frequency") in plain:
+                height = np.asarray(u.get_magnitude(amplitude))
+                rests = height < 0.01 * np.nanmax(height)
+                plain[peak] = np.where(rests, np.nan, u.get_magnitude(plain[peak])) * u.get_unit(plain[peak])
+    return {_labelled(n, x): x for n, x in plain.items()}
+
+
+def _labelled(name: str, value) -> str:
+    unit = str(u.get_unit(value))
+    return name.replace("_", " ") if unit == "1" else f"{name.replace('_', ' ')} ({unit})"

@@ -75,6 +75,15 @@ class Program:
                 live.update(v for v in eqn.invars if not isinstance(v, Literal))
         return tuple(v in live for v in jaxpr.invars)
 
+    def depends(self, on: Sequence[bool]) -> list[bool]:
+        """For each output, whether it depends on any of the flagged arguments."""
+        jaxpr = self.jaxpr.jaxpr
+        touched = {v for v, flag in zip(jaxpr.invars, on, strict=True) if flag}
+        for eqn in jaxpr.eqns:
+            if any(v in touched for v in eqn.invars if not isinstance(v, Literal)):
+                touched.update(eqn.outvars)
+        return [not isinstance(v, Literal) and v in touched for v in jaxpr.outvars]
+
     def __repr__(self) -> str:
         return f"Program({self.label}, {len(self.jaxpr.jaxpr.eqns)} operations)"
 
@@ -161,6 +170,40 @@ def pullback_after(retreat: Program, back: Program, state: slice) -> Program:
         return (*evaluate(back.jaxpr, *args, *cotangents, rules=_DIFFERENTIABLE), *before)
 
     return _without_repeats(Program(fun, back.in_avals, f"{back.label}, and a step back"))
+
+
+def pushforward(program: Program, moving: Sequence[Sequence[bool]]) -> Program:
+    """A program with its derivatives in some directions.
+
+    Parameters
+    ----------
+    program : of some arguments
+    moving : for each direction, a flag for each argument: whether it has a tangent
+
+    Returns
+    -------
+    ``(*args, *tangents) -> (*outputs, *their tangents)``, the tangents direction by direction; what these share is
+    computed once
+    """
+    n = len(program.in_avals)
+
+    def fun(*flat):
+        args, given = flat[:n], iter(flat[n:])
+        primals, pushed = (), []
+        for flags in moving:
+
+            def of_moving(*chosen, flags=flags):
+                values = iter(chosen)
+                mixed = [next(values) if flag else x for x, flag in zip(args, flags)]
+                return evaluate(program.jaxpr, *mixed, rules=_DIFFERENTIABLE)
+
+            chosen = tuple(x for x, flag in zip(args, flags) if flag)
+            primals, tangents = jax.jvp(of_moving, chosen, tuple(next(given) for _ in chosen))
+            pushed += tangents
+        return (*primals, *pushed)
+
+    tangents = [a for flags in moving for a, flag in zip(program.in_avals, flags) if flag]
+    return _without_repeats(Program(fun, (*program.in_avals, *tangents), f"{program.label}, and its derivatives"))
 
 
 def _without_repeats(program: Program) -> Program:

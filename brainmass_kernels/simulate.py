@@ -158,9 +158,7 @@ def simulate(
             'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
         ) from error
     known = model.recordable()
-    taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
-    ts = taken * units.concrete(u.get_magnitude(dt), "dt")
-    ts = u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
+    ts = times(run, dt)
     found, axes = {}, {}
     for (name, what), x in zip(run.entries, records, strict=True):
         if isinstance(what, str):
@@ -173,6 +171,13 @@ def simulate(
         {n: units.attach(x, known[n]) for n, x in zip(model.states, final)},
         {n: axis for n, axis in axes.items() if axis is not None},
     )
+
+
+def times(run: Run, dt):
+    """The time at the end of each recorded step, ``(K,)``."""
+    taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
+    ts = taken * units.concrete(u.get_magnitude(dt), "dt")
+    return u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
 
 
 def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:

@@ -2,8 +2,6 @@
 
 import builtins
 import inspect
-import pathlib
-import re
 import zlib
 
 import brainunit as u
@@ -638,11 +636,3 @@ def test_an_unsupported_version_and_none(monkeypatch):
         bk.fuse(model, DT)
     monkeypatch.undo()
     adapter._brainmass.cache_clear()
-
-
-def test_the_page_runs(capsys):
-    page = (pathlib.Path(__file__).parents[1] / "docs" / "brainmass.md").read_text()
-    namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.S):
-        exec(compile(block, "brainmass.md", "exec"), namespace)
-    assert capsys.readouterr().out.splitlines() == ["(500, 64) mV 500.1 ms", "(64,)"]

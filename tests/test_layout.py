@@ -25,9 +25,10 @@ LAYERS = [
     ["dispatch"],
     ["memory"],
     ["simulate"],
-    ["fused", "spectra", "bench", "adapters.lanes"],
+    ["fused", "spectra", "bench", "sensitivity", "adapters.lanes"],
     ["adapters.brainmass"],
     ["fit"],
+    ["sweep"],
     ["plots"],
     ["cli"],
 ]

@@ -288,7 +288,7 @@ class Text:
         """
         writer = Writer(self.spelling)
         results = writer.write(program, arguments)
-        spread = spread_outputs(program, uniform)
+        spread = program.depends([not each for each in uniform])
         cast = "" if all(a.dtype == self.dtype for a in program.out_avals) else f".to({_TYPES[self.dtype.name]})"
         returned = [r if each else f"(zero + {r})" for r, each in zip(results, spread)]
         if returned:
@@ -550,16 +550,6 @@ class _Back:
         for name, value, zero in zip(names, values, zeros):
             if not zero:
                 self.text.line(f"{name} += {value}")
-
-
-def spread_outputs(program: Program, uniform: Sequence[bool]) -> list[bool]:
-    """For each output of a program, whether it depends on an argument that is not one for all lanes."""
-    jaxpr = program.jaxpr.jaxpr
-    spread = {v for v, same in zip(jaxpr.invars, uniform, strict=True) if not same}
-    for eqn in jaxpr.eqns:
-        if any(v in spread for v in eqn.invars if not isinstance(v, Literal)):
-            spread.update(eqn.outvars)
-    return [not isinstance(v, Literal) and v in spread for v in jaxpr.outvars]
 
 
 # Compiling and calling ----------------------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""Derivatives carried along in the loop: of everything by a few parameters, in one pass and with nothing stored."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import dispatch, noise, units
+from .backends.base import Loop, Request
+from .models.base import Model, check_name
+from .pointwise import Program, pushforward
+from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
+from .step import StepSpec, build
+
+
+def sensitivities(
+    model: Model, duration, dt, wrt: str | Sequence[str], **arguments
+) -> tuple[Result, dict[str, Result]]:
+    """Simulate, and carry the derivatives by some parameters along, each lane's by its own value.
+
+    The derivatives are more states of the one loop: exact, on every implementation, in memory that does not grow with
+    time. For a few parameters and many records, as in least squares, this is the whole Jacobian in one pass; for many
+    parameters and one loss `jax.grad` is cheaper. The result can itself be differentiated in reverse.
+
+    Parameters
+    ----------
+    model, duration, dt, **arguments : as `simulate` takes them, but for statistics in ``record``
+    wrt : names of parameters, of inputs that are held over the run, or of noise intensities (``"noise.E_inp"``)
+
+    Returns
+    -------
+    the run as `simulate` returns it, and for each name a `Result` whose records ``(K, *batch)`` and final states are
+    the derivatives, in the record's unit over the parameter's
+
+    Raises
+    ------
+    ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled
+    Unsupported : the named implementation cannot run this
+    """
+    run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    if run.sampling is not None:
+        raise ValueError("'record' got statistics, but sensitivities are of names: take jax.grad of a statistic")
+    names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    if not names:
+        raise ValueError("'wrt' names no parameter, but takes at least one")
+    unit_of = _units(model, run.spec)
+    for name in names:
+        check_name(name, unit_of, "parameter, held input or noise intensity")
+    moved = tuple(list(unit_of).index(n) for n in names)
+    request = Request(_loop(run, moved)[0], math.prod(run.batch), run.spec.dtype, run.platform)
+    chosen = dispatch.choose(arguments.get("implementation"), request)[0]
+    run = run._replace(retreat="", transparent=False, implementation=chosen)
+    records, final, pushed = _run(run, moved, data)
+    known, ts = model.recordable(), times(run, dt)
+    entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
+
+    def result(records, final, per) -> Result:
+        return Result(
+            ts,
+            {n: units.attach(x, known[what] / per) for (n, what), x in zip(entries, records, strict=True)},
+            {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
+            {n: ts for n, _ in entries},
+        )
+
+    slopes = {n: result(seen, ended, unit_of[n]) for n, (seen, ended) in zip(names, pushed, strict=True)}
+    return result(records, final, units.UNITLESS), slopes
+
+
+def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
+    """The unit of each hoisted argument but the time step, in their order."""
+    root = model.time_unit**0.5
+    held = {n: units.unit_of(model.inputs[n]) for n in spec.constant}
+    noisy = {
+        f"noise.{n}": units.unit_of(model.inputs[n]) * root if n in model.inputs else model.states[n] / root
+        for n in spec.noisy
+    }
+    return {**model.parameter_units(), **held, **noisy}
+
+
+@functools.lru_cache(maxsize=64)
+def _loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
+    """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
+    step, spec = build(run.spec), run.spec
+    n_coefs, n_state, n_moved = len(step.setup.out_avals), len(spec.model.states), len(moved)
+    live = tuple(tuple(step.setup.depends([i == k for i in range(len(spec.hoisted))])) for k in moved)
+    given = (False,) * (len(spec.varying) + len(spec.noisy))
+    forth = pushforward(step.advance, [(*flags, *(True,) * n_state, *given) for flags in live])
+    seen = pushforward(step.observe, [(*flags, *(True,) * n_state) for flags in live])
+    n_live = sum(map(sum, live))
+
+    def by_direction(program: Program):
+        """A loop's arguments, coefficients and then states, as the program has them, direction by direction."""
+
+        def fun(*flat):
+            args = iter(flat)
+            coefs, slopes, state, pushed = (
+                [next(args) for _ in range(count)] for count in (n_coefs, n_live, n_state, n_state * n_moved)
+            )
+            rest, slopes, pushed = list(args), iter(slopes), iter(pushed)
+            counts = [(sum(flags), n_state) for flags in live]
+            tangents = [next(part) for pair in counts for part, n in zip((slopes, pushed), pair) for _ in range(n)]
+            return program(*coefs, *state, *rest, *tangents)
+
+        return Program(fun, program.in_avals, program.label)
+
+    loop = Loop(
+        by_direction(forth), by_direction(seen), n_coefs + n_live, n_state * (1 + n_moved), len(spec.varying),
+        len(spec.noisy), run.schedule, run.precision, run.interpret,
+    )  # fmt: skip
+    return loop, live
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(run: Run, moved: tuple[int, ...], data: Data):
+    """Records, final states, and for each direction the derivatives of both, without units."""
+    loop, live = _loop(run, moved)
+    step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)
+    hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
+    start = [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
+    directions = [[jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(hoisted)] for k in moved]
+
+    def begun(hoisted):
+        state = step.enter(hoisted, start)
+        return tuple(step.setup(*hoisted)), tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
+
+    (coefs, state), slopes, tangents = begun(hoisted), [], []
+    for direction, flags in zip(directions, live, strict=True):
+        d_coefs, d_state = jax.jvp(begun, (hoisted,), (direction,))[1]
+        slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
+        tangents += d_state
+    varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
+    seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
+    records, final = _differentiable(run, loop)((*coefs, *slopes), (*state, *tangents), varying, seeds, None)
+
+    def shaped(values):
+        return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]
+
+    n, m, pushed = len(run.spec.record), len(state), []
+    at = tuple(final[:m])
+    for p, direction in enumerate(directions, start=1):
+        ended = jax.jvp(step.exit, (hoisted, at), (direction, tuple(final[m * p : m * (p + 1)])))[1]
+        pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(ended)))
+    return shaped(records[:n]), shaped(step.exit(hoisted, at)), pushed
