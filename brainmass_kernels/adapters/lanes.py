@@ -153,7 +153,7 @@ class Parts:
         self._jaxpr = jaxpr.jaxpr
         given = [*closed.consts, *arguments, *draws]
         self._values: dict[Any, Any] = dict(zip(self._jaxpr.constvars, jaxpr.consts))
-        self._made_by = {v: eqn for eqn in self._jaxpr.eqns for v in eqn.outvars}
+        self._made_by = {v for eqn in self._jaxpr.eqns for v in eqn.outvars}
         self._refuse_draws(closed, given)
 
         named = {a.name: v for a, v in zip(given, self._jaxpr.invars) if isinstance(a, State)}
@@ -166,7 +166,6 @@ class Parts:
         self.lanes = self._checked_lanes()
 
         self._axes: dict[Any, Axes] = {v: self._aligned(v) for v in self._old}
-        self._lowered: list[tuple[Any, list[Ref]]] = []
         self._held: dict[tuple[Any, Axes], int] = {}
         self._rows: dict[tuple[Any, Axes], int] = {}
         self._level: dict[Any, Level] = dict.fromkeys(self._values, Level.HELD)
@@ -338,8 +337,8 @@ class Parts:
         if level is Level.LANE:
             return Ref("lane", v, dtype)
         source, to = self._source.get(v, (v, tuple(range(v.aval.ndim))))
-        if level is Level.TEXT and source.aval.size == 1:
-            return Ref("text", np.asarray(self.value(source)).reshape(()), dtype)
+        if level is Level.TEXT and np.size(self._compact(source)) == 1:
+            return Ref("text", np.asarray(self._compact(source)).reshape(()), dtype)
         key = source, tuple(axes[k] if k is not None and n > 1 else None for k, n in zip(to, source.aval.shape))
         kept = self._rows if level is Level.ROW else self._held
         return Ref("row" if level is Level.ROW else "held", kept.setdefault(key, len(kept)), dtype)
@@ -445,22 +444,40 @@ class Parts:
 
     # Around the loop ------------------------------------------------------------------------------------------------
 
-    def value(self, v):
-        """A value that no step changes."""
+    def _compact(self, v):
+        """A value that no step changes, of size 1 along the axes that it is only copied along."""
         if isinstance(v, Literal):
             return v.val
-        if v not in self._values:
-            for eqn in self._between([v], set(self._values)):
-                if self._level[eqn.outvars[0]] is Level.TEXT:
-                    with jax.ensure_compile_time_eval():
-                        _bind(eqn, self._values)
-                else:
-                    _bind(eqn, self._values)
+        for eqn in self._between([v], set(self._values)):
+            if self._level[eqn.outvars[0]] is Level.TEXT:
+                with jax.ensure_compile_time_eval():
+                    self._make(eqn)
+            else:
+                self._make(eqn)
         return self._values[v]
+
+    def _make(self, eqn) -> None:
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            x, shape = jnp.asarray(self._compact(eqn.invars[0])), [1] * eqn.outvars[0].aval.ndim
+            for k, size in zip(eqn.params["broadcast_dimensions"], x.shape):
+                shape[k] = size
+            self._values[eqn.outvars[0]] = x.reshape(shape)
+        elif name in ELEMENTWISE or name == "exprel":
+            operands = [self._compact(v) for v in eqn.invars]
+            self._values[eqn.outvars[0]] = evaluate_equation(eqn, operands, {})
+        else:
+            _bind(eqn, values := {v: self._full(v) for v in self._read_by([eqn])})
+            self._values |= {v: values[v] for v in eqn.outvars}
+
+    def _full(self, v):
+        """A value that no step changes."""
+        x = self._compact(v)
+        return x if isinstance(v, Literal) or jnp.shape(x) == v.aval.shape else jnp.broadcast_to(x, v.aval.shape)
 
     def held_values(self) -> dict[str, Any]:
         """What the loop reads and no step changes, by name; each broadcasts to the lanes."""
-        return {n: self._spread(self.value(v), a, 0) for n, (v, a) in zip(self.held, self._held)}
+        return {n: self._spread(self._compact(v), a, 0) for n, (v, a) in zip(self.held, self._held)}
 
     def row_values(self, steps: int, key) -> dict[str, Any]:
         """What the loop reads at each of ``steps`` steps, each ``(steps, ...)`` and broadcasting to the lanes.
@@ -488,7 +505,7 @@ class Parts:
         """Values made of those given and of held ones."""
         eqns = self._between(wanted, {*given, *self._values})
         read = self._read_by(eqns) | {v for v in wanted if not isinstance(v, Literal)}
-        env = {v: self.value(v) for v in read if self._level[v] <= Level.HELD} | given
+        env = {v: self._full(v) for v in read if self._level[v] <= Level.HELD} | given
         for eqn in eqns:
             if not any(v in env for v in eqn.outvars):
                 _bind(eqn, env)
@@ -497,6 +514,7 @@ class Parts:
     def _spread(self, x, axes: Axes, lead: int):
         """An array with an axis for each of the lanes, after the first ``lead``; a scalar where all lanes share it."""
         x = jnp.asarray(x)
+        axes = tuple(a if size > 1 else None for a, size in zip(axes, x.shape[lead:], strict=True))
         order = sorted((a, k) for k, a in enumerate(axes) if a is not None)
         rest = [k + lead for k, a in enumerate(axes) if a is None]
         x = jnp.transpose(x, [*range(lead), *[k + lead for _, k in order], *rest])
