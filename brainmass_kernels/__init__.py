@@ -1,6 +1,7 @@
 """Whole neural-mass simulations, and their whole gradients, as one kernel each."""
 
 from . import testing as testing
+from .adapters.brainmass import fuse as fuse
 from .backends.base import Unsupported as Unsupported
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations

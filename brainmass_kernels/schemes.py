@@ -169,7 +169,11 @@ def retreats(model, scheme: str, noisy: Sequence[str]) -> bool:
 
 
 # Attributes of a model that some schemes need, in words.
-NEEDS = {"blocks": "made of second-order blocks", "pairs": "made of positions and velocities"}
+NEEDS = {
+    "blocks": "made of second-order blocks",
+    "pairs": "made of positions and velocities",
+    "step": "with a `step` of its own",
+}
 
 # Stability of the double pole at -a, z = a h: |1 - z| < 1 for euler, and so on; of symplectic Euler, by its trace.
 SCHEMES: dict[str, Scheme] = {
@@ -188,4 +192,6 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "heun": Scheme(_heun, 2, 2.0),
     "rk4": Scheme(_rk4, 4, 2.785293563405282),
+    # A model that was discretised elsewhere: `step(s, p, i)` is the state after one step, whatever `h`.
+    "given": Scheme(lambda model, s, p, i, h: model.step(SimpleNamespace(**s), p, i), 0, None, "step"),
 }
