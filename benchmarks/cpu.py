@@ -121,9 +121,8 @@ def peak_of(name: str, lanes: int, steps: int) -> int:
         f"exp_euler=lambda *a: c.fused_loss(*a, {steps}, 10), none=lambda *a: a[0].sum())\n"
         "with c.bk.testing.without('numba'):\n"
         f" jax.block_until_ready(jax.jit(jax.grad(loss[{name!r}], argnums=(0, 1, 2)))(*args))\n"
-        # Not ru_maxrss: that starts from what the parent held when it forked.
-        "status = open('/proc/self/status').read()\n"
-        "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
+        "from brainmass_kernels import bench\n"
+        "print(bench.peak_memory())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])

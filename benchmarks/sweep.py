@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
             out=Path(folder) / "grid.npz", progress=True,
         )  # fmt: skip
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = bench.peak_memory()
     numbers = {
         "command": "python -m benchmarks.sweep",
         "masses": found.about["masses"],

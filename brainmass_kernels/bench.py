@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -425,3 +426,15 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions,
     }
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process."""
+    # Not ru_maxrss where it can be helped: on Linux that starts from what the parent held when it forked.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
