@@ -46,6 +46,7 @@ from .models import WongWangExcInh as WongWangExcInh
 from .models import coloured as coloured
 from .models import list_models as list_models
 from .models import model as model
+from .network import Network as Network
 from .pointwise import NotPointwise as NotPointwise
 from .recording import Average as Average
 from .recording import Crossings as Crossings

@@ -122,7 +122,7 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
     if name is not None:
         backend = load(name)
         interpreted = request.loop.interpret and backend.interpretable
-        reason = (not interpreted and backend.unavailable(request.platform)) or backend.unsupported(request)
+        reason = (not interpreted and backend.unavailable(request.platform)) or _unsupported(backend, request)
         if reason:
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
@@ -131,13 +131,20 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
     passed_over: dict[str, str] = {}
     for candidate in _order(row):
         backend = load(candidate)
-        reason = _absent(candidate) or backend.unavailable(request.platform) or backend.unsupported(request)
+        reason = _absent(candidate) or backend.unavailable(request.platform) or _unsupported(backend, request)
         if not reason:
             others = [n for n in _BACKENDS if n != candidate and n not in passed_over]
             slower = {n: _why_after(n, candidate, row, request.platform) for n in others}
             return candidate, _why(candidate, row, kind or f"this {request.platform}"), passed_over | slower
         passed_over[candidate] = reason
     raise Unsupported("; ".join(f"{n}: {why}" for n, why in passed_over.items()))
+
+
+def _unsupported(backend: Backend, request: Request) -> str | None:
+    if request.loop.coupling and not backend.networks:
+        able = ", ".join(name for name in _BACKENDS if load(name).networks)
+        return f"it runs no networks of coupled masses; {able} do"
+    return backend.unsupported(request)
 
 
 def _absent(name: str) -> str | None:

@@ -135,7 +135,7 @@ def _run(run: Run, moved: tuple[int, ...], data: Data):
         tangents += d_state
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
-    records, final = _differentiable(run, loop)((*coefs, *slopes), (*state, *tangents), varying, seeds, None)
+    records, final = _differentiable(run, loop)((*coefs, *slopes), (*state, *tangents), varying, seeds, None, None)
 
     def shaped(values):
         return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]

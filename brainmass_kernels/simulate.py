@@ -16,9 +16,10 @@ from jax import lax
 
 from . import dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
-from .backends.base import Loop, Pullbacks, Request, Schedule, Wanted, pieces
+from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
 from .models.base import Model, check_name, refuse_nan
+from .network import Network
 from .pointwise import pullback, pullback_after
 from .recording import Reduction, Sampling
 from .schemes import NEEDS, SCHEMES
@@ -42,6 +43,7 @@ class Run(NamedTuple):
     platform: str
     entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
     sampling: Sampling | None  # the records, where a statistic is made of them
+    depth: int = 0  # steps of a network's longest delay
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -52,6 +54,7 @@ class Data(NamedTuple):
     state: tuple
     varying: tuple
     key: Any
+    wires: Wires | None = None  # of a network; its history may be missing, or broadcast to ``(depth, *batch)``
 
 
 @jax.tree_util.register_pytree_node_class
@@ -63,7 +66,8 @@ class Result:
     ----------
     ts : ``(K,)``, the time at the end of each recorded step
     records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
-    final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on
+    final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on. Of a network with
+        delays it has the ``history`` too, ``(H, *batch)``
     axes : what the first axis of a record is: ``ts``, the frequencies of a spectrum, the times of averages
     """
 
@@ -82,7 +86,7 @@ class Result:
     @property
     def ok(self):
         """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
-        finite = [jnp.isfinite(u.get_magnitude(x)) for x in self.final.values()]
+        finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
         return functools.reduce(jnp.logical_and, finite)
 
     def __repr__(self) -> str:
@@ -98,7 +102,7 @@ class Result:
 
 
 def simulate(
-    model: Model,
+    model: Model | Network,
     duration,
     dt,
     *,
@@ -118,7 +122,7 @@ def simulate(
 
     Parameters
     ----------
-    model : its fields broadcast to the batch
+    model : its fields broadcast to the batch; or a `Network` of one, the last axis of whose batch is the regions
     duration : a time, a whole multiple of ``dt``, or a number of steps
     dt : the time of a step
     inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
@@ -157,6 +161,7 @@ def simulate(
             f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
             'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
         ) from error
+    network, model = _parts(model)
     known = model.recordable()
     ts = times(run, dt)
     found, axes = {}, {}
@@ -165,12 +170,10 @@ def simulate(
             found[name], axes[name] = units.attach(x, known[what]), ts
         elif run.sampling:
             found[name], axes[name] = units.attach(x, what.unit(known[what.of])), what.axis(ts, run.sampling)
-    return Result(
-        ts,
-        found,
-        {n: units.attach(x, known[n]) for n, x in zip(model.states, final)},
-        {n: axis for n, axis in axes.items() if axis is not None},
-    )
+    last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
+    if network and run.depth:
+        last["history"] = units.attach(final[-1], network.sent_unit)
+    return Result(ts, found, last, {n: axis for n, axis in axes.items() if axis is not None})
 
 
 def times(run: Run, dt):
@@ -180,7 +183,7 @@ def times(run: Run, dt):
     return u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
 
 
-def explain(model: Model, duration, dt, **arguments) -> dispatch.Plan:
+def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
     """What `simulate` with the same arguments would do, and why; nothing is run."""
     run, _ = _prepare(model=model, duration=duration, dt=dt, **arguments)
     request = _request(run)
@@ -212,27 +215,45 @@ def _prepare(
     scheme=None, checkpoint_every=None, precision="exact", implementation=None,
 ) -> tuple[Run, Data]:  # fmt: skip
     """Check every argument, and separate what decides the program from the data it runs on."""
-    if not isinstance(model, Model):
-        raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+    network, model = _parts(model)
     scheme = _scheme(model, scheme)
     seconds = _dt(dt)
     schedule = _schedule(duration, transient, every, seconds)
     parameters = model.magnitudes()
     _stable(model, scheme, parameters, float(units.strip(dt, model.time_unit, "dt")))
     given = _inputs(model, inputs)
+    wires, initial, links = None, _mapping(initial, "initial"), {}
+    if network:
+        wires = _wires(network, initial.pop("history", None), seconds)
+        links = network.magnitudes()
     state = _initial(model, initial)
     sigmas = _sigmas(model, noise, key)
     held = {n: x for n, x in given.items() if not _varies(x, schedule.steps)}
     varying = {n: x for n, x in given.items() if n not in held}
     shapes = [np.shape(x) for x in (*parameters.values(), *held.values(), *state.values(), *sigmas.values())]
     shapes += [np.shape(x)[1:] for x in varying.values()] + [_key_batch(key)]
-    batch = _batch({**parameters, **given, **state}, shapes, varying, schedule.steps)
-    dtype = _dtype([*parameters.values(), *given.values(), *state.values(), *sigmas.values()])
+    values = [*parameters.values(), *given.values(), *state.values(), *sigmas.values()]
+    named = {**parameters, **given, **state}
+    if wires:
+        named |= {**links, "weights": wires.weights[..., 0]}
+        shapes += [np.shape(x) for x in (*links.values(), wires.weights[..., 0])]
+        shapes += [] if wires.history is None else [np.shape(wires.history)[1:]]
+        values += [*links.values(), wires.weights, *([] if wires.history is None else [wires.history])]
+    batch = _batch(named, shapes, varying, schedule.steps)
+    if network and batch[-1] != network.regions:
+        raise ValueError(
+            f"the last axis of the batch {batch} is not the {network.regions} regions of the network: what is one for "
+            f"each of several networks takes the shape (networks, 1)"
+        )
+    dtype = _dtype(values)
     if precision not in ("exact", "fast"):
         raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
     entries = _entries(model, record)
     sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
-    spec = StepSpec(type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), tuple(sources), np.dtype(dtype))
+    spec = StepSpec(
+        type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), tuple(sources), np.dtype(dtype),
+        network.link if network else None,
+    )  # fmt: skip
     every_c = _checkpoint_every(checkpoint_every, schedule.steps)
     dispatch.check_known(implementation)
     run = Run(
@@ -247,13 +268,53 @@ def _prepare(
         platform=dispatch.platform(),
         entries=entries,
         sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
+        depth=int(wires.steps.max()) if wires else 0,
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
-    run = run._replace(implementation=name)
+    # A network's loop in plain jnp has no adjoint of its own.
+    run = run._replace(implementation=name, transparent=run.transparent or (name == "scan" and wires is not None))
     time = units.strip(dt, model.time_unit, "dt")
-    hoisted = (*parameters.values(), *held.values(), *sigmas.values(), time)
+    hoisted = (*parameters.values(), *held.values(), *sigmas.values(), *links.values(), time)
     run = run._replace(retreat=_retreat(run, hoisted))
-    return run, Data(hoisted, tuple(state.values()), tuple(varying.values()), key if sigmas else None)
+    return run, Data(hoisted, tuple(state.values()), tuple(varying.values()), key if sigmas else None, wires)
+
+
+def _parts(model) -> tuple[Network | None, Model]:
+    """The network, if it is one, and the model of each lane."""
+    if isinstance(model, Network):
+        return model, model.model
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
+        )
+    return None, model
+
+
+def _wires(network: Network, history, dt: float) -> Wires:
+    """The connections of a network, their delays in steps."""
+    steps, weights = network.delay_steps(dt), network.connections()
+    known = not is_traced(weights)
+    counts = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2))) if known else None
+    ends = np.argwhere(np.ones(steps.shape, bool) if counts is None else counts).T.astype(np.int32)
+    depth = int(steps.max())
+    if history is not None and not depth:
+        raise ValueError("'history' was given, but this network has no delays")
+    if callable(history):
+        times = u.Quantity(np.arange(-depth, 0) * dt, unit=u.second)
+        history = history(times)
+        if np.ndim(history) == 1:
+            history = history[:, None]
+    if history is not None:
+        history = units.strip(history, network.sent_unit, "history")
+        refuse_nan(history, "history")
+        if np.ndim(history) < 2:
+            history = jnp.broadcast_to(history, (depth, *(np.shape(history) or (1,))))
+        if np.shape(history)[0] != depth:
+            raise ValueError(
+                f"'history' got shape {np.shape(history)}, but takes one value, one for each region, or "
+                f"({depth}, *batch, {network.regions}): the longest delay is {depth} steps"
+            )
+    return Wires(weights, steps, history, ends)  # pyright: ignore[reportArgumentType]
 
 
 def _scheme(model: Model, scheme: str | None) -> str:
@@ -444,8 +505,9 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     """The step of a run, and its loop without data."""
     step, spec = build(run.spec, bool(run.retreat)), run.spec
     loop = Loop(
-        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.varying),
+        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.retreat,
+        Coupling(run.batch[-1], run.depth, step.send) if step.send else None,
     )  # fmt: skip
     return step, loop
 
@@ -466,6 +528,9 @@ def _run(run: Run, data: Data):
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
     near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
+    wires = data.wires and _laid(data.wires, run, step, coefs, state)
+    if wires:
+        state = (*state, wires.history)
 
     def launch(schedule, state, rows, first):
         """Some of the steps, from the ``first`` on."""
@@ -473,9 +538,12 @@ def _run(run: Run, data: Data):
         loop, since = loop_of(part)[1], seeds
         if seeds is not None and first is not None:
             since = jnp.concatenate([seeds, jnp.full((1, lanes), first, jnp.int32)])
+        since_wires = None
+        if wires:
+            state, since_wires = state[:-1], wires._replace(history=state[-1])
         if run.transparent:
-            return Scan().transparent(loop, coefs, state, rows, since, part.checkpoint_every)[:2]
-        return _differentiable(part, loop)(tuple(coefs), state, rows, since, near)
+            return Scan().transparent(loop, coefs, state, rows, since, part.checkpoint_every, since_wires)[:2]
+        return _differentiable(part, loop)(tuple(coefs), state, rows, since, since_wires, near)
 
     if run.sampling is None:
         records, final = launch(run.schedule, state, varying, None)
@@ -484,9 +552,28 @@ def _run(run: Run, data: Data):
         # Pallas's interpreters have effects, which JAX runs no second time.
         again = not run.interpret
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
-    final = step.exit(hoisted, final)
-    shaped = [x.reshape(*x.shape[:-1], *run.batch) for x in records]
-    return shaped, [x.reshape(run.batch) for x in final]
+    n = len(run.spec.model.states)
+    final = (*step.exit(hoisted, final[:n]), *final[n:])
+    return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, final)]
+
+
+def _laid(wires: Wires, run: Run, step: Step, coefs, state) -> Wires:
+    """The connections as backends take them; a history that was not given is what the first state sends."""
+    dtype, lanes, regions = run.spec.dtype, math.prod(run.batch), run.batch[-1]
+    weights = jnp.asarray(wires.weights, dtype)
+    if weights.size == regions**2:
+        weights = weights.reshape(regions, regions)
+    else:
+        weights = jnp.broadcast_to(weights, (*run.batch, regions)).reshape(-1, regions, regions)
+        weights = jnp.moveaxis(weights, 0, -1)
+    if wires.history is None:
+        assert step.send is not None
+        (sent,) = step.send(*coefs, *state)
+        history = jnp.broadcast_to(sent, (run.depth, lanes))
+    else:
+        history = _rows(wires.history, run.batch, dtype)
+        history = jnp.broadcast_to(history if history.ndim == 2 else history[:, None], (run.depth, lanes))
+    return Wires(weights, jnp.asarray(wires.steps), history, jnp.asarray(wires.ends))
 
 
 def _lanes(x, batch, dtype):
@@ -513,53 +600,63 @@ class _Perturbed:
     wanted: Wanted
 
 
-_ARGUMENTS = ("coefs", "lanes", "rows", "lanes")
+_ARGUMENTS = ("coefs", "lanes", "rows", "lanes", Wires("weights", "shared", "lanes", "shared"))  # pyright: ignore
 
 
 def _differentiable(run: Run, loop: Loop):
-    """The loop on ``(coefs, state, inputs, seeds, near)`` with its adjoint as its gradient.
+    """The loop on ``(coefs, state, inputs, seeds, wires, near)`` with its adjoint as its gradient.
 
-    ``near`` says whether to walk back by inverse steps, where that is asked at run time.
+    ``wires`` are ``None`` but for a network, whose history then follows the final state; ``near`` says whether to walk back by inverse steps, where that is asked at run time.
     """
     backend, every = dispatch.load(run.implementation), run.checkpoint_every
 
     @jax.custom_vjp
-    def call(coefs, state, inputs, seeds, near):
-        return folded(lambda *args: backend.forward(loop, *args)[:2], _ARGUMENTS)(coefs, state, inputs, seeds)
+    def call(coefs, state, inputs, seeds, wires, near):
+        run = folded(lambda *args: _forward(backend, loop, *args)[:2], _ARGUMENTS)
+        return run(coefs, state, inputs, seeds, wires)
 
-    def forward(coefs, state, inputs, seeds, near):
+    def forward(coefs, state, inputs, seeds, wires, near):
         perturbed = (c.perturbed and read for c, read in zip(coefs, loop.read_coefs(), strict=True))
-        wanted = Wanted(tuple(perturbed), tuple(x.perturbed for x in inputs))
-        coefs, state, inputs, seeds, near = jax.tree.map(
-            lambda x: x.value, (coefs, state, inputs, seeds, near), is_leaf=lambda x: hasattr(x, "perturbed")
+        wanted = Wanted(
+            tuple(perturbed), tuple(x.perturbed for x in inputs), wires is not None and wires.weights.perturbed
         )
-        kept = folded(lambda *args: tuple(backend.forward(loop, *args, checkpoint_every=every)), _ARGUMENTS)
-        records, final, saved = kept(coefs, state, inputs, seeds)
-        return (records, final), (coefs, inputs, seeds, near, saved, _Perturbed(wanted))
+        coefs, state, inputs, seeds, wires, near = jax.tree.map(
+            lambda x: x.value, (coefs, state, inputs, seeds, wires, near), is_leaf=lambda x: hasattr(x, "perturbed")
+        )
+        kept = folded(lambda *args: tuple(_forward(backend, loop, *args, every)), _ARGUMENTS)
+        records, final, saved = kept(coefs, state, inputs, seeds, wires)
+        return (records, final), (coefs, inputs, seeds, wires, near, saved, _Perturbed(wanted))
 
     def backward(residuals, cotangents):
-        coefs, inputs, seeds, near, saved, perturbed = residuals
+        coefs, inputs, seeds, wires, near, saved, perturbed = residuals
         wanted = perturbed.wanted
         ct_records, ct_final = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         pullbacks = _pullbacks(loop, wanted)
 
-        def walk(near, coefs, saved, inputs, seeds, ct_records, ct_final):
+        def walk(near, coefs, saved, inputs, seeds, wires, ct_records, ct_final):
+            given = (wanted, coefs, saved, inputs, seeds, ct_records, ct_final, every)
+
             def by(pullbacks):
-                return tuple(
-                    backend.adjoint(loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, every)
-                )
+                return tuple(backend.adjoint(loop, pullbacks, *given, *(() if wires is None else (wires,))))
 
             if near is None:
                 return by(pullbacks)
             return lax.cond(jnp.all(near), lambda: by(pullbacks), lambda: by(pullbacks._replace(retreat=None)))
 
-        walk = folded(walk, ("coefs", "coefs", "lanes", "rows", "lanes", "lanes", "lanes"), expand=wanted.inputs)
-        ct_coefs, ct_state, ct_inputs = walk(near, coefs, saved, inputs, seeds, ct_records, ct_final)
+        kinds = ("coefs", "coefs", "lanes", "rows", "lanes", _ARGUMENTS[-1], "lanes", "lanes")
+        walk = folded(walk, kinds, expand=wanted.inputs)
+        ct_coefs, ct_state, ct_inputs, ct_wires = walk(near, coefs, saved, inputs, seeds, wires, ct_records, ct_final)
+        if wires is not None:
+            ct_weights, ct_history = ct_wires
+            if ct_weights is not None and wires.weights.ndim == 2:
+                ct_weights = jnp.sum(ct_weights, axis=-1)
+            ct_wires = Wires(ct_weights, None, ct_history, None)  # pyright: ignore[reportArgumentType]
         return (
             _placed(wanted.coefs, [_summed(c, x) for c, x in zip(ct_coefs, _chosen(coefs, wanted.coefs))]),
             ct_state,
             _placed(wanted.inputs, [_summed_rows(c, x) for c, x in zip(ct_inputs, _chosen(inputs, wanted.inputs))]),
             None,
+            ct_wires,
             None,
         )
 
@@ -567,14 +664,21 @@ def _differentiable(run: Run, loop: Loop):
     return call
 
 
+def _forward(backend: Backend, loop: Loop, coefs, state, inputs, seeds, wires, checkpoint_every: int | None = None):
+    coupled = () if wires is None else (wires,)
+    return backend.forward(loop, coefs, state, inputs, seeds, checkpoint_every, *coupled)
+
+
 def _pullbacks(loop: Loop, wanted: Wanted) -> Pullbacks:
     state = (True,) * loop.n_state
-    advance = pullback(loop.advance, (*wanted.coefs, *state, *wanted.inputs, *(False,) * loop.n_normals))
+    inputs = (*wanted.inputs, *((True,) if loop.coupling else ()))
+    advance = pullback(loop.advance, (*wanted.coefs, *state, *inputs, *(False,) * loop.n_normals))
     place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
     return Pullbacks(
         advance,
         pullback(loop.observe, (*wanted.coefs, *state)),
         pullback_after(loop.retreat, advance, place) if loop.retreat else None,
+        pullback(loop.coupling.send, (*wanted.coefs, *state)) if loop.coupling else None,
     )
 
 
@@ -606,18 +710,19 @@ def _summed_rows(cotangent, rows):
 # vmap ---------------------------------------------------------------------------------------------------------------
 
 
-# How the unmapped arguments of a loop look: uniform or with a last axis of lanes.
-_UNIFORM_NDIM = {"coefs": 0, "rows": 1}
+# How the unmapped arguments of a loop look: uniform or with a last axis of lanes, or, of weights, of networks.
+_UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2}
 
 
-def folded(fun, kinds: tuple[str, ...], expand: tuple[bool, ...] = ()):
+def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     """``fun``, whose vmap folds the mapped axis into its lanes: still one kernel.
 
     Parameters
     ----------
-    fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
-    kinds : of each argument: ``"coefs"``, each ``()`` or ``(L,)``; ``"rows"``, each ``(T,)`` or ``(T, L)``;
-        ``"lanes"``, whose last axis is always the lanes (the first such argument must not be empty)
+    fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes, or has something of each in turn
+    kinds : of each argument, or of the parts of one: ``"coefs"``, each ``()`` or ``(L,)``; ``"rows"``, each ``(T,)`` or
+        ``(T, L)``; ``"weights"``, ``(N, N)`` or ``(N, N, networks)``; ``"shared"``, the same for all; ``"lanes"``,
+        whose last axis is always the lanes (the first array of the first such argument tells how many there are)
     expand : for each of the rows, whether a uniform one must be given to each lane, as its cotangent is wanted
     """
     mapped = jax.custom_batching.custom_vmap(fun)
@@ -629,21 +734,24 @@ def folded(fun, kinds: tuple[str, ...], expand: tuple[bool, ...] = ()):
 
         def one(kind, x, is_batched, wanted=False):
             uniform = x.ndim - is_batched == _UNIFORM_NDIM.get(kind, -1)
-            if uniform and not is_batched and not wanted:
+            if kind == "shared" or (uniform and not is_batched and not wanted):
                 return x
             x = x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
-            x = jnp.broadcast_to(x[..., None], (*x.shape, lanes)) if uniform else x
-            return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], size * lanes)
+            if uniform:
+                x = jnp.broadcast_to(x[..., None], (*x.shape, lanes // x.shape[-1] if kind == "weights" else lanes))
+            return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], size * x.shape[-1])
 
         new = []
         for kind, arg, flags in zip(kinds, args, batched, strict=True):
             if kind == "rows":
                 wanted = expand or (False,) * len(arg)
                 new.append(tuple(one(kind, x, f, w) for x, f, w in zip(arg, flags, wanted, strict=True)))
+            elif isinstance(kind, tuple):
+                new.append(arg and type(arg)(*map(one, kind, arg, flags)))
             else:
                 new.append(jax.tree.map(lambda x, f, kind=kind: one(kind, x, f), arg, flags))
         out = folded(fun, kinds, expand)(*new)
-        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, lanes), -2, 0), out)
+        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, -1), -2, 0), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return mapped

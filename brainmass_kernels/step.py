@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from .affine import Hoisted, hoist
 from .models.base import Model
+from .network import Link
 from .pointwise import Program, check_pointwise
 from .schemes import SCHEMES, retreats
 
@@ -26,6 +27,7 @@ class StepSpec(NamedTuple):
     noisy : the inputs and states that white noise is added to
     record : observables and states to record
     dtype : of all arithmetic
+    link : how regions are coupled, where the lanes are those of networks
     """
 
     model: type[Model]
@@ -35,6 +37,7 @@ class StepSpec(NamedTuple):
     noisy: tuple[str, ...]
     record: tuple[str, ...]
     dtype: Any
+    link: Link | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -43,7 +46,14 @@ class StepSpec(NamedTuple):
     @property
     def hoisted(self) -> tuple[str, ...]:
         """Names of the arguments that do not change during a run."""
-        return (*self.parameters, *self.constant, *(f"noise {n}" for n in self.noisy), "dt")
+        link = self.link.parameters if self.link else ()
+        noise = (f"noise {n}" for n in self.noisy)
+        return (*self.parameters, *self.constant, *noise, *(f"coupling {n}" for n in link), "dt")
+
+    @property
+    def arriving(self) -> tuple[str, ...]:
+        """Names of the arguments that change with each step, the normals left out; the coupling's sum is the last."""
+        return (*self.varying, *(("coupling",) if self.link else ()))
 
 
 class Noisy:
@@ -71,9 +81,10 @@ class Step:
     Attributes
     ----------
     setup : hoisted arguments -> coefficients, computed once before the loop
-    advance : ``(*coefs, *state, *varying inputs, *normals) -> state``
+    advance : ``(*coefs, *state, *inputs, *normals) -> state``, the inputs being `StepSpec.arriving`
+    send : ``(*coefs, *state) -> what a region sends``, ``None`` without a network
     observe : ``(*coefs, *state) -> observables``
-    retreat : ``(*coefs, *state, *varying inputs, *normals) -> state``, the state before a step from that after it;
+    retreat : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
         ``None`` unless it was asked for
     enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
     """
@@ -82,7 +93,7 @@ class Step:
         self.spec = spec
         aval = jax.ShapeDtypeStruct((), spec.dtype)
         n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
-        avals = [aval] * (n_hoisted + n_state + len(spec.varying) + len(spec.noisy))
+        avals = [aval] * (n_hoisted + n_state + len(spec.arriving) + len(spec.noisy))
         label = f"{spec.model.__name__} under '{spec.scheme}'"
         check_pointwise(self._advance, avals, f"the drift of {label}")
         check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
@@ -92,10 +103,13 @@ class Step:
         ]
         if retreating:
             programs.append(Program(self._retreat, avals, f"step back of {label}"))
+        if spec.link:
+            programs.append(Program(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}"))
         self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype)
         self.setup = self.parts.setup
         self.advance, self.observe = self.parts.programs[:2]
         self.retreat = self.parts.programs[2] if retreating else None
+        self.send = self.parts.programs[-1] if spec.link else None
 
     def _named(self, flat):
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
@@ -115,10 +129,14 @@ class Step:
     def _moved(self, move, flat):
         spec = self.spec
         p, values, state, rest = self._named(flat)
-        inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
+        given = dict(zip(spec.arriving, rest))
+        inputs = {n: values[n] for n in spec.constant} | {n: given[n] for n in spec.varying}
+        if spec.link:
+            total, own = given["coupling"], self._source(p, values, state)
+            inputs[spec.link.target] += spec.link.received(total, own, self._of_link(values))
         noise = {
             n: values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
-            for n, normal in zip(spec.noisy, rest[len(spec.varying) :])
+            for n, normal in zip(spec.noisy, rest[len(spec.arriving) :])
         }
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
         on_states = {n: x for n, x in noise.items() if n not in inputs}
@@ -128,10 +146,27 @@ class Step:
 
     def _observe(self, *flat):
         p, values, state, _ = self._named(flat)
-        scheme = SCHEMES[self.spec.scheme]
-        state = scheme.exit(self.spec.model, state, p, values["dt"])
-        seen = {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
+        seen = self._seen(p, values, state)
         return [seen[n] for n in self.spec.record]
+
+    def _seen(self, p, values, state) -> dict[str, Any]:
+        """Everything that can be recorded."""
+        state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, values["dt"])
+        return {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
+
+    def _send(self, *flat):
+        p, values, state, _ = self._named(flat)
+        link = self.spec.link
+        assert link is not None
+        return [link.sent(self._source(p, values, state), self._of_link(values))]
+
+    def _source(self, p, values, state):
+        assert self.spec.link is not None
+        return self._seen(p, values, state)[self.spec.link.source]
+
+    def _of_link(self, values) -> SimpleNamespace:
+        link = self.spec.link
+        return SimpleNamespace(**{n: values[f"coupling {n}"] for n in link.parameters} if link else {})
 
     @property
     def retreats(self) -> bool:

@@ -111,6 +111,41 @@ def depths(parts: Sequence[Piece], most: int) -> list[int]:
     return found
 
 
+class Coupling(NamedTuple):
+    """How the lanes of a loop are coupled: each ``regions`` lanes in a row are a network.
+
+    At the beginning of a step each lane sends a number, and the step's last input is a sum over the network of what
+    was sent a whole number of steps ago, from 0 to ``depth``, times the weight of the connection.
+
+    Attributes
+    ----------
+    regions : lanes of a network
+    depth : steps of history, the longest delay
+    send : ``(*coefs, *state) -> what a lane sends``
+    """
+
+    regions: int
+    depth: int
+    send: Program
+
+
+class Wires(NamedTuple):
+    """The connections of networks.
+
+    Attributes
+    ----------
+    weights : ``(N, N)``, to a region (row) from a region, or ``(N, N, networks)``
+    steps : ``(N, N)`` int32, the delay of each
+    history : ``(depth, L)``, what was sent before the first step, the oldest first
+    ends : ``(2, E)`` int32, rows and columns of the connections that count, sorted; in any order the others weigh 0
+    """
+
+    weights: jax.Array
+    steps: jax.Array
+    history: jax.Array
+    ends: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """One time loop, without its data: the step's programs and the schedule.
@@ -126,6 +161,7 @@ class Loop:
     precision : ``"exact"`` or ``"fast"`` (the hardware's approximate functions are welcome)
     interpret : "plain" or "races" to run an accelerator kernel in its interpreter, which may look for races; or ""
     retreat : ``(*coefs, *state, *inputs, *normals) -> state``, one step back; only for a backend that ``retreats``
+    coupling : how lanes are coupled, or ``None``; only for a backend that has ``networks``
     """
 
     advance: Program
@@ -138,6 +174,7 @@ class Loop:
     precision: str = "exact"
     interpret: str = ""
     retreat: Program | None = None
+    coupling: Coupling | None = None
 
     @property
     def n_observables(self) -> int:
@@ -145,8 +182,9 @@ class Loop:
 
     def read_coefs(self) -> tuple[bool, ...]:
         """For each coefficient, whether the way forth reads it, so that it can have a cotangent."""
-        n = self.n_coefs
-        return tuple(a or b for a, b in zip(self.advance.uses()[:n], self.observe.uses()[:n], strict=True))
+        programs = [self.advance, self.observe, *([self.coupling.send] if self.coupling else [])]
+        used = (program.uses()[: self.n_coefs] for program in programs)
+        return tuple(any(reads) for reads in zip(*used, strict=True))
 
     def split(self, args: Sequence[Any]) -> tuple[tuple, tuple, tuple, tuple]:
         """Cut ``(*coefs, *state, *inputs, *normals)`` into its four parts."""
@@ -155,10 +193,14 @@ class Loop:
 
 
 class Wanted(NamedTuple):
-    """Which cotangents an adjoint must return: a flag for each coefficient and each input."""
+    """Which cotangents an adjoint must return: a flag for each coefficient and each input, and for a network's weights.
+
+    The sum of a coupling is no input here, though the step reads it as its last.
+    """
 
     coefs: tuple[bool, ...]
     inputs: tuple[bool, ...]
+    weights: bool = False
 
 
 class Pullbacks(NamedTuple):
@@ -171,11 +213,13 @@ class Pullbacks(NamedTuple):
     observe : ``(*coefs, *state, *ct_observables) -> (*ct_coefs, *ct_state)``, likewise
     retreat : as ``advance``, but of the state after the step, and it returns the state before it as well, last;
         the adjoint then walks back by it and reruns nothing
+    send : ``(*coefs, *state, ct_sent) -> (*ct_coefs, *ct_state)``, of a network
     """
 
     advance: Program
     observe: Program
     retreat: Program | None = None
+    send: Program | None = None
 
 
 class Forward(NamedTuple):
@@ -184,7 +228,7 @@ class Forward(NamedTuple):
     Attributes
     ----------
     records : one ``(K, L)`` array for each observable
-    final : one ``(L,)`` array for each state
+    final : one ``(L,)`` array for each state; of a network, then the history, ``(depth, L)``
     saved : whatever the backend's own adjoint needs; ``None`` unless checkpoints were asked for
     """
 
@@ -201,11 +245,13 @@ class Adjoint(NamedTuple):
     coefs : one ``(L,)`` array for each wanted coefficient (not yet summed where it was uniform)
     state : one ``(L,)`` array for each state, the cotangent of the initial state
     inputs : for each wanted input ``(T, L)``, or, of a uniform one, partial sums ``(T, P)``, any P
+    wires : of a network, cotangents of the weights, ``(N, N, networks)`` or ``None``, and of the history
     """
 
     coefs: tuple[jax.Array, ...]
     state: tuple[jax.Array, ...]
     inputs: tuple[jax.Array, ...]
+    wires: tuple[Any, ...] = ()
 
 
 class Request(NamedTuple):
@@ -221,12 +267,14 @@ class Backend(Protocol):
     """A loop around the step, forward and adjoint.
 
     ``coefs`` are ``()`` (uniform) or ``(L,)``; ``state`` are ``(L,)``; ``inputs`` are ``(T,)`` (uniform) or
-    ``(T, L)``; ``seeds`` is a ``(2, L)`` int32 array, or ``None`` where the loop draws no normals.
+    ``(T, L)``; ``seeds`` is a ``(2, L)`` int32 array, or ``None`` where the loop draws no normals. A backend that has
+    ``networks`` takes their `Wires` as one more argument, last.
     """
 
     name: str
     interpretable: bool  # whether `testing.interpret` can run it away from its device
     retreats: bool  # whether its adjoint can walk back by inverse steps
+    networks: bool  # whether it runs networks of coupled masses
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform ("cpu", "gpu", "tpu"), or ``None``."""

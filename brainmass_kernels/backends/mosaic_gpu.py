@@ -288,6 +288,7 @@ class MosaicGPU:
     name = "mosaic_gpu"
     interpretable = True
     retreats = True
+    networks = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

@@ -457,6 +457,7 @@ class MosaicTPU:
     name = "mosaic_tpu"
     interpretable = True
     retreats = False
+    networks = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

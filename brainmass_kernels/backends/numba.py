@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 from .. import noise
 from ..emit import NUMBA, NUMBA_FAST, Writer, imported, words
 from ..pointwise import Program, SplitPullback, pullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted, Wires
 
 # Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
 BLOCK = 64
@@ -38,7 +38,10 @@ WORTH_A_THREAD = 1_000_000
 
 _SHORT = {"float32": "f32", "float64": "f64"}
 # What the one attribute of a call holds.
-_PLAN = ("lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch")
+_PLAN = (
+    "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
+    "depth", "edges", "stride", "apart", "shared",
+)  # fmt: skip
 
 
 class Numba:
@@ -47,6 +50,7 @@ class Numba:
     name = "numba"
     interpretable = False
     retreats = False
+    networks = True
 
     def unavailable(self, platform: str) -> str | None:
         if platform != "cpu":
@@ -60,9 +64,16 @@ class Numba:
     def unsupported(self, request: Request) -> str | None:
         if np.dtype(request.dtype).name not in _SHORT:
             return f"it takes float32 and float64, not {np.dtype(request.dtype)}"
-        return _lacking(request.loop.advance, request.loop.observe)
+        coupling = request.loop.coupling
+        return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
 
-    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+    def forward(
+        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
+    ) -> Forward:
+        if wires is not None:
+            from . import numba_network
+
+            return numba_network.forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
         lanes, dtype = state[0].shape[0], state[0].dtype
         shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, None)
         source = forward_source(loop, shape)
@@ -81,8 +92,14 @@ class Numba:
 
     def adjoint(
         self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int,
+        checkpoint_every: int, wires: Wires | None = None,
     ) -> Adjoint:  # fmt: skip
+        if wires is not None:
+            from . import numba_network
+
+            return numba_network.adjoint(
+                loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires
+            )
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, checkpoint_every)
         source = adjoint_source(loop, pullbacks, wanted, shape)
@@ -107,10 +124,9 @@ def installed() -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _lacking(advance: Program, observe: Program) -> str | None:
+def _lacking(*programs: Program) -> str | None:
     """Why a step or its adjoint cannot be written, or ``None``."""
-    programs = [advance, observe]
-    programs += [pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs]
+    programs += tuple(pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs)
     return next(filter(None, map(NUMBA.lacks, programs)), None)
 
 
@@ -175,6 +191,7 @@ class Source(NamedTuple):
     results : how many results it has, the scratch left out
     rows : rows of its scratch, of the kernel's dtype
     kept : rows that it keeps of each step of a segment
+    also : the name of a second module that it takes functions from
     """
 
     kind: str
@@ -182,6 +199,7 @@ class Source(NamedTuple):
     results: int
     rows: int
     kept: int = 0
+    also: str = ""
 
 
 class Rows:
@@ -211,6 +229,7 @@ class _Kernel:
 
     def __init__(self, loop: Loop, shape: Shape):
         self.loop, self.shape, self.block = loop, shape, shape.block
+        self.span = self.block
         self.spelling = NUMBA_FAST if loop.precision == "fast" else NUMBA
         self.rows = Rows("S", self.block)
         self.coefs = [f"c{k}" for k in range(loop.n_coefs)]
@@ -299,8 +318,8 @@ class _Kernel:
             f"{', '.join(_PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
             # A literal would make numba compile each function that takes it anew.
             f"block = i64({self.block})",
-            "lane = block * number",
-            "valid = min(block, lanes - lane)",
+            f"lane = {self.span} * number",
+            f"valid = min({self.span}, lanes - lane)",
             f"place = {self.shape.itemsize} * lane",
             f"S = {dtype}_at(work)",
         ]
@@ -369,20 +388,52 @@ class _Kernel:
     def arguments(self) -> list[str]:
         return [*self.coefs, *self.state, *self.inputs, *self.normals]
 
-    def finished(self, kind: str, body: list[str], kept: int = 0) -> Source:
-        return Source(kind, "\n".join(body), self.n_results, self.scratch_rows, kept)
+    def finished(self, kind: str, body: list[str], kept: int = 0, also: str = "") -> Source:
+        return Source(kind, "\n".join(body), self.n_results, self.scratch_rows, kept, also)
 
 
-def forward_source(loop: Loop, shape: Shape) -> Source:
+class Apart:
+    """How the lanes of a block are coupled, here not at all; `numba_network` has the other ways.
+
+    Lines for the beginning of a block, for each step, there and in replay, and for the end.
+    """
+
+    also = ""
+
+    def begin(self) -> list[str]:
+        return []
+
+    def arrive(self) -> list[str]:
+        """Before a step: what was sent arrives."""
+        return []
+
+    def replay(self) -> list[str]:
+        """Before step ``j`` of a segment is run again."""
+        return []
+
+    def back(self) -> list[str]:
+        """After a step was walked back."""
+        return []
+
+    def leave(self) -> list[str]:
+        """After a step."""
+        return []
+
+    def end(self) -> list[str]:
+        return []
+
+
+def forward_source(loop: Loop, shape: Shape, wiring: Callable[[_Kernel], Apart] = lambda kernel: Apart()) -> Source:
     """The kernel of a forward run.
 
     Arguments: coefficients, state, inputs, seeds. Results: records, final state, saved states.
     """
     k = _Kernel(loop, shape)
     seen = k.rows.add("seen", loop.n_observables)
-    coefs, state, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(loop.n_inputs)
+    coefs, state, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(len(shape.uniform_inputs))
     seeds = k.take(1 if loop.n_normals else 0)
     records, final, saved = k.give(loop.n_observables), k.give(loop.n_state), k.give(loop.n_state)
+    coupled = wiring(k)
 
     advance, observe = k.writer(), k.writer()
     stepped = k.values(loop.advance, advance.write(loop.advance, k.arguments()))
@@ -395,6 +446,7 @@ def forward_source(loop: Loop, shape: Shape) -> Source:
         "    due_save += segment",
         *k.read_inputs(),
         *k.draw(),
+        *coupled.arrive(),
         *k.lane_loop(advance, {k.rows.at(x): v for x, v in zip(k.state, stepped)}, [k.rows]),
         "if n + 1 == due:",
         *_indented(k.lane_loop(observe, {k.rows.at(x): v for x, v in zip(seen, observed)}, [k.rows])),
@@ -402,6 +454,7 @@ def forward_source(loop: Loop, shape: Shape) -> Source:
         *_indented(k.gather(x, f"record{j}", "place_r") for j, x in enumerate(seen)),
         "    taken += 1",
         "    due = due + every if taken < count else 0",
+        *coupled.leave(),
     ]
     return k.finished(
         "forward",
@@ -416,14 +469,23 @@ def forward_source(loop: Loop, shape: Shape) -> Source:
             "due = lead + every if count > 0 else 0",
             "segment_number = 0",
             "due_save = 0 if segment > 0 else -1",
+            *coupled.begin(),
             "for n in range(steps):",
             *_indented(step),
+            *coupled.end(),
             *(k.gather(x, f"result(frame, {r})") for x, r in zip(k.state, final)),
         ],
+        also=coupled.also,
     )
 
 
-def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shape) -> Source:
+def adjoint_source(
+    loop: Loop,
+    pullbacks: Pullbacks,
+    wanted: Wanted,
+    shape: Shape,
+    wiring: Callable[[_Kernel, Rows], Apart] = lambda kernel, kept: Apart(),
+) -> Source:
     """The kernel of an adjoint run: each segment is replayed, keeping what its pullbacks need, and walked back.
 
     Arguments: coefficients, saved states, inputs, seeds, cotangents of records and of the final state.
@@ -433,20 +495,25 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
     n_wanted = sum(wanted.coefs)
     ct_coefs, ct_state = k.rows.add("ct_c", n_wanted), k.rows.add("ct_x", loop.n_state)
     ct_seen, ct_inputs = k.rows.add("ct_seen", loop.n_observables), k.rows.add("ct_u", sum(wanted.inputs))
-    coefs, saved, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(loop.n_inputs)
+    n_given = len(shape.uniform_inputs)
+    coefs, saved, inputs = k.take(loop.n_coefs), k.take(loop.n_state), k.take(n_given)
     seeds = k.take(1 if loop.n_normals else 0)
     records, final = k.take(loop.n_observables), k.take(loop.n_state)
     out_coefs, out_state, out_inputs = k.give(n_wanted), k.give(loop.n_state), k.give(sum(wanted.inputs))
 
     n, m, p, z = loop.n_coefs, loop.n_state, loop.n_inputs, loop.n_normals
-    free, known = [True] * n + [False] * m + [True] * p + [False] * z, [False] * n + [True] * m
-    step = SplitPullback(pullbacks.advance, free + [False] * m, known + [False] * p + [True] * z + [False] * m)
+    # What arrives from other lanes is kept like the state; inputs that were given are read again.
+    free = [True] * n + [False] * m + [True] * n_given + [False] * (p - n_given + z)
+    known = [False] * n + [True] * m + [False] * n_given + [True] * (p - n_given + z)
+    step = SplitPullback(pullbacks.advance, free + [False] * m, known + [False] * m)
     n_seen = loop.n_observables
     view = SplitPullback(
         pullbacks.observe, [True] * n + [False] * (m + n_seen), [False] * n + [True] * m + [False] * n_seen
     )
     kept = Rows("K", k.block)
     of_step, of_view = kept.add("k", step.n_kept), kept.add("v", view.n_kept)
+    coupled = wiring(k, kept)
+    ct_arrived = k.rows.add("ct_arrived", p - n_given)
 
     replay, after = k.writer(), k.writer()
     keep = k.values(step.keep, replay.write(step.keep, k.arguments()))
@@ -454,7 +521,7 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
     keep_view = k.values(view.keep, after.write(view.keep, [*k.coefs, *k.state]))
 
     back, back_view = k.writer(), k.writer()
-    pulled = k.values(step.back, back.write(step.back, [*k.coefs, *k.inputs, *of_step, *ct_state]))
+    pulled = k.values(step.back, back.write(step.back, [*k.coefs, *k.inputs[:n_given], *of_step, *ct_state]))
     pulled_view = k.values(view.back, back_view.write(view.back, [*k.coefs, *of_view, *ct_seen]))
     zero = replay.literal(0, np.dtype(f"float{8 * shape.itemsize}"))
 
@@ -463,7 +530,7 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
 
     both = [*ct_coefs, *ct_state]
     stores = added(back, ct_coefs, pulled) | {
-        k.rows.at(x): v for x, v in zip([*ct_state, *ct_inputs], pulled[n_wanted:])
+        k.rows.at(x): v for x, v in zip([*ct_state, *ct_inputs, *ct_arrived], pulled[n_wanted:], strict=True)
     }
     slot = f"K = {shape.dtype}_at(slots + {shape.itemsize} * j * {len(kept.names) * k.block})"
     forth = [
@@ -471,6 +538,7 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
         slot,
         *k.read_inputs(),
         *k.draw(),
+        *coupled.replay(),
         *k.lane_loop(
             replay,
             {kept.at(x): v for x, v in zip(of_step, keep)} | {k.rows.at(x): v for x, v in zip(k.state, stepped)},
@@ -492,6 +560,7 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
         "    due -= every",
         *k.read_inputs(),
         *k.lane_loop(back, stores, [k.rows, kept]),
+        *coupled.back(),
     ]
     uniform = [u for u, w in zip(shape.uniform_inputs, wanted.inputs) if w]
     if not all(uniform):
@@ -528,11 +597,14 @@ def adjoint_source(loop: Loop, pullbacks: Pullbacks, wanted: Wanted, shape: Shap
             *k.addresses("input", inputs),
             *k.addresses("ct_record", records),
             *k.addresses("ct_input", out_inputs, "result"),
+            *coupled.begin(),
             "for segment_number in range((steps + segment - 1) // segment - 1, -1, -1):",
             *_indented(segment),
+            *coupled.end(),
             *(k.gather(x, f"result(frame, {r})") for x, r in zip(both, [*out_coefs, *out_state])),
         ],
         len(kept.names),
+        coupled.also,
     )
 
 
@@ -547,7 +619,7 @@ import numpy as np
 from numba import types
 
 from brainmass_kernels.backends.numba_runtime import *
-
+{also}
 
 @numba.cfunc(types.int64(types.int64), cache=True, error_model="numpy")
 def task(job):
@@ -578,24 +650,28 @@ _LOCK = threading.Lock()
 
 
 def _call(
-    source: Source, loop: Loop, shape: Shape, lanes: int, scratch: int, segment: int, given, results
+    source: Source, loop: Loop, shape: Shape, lanes: int, scratch: int, segment: int, given, results, each: int = 0, **more
 ) -> Sequence[jax.Array]:
+    """Call a kernel whose blocks have ``each`` lanes, those of the shape unless it is given, with ``more`` in its plan.
+
+    ``scratch`` is the bytes that each thread has for itself.
+    """
     from . import numba_runtime
 
     schedule = loop.schedule
-    blocks = -(-lanes // shape.block)
+    blocks = -(-lanes // (each or shape.block))
     operations = lanes * schedule.steps * len(loop.advance.jaxpr.jaxpr.eqns)
     count = max(1, min(threads(), blocks, operations // WORTH_A_THREAD, numba_runtime.MOST_THREADS))
     scratch = -(-scratch // 64) * 64
     plan = {
         "lanes": lanes, "steps": schedule.steps, "lead": schedule.lead, "every": schedule.every,
-        "count": schedule.count, "segment": segment, "blocks": blocks, "threads": count, "scratch": scratch,
+        "count": schedule.count, "segment": segment, "blocks": blocks, "threads": count, "scratch": scratch, **more,
     }  # fmt: skip
     kind = jnp.dtype(f"float{8 * shape.itemsize}")
     buffers = [jax.ShapeDtypeStruct(r, kind) for r in results]
     buffers.append(jax.ShapeDtypeStruct((numba_runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
     call = jax.ffi.ffi_call(register(source), buffers)
-    return call(*given, plan=np.array([plan[name] for name in _PLAN], np.int64))[:-1]
+    return call(*given, plan=np.array([plan.get(name, 0) for name in _PLAN], np.int64))[:-1]
 
 
 def register(source: Source) -> str:
@@ -608,11 +684,13 @@ def register(source: Source) -> str:
 def _registered(source: Source) -> str:
     from . import numba_runtime
 
-    runtime = hashlib.sha256(Path(numba_runtime.__file__).read_bytes()).hexdigest()[:16]
+    modules = [Path(numba_runtime.__file__), *([Path(__file__).with_name(f"{source.also}.py")] if source.also else [])]
+    runtime = hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()[:16]
     parts = {
         "runtime": runtime,
         "body": "\n".join(_indented(_indented(source.text.splitlines()))),
         "results": source.results,
+        "also": f"from {__package__}.{source.also} import *\n" if source.also else "",
         **{name: _PLAN.index(name) for name in ("scratch", "blocks", "threads")},
     }
     digest = hashlib.sha256(_MODULE.format(name="", **parts).encode()).hexdigest()[:24]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import noise
-from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, pieces
+from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, Wires, pieces
 
 
 class Scan:
@@ -18,6 +18,7 @@ class Scan:
     name = "scan"
     interpretable = False
     retreats = False
+    networks = True
 
     def unavailable(self, platform: str) -> str | None:
         return None
@@ -34,8 +35,15 @@ class Scan:
             records += [seen] if piece.recorded else []
         return Forward(_joined(loop, records, state), state, tuple(saved) if checkpoint_every else None)
 
-    def transparent(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int) -> Forward:
-        """The same run as a scan that JAX differentiates itself, in forward mode and to any order."""
+    def transparent(
+        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int, wires: Wires | None = None
+    ) -> Forward:
+        """The same run as a scan that JAX differentiates itself, in forward mode and to any order.
+
+        With ``wires`` the final state has the history after it.
+        """
+        if wires is not None:
+            coefs, state = _Wired(coefs, wires), (*state, _unrolled(wires.history, loop))
         records = []
         for piece in pieces(loop.schedule, checkpoint_every):
 
@@ -44,6 +52,8 @@ class Scan:
 
             state, seen = lax.scan(jax.checkpoint(segment), state, _starts(piece))
             records += [_merged(seen)] if piece.recorded else []
+        if wires is not None:
+            state = (*state[:-1], _rolled(state[-1], loop.schedule.steps))
         return Forward(_joined(loop, records, state), state)
 
     def adjoint(
@@ -89,12 +99,62 @@ def _normals(loop: Loop, seeds, n, dtype):
     return tuple(x.astype(dtype) for x in made)
 
 
+class _Wired(NamedTuple):
+    """Coefficients of a loop whose lanes are coupled; the state then has a ring of what was sent after it."""
+
+    coefs: tuple
+    wires: Wires
+
+
+def _unrolled(history, loop: Loop):
+    """``(depth, L)`` as ``(depth, N, networks)``, so that what a connection reads lies together."""
+    coupling = loop.coupling
+    assert coupling is not None
+    return jnp.swapaxes(history.reshape(coupling.depth, history.shape[1] // coupling.regions, coupling.regions), 1, 2)
+
+
+def _rolled(ring, n):
+    """A ring after ``n`` steps as a history, the oldest first."""
+    depth = len(ring)
+    return jnp.roll(jnp.swapaxes(ring, 1, 2).reshape(depth, ring.shape[1] * ring.shape[2]), -n % max(1, depth), axis=0)
+
+
+def _coupled(loop: Loop, wired: _Wired, state, n):
+    """The coupling's sum of each lane at step ``n``, and the ring after it."""
+    *state, ring = state
+    coupling, wires = loop.coupling, wired.wires
+    assert coupling is not None
+    (sent,) = coupling.send(*wired.coefs, *state)
+    sent = jnp.broadcast_to(sent, state[0].shape).reshape(-1, coupling.regions).T
+    weights = wires.weights
+    if not coupling.depth:
+        to = "ij,jb->ib" if weights.ndim == 2 else "ijb,jb->ib"
+        return _flat(jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)), ring
+    late = ring[(n - wires.steps) % coupling.depth, jnp.arange(coupling.regions)]
+    arriving = jnp.where(wires.steps[..., None] == 0, sent, late)
+    total = jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
+    return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, n % coupling.depth, 0)
+
+
+def _flat(x):
+    """``(N, networks)`` as ``(L,)``."""
+    return x.T.reshape(-1)
+
+
 def _step(loop: Loop, coefs, state, inputs, seeds, n):
+    if isinstance(coefs, _Wired):
+        total, ring = _coupled(loop, coefs, state, n)
+        state = state[:-1]
+        row = (*_rows(inputs, n), total, *_normals(loop, seeds, n, state[0].dtype))
+        stepped = loop.advance(*coefs.coefs, *state, *row)
+        return (*(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), ring)
     stepped = loop.advance(*coefs, *state, *_rows(inputs, n), *_normals(loop, seeds, n, state[0].dtype))
     return tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state))
 
 
 def _observe(loop: Loop, coefs, state):
+    if isinstance(coefs, _Wired):
+        coefs, state = coefs.coefs, state[:-1]
     return tuple(jnp.broadcast_to(x, state[0].shape) for x in loop.observe(*coefs, *state))
 
 

@@ -90,6 +90,7 @@ class Triton:
     name = "triton"
     interpretable = True
     retreats = False
+    networks = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

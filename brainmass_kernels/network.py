@@ -1,0 +1,291 @@
+"""Networks: masses coupled through a connectome, with conduction delays.
+
+What is new over a batch of masses is one sum a step, linear in what the regions sent some steps ago. All else of a
+coupling is pointwise, and belongs to the step: what a region sends, and what it makes of the sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import units
+from ._jax import is_traced
+from .functional import sigmoid
+from .models.base import Model, check_name, refuse_nan
+
+
+class Kind(NamedTuple):
+    """A coupling: ``send`` of each source, summed over the connectome, ``receive``d by each target.
+
+    Attributes
+    ----------
+    receive : ``(sum, own source, p) -> input``
+    send : ``(source, p) -> what is summed``
+    parameters : defaults by name; ``k``, the global strength, among them
+    saturates : whether the sum is taken as a plain number, so that ``k`` has the unit of the target
+    """
+
+    receive: Callable
+    send: Callable = lambda x, p: x
+    parameters: Mapping[str, float] = {"k": 1.0}
+    saturates: bool = True
+
+
+COUPLINGS: dict[str, Kind] = {
+    "additive": Kind(lambda c, x, p: p.k * c + p.b, parameters={"k": 1.0, "b": 0.0}, saturates=False),
+    "diffusive": Kind(lambda c, x, p: p.k * (c - p.degree * x), saturates=False),
+    # The Laplacian of the weights, summed like "additive": its diagonal acts without delay.
+    "laplacian": Kind(lambda c, x, p: p.k * (c - p.degree * x) + p.b, parameters={"k": 1.0, "b": 0.0}, saturates=False),
+    "sigmoidal": Kind(
+        lambda c, x, p: p.k * sigmoid(p.a * c + p.b, v0=p.midpoint, r=p.slope),
+        parameters={"k": 1.0, "a": 1.0, "b": 0.0, "slope": 1.0, "midpoint": 0.0},
+    ),
+    "tanh": Kind(lambda c, x, p: p.k * jnp.tanh(p.scale * c), parameters={"k": 0.5, "scale": 2.0}),
+    "sigmoidal_jansen_rit": Kind(
+        lambda c, x, p: p.k * c,
+        lambda x, p: p.cmin + sigmoid(x, p.cmax - p.cmin, p.midpoint, p.r),
+        parameters={"k": 1.0, "cmin": 0.0, "cmax": 0.005, "midpoint": 6.0, "r": 0.56},
+    ),
+}
+# Couplings that subtract a region's own source, times the sum of its weights.
+_WITH_DEGREE = ("diffusive", "laplacian")
+
+
+class Link(NamedTuple):
+    """How the regions of a network are coupled, without data: part of what decides a step's text.
+
+    Attributes
+    ----------
+    kind : a name in `COUPLINGS`
+    source : the observable or state that is sent
+    target : the input that the coupling is added to
+    """
+
+    kind: str
+    source: str
+    target: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        degree = ("degree",) if self.kind in _WITH_DEGREE else ()
+        return (*COUPLINGS[self.kind].parameters, *degree)
+
+    def sent(self, source, p: SimpleNamespace):
+        return COUPLINGS[self.kind].send(source, p)
+
+    def received(self, total, own, p: SimpleNamespace):
+        """What is added to the target, from the sum and the region's own source."""
+        return COUPLINGS[self.kind].receive(total, own, p)
+
+
+@jax.tree_util.register_pytree_node_class
+class Network:
+    """Regions of one model, coupled through a connectome; give it to `simulate`, `explain` and `fit` as a model.
+
+    The last axis of everything is the regions: fields of the model, inputs, initial states and ``k`` broadcast to
+    ``(*batch, N)``. A sweep over the strength on one connectome has ``k`` of shape ``(G, 1)``. During a step the
+    coupling is held at what arrives at its beginning, in every scheme.
+
+    Parameters
+    ----------
+    model : of each region
+    weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i
+    delays : ``(N, N)``, a time for each connection, rounded up to whole steps; ``None``, no delays
+    distances, speed : in place of ``delays``: lengths ``(N, N)`` and the speed of conduction, of which the delays are
+        the quotient; plain numbers are millimetres and metres a second
+    coupling : "additive" ``k sum_j w_ij x_j + b``; "diffusive" ``k sum_j w_ij (x_j - x_i)``; "laplacian", the same
+        plus ``b``; "sigmoidal" ``k / (1 + exp(-slope (a sum_j w_ij x_j + b - midpoint)))``; "tanh"
+        ``k tanh(scale sum_j w_ij x_j)``; "sigmoidal_jansen_rit"
+        ``k sum_j w_ij (cmin + (cmax - cmin) / (1 + exp(r (midpoint - x_j))))``; ``x_j`` is delayed, ``x_i`` is not
+    source : an observable or state of the model; ``None``, its first observable or state
+    target : the input of the model that the coupling is added to; ``None``, its first
+    k : strength, in the unit of the target over that of the source; in that of the target for the last three
+    self_connection : whether the diagonal of ``weights`` counts
+    **parameters : the other constants of the coupling; plain numbers, ``b`` of "additive" and "laplacian" in the unit
+        of the target
+
+    A run starts from a history, what each region sent before time 0: ``initial={"history": ...}``, one value, one for
+    each region, ``(H, *batch, N)`` for the ``H`` steps of the longest delay with the oldest first, or a function of
+    the (negative) time. Otherwise it is what the initial state sends. ``result.final["history"]`` goes on exactly.
+
+    Raises
+    ------
+    ValueError, TypeError : a name, unit, shape or value, before anything is compiled
+
+    References
+    ----------
+    Sanz-Leon et al. 2015, NeuroImage 111:385 (the couplings); the names are those of `brainmass.Network`.
+    """
+
+    def __init__(
+        self, model: Model, weights, *, delays=None, distances=None, speed=None, coupling: str = "additive",
+        source: str | None = None, target: str | None = None, k=None, self_connection: bool = False, **parameters,
+    ):  # fmt: skip
+        if not isinstance(model, Model):
+            raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+        check_name(coupling, COUPLINGS, "coupling")
+        kind = COUPLINGS[coupling]
+        for name in parameters:
+            check_name(name, [*kind.parameters], f"parameter of coupling '{coupling}'", TypeError)
+        if not model.inputs:
+            raise ValueError(f"{type(model).__name__} has no input that a coupling could be added to")
+        source = next(iter(model.recordable())) if source is None else source
+        target = next(iter(model.inputs)) if target is None else target
+        check_name(source, model.recordable(), "source, which is an observable or state,")
+        check_name(target, model.inputs, "target, which is an input,")
+        self.model, self.link, self.self_connection = model, Link(coupling, source, target), bool(self_connection)
+        self.weights = _weights(weights)
+        self.delays = _delays(delays, distances, speed, self.regions)
+        given = {"k": k} if k is not None else {}
+        self.parameters = {**kind.parameters, **parameters, **given}
+        if not self.strength_unit.is_unitless and k is None:
+            raise ValueError(
+                f"'k' is needed: it turns {source} into {target}, in {units.name_of(self.strength_unit)}, "
+                f"such as k=1*{self.strength_unit}"
+            )
+        self.magnitudes()
+
+    @property
+    def regions(self) -> int:
+        return int(np.shape(self.weights)[-1])
+
+    @property
+    def strength_unit(self):
+        """The unit of ``k``."""
+        target = units.unit_of(self.model.inputs[self.link.target])
+        if COUPLINGS[self.link.kind].saturates:
+            return target
+        # Of two units of the same dimension the quotient is a plain number, which may still hide a factor.
+        source = self.model.recordable()[self.link.source]
+        return units.UNITLESS if target == source else target / source
+
+    @property
+    def sent_unit(self):
+        """The unit of what is sent, and of the history."""
+        plain = self.link.kind == "sigmoidal_jansen_rit"
+        return units.UNITLESS if plain else self.model.recordable()[self.link.source]
+
+    def magnitudes(self) -> dict[str, Any]:
+        """The parameters of the coupling as plain arrays, by their names in `Link.parameters`."""
+        found = {}
+        for name, value in self.parameters.items():
+            unit = self.strength_unit if name == "k" else units.UNITLESS
+            if name == "b" and not COUPLINGS[self.link.kind].saturates:
+                unit = units.unit_of(self.model.inputs[self.link.target])
+                value = value * unit if isinstance(value, float) and value == 0.0 else value
+            found[name] = units.strip(value, unit, name)
+            refuse_nan(found[name], name)
+        if "degree" in self.link.parameters:
+            found["degree"] = jnp.sum(self.connections(), axis=-1)
+        return found
+
+    def connections(self):
+        """The weights, ``(*batch, N, N)``, with the diagonal zero unless self-connections count."""
+        if self.self_connection:
+            return self.weights
+        rest = 1.0 - np.eye(self.regions)
+        return self.weights * (rest if isinstance(self.weights, np.ndarray) else jnp.asarray(rest, self.weights.dtype))
+
+    def delay_steps(self, dt: float) -> np.ndarray:
+        """Each delay in whole steps, rounded up, ``(N, N)``; ``dt`` in seconds."""
+        if self.delays is None:
+            return np.zeros((self.regions, self.regions), np.int32)
+        # What is a whole number but for rounding stays one.
+        return np.ceil(self.delays / dt - 1e-5).clip(0).astype(np.int32)
+
+    def __repr__(self) -> str:
+        delayed = "" if self.delays is None else f", delays to {1e3 * self.delays.max():.4g} ms"
+        kind, source, target = self.link
+        return f"Network({self.regions} regions of {type(self.model).__name__}, {source} -> {target}, {kind}{delayed})"
+
+    def tree_flatten(self):
+        names = tuple(self.parameters)
+        static = (self.link, self.self_connection, names, _Static(self.delays))
+        return (self.model, self.weights, *self.parameters.values()), static
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        self = object.__new__(cls)  # unchecked: leaves may be tracers, shapes or None
+        self.link, self.self_connection, names, delays = static
+        self.delays = delays.array
+        self.model, self.weights, *values = children
+        self.parameters = dict(zip(names, values))
+        return self
+
+    def replace(self, **changes) -> Network:
+        """The same network with another ``model``, ``weights`` or parameter of the coupling."""
+        known = {"model": self.model, "weights": self.weights, **self.parameters}
+        for name in changes:
+            check_name(name, known, "field of the network", TypeError)
+        fields = {**known, **changes}
+        kind, source, target = self.link
+        return Network(
+            fields.pop("model"), fields.pop("weights"), coupling=kind, source=source, target=target,
+            delays=None if self.delays is None else self.delays * u.second, self_connection=self.self_connection,
+            **fields,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """An array among what decides a tree's structure, compared by its values."""
+
+    array: np.ndarray | None
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, _Static) or (self.array is None) != (other.array is None):
+            return False
+        return self.array is other.array or np.array_equal(self.array, other.array)  # pyright: ignore[reportArgumentType]
+
+    def __hash__(self) -> int:
+        return hash(None if self.array is None else self.array.tobytes())
+
+
+def _weights(weights):
+    weights = units.strip(weights, units.UNITLESS, "weights")
+    shape = np.shape(weights)
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"'weights' got shape {shape}, but takes (N, N) or (*batch, N, N)")
+    refuse_nan(weights, "weights")
+    return weights
+
+
+def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
+    """In seconds, ``(N, N)``, or ``None``."""
+    if (distances is None) != (speed is None):
+        missing = "speed" if speed is None else "distances"
+        raise ValueError(f"'{missing}' is needed: 'distances' and 'speed' make the delays together")
+    if delays is not None and distances is not None:
+        raise ValueError("'delays' and 'distances' were both given, but each makes the delays: give one of them")
+    if distances is not None:
+        lengths = units.strip(_with_unit(distances, u.mm), u.mm, "distances")
+        rate = units.strip(_with_unit(speed, u.mm / u.ms), u.mm / u.ms, "speed")
+        if is_traced(rate) or np.ndim(rate) or not rate > 0:
+            raise ValueError(f"'speed' got {speed}, but takes one positive speed, known before tracing")
+        name, seconds = "distances", lengths / rate * 1e-3
+    elif delays is not None:
+        name, seconds = "delays", units.strip(delays, u.second, "delays")
+    else:
+        return None
+    if is_traced(seconds):
+        raise TypeError(f"'{name}' is traced by jit, vmap or grad, but a network's delays are known beforehand")
+    seconds = np.asarray(seconds, np.float64)
+    if seconds.ndim == 0:
+        seconds = np.full((regions, regions), float(seconds))
+    if seconds.shape != (regions, regions):
+        raise ValueError(f"'{name}' got shape {seconds.shape}, but takes ({regions}, {regions}) as the weights have")
+    if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
+        raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
+    return seconds * (1.0 - np.eye(regions)) if name == "distances" else seconds
+
+
+def _with_unit(value, unit):
+    return value if isinstance(value, u.Quantity) else np.asarray(value) * unit
