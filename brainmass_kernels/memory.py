@@ -10,6 +10,9 @@ import jax
 
 from .recording import Reduction
 
+# Steps of a network of which a gradient keeps all that was sent, or eight times the longest delay.
+LONGEST = 8192
+
 if TYPE_CHECKING:
     from .simulate import Run
 
@@ -25,8 +28,25 @@ def recorded(run: Run) -> int:
 
 def gradient(run: Run) -> int:
     """Bytes that a gradient holds beyond the records: checkpoints, and one replayed segment."""
-    kept = -(-run.schedule.steps // run.checkpoint_every) + run.checkpoint_every
-    return kept * len(run.spec.model.states) * _lane_bytes(run)
+    steps = run.schedule.steps
+    kept = -(-steps // run.checkpoint_every) + run.checkpoint_every
+    return (kept * len(run.spec.model.states) + sent(run)) * _lane_bytes(run)
+
+
+def sent(run: Run) -> int:
+    """What a gradient of a network keeps of all that each region sent: histories, and one block of steps."""
+    if run.spec.link is None:
+        return 0
+    steps = run.schedule.steps
+    if run.transparent:
+        return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.batch[-1]
+    most = min(steps, block(run))
+    return most + -(-steps // most) * run.depth
+
+
+def block(run: Run) -> int:
+    """Steps of a network of which a gradient keeps all that was sent, at most."""
+    return max(LONGEST, 8 * run.depth)
 
 
 def _lane_bytes(run: Run) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from . import units
-from .backends.base import Schedule
+from .backends.base import Piece, Schedule, pieces
 
 #: Values of one observable that a block may hold, unless that were fewer records than these.
 BLOCK = 2**24
@@ -486,6 +487,49 @@ def run(
     finished = (r.finish(h, sampling) for r, h in zip(reductions, held, strict=True))
     trajectories = (jnp.concatenate(parts) for parts in stored)
     return [next(finished if isinstance(r, Reduction) else trajectories) for r in what], state
+
+
+def cut(launch: Callable, most: int, again: bool, schedule: Schedule, state, rows, first):
+    """A launch in parts of at most ``most`` steps, of which a gradient keeps the states in between.
+
+    Parameters
+    ----------
+    launch : as of `run`, in which it can take its place
+    most : steps of a part
+    again : whether a gradient runs parts again, or keeps what it needs of them all
+    schedule, state, rows, first : of the launch
+    """
+    if schedule.steps <= most:
+        return launch(schedule, state, rows, first)
+    repeated = _repeated if again else lax.scan
+
+    def over(piece: Piece, body: Callable, begin, state, rows):
+        """All segments of a piece, one after the other: the state after them, and what each recorded."""
+        size, count = piece.length, piece.segments
+        given = tuple(x[piece.start :][: count * size].reshape(count, size, *x.shape[1:]) for x in rows)
+        firsts = begin + piece.start + size * jnp.arange(count, dtype=jnp.int32)
+        return repeated(body, state, (firsts, given))
+
+    def segment(schedule: Schedule, state, x):
+        records, state = launch(schedule, state, x[1], x[0])
+        return state, records
+
+    def long_stride(piece: Piece, state, x):
+        """Each part is recorded at its end, the others than the last for nothing."""
+        seen: tuple = ()
+        for part in piece.parts:
+            body = functools.partial(segment, Schedule(part.length, 0, part.length))
+            state, seen = over(part, body, x[0], state, x[1])
+        return state, tuple(record[-1] for record in seen)
+
+    begin, records, seen = jnp.int32(0 if first is None else first), [], ()
+    for piece in pieces(schedule, most):
+        within = Schedule(piece.length, 0 if piece.recorded else piece.length, piece.stride)
+        body = functools.partial(*((long_stride, piece) if piece.parts else (segment, within)))
+        state, seen = over(piece, body, begin, state, rows)
+        records += [seen] if piece.recorded else []
+    merged = [[x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in group] for group in records or [seen]]
+    return tuple(jnp.concatenate(parts) for parts in zip(*merged)), state
 
 
 def _repeated(body: Callable, carry, xs):

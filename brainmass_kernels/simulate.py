@@ -271,8 +271,12 @@ def _prepare(
         depth=int(wires.steps.max()) if wires else 0,
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
-    # A network's loop in plain jnp has no adjoint of its own.
-    run = run._replace(implementation=name, transparent=run.transparent or (name == "scan" and wires is not None))
+    run = run._replace(implementation=name)
+    if wires and name == "scan":
+        # A network's loop in plain jnp has no adjoint of its own: a checkpoint has the history, a step all that arrives.
+        kept, each = len(state) + run.depth, len(state) + batch[-1]
+        every_c = _checkpoint_every(checkpoint_every, schedule.steps, kept / each)
+        run = run._replace(transparent=True, checkpoint_every=every_c)
     time = units.strip(dt, model.time_unit, "dt")
     hoisted = (*parameters.values(), *held.values(), *sigmas.values(), *links.values(), time)
     run = run._replace(retreat=_retreat(run, hoisted))
@@ -351,9 +355,10 @@ def _schedule(duration, transient, every, seconds: float) -> Schedule:
     return Schedule(steps, lead, int(every))
 
 
-def _checkpoint_every(given, steps: int) -> int:
+def _checkpoint_every(given, steps: int, ratio: float = 1.0) -> int:
+    """Steps between checkpoints, each of which takes ``ratio`` times as much as a step in between."""
     if given is None:
-        return max(1, math.isqrt(steps))
+        return min(steps, max(1, math.isqrt(math.ceil(steps * ratio))))
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
         raise ValueError(f"'checkpoint_every' got {given!r}, but takes a positive number of steps")
     return min(int(given), steps)
@@ -545,12 +550,14 @@ def _run(run: Run, data: Data):
             return Scan().transparent(loop, coefs, state, rows, since, part.checkpoint_every, since_wires)[:2]
         return _differentiable(part, loop)(tuple(coefs), state, rows, since, since_wires, near)
 
+    # Pallas's interpreters have effects, which JAX runs no second time.
+    again = not run.interpret
+    if wires and not run.transparent:
+        launch = functools.partial(recording.cut, launch, memory.block(run), again)
     if run.sampling is None:
         records, final = launch(run.schedule, state, varying, None)
     else:
         what = [what for _, what in run.entries]
-        # Pallas's interpreters have effects, which JAX runs no second time.
-        again = not run.interpret
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
     final = (*step.exit(hoisted, final[:n]), *final[n:])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .. import noise
@@ -130,10 +131,12 @@ def _coupled(loop: Loop, wired: _Wired, state, n):
     if not coupling.depth:
         to = "ij,jb->ib" if weights.ndim == 2 else "ijb,jb->ib"
         return _flat(jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)), ring
-    late = ring[(n - wires.steps) % coupling.depth, jnp.arange(coupling.regions)]
-    arriving = jnp.where(wires.steps[..., None] == 0, sent, late)
+    n = lax.convert_element_type(n, wires.steps.dtype)
+    sources = jnp.broadcast_to(jnp.arange(coupling.regions), wires.steps.shape)
+    late = ring[lax.rem(n - wires.steps + coupling.depth, np.int32(coupling.depth)), sources]
+    arriving = jnp.where(wires.steps[..., None] == 0, sent[None], late)
     total = jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
-    return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, n % coupling.depth, 0)
+    return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, np.int32(coupling.depth)), 0)
 
 
 def _flat(x):
