@@ -251,7 +251,7 @@ class Adjoint(NamedTuple):
     coefs: tuple[jax.Array, ...]
     state: tuple[jax.Array, ...]
     inputs: tuple[jax.Array, ...]
-    wires: tuple[Any, ...] = ()
+    wires: tuple[Any, ...] | None = None
 
 
 class Request(NamedTuple):
