@@ -15,7 +15,7 @@ def start(lanes: int):
     return (jnp.zeros(lanes, jnp.float32),) * 6
 
 
-def step(state, Ae, be, C, E_inp, dt: float = DT):
+def step(state, Ae, be, C, E_inp, dt: float = DT, M_inp=0.0):
     """One step; velocities by exponential Euler, positions by Euler, all from the old state."""
     M, E, I, Mv, Ev, Iv = state
     Ai, bi = 22.0, 50.0
@@ -31,7 +31,7 @@ def step(state, Ae, be, C, E_inp, dt: float = DT):
         M + dt * Mv,
         E + dt * Ev,
         I + dt * Iv,
-        velocity(Mv, be, Ae * be * rate(E - I) - be**2 * M),
+        velocity(Mv, be, Ae * be * rate(E - I + M_inp) - be**2 * M),
         velocity(Ev, be, Ae * be * (E_inp + 0.8 * C * rate(C * M)) - be**2 * E),
         velocity(Iv, bi, Ai * bi * (0.25 * C * rate(0.25 * C * M)) - bi**2 * I),
     )

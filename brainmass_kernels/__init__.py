@@ -3,6 +3,8 @@
 from . import testing as testing
 from .adapters.brainmass import fuse as fuse
 from .backends.base import Unsupported as Unsupported
+from .connectome import Connectome as Connectome
+from .connectome import load_connectome as load_connectome
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .fit import Fit as Fit
@@ -46,6 +48,7 @@ from .models import WongWangExcInh as WongWangExcInh
 from .models import coloured as coloured
 from .models import list_models as list_models
 from .models import model as model
+from .models import with_bold as with_bold
 from .network import Network as Network
 from .pointwise import NotPointwise as NotPointwise
 from .recording import Average as Average

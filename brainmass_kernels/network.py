@@ -189,10 +189,10 @@ class Network:
 
     def connections(self):
         """The weights, ``(*batch, N, N)``, with the diagonal zero unless self-connections count."""
+        weights = self.weights if is_traced(self.weights) else np.asarray(self.weights)
         if self.self_connection:
-            return self.weights
-        others = np.broadcast_to(1.0 - np.eye(self.regions), np.shape(self.weights))
-        return self.weights * (others if isinstance(self.weights, np.ndarray) else others.astype(self.weights.dtype))
+            return weights
+        return weights * np.broadcast_to(1.0 - np.eye(self.regions), np.shape(weights)).astype(weights.dtype)
 
     def delay_steps(self, dt: float) -> np.ndarray:
         """Each delay in whole steps, rounded up, ``(N, N)``; ``dt`` in seconds."""

@@ -273,7 +273,7 @@ def _prepare(
     name, _, _ = dispatch.choose(implementation, _request(run))
     run = run._replace(implementation=name)
     if wires and name == "scan":
-        # A network's loop in plain jnp has no adjoint of its own: a checkpoint has the history, a step all that arrives.
+        # This loop has no adjoint of its own for networks; a checkpoint has the history, a step all that arrives.
         kept, each = len(state) + run.depth, len(state) + batch[-1]
         every_c = _checkpoint_every(checkpoint_every, schedule.steps, kept / each)
         run = run._replace(transparent=True, checkpoint_every=every_c)
@@ -304,10 +304,9 @@ def _wires(network: Network, history, dt: float) -> Wires:
     if history is not None and not depth:
         raise ValueError("'history' was given, but this network has no delays")
     if callable(history):
-        times = u.Quantity(np.arange(-depth, 0) * dt, unit=u.second)
-        history = history(times)
-        if np.ndim(history) == 1:
-            history = history[:, None]
+        times: Any = u.Quantity(np.arange(-depth, 0) * dt, unit=u.second)
+        history: Any = history(times)
+        history = history[:, None] if np.ndim(history) == 1 else history
     if history is not None:
         history = units.strip(history, network.sent_unit, "history")
         refuse_nan(history, "history")
@@ -613,13 +612,14 @@ _ARGUMENTS = ("coefs", "lanes", "rows", "lanes", Wires("weights", "shared", "lan
 def _differentiable(run: Run, loop: Loop):
     """The loop on ``(coefs, state, inputs, seeds, wires, near)`` with its adjoint as its gradient.
 
-    ``wires`` are ``None`` but for a network, whose history then follows the final state; ``near`` says whether to walk back by inverse steps, where that is asked at run time.
+    ``wires`` are ``None`` but for a network, whose history then follows the final state; ``near`` says whether to walk
+    back by inverse steps, where that is asked at run time.
     """
     backend, every = dispatch.load(run.implementation), run.checkpoint_every
 
     @jax.custom_vjp
     def call(coefs, state, inputs, seeds, wires, near):
-        run = folded(lambda *args: _forward(backend, loop, *args)[:2], _ARGUMENTS)
+        run = folded(lambda *args: _forward(backend, loop, None, *args)[:2], _ARGUMENTS)
         return run(coefs, state, inputs, seeds, wires)
 
     def forward(coefs, state, inputs, seeds, wires, near):
@@ -630,7 +630,7 @@ def _differentiable(run: Run, loop: Loop):
         coefs, state, inputs, seeds, wires, near = jax.tree.map(
             lambda x: x.value, (coefs, state, inputs, seeds, wires, near), is_leaf=lambda x: hasattr(x, "perturbed")
         )
-        kept = folded(lambda *args: tuple(_forward(backend, loop, *args, every)), _ARGUMENTS)
+        kept = folded(lambda *args: tuple(_forward(backend, loop, every, *args)), _ARGUMENTS)
         records, final, saved = kept(coefs, state, inputs, seeds, wires)
         return (records, final), (coefs, inputs, seeds, wires, near, saved, _Perturbed(wanted))
 
@@ -671,7 +671,7 @@ def _differentiable(run: Run, loop: Loop):
     return call
 
 
-def _forward(backend: Backend, loop: Loop, coefs, state, inputs, seeds, wires, checkpoint_every: int | None = None):
+def _forward(backend: Backend, loop: Loop, checkpoint_every: int | None, coefs, state, inputs, seeds, wires):
     coupled = () if wires is None else (wires,)
     return backend.forward(loop, coefs, state, inputs, seeds, checkpoint_every, *coupled)
 

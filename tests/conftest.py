@@ -21,6 +21,14 @@ def _strict():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernels(tmp_path_factory):
+    """Nothing is found compiled by an earlier run; what one process compiled, the others find."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ.setdefault("BRAINMASS_KERNELS_CACHE", str(base / "kernels"))
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""

@@ -27,17 +27,6 @@ numba = pytest.importorskip("numba")
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    """Nothing is found compiled by an earlier run."""
-    before = os.environ.get("BRAINMASS_KERNELS_CACHE")
-    os.environ["BRAINMASS_KERNELS_CACHE"] = str(tmp_path_factory.mktemp("kernels"))
-    yield
-    del os.environ["BRAINMASS_KERNELS_CACHE"]
-    if before is not None:
-        os.environ["BRAINMASS_KERNELS_CACHE"] = before
-
-
 class TestKernels(KernelSuite):
     backend = backend.Numba()
 
@@ -317,6 +306,7 @@ for dtype in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_kernels_that_two_processes_compiled_do_not_take_each_others_functions(tmp_path):
     env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     for dtypes in (["float64"], ["float32"], ["float64", "float32"]):

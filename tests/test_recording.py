@@ -111,7 +111,7 @@ class TestWithinAKernel:
 
     CASES = [
         pytest.param("mosaic_tpu", marks=pytest.mark.slow),
-        pytest.param("triton"),
+        pytest.param("triton", marks=pytest.mark.slow),
         pytest.param("mosaic_gpu", marks=pytest.mark.skipif(not MOSAIC_GPU, reason="needs jax 0.11")),
     ]
 
@@ -139,7 +139,9 @@ class TestWithinAKernel:
 
 
 class TestGradients:
-    @pytest.mark.parametrize("implementation", [pytest.param("scan", marks=pytest.mark.slow), "numba"])
+    @pytest.mark.parametrize(
+        "implementation", [pytest.param(name, marks=pytest.mark.slow) for name in ("scan", "numba")]
+    )
     def test_are_those_of_the_trajectory(self, few_records_a_block, x64, implementation):
         weights = {n: 1.0 + k for k, n in enumerate(SMOOTH)}
 

@@ -27,6 +27,7 @@ class TestScan(BackendSuite):
     transparent = True
 
 
+@pytest.mark.slow
 def test_both_ways_agree(x64):
     """The loop that JAX differentiates itself and the explicit adjoint: one trajectory, one gradient; and a jvp."""
     case, by_name, adjoint = INPUTS["lane rows"], TestScan(), TestScanAdjoint()

@@ -66,7 +66,7 @@ def check(tolerance, names=NAMES, implementation=None, **more):
 @pytest.mark.parametrize(
     ("implementation", "scheme", "tolerance"),
     [
-        ("scan", "strang", 1e-10),
+        pytest.param("scan", "strang", 1e-10, marks=pytest.mark.slow),
         ("numba", "strang", 1e-6),
         pytest.param("numba", "exp_euler", 1e-6, marks=pytest.mark.slow),
         pytest.param("numba", "heun", 1e-6, marks=pytest.mark.slow),

@@ -23,6 +23,7 @@ def run(program: str, *cases: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_they_run():
     pytest.importorskip("brainmass")
     printed = run("", *CASES)

@@ -49,6 +49,15 @@ class TestTriton(BackendSuite):
     bounded = None
     loop = "custom-call"
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("scheme", ["strang", "exp_euler", "heun"])
+    def test_accuracy_of_the_gradient(self, scheme):
+        super().test_accuracy_of_the_gradient(scheme)
+
+    @pytest.mark.slow
+    def test_float64(self, x64):
+        super().test_float64(x64)
+
 
 # Numbers of the emitted source --------------------------------------------------------------------------------------
 

@@ -650,7 +650,16 @@ _LOCK = threading.Lock()
 
 
 def _call(
-    source: Source, loop: Loop, shape: Shape, lanes: int, scratch: int, segment: int, given, results, each: int = 0, **more
+    source: Source,
+    loop: Loop,
+    shape: Shape,
+    lanes: int,
+    scratch: int,
+    segment: int,
+    given,
+    results,
+    each: int = 0,
+    **more,
 ) -> Sequence[jax.Array]:
     """Call a kernel whose blocks have ``each`` lanes, those of the shape unless it is given, with ``more`` in its plan.
 

@@ -161,9 +161,17 @@ class _Wiring(Apart):
         plan = [f"{name} = plan[{_PLAN.index(name)}]" for name in ("depth", "edges", "stride", "apart", "shared")]
         return [f"regions = i64({self.coupling.regions})", *plan]
 
+    def wire(self, area: str, of: str, others: str, nearest: int, stride: str, sign: int) -> str:
+        ends = (of, others, "delays", "weights", "edges", "regions")
+        return self.call("wire", area, *ends, nearest, stride, sign)
+
+    def sums(self, kind: str, area: str, source: str, *rest) -> str:
+        """Sums of what ``source`` has over the connections that a list has."""
+        return self.call(kind, area, "regions", "edges", source, *rest)
+
     def wires(self, first: int) -> list[str]:
         return [
-            f"rows, columns, delays = argument(frame, {first}), argument(frame, {first + 1}), argument(frame, {first + 2})",
+            *(f"{name} = argument(frame, {first + k})" for k, name in enumerate(("rows", "columns", "delays"))),
             f"weights = argument(frame, {first + 3}) + (0 if shared else {self.size} * edges * number)",
             f"matrix = argument(frame, {first + 4}) + (0 if shared else {self.size} * regions * block * number)",
         ]
@@ -206,7 +214,9 @@ class Forth(_Wiring):
         if self.coupling.depth:
             given = f"argument(frame, {self.first + 4}) + {size} * lane * depth"
             lines += [
-                self.call("wire", "list_to", "rows", "columns", "delays", "weights", "edges", "regions", TILE, "stride", -1),
+                self.call(
+                    "wire", "list_to", "rows", "columns", "delays", "weights", "edges", "regions", TILE, "stride", -1
+                ),
                 self.call("move", given, "depth", 0, "all_sent", "stride", 0, "regions", "depth"),
             ]
         return lines
@@ -221,16 +231,19 @@ class Forth(_Wiring):
             return [*lines, self.call("sum_now", "matrix", "regions", "block", self.row(self.sent), self.row(self.sum))]
         shift = [
             f"if now + {TILE} > stride:",
-            "    " + self.call("move", "all_sent", "stride", "now - depth", "all_sent", "stride", 0, "regions", "depth"),
+            "    "
+            + self.call("move", "all_sent", "stride", "now - depth", "all_sent", "stride", 0, "regions", "depth"),
             "    now = depth",
         ]
         return [
             *lines,
             "if phase == 0:",
             *([] if self.kept else _indented(shift)),
-            "    " + self.call("sum_far", "list_to", "regions", "edges", "all_sent", "now", "sums"),
+            "    " + self.sums("sum_far", "list_to", "all_sent", "now", "sums"),
             scatter,
-            self.call("sum_near", "list_to", "regions", "edges", "all_sent", "now", "sums", "phase", self.row(self.sum)),
+            self.call(
+                "sum_near", "list_to", "regions", "edges", "all_sent", "now", "sums", "phase", self.row(self.sum)
+            ),
         ]
 
     def leave(self) -> list[str]:
@@ -275,12 +288,11 @@ class Back(_Wiring):
             self.call("fill", self.row(self.sum), "block"),
             self.call("fill", self.row(self.ct_sent), "block"),
             # All that was sent is known: no connection is near.
-            self.call("wire", "list_to", "rows", "columns", "delays", "weights", "edges", "regions", 0, "stride", -1),
+            self.wire("list_to", "rows", "columns", 0, "stride", -1),
             "phase = 0",
         ]
         if self.coupling.depth:
-            arguments = ("list_from", "columns", "rows", "delays", "weights", "edges", "regions", TILE, "apart", 1)
-            lines.append(self.call("wire", *arguments))
+            lines.append(self.wire("list_from", "columns", "rows", TILE, "apart", 1))
         return lines
 
     def replay(self) -> list[str]:
@@ -288,7 +300,7 @@ class Back(_Wiring):
         kept = k.values(self.split.keep, writer.write(self.split.keep, [*k.coefs, *k.state]))
         return [
             f"if j % {TILE} == 0:",
-            "    " + self.call("sum_far", "list_to", "regions", "edges", "all_sent", "depth + n", "sums"),
+            "    " + self.sums("sum_far", "list_to", "all_sent", "depth + n", "sums"),
             self.call(
                 "sum_near", "list_to", "regions", "edges", "all_sent", "depth + n", "sums", f"j % {TILE}",
                 self.row(self.sum),
@@ -306,8 +318,10 @@ class Back(_Wiring):
         if self.coupling.depth:
             lines += [
                 "if phase == 0:",
-                "    " + self.call("sum_far", "list_from", "regions", "edges", "ct_arrived", f"n - {TILE - 1}", "ct_sums"),
-                self.call("sum_near", "list_from", "regions", "edges", "ct_arrived", "n", "ct_sums", f"{TILE - 1} - phase", to),
+                "    " + self.sums("sum_far", "list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums"),
+                self.call(
+                    "sum_near", "list_from", "regions", "edges", "ct_arrived", "n", "ct_sums", f"{TILE - 1} - phase", to
+                ),
                 f"phase = (phase + 1) % {TILE}",
                 "if n >= steps - depth:",
                 "    " + self.call("add_final", to, "ct_last", "depth", "n - (steps - depth)", "regions"),

@@ -6,7 +6,7 @@ SIMD over time, as what a region sent lies together in time. Shorter delays are 
 sum is fixed.
 """
 
-# pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import numba

@@ -12,6 +12,7 @@ from .david_friston import DavidFriston as DavidFriston
 from .epileptor import Epileptor as Epileptor
 from .fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from .generic_2d_oscillator import Generic2dOscillator as Generic2dOscillator
+from .haemodynamic import with_bold as with_bold
 from .hopf import Hopf as Hopf
 from .hopf import StuartLandau as StuartLandau
 from .horn import HORN as HORN

@@ -1,0 +1,116 @@
+"""The Balloon-Windkessel model: blood flow that follows activity, as more states of any model."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import brainunit as u
+import jax.numpy as jnp
+
+from .. import units
+from .base import Model, SecondOrderModel, check_name, model
+
+_FIELDS = {
+    "bold_gain": None,
+    "bold_rest": None,
+    "bold_kappa": 0.65 * u.Hz,
+    "bold_gamma": 0.41 * u.Hz,
+    "bold_tau": 0.98 * u.second,
+    "bold_alpha": 0.32,
+    "bold_rho": 0.34,
+    "bold_V0": 0.02,
+}
+_STATES = ("bold_s", "bold_f", "bold_v", "bold_q")
+
+
+def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: Any = None, **constants) -> Model:
+    """The same model with the blood oxygenation that its activity causes, computed in the same loop.
+
+    The vasodilatory signal s, inflow f, volume v and deoxyhaemoglobin q follow ``z = gain (source - rest)``::
+
+        ds/dt = z - kappa s - gamma (f - 1)            tau dv/dt = f - v^(1/alpha)
+        df/dt = s                                      tau dq/dt = f (1 - (1 - rho)^(1/f)) / rho - q v^(1/alpha - 1)
+        bold = V0 (7 rho (1 - q) + 2 (1 - q / v) + (2 rho - 0.2) (1 - v))
+
+    ``bold`` is one more observable, a fraction of the signal at rest. Take its means over a scanner's repetition time
+    by ``record=bk.Average(tr, of="bold")``. The blood is slow: its states need a minute to settle.
+
+    Parameters
+    ----------
+    model : any
+    source : the observable or state that drives the blood; ``None``, the model's first observable
+    gain : in 1/s over the unit of the source, per second if there is none
+    rest : the source's value at which the blood is at rest, in its unit; 0 if not given
+    **constants : ``kappa`` (0.65 Hz), ``gamma`` (0.41 Hz), ``tau`` (0.98 s), ``alpha`` (0.32), ``rho`` (0.34) and
+        ``V0`` (0.02)
+
+    Returns
+    -------
+    a model with the fields ``bold_gain``, ``bold_rest``, ``bold_kappa`` and so on, and the states ``bold_s``,
+    ``bold_f``, ``bold_v``, ``bold_q``
+
+    Raises
+    ------
+    ValueError : an unknown source or constant, or a wrong unit
+
+    References
+    ----------
+    Friston, Harrison and Penny 2003, NeuroImage 19:1273.
+    """
+    source = next(iter(model.recordable())) if source is None else source
+    check_name(source, model.recordable(), "observable or state")
+    for name in constants:
+        check_name(f"bold_{name}", _FIELDS, "constant", TypeError)
+    given = {"bold_gain": gain, "bold_rest": rest, **{f"bold_{name}": x for name, x in constants.items()}}
+    fields = {field: getattr(model, field) for field in type(model).parameters()}
+    return _bold(type(model), source)(**fields, **{name: x for name, x in given.items() if x is not None})
+
+
+@functools.lru_cache
+def _bold(base: type[Model], source: str) -> type[Model]:
+    """The class of it, one for each model and source."""
+    unit = base.recordable()[source]
+    seconds = float(u.Quantity(1.0, unit=u.second).to_decimal(base.time_unit))
+
+    def blood(s, p):
+        active = {**vars(s), **base.observe(s, p)}[source]
+        f, v, q = s.bold_f, s.bold_v, s.bold_q
+        # Of the time of the model a second has so many; constants are in units of seconds.
+        volume = jnp.exp(jnp.log(v) / p.bold_alpha)
+        extraction = 1.0 - jnp.exp(jnp.log(1.0 - p.bold_rho) / f)
+        rates = {
+            "bold_s": p.bold_gain * (active - p.bold_rest) - p.bold_kappa * s.bold_s - p.bold_gamma * (f - 1.0),
+            "bold_f": s.bold_s,
+            "bold_v": (f - volume) / p.bold_tau,
+            "bold_q": (f * extraction / p.bold_rho - q * volume / v) / p.bold_tau,
+        }
+        return {name: rate / seconds for name, rate in rates.items()}
+
+    def signal(s, p):
+        rho, v, q = p.bold_rho, s.bold_v, s.bold_q
+        return p.bold_V0 * (7.0 * rho * (1.0 - q) + 2.0 * (1.0 - q / v) + (2.0 * rho - 0.2) * (1.0 - v))
+
+    if issubclass(base, SecondOrderModel):
+        # The blocks' rates follow from the drive of the class that is asked.
+        drift = classmethod(lambda cls, s, p, i: {**base.drift.__func__(cls, s, p, i), **blood(s, p)})
+    else:
+        drift = staticmethod(lambda s, p, i: {**base.drift(s, p, i), **blood(s, p)})
+    defaults = {
+        **_FIELDS,
+        "bold_gain": units.attach(1.0, units.UNITLESS / u.second / unit),
+        "bold_rest": units.attach(0.0, unit),
+    }
+    body = {
+        "__annotations__": dict.fromkeys(defaults, Any),
+        "__doc__": f"`{base.__name__}` with the blood oxygenation that ``{source}`` causes.",
+        "__module__": base.__module__.partition(".")[0],
+        **defaults,
+        "states": {**base.states, "bold_s": units.UNITLESS / u.second, **dict.fromkeys(_STATES[1:], units.UNITLESS)},
+        "initial": {**base.initial, **dict.fromkeys(_STATES[1:], 1.0)},
+        "observables": {**base.observables, "bold": units.UNITLESS},
+        "drift": drift,
+        "observe": staticmethod(lambda s, p: {**base.observe(s, p), "bold": signal(s, p)}),
+        "diffusion": staticmethod(lambda s, p: base.diffusion(s, p)),
+    }
+    return model(type(base.__name__, (base,), body))
