@@ -294,7 +294,7 @@ def _parts(model) -> tuple[Network | None, Model]:
     return None, model
 
 
-def _wires(network: Network, history, dt: float) -> Wires:
+def _wires(network: Network, history: Any, dt: float) -> Wires:
     """The connections of a network, their delays in steps."""
     steps, weights = network.delay_steps(dt), network.connections()
     known = not is_traced(weights)
@@ -304,8 +304,7 @@ def _wires(network: Network, history, dt: float) -> Wires:
     if history is not None and not depth:
         raise ValueError("'history' was given, but this network has no delays")
     if callable(history):
-        times: Any = u.Quantity(np.arange(-depth, 0) * dt, unit=u.second)
-        history: Any = history(times)
+        history = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
         history = history[:, None] if np.ndim(history) == 1 else history
     if history is not None:
         history = units.strip(history, network.sent_unit, "history")
