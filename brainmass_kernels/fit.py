@@ -25,6 +25,7 @@ import numpy as np
 
 from . import models, spectra, units
 from .models.base import Model, check_name
+from .network import Network
 from .simulate import explain, simulate
 from .spectra import Spectrum
 
@@ -262,7 +263,11 @@ def fit(
     needs("optax")
     begin = time.perf_counter()
     if not isinstance(model, Model):
-        raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+        network = " A network's own loss takes jax.grad of simulate() and optax, as in examples/whole_brain.py."
+        raise TypeError(
+            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()."
+            + (network if isinstance(model, Network) else "")
+        )
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
     target = saved.target if target is None and saved else _as_spectrum(target).band(*_as_band(band))
     if free is None and saved:

@@ -43,6 +43,11 @@ def sensitivities(
     Unsupported : the named implementation cannot run this
     """
     run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    if run.spec.link is not None:
+        raise TypeError(
+            "'model' got a Network, but takes a model: differentiate simulate() of a network, by jax.grad, or by "
+            'jax.jacfwd with implementation="scan"'
+        )
     if run.sampling is not None:
         raise ValueError("'record' got statistics, but sensitivities are of names: take jax.grad of a statistic")
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)

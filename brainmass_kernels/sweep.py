@@ -191,6 +191,11 @@ class _Grid:
 
     @classmethod
     def of(cls, model: Model, over: Mapping[str, Any]) -> _Grid:
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(); a network is swept by "
+                f"giving arrays of shape (networks, 1) to simulate()"
+            )
         if not over:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
         known, axes = sweepable(type(model)), {}

@@ -100,7 +100,7 @@ def test_sizes(implementation, n):
     np.testing.assert_allclose(found["x"], want["x"], atol=2e-5 * np.abs(want["x"]).max())
 
 
-@pytest.mark.parametrize("delayed", [False, True])
+@pytest.mark.parametrize("delayed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "coupling", ["additive", "diffusive", "laplacian", "sigmoidal", "tanh", "sigmoidal_jansen_rit"]
 )
@@ -271,8 +271,18 @@ def values_for(n, steps, duration, batch=()):
     return {name: jnp.asarray(x) for name, x in values.items()}
 
 
-@pytest.mark.parametrize("coupling", ["diffusive", "sigmoidal_jansen_rit"])
-@pytest.mark.parametrize("kind", ["none", "different", "beyond the run"])
+@pytest.mark.parametrize(
+    ("kind", "coupling"),
+    [
+        ("different", "diffusive"),
+        *(
+            pytest.param(kind, coupling, marks=pytest.mark.slow)
+            for kind in ("none", "different", "beyond the run")
+            for coupling in ("sigmoidal_jansen_rit", "diffusive")
+            if (kind, coupling) != ("different", "diffusive")
+        ),
+    ],
+)
 def test_gradients_against_finite_differences(x64, implementation, kind, coupling):
     n, duration = 5, 60
     steps = delays_of(kind, n)
@@ -289,8 +299,8 @@ def test_gradients_against_finite_differences(x64, implementation, kind, couplin
 
 @pytest.mark.parametrize(
     ("batch", "shared"),
-    [((), True), ((3,), True), ((3,), False)],
-    ids=["one network", "a batch", "weights of each"],
+    [((3,), True), pytest.param((), True, marks=pytest.mark.slow), pytest.param((3,), False, marks=pytest.mark.slow)],
+    ids=["a batch", "one network", "weights of each"],
 )
 def test_gradients_against_scan(x64, batch, shared):
     if "runs here" not in bk.implementations()["numba"]:
@@ -306,6 +316,7 @@ def test_gradients_against_scan(x64, batch, shared):
         np.testing.assert_allclose(found[name], want[name], atol=1e-6 * np.abs(want[name]).max(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradients_under_vmap(x64):
     steps, duration = delays_of("different", 4), 60
     values = values_for(4, steps, duration)
@@ -407,6 +418,16 @@ def test_what_is_wrong_in_a_run_is_said():
         jax.jit(lambda d: bk.simulate(hopf(np.ones((3, 3)), delays=d * u.ms), 10, DT))(np.ones((3, 3)))
     with pytest.raises(bk.Unsupported, match="mosaic_gpu' cannot run this"):
         bk.simulate(delayed, 10, DT, implementation="mosaic_gpu")
+
+
+def test_what_takes_no_network_says_what_does():
+    network = hopf(np.ones((3, 3)))
+    with pytest.raises(TypeError, match=r"jax.grad of simulate\(\) and optax"):
+        bk.fit(network)
+    with pytest.raises(TypeError, match="got a Network, but takes a model"):
+        bk.sensitivities(network, 10, DT, wrt="a")
+    with pytest.raises(TypeError, match=r"arrays of shape \(networks, 1\)"):
+        bk.sweep(network, {"k": [0.1, 0.2]}, 10, DT)
 
 
 def test_it_says_what_it_is():
