@@ -17,6 +17,15 @@ SIMULATE_CASES = [
 ]
 
 
+# Networks of `benchmarks.networks` on an accelerator: regions, share of connections, networks, steps, of a gradient.
+NETWORKS = (
+    (76, 0.27, 64, 2_000, False),
+    (76, 0.27, 64, 2_000, True),
+    (76, 0.27, 1024, 1_000, False),
+    (192, 0.1, 128, 1_000, False),
+)
+
+
 def device_cases(platform: str) -> list[Case]:
     """In order of what is most worth knowing, as time may run out."""
     batches = CPU_BATCHES if platform == "cpu" else BATCHES

@@ -23,7 +23,7 @@ import jax
 import brainmass_kernels as bk
 from brainmass_kernels import bench, dispatch
 
-from .cases import device_cases
+from .cases import NETWORKS, device_cases
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -123,6 +123,25 @@ def check(cases, implementation, compile_seconds: float, deadline: float) -> tup
     return rows, failed
 
 
+def check_networks(deadline: float) -> tuple[list, list]:
+    """Networks against a scan written by hand, as `check` does it for masses."""
+    from . import networks
+
+    rows, failed = [], []
+    for regions, share, batch, steps, gradient in NETWORKS:
+        case = f"{'gradient' if gradient else 'forward'}, {batch:,} networks of {regions} regions x {steps:,}"
+        if time.monotonic() > deadline:
+            failed.append({"case": case, "error": "not reached in time"})
+            continue
+        try:
+            of = networks.gradient if gradient else None
+            rows.append(networks.compared(regions, share, batch, steps, steps // 40 * 10, 2, of=of))
+        except (Exception, SystemExit) as error:  # reported, and the next case is tried
+            failed.append({"case": case, "error": traceback.format_exc()[-2000:]})
+            print(f"{case:<44} FAILED: {str(error).splitlines()[0][:200]}", flush=True)
+    return rows, failed
+
+
 def second(platform: str) -> list[str]:
     """What runs on this accelerator besides the one that is chosen."""
     able = [n for n in ("mosaic_tpu", "mosaic_gpu", "triton") if not dispatch.load(n).unavailable(platform)]
@@ -153,10 +172,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}, which also runs here")
         for known, more in zip((rows, failed), check(cases[:SECOND], name, 60, deadline)):
             known += more
+    connected, missed = check_networks(deadline)
+    failed += missed
     name = f"{about['device'].lower().replace(' ', '-')}-{about['date']}.json"
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / name
-    text = {**about, "suite": suite, "rows": rows, "failed": failed}
+    text = {**about, "suite": suite, "rows": rows, "networks": connected, "failed": failed}
     path.write_text(json.dumps(text, indent=1) + "\n")
     print(f"wrote {path.name} after {time.monotonic() - began:.0f} s; {len(failed)} cases failed or were not reached")
     return int(bool(failed) or bool(suite and suite["status"] != 0))

@@ -1,9 +1,11 @@
 """The suites compiled for the accelerator that is here; ``python -m benchmarks.device_check`` runs them first."""
 
 import jax
+import numpy as np
 import pytest
 from backend_suite import BackendSuite, Case
 from kernel_suite import KernelSuite
+from test_network import DT, delays_of, loss, values_for
 
 from brainmass_kernels import dispatch
 
@@ -32,3 +34,21 @@ def on_device(name: str):
 TestTPUKernels, TestTPU = on_device("mosaic_tpu")
 TestGPUKernels, TestGPU = on_device("mosaic_gpu")
 TestTritonKernels, TestTriton = on_device("triton")
+
+
+@pytest.mark.parametrize("kind", ["none", "different"])
+@pytest.mark.parametrize("name", ["mosaic_tpu", "triton"])
+def test_networks(name, kind):
+    """Records and the gradients in everything against `scan` on the same device."""
+    backend = dispatch.load(name)
+    why = backend.unavailable(jax.default_backend()) or (not backend.networks and "runs no networks")
+    if why:
+        pytest.skip(why)
+    steps = delays_of(kind, 7)
+    values = {n: x.astype("float32") for n, x in values_for(7, steps, 60, (3,)).items()}
+    found, want = (
+        jax.jit(jax.value_and_grad(lambda v, name=name: loss(v, name, "diffusive", steps * DT, 60)))(values)
+        for name in (name, "scan")
+    )
+    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
