@@ -263,9 +263,8 @@ class Return(_Wiring):
 
     def add_past(self, time: str) -> None:
         """Add the cotangent of the last history at one of its times, if it is one."""
-        text = self.text
-        text.line(f"late = {time}")
-        text.line("ct_sent += tl.load(ct_past + lane + late * wide, mask=inside & (late >= 0), other=0)")
+        where = self.text.place(time)
+        self.text.line(f"ct_sent += tl.load(ct_past + {where}, mask=inside & ({where} >= 0), other=0)")
 
     def end(self) -> None:
         """What was sent before the first step, the newest first."""
