@@ -132,6 +132,11 @@ class Triton:
                 f"a network is one block of threads, of up to {REGIONS:,} regions, and this one has "
                 f"{coupling.regions:,}; implementation 'scan' runs it"
             )
+        if coupling and 2 * coupling.regions * (coupling.depth + 2) >= 2**31:
+            return (
+                f"what {coupling.regions:,} regions sent in {coupling.depth:,} steps, the longest delay, is more than "
+                f"32-bit integers count; implementation 'scan' runs it, or a longer dt"
+            )
         return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
 
     def forward(

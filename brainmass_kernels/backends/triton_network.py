@@ -19,7 +19,7 @@ from .base import Adjoint, Forward, Loop, Pullbacks, Wanted, Wires, depths, piec
 from .triton import Apart, Back, Layout, Text, _call, _seeds
 
 # Connections of a region that are read at once.
-AT_ONCE = 16
+AT_ONCE = 8
 # Partial sums of a region, each of every so many connections.
 PARTIAL = 4
 # Times in the ring beyond the longest delay: this one, and one that no slower thread still reads.
@@ -100,7 +100,8 @@ def _wired(wires: Wires, regions: int, depth: int, to_targets: bool) -> tuple[ja
     if not depth:
         return (weights,)
     steps = wires.steps.T if to_targets else wires.steps
-    return weights, jnp.arange(regions, dtype=jnp.int32)[:, None] - regions * steps.astype(jnp.int32)
+    each = 2 * (depth + SPARE)
+    return weights, each * jnp.arange(regions, dtype=jnp.int32)[:, None] - steps.astype(jnp.int32)
 
 
 def _of_weights(wires: Wires, ct_arrived, sent, regions: int) -> jax.Array:
@@ -141,30 +142,38 @@ class _Wiring(Apart):
         text.line(f"column = tl.minimum(region, {regions - 1})")
 
     def ring(self, function: str) -> None:
-        """Begin with an empty ring. With delays each time is in it twice, one ring apart, and none is cut in two."""
+        """Begin with an empty ring.
+
+        With delays the times of a region lie together, for the threads that read a region read times near each other,
+        and lie there twice, one ring apart, so that no reader has to come round to the beginning.
+        """
         text, regions = self.text, self.regions
+        whole = regions // AT_ONCE * AT_ONCE
         text.functions += _sum_of_connections(function, regions, bool(self.depth), text.spelling.fused)
-        self.function, self.times = function, text.number(self.depth + SPARE)
+        # Were the limit of its loop in the text, the compiler would write the loop out.
+        self.function, self.times, self.whole = function, text.number(self.depth + SPARE), text.number(whole)
         if self.batched:
             text.line(f"weights += block.to(tl.int64) * {regions**2}")
-        text.line(f"ring += block.to(tl.int64) * ({self.times} * {regions * (2 if self.depth else 1)})")
+        each = f"{self.times} * 2" if self.depth else SPARE
+        text.line(f"ring += block.to(tl.int64) * ({each} * {regions})")
+        text.line(f"mine = ring + region * ({each})" if self.depth else "mine = ring + region")
         text.line("turn = 0")
 
     def fill(self, time: str, value: str) -> None:
         """Put what was sent before the first step, from the oldest on, into the ring."""
-        self.text.line(f"tl.store(ring + ({time} + {SPARE}) * {self.regions} + region, {value}, mask=inside)")
+        self.text.line(f"tl.store(mine + ({time} + {SPARE}), {value}, mask=inside)")
 
     def exchange(self, value: str, total: str) -> None:
         """Send a value of each lane, and sum what arrives at each."""
-        text, regions = self.text, self.regions
-        text.line(f"here = ring + turn * {regions}")
-        text.line(f"tl.store(here + region, {value}, mask=inside)")
+        text = self.text
+        text.line("now = turn" if self.depth else f"now = turn * {self.regions}")
+        text.line(f"tl.store(mine + now, {value}, mask=inside)")
         if self.depth:
-            text.line(f"here += {self.times} * {regions}")
-            text.line(f"tl.store(here + region, {value}, mask=inside)")
+            text.line(f"now += {self.times}")
+            text.line(f"tl.store(mine + now, {value}, mask=inside)")
         text.line("tl.debug_barrier()")
         reads = "reads, " if self.depth else ""
-        text.line(f"{total} = {self.function}(here, weights, {reads}column, zero)")
+        text.line(f"{total} = {self.function}(ring + now, weights, {reads}column, {self.whole}, zero)")
         text.line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
 
@@ -212,7 +221,7 @@ class Forth(_Wiring):
             # Threads may read what others wrote.
             text.line("tl.debug_barrier()")
             with text.repeat(self.depth) as i:
-                text.line(f"sent = tl.load(ring + (turn + {i} + {SPARE}) * {self.regions} + region, mask=inside, other=0)")
+                text.line(f"sent = tl.load(mine + (turn + {i} + {SPARE}), mask=inside, other=0)")
                 text.store(["past"], ["sent"], i)
 
 
@@ -282,18 +291,23 @@ def _sum_of_connections(name: str, regions: int, delayed: bool, fused: str) -> l
     whole = regions // AT_ONCE * AT_ONCE
 
     def some(first: str, count: int) -> list[str]:
-        lines = [f"place = column + {first} * {regions}"]
-        lines += [f"w{k} = tl.load(weights + place + {k * regions})" for k in range(count)]
+        places = range(0, count * regions, regions)
+        lines = [f"place = column + {first} * {regions}", "weight = weights + place"]
+        lines += [f"w{k} = tl.load(weight + {place})" for k, place in enumerate(places)]
+        lines += ["read = reads + place"] if delayed else [f"read = here + {first}"]
         if delayed:
-            lines += [f"r{k} = tl.load(reads + place + {k * regions})" for k in range(count)]
-        lines += [f"s{k} = tl.load(here + {f'r{k}' if delayed else f'{first} + {k}'})" for k in range(count)]
+            lines += [f"r{k} = tl.load(read + {place})" for k, place in enumerate(places)]
+        lines += [f"s{k} = tl.load({f'here + r{k}' if delayed else f'read + {k}'})" for k in range(count)]
         sums = [f"sum{k % PARTIAL}" for k in range(count)]
         return lines + [f"{total} = {fused.format(f'w{k}', f's{k}', total)}" for k, total in enumerate(sums)]
 
     body = [f"sum{k} = zero" for k in range(PARTIAL)]
     if whole:
-        body += [f"for j in range(0, {whole}, {AT_ONCE}):", *(f"    {line}" for line in some("j", AT_ONCE))]
-    body += some(str(whole), regions - whole) if regions > whole else []
-    body += [f"return {' + '.join(f'(sum{k} + sum{k + 1})' for k in range(0, PARTIAL, 2))}"]
-    arguments = ["here", "weights", *(["reads"] if delayed else []), "column", "zero"]
+        body += [f"for j in range(0, whole, {AT_ONCE}):", *(f"    {line}" for line in some("j", AT_ONCE))]
+    body += some("whole", regions - whole) if regions > whole else []
+    sums = [f"sum{k}" for k in range(PARTIAL)]
+    while len(sums) > 1:
+        sums = [f"({a} + {b})" for a, b in zip(sums[::2], sums[1::2])]
+    body += [f"return {sums[0]}"]
+    arguments = ["here", "weights", *(["reads"] if delayed else []), "column", "whole", "zero"]
     return ["@device", f"def {name}({', '.join(arguments)}):", *(f"    {line}" for line in body), "", ""]
