@@ -31,6 +31,7 @@ from .base import (
     Pullbacks,
     Request,
     Wanted,
+    Wires,
     depths,
     pieces,
     segments_in,
@@ -45,6 +46,8 @@ _BODY = 1000
 _UNROLL = 20
 # Values that an adjoint may keep in registers from the way forth to the way back.
 KEPT = 64
+# Regions of a network, at most: threads of a program.
+REGIONS = 1024
 _TYPES = {"float32": "tl.float32", "float64": "tl.float64"}
 
 
@@ -56,11 +59,13 @@ class Layout(NamedTuple):
     lanes : lanes of the run
     warps : of a program
     vec : masses a thread
+    regions : lanes of a network, each of which then has a program; 0 where lanes are apart
     """
 
     lanes: int
     warps: int
     vec: int
+    regions: int = 0
 
     @property
     def width(self) -> int:
@@ -69,7 +74,7 @@ class Layout(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        return -(-self.lanes // self.width)
+        return -(-self.lanes // (self.regions or self.width))
 
     @classmethod
     def choose(cls, lanes: int, most: int, interpreted: bool = False) -> Layout:
@@ -83,6 +88,13 @@ class Layout(NamedTuple):
         wide = [v for v in (4, 2) if v <= most and lanes >= several * v]
         return cls(lanes, 4 if lanes >= several else 1, wide[0] if wide else 1)
 
+    @classmethod
+    def of_networks(cls, lanes: int, regions: int) -> Layout:
+        """A region a thread, and two beyond half the threads that a program may have, which leaves them registers."""
+        width = 1 << max(5, (regions - 1).bit_length())
+        warps = min(width // WARP, 16)
+        return cls(lanes, warps, width // (WARP * warps), regions)
+
 
 class Triton:
     """The backend through `jax_triton`: see `base.Backend` for the protocol."""
@@ -90,7 +102,7 @@ class Triton:
     name = "triton"
     interpretable = True
     retreats = False
-    networks = False
+    networks = True
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
@@ -114,10 +126,27 @@ class Triton:
             return f"it takes float32 and float64, not {np.dtype(request.dtype)}"
         if request.loop.interpret and not all(map(importlib.util.find_spec, ("triton", "torch"))):
             return "Triton's interpreter needs triton and torch: pip install triton torch"
-        return _lacking(request.loop.advance, request.loop.observe)
+        coupling = request.loop.coupling
+        if coupling and coupling.regions > REGIONS:
+            return (
+                f"a network is one block of threads, of up to {REGIONS:,} regions, and this one has "
+                f"{coupling.regions:,}; implementation 'scan' runs it"
+            )
+        if coupling and 2 * coupling.regions * (coupling.depth + 2) >= 2**31:
+            return (
+                f"what {coupling.regions:,} regions sent in {coupling.depth:,} steps, the longest delay, is more than "
+                f"32-bit integers count; implementation 'scan' runs it, or a longer dt"
+            )
+        return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
 
-    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+    def forward(
+        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
+    ) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
+        if wires is not None:
+            from . import triton_network
+
+            return triton_network.forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
         lanes, dtype = state[0].shape[0], state[0].dtype
         layout = Layout.choose(lanes, 4, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
@@ -135,9 +164,15 @@ class Triton:
 
     def adjoint(
         self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int,
+        checkpoint_every: int, wires: Wires | None = None,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
+        if wires is not None:
+            from . import triton_network
+
+            return triton_network.adjoint(
+                loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires
+            )
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         layout = Layout.choose(lanes, 1, bool(loop.interpret))
         parts = tuple(pieces(loop.schedule, checkpoint_every))
@@ -165,10 +200,9 @@ def _seeds(seeds) -> tuple:
 
 
 @functools.lru_cache(maxsize=256)
-def _lacking(advance: Program, observe: Program) -> str | None:
+def _lacking(*programs: Program) -> str | None:
     """Why a step or its adjoint cannot be written, or ``None``."""
-    programs = [advance, observe]
-    programs += [pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs]
+    programs += tuple(pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs)
     return next(filter(None, map(TRITON.lacks, programs)), None)
 
 
@@ -202,12 +236,16 @@ class Text:
     Numbers that change with the length of a run are not in the text: the kernel reads them from ``plan``.
     """
 
-    def __init__(self, loop: Loop, coefs, inputs, seeds, dtype, layout: Layout):
+    def __init__(
+        self, loop: Loop, coefs, inputs, seeds, dtype, layout: Layout, wiring: Callable[[Text], Apart] | None = None
+    ):
         self.loop, self.layout = loop, layout
         self.dtype = np.dtype(dtype)
         self.spelling = spelling(loop)
         self.coefs_in_lanes = [c.ndim == 1 for c in coefs]
-        self.inputs_in_lanes = [x.ndim == 2 for x in inputs]
+        # What arrives from other lanes is not among the inputs of a forward run.
+        self.n_given = len(inputs)
+        self.inputs_in_lanes = [x.ndim == 2 for x in inputs] + [True] * (loop.n_inputs - len(inputs))
         self.n_seen = loop.n_observables if loop.schedule.count else 0
         self.coefs = [f"c{k}" for k in range(loop.n_coefs)]
         self.arguments = ["plan"]
@@ -220,6 +258,7 @@ class Text:
         self.counted = bool(loop.n_inputs or loop.n_normals)
         # The number of the first step, which may come with the seeds; all lanes have come equally far.
         self.origin = " + origin" if seeds is not None and len(seeds) == 3 else ""
+        self.coupled = (wiring or Apart)(self)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -324,15 +363,15 @@ class Text:
         """The arguments that a step needs, ``initial`` states among them."""
         self.coef_arrays = self.take("coef", self.loop.n_coefs)
         self.initial = self.take("initial", initial)
-        self.input_arrays = self.take("input", self.loop.n_inputs)
+        self.input_arrays = self.take("input", self.n_given)
         if self.loop.n_normals:
             self.arguments.append("seeds")
+        self.coupled.take()
 
     def head(self) -> None:
         self.line("block = tl.program_id(0)")
-        self.line("lane = block * BLOCK + tl.arange(0, BLOCK)")
         self.line("wide = tl.load(plan).to(tl.int64)")
-        self.line("inside = lane < tl.load(plan)")
+        self.coupled.place()
         self.line(f"zero = tl.full((BLOCK,), 0.0, {_TYPES[self.dtype.name]})")
         for name, array, each in zip(self.coefs, self.coef_arrays, self.coefs_in_lanes):
             self.line(
@@ -345,7 +384,7 @@ class Text:
             self.line("origin = tl.load(seeds + 2 * wide)")
 
     def read_inputs(self, step: str, names: Sequence[str]) -> None:
-        if any(self.inputs_in_lanes):
+        if any(self.inputs_in_lanes[: self.n_given]):
             self.place(step)
         for name, array, each in zip(names, self.input_arrays, self.inputs_in_lanes):
             where = "place, mask=inside, other=0" if each else step
@@ -379,6 +418,7 @@ class Text:
         unroll = self.unrolled(self.loop.advance)
 
         def one_step():
+            self.coupled.arrive(state)
             self.step("n", state, state)
             if self.counted:
                 self.line("n += 1")
@@ -399,7 +439,7 @@ class Text:
     def unrolled(self, program: Program) -> int:
         """Steps of a program written out in one body."""
         operations = 1 + len(program.jaxpr.jaxpr.eqns) + 50 * ((self.loop.n_normals + 1) // 2)
-        return max(1, min(_UNROLL, _BODY // (operations * self.layout.vec)))
+        return max(1, min(self.coupled.unroll, _BODY // (operations * self.layout.vec)))
 
     def finished(self, kind: str) -> Source:
         arguments = ", ".join([*self.arguments, "BLOCK: tl.constexpr"])
@@ -415,11 +455,13 @@ class Text:
         self.take_arguments(m)
         final, records = self.take("final", m), self.take("record", self.n_seen)
         saved = self.take("saved", m) if saving else []
+        self.coupled.give()
         self.step_functions()
         self.head()
         self.load(state, self.initial)
         for name in ["n"] * self.counted + ["slot"] * saving + ["taken"] * bool(seen):
             self.line(f"{name} = 0")
+        self.coupled.begin()
 
         def record(state):
             self.assign(seen, f"observe({', '.join([*self.coefs, *state, 'zero'])})")
@@ -428,12 +470,13 @@ class Text:
 
         self.run(parts, saved, record if seen else None)
         self.store(final, state)
+        self.coupled.end()
         return self.finished("forward")
 
     def most(self, pullbacks: Pullbacks) -> int:
         """Steps that are written out forth and back."""
         operations = 1 + len(pullbacks.advance.jaxpr.jaxpr.eqns) + len(self.loop.advance.jaxpr.jaxpr.eqns)
-        return max(1, min(KEPT // self.loop.n_state, 2 * _BODY // operations))
+        return max(1, min(KEPT // self.loop.n_state, 2 * _BODY // operations, self.coupled.most))
 
     def adjoint(self, parts: Sequence[Piece], pullbacks: Pullbacks, wanted: Wanted) -> Source:
         loop, most = self.loop, self.most(pullbacks)
@@ -443,22 +486,66 @@ class Text:
         ct_records = self.take("ct_record", self.n_seen)
         out_coefs, out_state = self.take("out_coef", n_wanted), self.take("out_state", m)
         wanted_in_lanes = [x for x, w in zip(self.inputs_in_lanes, wanted.inputs) if w]
-        out_inputs = self.take("out_input", len(wanted_in_lanes))
+        out_inputs = self.take("out_input", len(wanted_in_lanes) - self.coupled.dropped)
         levels = [self.take(f"level{depth}_", m) for depth, _ in enumerate(depths(parts, most))]
+        self.coupled.give()
         self.step_functions()
-        back = _Back(self, pullbacks, wanted_in_lanes, n_wanted, most, levels, ct_records, out_inputs)
+        back = Back(self, pullbacks, wanted_in_lanes, n_wanted, most, levels, ct_records, out_inputs)
         self.head()
         self.line("blocks = tl.num_programs(0).to(tl.int64)")
         for name in back.ct_coefs:
             self.line(f"{name} = zero")
         self.load(back.ct_state, ct_final)
+        self.coupled.begin()
         back.pieces(parts, "0", "0", saved, 0)
         self.store(out_coefs, back.ct_coefs)
         self.store(out_state, back.ct_state)
+        self.coupled.end()
         return self.finished("adjoint")
 
 
-class _Back:
+class Apart:
+    """How the lanes of a program are coupled, here not at all; `triton_network` has the other way.
+
+    Its lines come at the beginning of a kernel, before each step forth and after each step back, and at the end.
+
+    Attributes
+    ----------
+    unroll : steps that may be written out in one body
+    most : steps that may be written out forth and back
+    dropped : cotangents of inputs, the last, that are not stored
+    """
+
+    unroll, most, dropped = _UNROLL, KEPT, 0
+
+    def __init__(self, text: Text):
+        self.text = text
+
+    def take(self) -> None:
+        """Arguments after those that a step needs."""
+
+    def give(self) -> None:
+        """Results after all others."""
+
+    def place(self) -> None:
+        """Which lanes the program has."""
+        self.text.line("lane = block * BLOCK + tl.arange(0, BLOCK)")
+        self.text.line("inside = lane < tl.load(plan)")
+
+    def begin(self) -> None:
+        """Before the first step."""
+
+    def arrive(self, state: Sequence[str]) -> None:
+        """Before a step: what was sent arrives."""
+
+    def back(self, back: Back, state: Sequence[str], sent: Sequence[str], step: str) -> None:
+        """After a step was walked back to ``state``; ``sent`` are the cotangents of its inputs."""
+
+    def end(self) -> None:
+        """After the last step."""
+
+
+class Back:
     """The way back; the cotangents of wanted coefficients and of the state are in ``g`` and ``y``."""
 
     def __init__(self, text: Text, pullbacks: Pullbacks, in_lanes, n_wanted, most, levels, ct_records, out_inputs):
@@ -534,6 +621,7 @@ class _Back:
                 text.line(f"tl.store({array} + place, {name}, mask=inside)")
             else:
                 text.line(f"tl.store({array} + {step} * blocks + block, total(tl.where(inside, {name}, 0.0)))")
+        text.coupled.back(self, state, sent, step)
 
     def observed(self, k: str, state: Sequence[str]) -> None:
         """The pullback of record ``k``, taken of ``state``."""

@@ -1,0 +1,313 @@
+"""Networks on GPUs: a program is a network, a thread one of its regions, and what arrives is summed in the same kernel.
+
+The kernels are those of `triton`, with lines for what is sent and what arrives. What the regions sent lies in device
+memory in a ring of times as long as the longest delay, which all threads write and, after a barrier, read. A forward
+run that a gradient will follow keeps the sums, an input like others to the way back, where cotangents of the sums are
+sent through the transposed connections over a ring of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .base import Adjoint, Forward, Loop, Pullbacks, Wanted, Wires, depths, pieces, segments_in
+from .triton import Apart, Back, Layout, Text, _call, _seeds
+
+# Connections of a region that are read at once.
+AT_ONCE = 8
+# Partial sums of a region, each of every so many connections.
+PARTIAL = 4
+# Times in the ring beyond the longest delay: this one, and one that no slower thread still reads.
+SPARE = 2
+
+
+def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires) -> Forward:
+    coupling, schedule = loop.coupling, loop.schedule
+    assert coupling is not None
+    lanes, dtype, depth = state[0].shape[0], state[0].dtype, coupling.depth
+    layout, saving = Layout.of_networks(lanes, coupling.regions), checkpoint_every is not None
+    parts = tuple(pieces(schedule, checkpoint_every or max(1, schedule.steps)))
+    wiring = functools.partial(Forth, batched=wires.weights.ndim == 3, saving=saving)
+    text = Text(loop, coefs, inputs, seeds, dtype, layout, wiring)
+    source = text.forward(parts, saving)
+    shapes = [(lanes,)] * loop.n_state + [(schedule.count, lanes)] * text.n_seen
+    shapes += [(segments_in(parts), lanes)] * loop.n_state if saving else []
+    shapes += [(_ring_size(loop, lanes),), *([(depth, lanes)] if depth else [])]
+    shapes += [(schedule.steps, lanes)] if saving else []
+    given = (*coefs, *state, *inputs, *_seeds(seeds), *_wired(wires, coupling.regions, depth, to_targets=True))
+    given += (wires.history,) if depth else ()
+    out = iter(_call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes]))
+    final = tuple(next(out) for _ in range(loop.n_state))
+    records = tuple(next(out) for _ in range(text.n_seen))
+    if not text.n_seen:
+        records = (jnp.zeros((0, lanes), dtype),) * loop.n_observables
+    saved = tuple(next(out) for _ in range(loop.n_state)) if saving else ()
+    next(out)
+    history = next(out) if depth else wires.history
+    return Forward(records, (*final, history), (*saved, next(out)) if saving else None)
+
+
+def adjoint(
+    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+    checkpoint_every: int, wires: Wires,
+) -> Adjoint:  # fmt: skip
+    coupling, steps = loop.coupling, loop.schedule.steps
+    assert coupling is not None
+    *ct_final, ct_history = ct_final
+    *saved, totals = saved
+    lanes, dtype, depth = ct_final[0].shape[0], ct_final[0].dtype, coupling.depth
+    layout = Layout.of_networks(lanes, coupling.regions)
+    parts = tuple(pieces(loop.schedule, checkpoint_every))
+    wiring = functools.partial(
+        Return, batched=wires.weights.ndim == 3, pullbacks=pullbacks, of_weights=wanted.weights, n_wanted=sum(wanted.coefs)
+    )  # fmt: skip
+    text = Text(loop, coefs, (*inputs, totals), seeds, dtype, layout, wiring)
+    source = text.adjoint(parts, pullbacks, wanted._replace(inputs=(*wanted.inputs, True)))
+    in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
+    n = sum(wanted.coefs)
+    shapes = [(lanes,)] * (n + loop.n_state)
+    shapes += [(steps, lanes if each else layout.blocks) for each in in_lanes]
+    shapes += [(steps, lanes)] if wanted.weights else []
+    shapes += [(slots, lanes) for slots in depths(parts, text.most(pullbacks)) for _ in range(loop.n_state)]
+    shapes += [(_ring_size(loop, lanes),), *([(depth, lanes)] if depth else [])]
+    shapes += [(steps, lanes)] if wanted.weights else []
+    given = (*coefs, *inputs, totals, *_seeds(seeds), *_wired(wires, coupling.regions, depth, to_targets=False))
+    given += (ct_history,) if depth else ()
+    given += (*saved, *ct_final, *(ct_records if text.n_seen else ()))
+    out = _call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes])
+    m = n + loop.n_state
+    last = m + len(in_lanes)
+    sent = out[-1] if wanted.weights else None
+    of_history = out[-2 if wanted.weights else -1] if depth else ct_history
+    of_weights = None if sent is None else _of_weights(wires, out[last], sent, coupling.regions)
+    return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m:last]), (of_weights, of_history))
+
+
+def _ring_size(loop: Loop, lanes: int) -> int:
+    depth = loop.coupling.depth if loop.coupling else 0
+    return lanes * (depth + SPARE) * (2 if depth else 1)
+
+
+def _wired(wires: Wires, regions: int, depth: int, to_targets: bool) -> tuple[jax.Array, ...]:
+    """Weights, and where each connection reads, of a row all that are read at once: its sources, or its targets."""
+    weights = wires.weights if wires.weights.ndim == 2 else jnp.moveaxis(wires.weights, -1, 0)
+    weights = jnp.swapaxes(weights, -1, -2) if to_targets else weights
+    if not depth:
+        return (weights,)
+    steps = wires.steps.T if to_targets else wires.steps
+    each = 2 * (depth + SPARE)
+    return weights, each * jnp.arange(regions, dtype=jnp.int32)[:, None] - steps.astype(jnp.int32)
+
+
+def _of_weights(wires: Wires, ct_arrived, sent, regions: int) -> jax.Array:
+    """The cotangent of the weights, ``(N, N, networks)``, one source after the other."""
+    steps = len(sent)
+    depth = len(wires.history)
+    ct = jnp.transpose(ct_arrived.reshape(steps, -1, regions), (2, 1, 0))
+    all_sent = jnp.concatenate([wires.history, sent]).reshape(depth + steps, -1, regions).T
+
+    def of_source(each):
+        sent, delays = each
+        arrived = jax.vmap(lambda delay: lax.dynamic_slice_in_dim(sent, depth - delay, steps, 1))(delays)
+        return jnp.sum(ct * arrived, axis=-1)
+
+    return jnp.swapaxes(lax.map(of_source, (all_sent, wires.steps.T)), 0, 1)
+
+
+class _Wiring(Apart):
+    """Lines that both directions have."""
+
+    unroll = most = 1
+
+    def __init__(self, text: Text, batched: bool):
+        super().__init__(text)
+        assert text.loop.coupling is not None
+        self.regions, self.depth = text.loop.coupling.regions, text.loop.coupling.depth
+        self.batched = batched
+
+    def take(self) -> None:
+        self.text.arguments += ["weights", *(["reads"] if self.depth else [])]
+
+    def place(self) -> None:
+        text, regions = self.text, self.regions
+        text.line("region = tl.arange(0, BLOCK)")
+        text.line(f"lane = block * {regions} + region")
+        text.line(f"inside = region < {regions}")
+        # Threads beyond the regions read what the last one reads, which takes no mask.
+        text.line(f"column = tl.minimum(region, {regions - 1})")
+
+    def ring(self, function: str) -> None:
+        """Begin with an empty ring.
+
+        With delays the times of a region lie together, for the threads that read a region read times near each other,
+        and lie there twice, one ring apart, so that no reader has to come round to the beginning.
+        """
+        text, regions = self.text, self.regions
+        whole = regions // AT_ONCE * AT_ONCE
+        text.functions += _sum_of_connections(function, regions, bool(self.depth), text.spelling.fused)
+        # Were the limit of its loop in the text, the compiler would write the loop out.
+        self.function, self.times, self.whole = function, text.number(self.depth + SPARE), text.number(whole)
+        if self.batched:
+            text.line(f"weights += block.to(tl.int64) * {regions**2}")
+        each = f"{self.times} * 2" if self.depth else SPARE
+        text.line(f"ring += block.to(tl.int64) * ({each} * {regions})")
+        text.line(f"mine = ring + region * ({each})" if self.depth else "mine = ring + region")
+        text.line("turn = 0")
+
+    def fill(self, time: str, value: str) -> None:
+        """Put what was sent before the first step, from the oldest on, into the ring."""
+        self.text.line(f"tl.store(mine + ({time} + {SPARE}), {value}, mask=inside)")
+
+    def exchange(self, value: str, total: str) -> None:
+        """Send a value of each lane, and sum what arrives at each."""
+        text = self.text
+        text.line("now = turn" if self.depth else f"now = turn * {self.regions}")
+        text.line(f"tl.store(mine + now, {value}, mask=inside)")
+        if self.depth:
+            text.line(f"now += {self.times}")
+            text.line(f"tl.store(mine + now, {value}, mask=inside)")
+        text.line("tl.debug_barrier()")
+        reads = "reads, " if self.depth else ""
+        text.line(f"{total} = {self.function}(ring + now, weights, {reads}column, {self.whole}, zero)")
+        text.line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
+
+
+class Forth(_Wiring):
+    """What is sent and what arrives, forwards.
+
+    Arguments: weights, and, with delays, where connections read, and the history. Results: the ring, the last history
+    with delays, and all sums where they are saved.
+    """
+
+    def __init__(self, text: Text, batched: bool, saving: bool):
+        super().__init__(text, batched)
+        self.saving = saving
+        self.sum = text.names("u", text.loop.n_inputs)[-1]
+
+    def take(self) -> None:
+        super().take()
+        self.text.arguments += ["history"] if self.depth else []
+
+    def give(self) -> None:
+        self.text.arguments += ["ring", *(["past"] if self.depth else []), *(["totals"] if self.saving else [])]
+
+    def begin(self) -> None:
+        text, loop = self.text, self.text.loop
+        assert loop.coupling is not None
+        n = loop.n_coefs + loop.n_state
+        given = [*text.coefs, *text.names("x", loop.n_state)]
+        text.function("send", loop.coupling.send, given, text.uniform_step[:n])
+        self.ring("arriving")
+        if self.depth:
+            with text.repeat(self.depth) as i:
+                text.load(["sent"], ["history"], i)
+                self.fill(i, "sent")
+
+    def arrive(self, state: Sequence[str]) -> None:
+        text = self.text
+        text.assign(["sent"], f"send({', '.join([*text.coefs, *state, 'zero'])})")
+        self.exchange("sent", self.sum)
+        if self.saving:
+            text.store(["totals"], [self.sum], "n")
+
+    def end(self) -> None:
+        text = self.text
+        if self.depth:
+            # Threads may read what others wrote.
+            text.line("tl.debug_barrier()")
+            with text.repeat(self.depth) as i:
+                text.line(f"sent = tl.load(mine + (turn + {i} + {SPARE}), mask=inside, other=0)")
+                text.store(["past"], ["sent"], i)
+
+
+class Return(_Wiring):
+    """What is sent and what arrives, backwards.
+
+    Arguments: weights, and, with delays, where connections read, and the cotangent of the last history. Results: the
+    ring, the cotangent of the first history with delays, and all that was sent where cotangents of weights are wanted.
+    """
+
+    def __init__(self, text: Text, batched: bool, pullbacks: Pullbacks, of_weights: bool, n_wanted: int):
+        super().__init__(text, batched)
+        self.pullbacks, self.of_weights, self.n_wanted = pullbacks, of_weights, n_wanted
+        self.dropped = int(not of_weights)
+
+    def take(self) -> None:
+        super().take()
+        self.text.arguments += ["ct_past"] if self.depth else []
+
+    def give(self) -> None:
+        self.text.arguments += ["ring", *(["ct_history"] if self.depth else []), *(["out_sent"] if self.of_weights else [])]
+
+    def begin(self) -> None:
+        text, loop = self.text, self.text.loop
+        assert loop.coupling is not None and self.pullbacks.send is not None
+        n = loop.n_coefs + loop.n_state
+        given, uniform = [*text.coefs, *text.names("x", loop.n_state)], text.uniform_step[:n]
+        self.zeros = text.function("send_back", self.pullbacks.send, [*given, "ct_sent"], [*uniform, False])
+        if self.of_weights:
+            text.function("send", loop.coupling.send, given, uniform)
+        self.ring("returning")
+        if self.depth:
+            with text.repeat(self.depth) as i:
+                self.fill(i, "zero")
+
+    def back(self, back: Back, state: Sequence[str], sent: Sequence[str], step: str) -> None:
+        text = self.text
+        self.exchange(sent[-1], "ct_sent")
+        if self.depth:
+            self.add_past(f"{step} - {text.number(text.loop.schedule.steps - self.depth)}")
+        both = [*back.ct_coefs, *back.ct_state]
+        moved, known = text.names("h", len(both)), ", ".join([*text.coefs, *state])
+        text.assign(moved, f"send_back({known}, ct_sent, zero)")
+        back.add(both, moved, self.zeros)
+        if self.of_weights:
+            text.assign(["sent"], f"send({known}, zero)")
+            text.store(["out_sent"], ["sent"], step)
+
+    def add_past(self, time: str) -> None:
+        """Add the cotangent of the last history at one of its times, if it is one."""
+        where = self.text.place(time)
+        self.text.line(f"ct_sent += tl.load(ct_past + {where}, mask=inside & ({where} >= 0), other=0)")
+
+    def end(self) -> None:
+        """What was sent before the first step, the newest first."""
+        text = self.text
+        if self.depth:
+            steps = text.number(text.loop.schedule.steps)
+            with text.repeat(self.depth, backwards=True) as i:
+                self.exchange("zero", "ct_sent")
+                self.add_past(f"{i} - {steps}")
+                text.store(["ct_history"], ["ct_sent"], i)
+
+
+def _sum_of_connections(name: str, regions: int, delayed: bool, fused: str) -> list[str]:
+    """A function that sums over all connections of a lane, in a fixed order, beginning with source or target 0."""
+    whole = regions // AT_ONCE * AT_ONCE
+
+    def some(first: str, count: int) -> list[str]:
+        places = range(0, count * regions, regions)
+        lines = [f"place = column + {first} * {regions}", "weight = weights + place"]
+        lines += [f"w{k} = tl.load(weight + {place})" for k, place in enumerate(places)]
+        lines += ["read = reads + place"] if delayed else [f"read = here + {first}"]
+        if delayed:
+            lines += [f"r{k} = tl.load(read + {place})" for k, place in enumerate(places)]
+        lines += [f"s{k} = tl.load({f'here + r{k}' if delayed else f'read + {k}'})" for k in range(count)]
+        sums = [f"sum{k % PARTIAL}" for k in range(count)]
+        return lines + [f"{total} = {fused.format(f'w{k}', f's{k}', total)}" for k, total in enumerate(sums)]
+
+    body = [f"sum{k} = zero" for k in range(PARTIAL)]
+    if whole:
+        body += [f"for j in range(0, whole, {AT_ONCE}):", *(f"    {line}" for line in some("j", AT_ONCE))]
+    body += some("whole", regions - whole) if regions > whole else []
+    sums = [f"sum{k}" for k in range(PARTIAL)]
+    while len(sums) > 1:
+        sums = [f"({a} + {b})" for a, b in zip(sums[::2], sums[1::2])]
+    body += [f"return {sums[0]}"]
+    arguments = ["here", "weights", *(["reads"] if delayed else []), "column", "whole", "zero"]
+    return ["@device", f"def {name}({', '.join(arguments)}):", *(f"    {line}" for line in body), "", ""]
