@@ -122,11 +122,14 @@ class Coupling(NamedTuple):
     regions : lanes of a network
     depth : steps of history, the longest delay
     send : ``(*coefs, *state) -> what a lane sends``
+    edges, delays : how many connections count, and how many distinct delays these have
     """
 
     regions: int
     depth: int
     send: Program
+    edges: int = 0
+    delays: int = 0
 
 
 class Wires(NamedTuple):
