@@ -407,9 +407,9 @@ def forward(
     else:
         call.hold("sums_kept", 1, (1, *plan.tile))
     if form.depth:
-        anywhere = pl.BlockSpec(memory_space=pl.ANY)
-        call.give("history", [_stored(form, plan, wires.history)], anywhere)
-        call.take("last", 1, (plan.blocks, form.store, LANES), anywhere)
+        apart = pl.BlockSpec(memory_space=pltpu.HBM)
+        call.give("history", [_stored(form, plan, wires.history)], apart)
+        call.take("last", 1, (plan.blocks, form.store, LANES), apart)
         call.hold_semaphore()
     out = call.run(
         lambda refs, chunk: _forward_kernel(loop, plan, form, keep, refs, chunk),
