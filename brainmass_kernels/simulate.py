@@ -44,7 +44,7 @@ class Run(NamedTuple):
     entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
     sampling: Sampling | None  # the records, where a statistic is made of them
     depth: int = 0  # steps of a network's longest delay
-    connections: tuple[int, int] = (0, 0)  # of a network: how many there are, and their distinct delays
+    delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -270,7 +270,7 @@ def _prepare(
         entries=entries,
         sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
         depth=int(wires.steps.max()) if wires else 0,
-        connections=_counted(wires) if wires else (0, 0),
+        delays=_counted(wires) if wires else (),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
     # A network's loop in plain jnp has no adjoint of its own.
@@ -319,10 +319,10 @@ def _wires(network: Network, history, dt: float) -> Wires:
     return Wires(weights, steps, history, ends)  # pyright: ignore[reportArgumentType]
 
 
-def _counted(wires: Wires) -> tuple[int, int]:
-    """How many connections count, and how many distinct delays they have."""
+def _counted(wires: Wires) -> tuple[int, ...]:
+    """How many of the connections that count have each delay."""
     delays = np.asarray(wires.steps)[tuple(np.asarray(wires.ends))]
-    return delays.size, np.unique(delays).size
+    return tuple(np.bincount(delays, minlength=int(np.max(wires.steps)) + 1).tolist())
 
 
 def _scheme(model: Model, scheme: str | None) -> str:
@@ -515,7 +515,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.retreat,
-        Coupling(run.batch[-1], run.depth, step.send, *run.connections) if step.send else None,
+        Coupling(run.batch[-1], run.depth, step.send, run.delays) if step.send else None,
     )  # fmt: skip
     return step, loop
 

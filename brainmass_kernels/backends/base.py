@@ -122,14 +122,13 @@ class Coupling(NamedTuple):
     regions : lanes of a network
     depth : steps of history, the longest delay
     send : ``(*coefs, *state) -> what a lane sends``
-    edges, delays : how many connections count, and how many distinct delays these have
+    delays : how many of the connections that count have each delay, from 0 to ``depth``
     """
 
     regions: int
     depth: int
     send: Program
-    edges: int = 0
-    delays: int = 0
+    delays: tuple[int, ...] = ()
 
 
 class Wires(NamedTuple):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -39,10 +40,11 @@ STREAMS = 6 * 2**20
 MARGIN = 3 * 2**20
 # Connections of a region that are summed in one body; lists are filled up to a multiple with ones of weight 0.
 TOGETHER = 16
-# Bundles (v5e, from the compiled schedule): one product for each 16 rows of regions; and one connection, by the steps
-# of a tile.
+# Bundles a step on v5e, from the compiled schedule: of a product, for each 16 rows of regions; of a connection by
+# itself; and of a body of connections summed for a tile, by the steps of the tile.
 _PRODUCT = 30.0
-_CONNECTION = {8: 2.0, 16: 2.4, 32: 3.0}
+_SINGLE = 10.0
+_BODY = {8: 40.0, 16: 40.0, 32: 46.0}
 
 
 class Form(NamedTuple):
@@ -57,8 +59,9 @@ class Form(NamedTuple):
     stride : rows of the store from one region to the next
     slide : steps after which the store is moved back
     tile : steps whose sums are made together, of connections with at least that delay; 0, none are
-    products : most distinct delays among the other connections
-    slots : length of the lists of connections, filled up
+    slots : length of the lists of connections that are summed so, filled up
+    products : delays of which a matrix has all connections
+    singles : how many connections are left, each by itself
     """
 
     regions: int
@@ -67,18 +70,22 @@ class Form(NamedTuple):
     stride: int
     slide: int
     tile: int
-    products: int
     slots: int
+    products: tuple[int, ...]
+    singles: int
 
     @classmethod
     def of(cls, coupling: Coupling) -> Form:
         regions, depth = coupling.regions, coupling.depth
         rows = 8 if regions <= 8 else _up(regions, 16)
-        tile, products = _tile(coupling, rows)
-        slots = _up(coupling.edges + regions * (TOGETHER - 1), TOGETHER) if tile else 0
+        ways = [_ways(coupling.delays, tile, rows) for tile in (0, *(t for t in _BODY if t <= depth))]
+        _, tile, products, singles = min(ways)
+        slots = 0
+        if tile:
+            slots = _up(sum(coupling.delays[tile:]) + regions * (TOGETHER - 1), TOGETHER)
         stride = _up(depth + 1, 8) if depth else 1
         slide = _up(max(stride, 64), 64) if depth else 1
-        return cls(regions, rows, depth, stride, slide, tile, products, slots)
+        return cls(regions, rows, depth, stride, slide, tile, slots, products, singles)
 
     @property
     def store(self) -> int:
@@ -96,24 +103,24 @@ class Form(NamedTuple):
     def bytes(self, batched: bool) -> int:
         """VMEM of the store, the sums of a tile, the lists and the matrices."""
         matrix = self.regions * self.rows * LANES if batched else self.rows * _up(self.rows, LANES)
-        return 4 * ((self.store + self.rows * self.tile + self.slots) * LANES + self.products * matrix)
+        lists = self.store + self.rows * self.tile + self.slots + _up(self.singles, 8)
+        return 4 * (lists * LANES + len(self.products) * matrix)
 
 
 def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _tile(coupling: Coupling, rows: int) -> tuple[int, int]:
-    """The steps of a tile and the number of products that take the least time."""
-    delays, depth = max(1, coupling.delays), coupling.depth
-
-    def cost(tile: int) -> float:
-        near = delays if not tile else min(tile, -(-delays * tile // (depth + 1)))
-        far = coupling.edges * _CONNECTION[tile] / tile if tile else 0.0
-        return near * _PRODUCT * rows / 16 + far
-
-    tile = min((0, *(t for t in _CONNECTION if t <= depth)), key=cost)
-    return tile, min(tile, delays) if tile else delays
+def _ways(delays: tuple[int, ...], tile: int, rows: int) -> tuple[float, int, tuple[int, ...], int]:
+    """With tiles of so many steps: the bundles a step, the tile, delays that products are for, single connections."""
+    near = {delay: count for delay, count in enumerate(delays) if count and (delay < tile or not tile)}
+    a_product = _PRODUCT * rows / 16
+    products = tuple(delay for delay, count in near.items() if count * _SINGLE > a_product)
+    singles = sum(count for delay, count in near.items() if delay not in products)
+    cost = len(products) * a_product + singles * _SINGLE
+    if tile:
+        cost += sum(delays[tile:]) / TOGETHER * _BODY[tile] / tile
+    return cost, tile, products, singles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,41 +207,58 @@ def _give_wires(call: _Call, plan: Layout, form: Form, wires: Wires, backwards: 
     region gets, as they are its copies.
     """
     batched = wires.weights.ndim == 3
-    delays, count, matrices = _matrices(form, wires, backwards)
-    call.give("delays", [jnp.append(delays, count)], pl.BlockSpec(memory_space=pltpu.SMEM))
-    if batched:
-        shape = form.products, form.regions, form.rows, LANES
-        block = pl.BlockSpec(shape, lambda b, c: (0, 0, 0, b), pipeline_mode=pl.Buffered(1))
-        call.give("matrices", [plan.lay_networks(jnp.swapaxes(matrices, 1, 2))], block)
-    else:
-        shape = form.products, form.rows, form.rows
-        matrices = jnp.pad(matrices, [(0, 0), (0, 0), (0, form.rows - form.regions)])
-        call.give("matrices", [matrices], pl.BlockSpec(shape, lambda b, c: (0, 0, 0), pipeline_mode=pl.Buffered(1)))
+    still = pl.Buffered(1)
+
+    def in_lanes(weights):
+        return plan.lay_networks(weights) if batched else jnp.broadcast_to(weights[:, None], (len(weights), LANES))
+
+    def by_connection(name: str, weights):
+        block = pl.BlockSpec((len(weights), LANES), lambda b, c: (0, b if batched else 0), pipeline_mode=still)
+        call.give(name, [in_lanes(weights)], block)
+
+    if form.products:
+        matrices = _matrices(form, wires, backwards)
+        if batched:
+            matrices = plan.lay_networks(jnp.swapaxes(matrices, 1, 2))
+            shape = len(form.products), form.regions, form.rows, LANES
+            block = pl.BlockSpec(shape, lambda b, c: (0, 0, 0, b), pipeline_mode=still)
+        else:
+            matrices = jnp.pad(matrices, [(0, 0), (0, 0), (0, form.rows - form.regions)])
+            block = pl.BlockSpec(matrices.shape, lambda b, c: (0, 0, 0), pipeline_mode=still)
+        call.give("matrices", [matrices], block)
+    if form.singles:
+        targets, offsets, weights = _singles(form, wires, backwards)
+        call.give("singles", [targets, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
+        by_connection("single_weights", weights)
     if form.tile:
         spans, offsets, weights = _lists(form, wires, backwards)
-        call.give("spans", [spans], pl.BlockSpec(memory_space=pltpu.SMEM))
-        call.give("offsets", [offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
-        weights = plan.lay_networks(weights) if batched else jnp.broadcast_to(weights[:, None], (form.slots, LANES))
-        block = pl.BlockSpec((form.slots, LANES), lambda b, c: (0, b if batched else 0), pipeline_mode=pl.Buffered(1))
-        call.give("weights", [weights], block)
+        call.give("lists", [spans, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
+        by_connection("weights", weights)
         call.hold("sums", 1, (form.rows * form.tile, LANES))
     call.hold("store", 1, (form.store, LANES))
 
 
 def _matrices(form: Form, wires: Wires, backwards: bool):
-    """The distinct delays that products are for, how many there are, and a matrix of each, ``(products, rows, N)``."""
-    rows, columns = wires.ends
-    beyond = form.tile or form.depth + 1
-    given = jnp.append(jnp.minimum(wires.steps[rows, columns], beyond), jnp.int32(beyond))
-    delays = jnp.unique(given, size=form.products, fill_value=beyond)
-    batched = (1,) * (wires.weights.ndim - 2)
-    chosen = (wires.steps == delays[:, None, None]) & (delays < beyond)[:, None, None]
-    matrices = jnp.where(chosen.reshape(*chosen.shape, *batched), wires.weights, jnp.float32(0.0))
+    """A matrix of each delay that has one, ``(products, rows, N)`` or ``(products, rows, N, networks)``."""
+    one = wires.weights[None]
+    delays = jnp.asarray(form.products, jnp.int32).reshape(-1, *(1,) * wires.weights.ndim)
+    steps = wires.steps.reshape(1, *wires.steps.shape, *(1,) * (wires.weights.ndim - 2))
+    matrices = jnp.where(steps == delays, one, jnp.zeros_like(one))
     matrices = jnp.swapaxes(matrices, 1, 2) if backwards else matrices
     fill_up = [(0, 0), (0, form.rows - form.regions)] + [(0, 0)] * (wires.weights.ndim - 1)
-    matrices = jnp.pad(matrices, fill_up, mode="constant" if backwards else "edge")
-    count = jnp.sum(delays < beyond, dtype=jnp.int32)
-    return jnp.where(delays < beyond, delays, 0).astype(jnp.int32), count, matrices
+    return jnp.pad(matrices, fill_up, mode="constant" if backwards else "edge")
+
+
+def _singles(form: Form, wires: Wires, backwards: bool):
+    """Of each single connection the target, where it reads, less the place of the present, and the weight."""
+    to, of = wires.ends[::-1] if backwards else wires.ends
+    delays = wires.steps[tuple(wires.ends)]
+    alone = np.ones(form.depth + 1, bool)
+    alone[list(form.products)] = False
+    alone[form.tile or form.depth + 1 :] = False
+    (which,) = jnp.nonzero(jnp.asarray(alone)[delays], size=form.singles)
+    to, of = to[which], of[which]
+    return to, of * form.stride - delays[which], wires.weights[tuple(wires.ends)][which]
 
 
 def _lists(form: Form, wires: Wires, backwards: bool):
@@ -269,7 +293,7 @@ class _Sums:
 
     def __init__(self, form: Form, refs, precision: str):
         self.form, self.refs, self.precision = form, refs, precision
-        (self.store,), (self.delays,), (self.matrices,) = refs["store"], refs["delays"], refs["matrices"]
+        (self.store,) = refs["store"]
 
     def begin(self, n) -> None:
         """Before a step sends: move the store back, and make the sums of a tile, where it is time."""
@@ -285,36 +309,40 @@ class _Sums:
         at = form.place(n) + first * form.stride
         self.store[self._regions(at, count)] = values
 
-    def total(self, n):
-        """The sums that arrive at a step, ``(rows, 128)``."""
+    def arrive(self, n, target) -> None:
+        """Write the sums that arrive at a step, ``(rows, 128)``."""
         form, now = self.form, self.form.place(n)
         if form.tile:
             (sums,) = self.refs["sums"]
             total = sums[pl.ds(_rem(n, form.tile), form.rows, stride=form.tile)]
         else:
             total = jnp.zeros((form.rows, LANES), jnp.float32)
+        for k, delay in enumerate(form.products):
+            total = total + self._product(k, now - delay)
+        target[...] = total
+        if form.singles:
+            self._add_singles(now, target)
 
-        def one(k, total):
-            return total + self._product(k, now - self.delays[k])
-
-        if form.products == 1:
-            return one(0, total)
-        return lax.fori_loop(jnp.int32(0), self.delays[form.products], one, total)
-
-    def _product(self, k, at):
-        form = self.form
-        if len(self.matrices.shape) == 3:
+    def _product(self, k: int, at):
+        form, (matrices,) = self.form, self.refs["matrices"]
+        if len(matrices.shape) == 3:
             sent = self.store[self._regions(at, form.rows)]
-            return jnp.dot(
-                self.matrices[k], sent, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-            )
+            return jnp.dot(matrices[k], sent, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
         def source(j, total):
-            return total + self.matrices[k, j] * self.store[pl.ds(at + j * form.stride, 1)]
+            return total + matrices[k, j] * self.store[pl.ds(at + j * form.stride, 1)]
 
-        return lax.fori_loop(
-            jnp.int32(0), jnp.int32(form.regions), source, jnp.zeros((form.rows, LANES), jnp.float32)
-        )
+        nothing = jnp.zeros((form.rows, LANES), jnp.float32)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(form.regions), source, nothing)
+
+    def _add_singles(self, now, target) -> None:
+        (targets, offsets), (weights,), form = self.refs["singles"], self.refs["single_weights"], self.form
+
+        def one(e, carry):
+            target[pl.ds(targets[e], 1)] += weights[pl.ds(e, 1)] * self.store[pl.ds(now + offsets[e], 1)]
+            return carry
+
+        lax.fori_loop(jnp.int32(0), jnp.int32(form.singles), one, 0)
 
     def _regions(self, at, count: int):
         stride = self.form.stride
@@ -323,8 +351,7 @@ class _Sums:
     def _sum_tile(self, now) -> None:
         """Of each connection that is not near, what all steps of a tile read of it."""
         form = self.form
-        (spans,), (offsets,), (weights,) = (self.refs[name] for name in ("spans", "offsets", "weights"))
-        (sums,) = self.refs["sums"]
+        (spans, offsets), (weights,), (sums,) = self.refs["lists"], self.refs["weights"], self.refs["sums"]
 
         def region(i, carry):
             def body(g, total):
@@ -480,7 +507,7 @@ def _forward_kernel(loop: Loop, plan: Layout, form: Form, keep: bool, refs, chun
 
         _each(form, loop, 16, sending)
         place = j if keep else 0
-        arrived[place] = sums.total(n)
+        sums.arrive(n, arrived.at[place])
 
         def advancing(region, rows):
             coefs, inputs, draws, tile = of(region, rows)
@@ -644,7 +671,7 @@ class _Back:
 
             _each(self.form, loop, 8, pull)
             (ct_sent,) = refs["ct_sent"]
-            ct_sent[...] = sums.total(since_end)
+            sums.arrive(since_end, ct_sent)
             if refs["ct_last"]:
 
                 @pl.when(chunk >= self.ending)
