@@ -6,7 +6,7 @@ so that several steps of one region are one load wherever they begin. That store
 over the oldest row of the region behind it, and every few hundred steps all of it is moved back.
 
 The sum has two parts. Connections of few distinct delays are products of matrices, one for each delay. Where there are
-many, those of `Form.tile` steps and more read only what was sent before a tile of steps begins: their sums are made
+many, those of a tile of steps or more read only what was sent before the tile begins: their sums are made
 for the whole tile, of each connection one multiply-add of the times of one region. No gather is in either.
 
 A run that a gradient will follow keeps the sums. They are an input like others to the adjoint, whose replay therefore
@@ -17,6 +17,8 @@ a clock that runs backwards.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,8 +45,23 @@ TOGETHER = 16
 # Bundles a step on v5e, from the compiled schedule: of a product, for each 16 rows of regions; of a connection by
 # itself; and of a body of connections summed for a tile, by the steps of the tile.
 _PRODUCT = 30.0
-_SINGLE = 10.0
+_SINGLE = 8.0
 _BODY = {8: 40.0, 16: 40.0, 32: 46.0}
+
+
+class Tile(NamedTuple):
+    """Connections whose sums are made for some steps together.
+
+    Attributes
+    ----------
+    steps : how many, a power of two from 8 on
+    below : their delays are at least ``steps``, and below this
+    slots : length of their list, filled up
+    """
+
+    steps: int
+    below: int
+    slots: int
 
 
 class Form(NamedTuple):
@@ -58,9 +75,8 @@ class Form(NamedTuple):
     depth : steps of the longest delay
     stride : rows of the store from one region to the next
     slide : steps after which the store is moved back
-    tile : steps whose sums are made together, of connections with at least that delay; 0, none are
-    slots : length of the lists of connections that are summed so, filled up
-    products : delays of which a matrix has all connections
+    tiles : connections that are summed for several steps together
+    products : delays of which a matrix has all other connections
     singles : how many connections are left, each by itself
     """
 
@@ -69,8 +85,7 @@ class Form(NamedTuple):
     depth: int
     stride: int
     slide: int
-    tile: int
-    slots: int
+    tiles: tuple[Tile, ...]
     products: tuple[int, ...]
     singles: int
 
@@ -78,14 +93,12 @@ class Form(NamedTuple):
     def of(cls, coupling: Coupling) -> Form:
         regions, depth = coupling.regions, coupling.depth
         rows = 8 if regions <= 8 else _up(regions, 16)
-        ways = [_ways(coupling.delays, tile, rows) for tile in (0, *(t for t in _BODY if t <= depth))]
-        _, tile, products, singles = min(ways)
-        slots = 0
-        if tile:
-            slots = _up(sum(coupling.delays[tile:]) + regions * (TOGETHER - 1), TOGETHER)
+        possible = [steps for steps in _BODY if steps <= depth]
+        chosen = [steps for n in range(len(possible) + 1) for steps in itertools.combinations(possible, n)]
+        _, tiles, products, singles = min(_way(coupling, steps, rows) for steps in chosen)
         stride = _up(depth + 1, 8) if depth else 1
         slide = _up(max(stride, 64), 64) if depth else 1
-        return cls(regions, rows, depth, stride, slide, tile, slots, products, singles)
+        return cls(regions, rows, depth, stride, slide, tiles, products, singles)
 
     @property
     def store(self) -> int:
@@ -103,24 +116,28 @@ class Form(NamedTuple):
     def bytes(self, batched: bool) -> int:
         """VMEM of the store, the sums of a tile, the lists and the matrices."""
         matrix = self.regions * self.rows * LANES if batched else self.rows * _up(self.rows, LANES)
-        lists = self.store + self.rows * self.tile + self.slots + _up(self.singles, 8)
-        return 4 * (lists * LANES + len(self.products) * matrix)
+        lists = sum(tile.slots + self.rows * tile.steps for tile in self.tiles)
+        return 4 * ((self.store + lists + _up(self.singles, 8)) * LANES + len(self.products) * matrix)
 
 
 def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _ways(delays: tuple[int, ...], tile: int, rows: int) -> tuple[float, int, tuple[int, ...], int]:
-    """With tiles of so many steps: the bundles a step, the tile, delays that products are for, single connections."""
-    near = {delay: count for delay, count in enumerate(delays) if count and (delay < tile or not tile)}
+def _way(coupling: Coupling, steps: tuple[int, ...], rows: int):
+    """With tiles of these steps: bundles a step, the tiles, delays that products are for, single connections."""
+    delays, regions = coupling.delays, coupling.regions
+    tiles, cost = [], 0.0
+    for size, below in zip(steps, (*steps[1:], len(delays))):
+        count = sum(delays[size:below])
+        tiles.append(Tile(size, below, _up(count + regions * (TOGETHER - 1), TOGETHER)))
+        # Half of a list's last body is empty.
+        cost += (count / TOGETHER + regions / 2) * _BODY[size] / size
+    near = {delay: count for delay, count in enumerate(delays[: (*steps, len(delays))[0]]) if count}
     a_product = _PRODUCT * rows / 16
     products = tuple(delay for delay, count in near.items() if count * _SINGLE > a_product)
     singles = sum(count for delay, count in near.items() if delay not in products)
-    cost = len(products) * a_product + singles * _SINGLE
-    if tile:
-        cost += sum(delays[tile:]) / TOGETHER * _BODY[tile] / tile
-    return cost, tile, products, singles
+    return cost + len(products) * a_product + singles * _SINGLE, tuple(tiles), products, singles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +247,11 @@ def _give_wires(call: _Call, plan: Layout, form: Form, wires: Wires, backwards: 
         targets, offsets, weights = _singles(form, wires, backwards)
         call.give("singles", [targets, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
         by_connection("single_weights", weights)
-    if form.tile:
-        spans, offsets, weights = _lists(form, wires, backwards)
-        call.give("lists", [spans, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
-        by_connection("weights", weights)
-        call.hold("sums", 1, (form.rows * form.tile, LANES))
+    for tile in form.tiles:
+        spans, offsets, weights = _lists(form, tile, wires, backwards)
+        call.give(f"list_{tile.steps}", [spans, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
+        by_connection(f"weights_{tile.steps}", weights)
+        call.hold(f"sums_{tile.steps}", 1, (form.rows * tile.steps, LANES))
     call.hold("store", 1, (form.store, LANES))
 
 
@@ -255,14 +272,14 @@ def _singles(form: Form, wires: Wires, backwards: bool):
     delays = wires.steps[tuple(wires.ends)]
     alone = np.ones(form.depth + 1, bool)
     alone[list(form.products)] = False
-    alone[form.tile or form.depth + 1 :] = False
+    alone[form.tiles[0].steps if form.tiles else form.depth + 1 :] = False
     (which,) = jnp.nonzero(jnp.asarray(alone)[delays], size=form.singles)
     to, of = to[which], of[which]
     return to, of * form.stride - delays[which], wires.weights[tuple(wires.ends)][which]
 
 
-def _lists(form: Form, wires: Wires, backwards: bool):
-    """Connections with the delays of tiles, by the region they are summed for.
+def _lists(form: Form, tile: Tile, wires: Wires, backwards: bool):
+    """The connections of a tile, by the region they are summed for.
 
     Returns where the list of each region begins and ends, in bodies, ``(2 * rows,)``; where each connection reads, less
     the place of the present, ``(slots,)``; and their weights, ``(slots,)`` or ``(slots, networks)``.
@@ -271,16 +288,16 @@ def _lists(form: Form, wires: Wires, backwards: bool):
     order = jnp.argsort(to, stable=True)
     to, of, weights = to[order], of[order], wires.weights[tuple(wires.ends)][order]
     delays = wires.steps[tuple(wires.ends)][order]
-    far = (delays >= form.tile).astype(jnp.int32)
-    counts = jnp.zeros(form.regions, jnp.int32).at[to].add(far)
+    there = ((delays >= tile.steps) & (delays < tile.below)).astype(jnp.int32)
+    counts = jnp.zeros(form.regions, jnp.int32).at[to].add(there)
     bodies = lax.div(counts + jnp.int32(TOGETHER - 1), jnp.int32(TOGETHER))
     ends = jnp.cumsum(bodies, dtype=jnp.int32)
     begins, before = ends - bodies, jnp.cumsum(counts, dtype=jnp.int32) - counts
-    rank = jnp.cumsum(far, dtype=jnp.int32) - 1 - before[to]
-    slot = jnp.where(far == 1, begins[to] * TOGETHER + rank, form.slots)
+    rank = jnp.cumsum(there, dtype=jnp.int32) - 1 - before[to]
+    slot = jnp.where(there == 1, begins[to] * TOGETHER + rank, tile.slots)
     # What fills up reads what is there in any case.
-    offsets = jnp.full(form.slots, -form.tile, jnp.int32).at[slot].set(of * form.stride - delays, mode="drop")
-    listed = jnp.zeros((form.slots, *weights.shape[1:]), jnp.float32).at[slot].set(weights, mode="drop")
+    offsets = jnp.full(tile.slots, -tile.steps, jnp.int32).at[slot].set(of * form.stride - delays, mode="drop")
+    listed = jnp.zeros((tile.slots, *weights.shape[1:]), jnp.float32).at[slot].set(weights, mode="drop")
     if backwards:
         spans = [jnp.pad(x, (0, form.rows - form.regions)) for x in (begins, ends)]
     else:
@@ -291,8 +308,9 @@ def _lists(form: Form, wires: Wires, backwards: bool):
 class _Sums:
     """What is sent and what arrives, within a kernel; ``n`` counts steps from 0 on the clock of the kernel."""
 
-    def __init__(self, form: Form, refs, precision: str):
-        self.form, self.refs, self.precision = form, refs, precision
+    def __init__(self, form: Form, refs, copies: bool):
+        """``copies``, whether the regions that fill up get what the last one gets."""
+        self.form, self.refs, self.copies = form, refs, copies
         (self.store,) = refs["store"]
 
     def begin(self, n) -> None:
@@ -300,8 +318,8 @@ class _Sums:
         form = self.form
         if form.depth:
             pl.when((n > 0) & (_rem(n, form.slide) == 0))(self._move)
-        if form.tile:
-            pl.when(_rem(n, form.tile) == 0)(lambda: self._sum_tile(form.place(n)))
+        for tile in form.tiles:
+            pl.when(_rem(n, tile.steps) == 0)(functools.partial(self._sum_tile, tile, form.place(n)))
 
     def send(self, n, first, values) -> None:
         """Store what some regions send, from the ``first`` on."""
@@ -312,11 +330,10 @@ class _Sums:
     def arrive(self, n, target) -> None:
         """Write the sums that arrive at a step, ``(rows, 128)``."""
         form, now = self.form, self.form.place(n)
-        if form.tile:
-            (sums,) = self.refs["sums"]
-            total = sums[pl.ds(_rem(n, form.tile), form.rows, stride=form.tile)]
-        else:
-            total = jnp.zeros((form.rows, LANES), jnp.float32)
+        total = jnp.zeros((form.rows, LANES), jnp.float32)
+        for tile in form.tiles:
+            (sums,) = self.refs[f"sums_{tile.steps}"]
+            total = total + sums[pl.ds(_rem(n, tile.steps), form.rows, stride=tile.steps)]
         for k, delay in enumerate(form.products):
             total = total + self._product(k, now - delay)
         target[...] = total
@@ -343,28 +360,32 @@ class _Sums:
             return carry
 
         lax.fori_loop(jnp.int32(0), jnp.int32(form.singles), one, 0)
+        more = form.rows - form.regions
+        if self.copies and more:
+            target[form.regions :] = jnp.broadcast_to(target[form.regions - 1 : form.regions], (more, LANES))
 
     def _regions(self, at, count: int):
         stride = self.form.stride
         return pl.ds(at, count, stride=stride) if stride > 1 else pl.ds(at, count)
 
-    def _sum_tile(self, now) -> None:
-        """Of each connection that is not near, what all steps of a tile read of it."""
-        form = self.form
-        (spans, offsets), (weights,), (sums,) = self.refs["lists"], self.refs["weights"], self.refs["sums"]
+    def _sum_tile(self, tile: Tile, now) -> None:
+        """Of each connection of a tile, what all its steps read."""
+        names = ("list", "weights", "sums")
+        (spans, offsets), (weights,), (sums,) = (self.refs[f"{name}_{tile.steps}"] for name in names)
 
         def region(i, carry):
             def body(g, total):
                 for e in range(TOGETHER):
-                    sent = self.store[pl.ds(now + offsets[g * TOGETHER + e], form.tile)]
+                    sent = self.store[pl.ds(now + offsets[g * TOGETHER + e], tile.steps)]
                     total = total + sent * weights[pl.ds(g * TOGETHER + e, 1)]
                 return total
 
-            total = lax.fori_loop(spans[i], spans[form.rows + i], body, jnp.zeros((form.tile, LANES), jnp.float32))
-            sums[pl.ds(pl.multiple_of(i * form.tile, 8), form.tile)] = total
+            nothing = jnp.zeros((tile.steps, LANES), jnp.float32)
+            total = lax.fori_loop(spans[i], spans[self.form.rows + i], body, nothing)
+            sums[pl.ds(pl.multiple_of(i * tile.steps, 8), tile.steps)] = total
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(form.rows), region, 0)
+        lax.fori_loop(jnp.int32(0), jnp.int32(self.form.rows), region, 0)
 
     def _move(self) -> None:
         form, at_once = self.form, 64
@@ -480,7 +501,7 @@ def _vmem(call: _Call) -> int | None:
 def _forward_kernel(loop: Loop, plan: Layout, form: Form, keep: bool, refs, chunk):
     cut, block = plan.cut, pl.program_id(0)
     start, first, last = cut.bounds(chunk)
-    sums, send = _Sums(form, refs, loop.precision), _coupling(loop).send
+    sums, send = _Sums(form, refs, copies=True), _coupling(loop).send
     (arrived,) = refs["sums_kept"]
 
     @pl.when(chunk == 0)
@@ -590,7 +611,7 @@ class _Back:
         return first // cut.group * cut.parts + (first % cut.group + cut.pad) // cut.size
 
     def kernel(self, refs, chunk):
-        sums = _Sums(self.form, refs, self.loop.precision)
+        sums = _Sums(self.form, refs, copies=False)
 
         @pl.when(pl.program_id(1) == 0)
         def _():
