@@ -668,7 +668,7 @@ class _Back:
                 kept = read(refs["kept_records"], k, rows)
                 add(refs, apply(self.observe.back, *coefs, *kept, *read(refs["ct_records"], k, rows)), rows)
 
-            _each(self.form, loop, 8, pull)
+            _each(self.form, loop, 16, pull)
 
         def step(j):
             n = start + j
@@ -690,7 +690,7 @@ class _Back:
                 write(refs["ct_sums"], [ct_sum], j, rows)
                 sums.send(since_end, region, ct_sum)
 
-            _each(self.form, loop, 8, pull)
+            _each(self.form, loop, 16, pull)
             (ct_sent,) = refs["ct_sent"]
             sums.arrive(since_end, ct_sent)
             if refs["ct_last"]:
@@ -704,7 +704,7 @@ class _Back:
                 kept = read(refs["kept_send"], j, rows)
                 add(refs, apply(self.send.back, *coefs, *kept, ct_sent[rows]), rows)
 
-            _each(self.form, loop, 8, pull_sent)
+            _each(self.form, loop, 16, pull_sent)
 
         def body(i, carry):
             j = last - 1 - i
