@@ -191,7 +191,7 @@ class Network:
         """The weights, ``(*batch, N, N)``, with the diagonal zero unless self-connections count."""
         if self.self_connection:
             return self.weights
-        rest = 1.0 - np.eye(self.regions)
+        rest = np.broadcast_to(1.0 - np.eye(self.regions), np.shape(self.weights))
         return self.weights * (rest if isinstance(self.weights, np.ndarray) else jnp.asarray(rest, self.weights.dtype))
 
     def delay_steps(self, dt: float) -> np.ndarray:

@@ -19,6 +19,7 @@ LAYERS = [
     ["models"],
     ["emit", "backends.numba_runtime", "backends.triton_runtime", "backends.triton_interpreted"],
     ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
+    ["backends.mosaic_tpu_network"],
     ["step"],
     ["testing"],
     ["backends.triton"],

@@ -15,7 +15,7 @@ from brainmass_kernels.backends.mosaic_tpu_network import Form
 from brainmass_kernels.simulate import _counted, _wires
 
 DT = 0.1 * u.ms
-STEPS = 40
+STEPS = 20
 
 
 def draw(*shape, seed=0):
@@ -30,7 +30,7 @@ def network(regions, delays=None, coupling="diffusive", density=1.0):
         "one step": np.ones((regions, regions)),
         "one": np.full((regions, regions), 11),
         "all different": random.permutation(regions**2).reshape(regions, regions),
-        "longer than the run": random.integers(0, STEPS + 30, (regions, regions)),
+        "longer than the run": random.integers(0, STEPS + 10, (regions, regions)),
     }
     given = {"delays": steps[delays] * DT} if delays else {}
     if coupling == "sigmoidal_jansen_rit":
@@ -42,8 +42,7 @@ def network(regions, delays=None, coupling="diffusive", density=1.0):
 def run(net, implementation, batch, steps=STEPS, **arguments):
     jansen_rit = isinstance(net.model, bk.JansenRit)
     start = draw(batch, net.regions)
-    initial = {"P": start * u.mV} if jansen_rit and "P" in net.model.states else {}
-    initial = initial if jansen_rit else {"x": start, "y": np.float32(0.1)}
+    initial = {"M": start * u.mV} if jansen_rit else {"x": start, "y": np.float32(0.1)}
     found = bk.simulate(net, steps, DT, initial=initial, implementation=implementation, **arguments)
     return [np.asarray(u.get_magnitude(x)) for x in (*found.records.values(), *found.final.values())]
 
@@ -52,7 +51,7 @@ def check(net, batch, **arguments):
     with bk.testing.interpret():
         found = run(net, "mosaic_tpu", batch, **arguments)
     expected = run(net, "scan", batch, **arguments)
-    near(found, expected)
+    near(found, expected, 1e-4 if arguments.get("precision") == "fast" else 1e-5)
 
 
 def near(found, expected, tolerance=1e-5):
@@ -65,18 +64,26 @@ def near(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("delays", [None, "one step", "one", "all different", "longer than the run"])
-@pytest.mark.parametrize("regions", [1, 5])
-def test_it_is_the_scan(regions, delays):
-    check(network(regions, delays), 3, every=3, transient=5)
+def test_it_is_the_scan(delays):
+    check(network(5, delays), 3, every=3, transient=5)
+
+
+def test_fast_products():
+    check(network(5), 3, precision="fast")
+
+
+@pytest.mark.parametrize("delays", [None, "longer than the run"])
+def test_one_region(delays):
+    check(network(1, delays), 1)
 
 
 @pytest.mark.parametrize("coupling", ["additive", "sigmoidal_jansen_rit"])
 def test_couplings(coupling):
-    check(network(9, "all different", coupling, density=0.5), 1, every=20)
+    check(network(9, "one", coupling), 1, steps=14, every=7)
 
 
 def test_a_connectome():
-    check(network(76, "longer than the run", density=0.1), 3, steps=12, every=5)
+    check(network(76, "longer than the run", density=0.06), 3, steps=10, every=5)
 
 
 def test_more_networks_than_lanes():
@@ -89,36 +96,36 @@ def test_noise_and_a_varying_input():
 
 
 def test_a_run_goes_on_from_its_history():
-    net, initial = network(3, "longer than the run"), {"x": draw(2, 3), "y": np.float32(0.1)}
+    net, final = network(2, "all different"), {"x": draw(2, 2), "y": np.float32(0.1)}
     with bk.testing.interpret():
-        whole = bk.simulate(net, 24, DT, initial=initial, every=24, implementation="mosaic_tpu")
-        half = bk.simulate(net, 12, DT, initial=initial, every=12, implementation="mosaic_tpu")
-        rest = bk.simulate(net, 12, DT, initial=half.final, every=12, implementation="mosaic_tpu")
-    for name in whole.final:
-        np.testing.assert_array_equal(whole.final[name], rest.final[name])
+        whole = bk.simulate(net, 6, DT, initial=final, every=6, implementation="mosaic_tpu").final
+        for _ in range(2):
+            final = bk.simulate(net, 3, DT, initial=final, every=3, implementation="mosaic_tpu").final
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], final[name])
 
 
 # Gradients ----------------------------------------------------------------------------------------------------------
 
 
-def gradients(net, implementation, batch, every, checkpoint_every, own_weights=False, rows=()):
+def gradients(net, implementation, batch, every, checkpoint_every, own_weights=False, rows=(), steps=STEPS):
     regions, depth = net.regions, 0 if net.delays is None else int(net.delay_steps(1e-4).max())
-    of_records, of_history = draw(STEPS // every, batch, regions, seed=1), draw(depth, batch, regions, seed=2)
+    of_records, of_history = draw(steps // every, batch, regions, seed=1), draw(depth, batch, regions, seed=2)
     weights = jnp.asarray(net.weights)
     if own_weights:
-        weights = weights * jnp.linspace(0.5, 1.5, batch, dtype=jnp.float32)[:, None, None]
+        weights = jnp.stack([weights, 2 * weights])
 
     def loss(start, weights, k, a, history, drive):
         initial = {"x": start, "y": np.float32(0.1), **({"history": history} if depth else {})}
         found = bk.simulate(
-            net.replace(model=bk.Hopf(a=a), weights=weights, k=k), STEPS, DT, initial=initial, record="x", every=every,
+            net.replace(model=bk.Hopf(a=a), weights=weights, k=k), steps, DT, initial=initial, record="x", every=every,
             inputs={"x_inp": drive}, checkpoint_every=checkpoint_every, implementation=implementation,
         )  # fmt: skip
         total = jnp.sum(found["x"] * of_records) + jnp.sum(found.final["y"] ** 2)
         return total + jnp.sum(found.final["history"] * of_history) if depth else total
 
     at = draw(batch, regions), weights, jnp.full((batch, 1), 0.2, jnp.float32), jnp.float32(0.1)
-    at = (*at, draw(depth, batch, regions, seed=3), draw(STEPS, *rows, seed=4))
+    at = (*at, draw(depth, batch, regions, seed=3), draw(steps, *rows, seed=4))
     found = jax.jit(jax.grad(loss, argnums=range(6)))(*at)
     return [np.asarray(x) for x in found]
 
@@ -127,8 +134,9 @@ def gradients(net, implementation, batch, every, checkpoint_every, own_weights=F
     ("regions", "delays", "every", "checkpoint_every", "more"),
     [
         (5, None, 3, 7, {}),
-        (5, "one step", 20, 40, {}),
-        (5, "all different", 3, None, {"own_weights": True}),
+        # What was sent is moved back every 64 steps or more.
+        (2, "one step", 35, 40, {"steps": 70}),
+        (4, "all different", 3, None, {"own_weights": True}),
         (3, "longer than the run", 7, 9, {"rows": (2, 3)}),
     ],
 )
@@ -167,12 +175,13 @@ def test_one_delay_is_one_product():
 
 def test_many_delays_are_summed_in_tiles():
     found = form(network(76, "all different"))
-    assert found.tiles and not found.products
+    assert found.tiles
+    assert not found.products
 
 
 def test_what_does_not_fit_says_so():
     net = network(200, "all different", density=0.5)
-    with bk.testing.interpret(), pytest.raises(bk.Unsupported, match="128 networks of 200 regions .* bytes of VMEM"):
+    with bk.testing.interpret(), pytest.raises(bk.Unsupported, match=r"128 networks of 200 regions .* bytes of VMEM"):
         bk.simulate(net, 10, DT, initial={"x": np.float32(0.1)}, implementation="mosaic_tpu")
 
 

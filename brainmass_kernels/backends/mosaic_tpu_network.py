@@ -305,12 +305,31 @@ def _lists(form: Form, tile: Tile, wires: Wires, backwards: bool):
     return jnp.concatenate(spans), offsets, listed
 
 
+def _exact_dot(a, b):
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def _fast_dot(a, b):
+    """Of halves in bfloat16, without the product of the lower ones: half as many passes as the exact one takes."""
+
+    def halves(x):
+        upper = x.astype(jnp.bfloat16)
+        return upper, (x - upper.astype(jnp.float32)).astype(jnp.bfloat16)
+
+    def dot(a, b):
+        return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+    (a, less_a), (b, less_b) = halves(a), halves(b)
+    return dot(a, b) + (dot(a, less_b) + dot(less_a, b))
+
+
 class _Sums:
     """What is sent and what arrives, within a kernel; ``n`` counts steps from 0 on the clock of the kernel."""
 
-    def __init__(self, form: Form, refs, copies: bool):
+    def __init__(self, form: Form, refs, precision: str, copies: bool):
         """``copies``, whether the regions that fill up get what the last one gets."""
         self.form, self.refs, self.copies = form, refs, copies
+        self.dot = _fast_dot if precision == "fast" else _exact_dot
         (self.store,) = refs["store"]
 
     def begin(self, n) -> None:
@@ -344,7 +363,7 @@ class _Sums:
         form, (matrices,) = self.form, self.refs["matrices"]
         if len(matrices.shape) == 3:
             sent = self.store[self._regions(at, form.rows)]
-            return jnp.dot(matrices[k], sent, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+            return self.dot(matrices[k], sent)
 
         def source(j, total):
             return total + matrices[k, j] * self.store[pl.ds(at + j * form.stride, 1)]
@@ -435,9 +454,7 @@ def _copy(refs, source, target) -> None:
 # Forward ------------------------------------------------------------------------------------------------------------
 
 
-def forward(
-    loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires
-) -> Forward:
+def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires) -> Forward:
     """Run networks; with ``checkpoint_every``, also keep the state before each chunk and the sums of all steps."""
     form, lanes = Form.of(_coupling(loop)), state[0].shape[0]
     plan = _plan(loop, form, coefs, inputs, lanes, checkpoint_every)
@@ -501,7 +518,7 @@ def _vmem(call: _Call) -> int | None:
 def _forward_kernel(loop: Loop, plan: Layout, form: Form, keep: bool, refs, chunk):
     cut, block = plan.cut, pl.program_id(0)
     start, first, last = cut.bounds(chunk)
-    sums, send = _Sums(form, refs, copies=True), _coupling(loop).send
+    sums, send = _Sums(form, refs, loop.precision, copies=True), _coupling(loop).send
     (arrived,) = refs["sums_kept"]
 
     @pl.when(chunk == 0)
@@ -611,7 +628,7 @@ class _Back:
         return first // cut.group * cut.parts + (first % cut.group + cut.pad) // cut.size
 
     def kernel(self, refs, chunk):
-        sums = _Sums(self.form, refs, copies=False)
+        sums = _Sums(self.form, refs, self.loop.precision, copies=False)
 
         @pl.when(pl.program_id(1) == 0)
         def _():
