@@ -22,7 +22,6 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -185,8 +184,8 @@ def unsupported(loop: Loop) -> str | None:
         return None
     regions, depth = _coupling(loop)[:2]
     return (
-        f"128 networks of {regions} regions that go back {depth} steps need {bytes_needed:,} bytes of VMEM, and it asks "
-        f"for {MOST:,}: a longer dt, a higher speed of conduction or fewer regions would fit"
+        f"128 networks of {regions} regions that go back {depth} steps need {bytes_needed:,} bytes of VMEM, and it "
+        f"asks for {MOST:,}: a longer dt, a higher speed of conduction or fewer regions would fit"
     )
 
 
