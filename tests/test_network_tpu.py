@@ -136,8 +136,8 @@ def gradients(net, implementation, batch, every, checkpoint_every, own_weights=F
         (5, None, 3, 7, {}),
         # What was sent is moved back every 64 steps or more.
         (2, "one step", 35, 40, {"steps": 70}),
-        (4, "all different", 3, None, {"own_weights": True}),
-        (3, "longer than the run", 7, 9, {"rows": (2, 3)}),
+        (4, "all different", 3, None, {"own_weights": True, "steps": 12}),
+        (3, "longer than the run", 5, 4, {"rows": (2, 3), "steps": 12}),
     ],
 )
 def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_every, more):
@@ -159,10 +159,9 @@ def test_every_connection_is_in_one_sum():
     for regions, delays in [(1, None), (9, "one"), (9, "all different"), (76, "longer than the run"), (30, "one step")]:
         net = network(regions, delays)
         counts, found = _counted(_wires(net, None, 1e-4)), form(net)
-        begin = found.tiles[0].steps if found.tiles else len(counts)
-        assert [tile.below for tile in found.tiles] == [*(tile.steps for tile in found.tiles[1:]), len(counts)][
-            : len(found.tiles)
-        ]
+        ends = [len(counts), *(tile.steps for tile in reversed(found.tiles))]
+        assert [tile.below for tile in reversed(found.tiles)] == ends[:-1]
+        begin = ends[-1]
         assert sum(counts[delay] for delay in found.products) + found.singles == sum(counts[:begin])
         assert found.stride > found.depth or not found.depth
 
