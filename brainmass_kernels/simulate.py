@@ -44,6 +44,7 @@ class Run(NamedTuple):
     entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
     sampling: Sampling | None  # the records, where a statistic is made of them
     depth: int = 0  # steps of a network's longest delay
+    delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -269,6 +270,7 @@ def _prepare(
         entries=entries,
         sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
         depth=int(wires.steps.max()) if wires else 0,
+        delays=_counted(wires) if wires else (),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
     run = run._replace(implementation=name)
@@ -317,6 +319,12 @@ def _wires(network: Network, history: Any, dt: float) -> Wires:
                 f"({depth}, *batch, {network.regions}): the longest delay is {depth} steps"
             )
     return Wires(weights, steps, history, ends)  # pyright: ignore[reportArgumentType]
+
+
+def _counted(wires: Wires) -> tuple[int, ...]:
+    """How many of the connections that count have each delay."""
+    delays = np.asarray(wires.steps)[tuple(np.asarray(wires.ends))]
+    return tuple(np.bincount(delays, minlength=int(np.max(wires.steps)) + 1).tolist())
 
 
 def _scheme(model: Model, scheme: str | None) -> str:
@@ -510,7 +518,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.retreat,
-        Coupling(run.batch[-1], run.depth, step.send) if step.send else None,
+        Coupling(run.batch[-1], run.depth, step.send, run.delays) if step.send else None,
     )  # fmt: skip
     return step, loop
 

@@ -21,6 +21,7 @@ LAYERS = [
     ["backends.numba_network_runtime"],
     ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
     ["network"],
+    ["backends.mosaic_tpu_network"],
     ["step"],
     ["backends.numba_network"],
     ["testing"],

@@ -122,11 +122,13 @@ class Coupling(NamedTuple):
     regions : lanes of a network
     depth : steps of history, the longest delay
     send : ``(*coefs, *state) -> what a lane sends``
+    delays : how many of the connections that count have each delay, from 0 to ``depth``
     """
 
     regions: int
     depth: int
     send: Program
+    delays: tuple[int, ...] = ()
 
 
 class Wires(NamedTuple):

@@ -8,6 +8,7 @@ A chunk is also what lies between two checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..noise import normals
 from ..pointwise import ELEMENTWISE, RULES, SplitPullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires
 from .pallas import (
     added,
     apply,
@@ -360,6 +361,7 @@ class _Call:
 
     def __init__(self, plan: Plan, backwards: bool):
         self.plan, self.backwards = plan, backwards
+        self.held = 0
         self.groups: dict[str, list[tuple[str, int]]] = {"in": [], "out": [], "scratch": []}
         self.operands, self.in_specs, self.out_specs, self.outs, self.scratch = [], [], [], [], []
 
@@ -379,6 +381,19 @@ class _Call:
     def hold(self, name: str, count: int, shape):
         self.groups["scratch"].append((name, count))
         self.scratch += [pltpu.VMEM(shape, jnp.float32)] * count
+        self.held += count * _tiled_bytes(shape)
+
+    def hold_semaphore(self):
+        self.groups["scratch"].append(("semaphore", 1))
+        self.scratch.append(pltpu.SemaphoreType.DMA)
+
+    def vmem(self) -> int:
+        """Bytes of VMEM of what passes in and out, mostly there twice, and of what is held."""
+        total = self.held
+        for spec in (*self.in_specs, *self.out_specs):
+            if spec.block_shape is not None and spec.memory_space is None:
+                total += _tiled_bytes(spec.block_shape) * (2 if spec.pipeline_mode is None else 1)
+        return total
 
     def still(self):
         """A value a lane that stays for the whole run."""
@@ -403,7 +418,10 @@ class _Call:
         if seeds is not None:
             self.give("seeds", [plan.lay(x) for x in seeds], self.still())
 
-    def run(self, kernel: Callable, name: str, loop: Loop, operations: int, transcendentals: int) -> dict[str, Any]:
+    def run(
+        self, kernel: Callable, name: str, loop: Loop, operations: int, transcendentals: int, vmem: int | None = None
+    ) -> dict[str, Any]:
+        """Call it, with more VMEM than the compiler grants anyway if asked for."""
         plan, groups = self.plan, self.groups["in"] + self.groups["out"] + self.groups["scratch"]
         work = plan.cut.steps * plan.lanes
         moved = sum(x.size * x.dtype.itemsize for x in (*self.operands, *self.outs))
@@ -414,7 +432,7 @@ class _Call:
             in_specs=self.in_specs,
             out_specs=self.out_specs,
             scratch_shapes=self.scratch,
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem),
             cost_estimate=pl.CostEstimate(
                 flops=operations * work, transcendentals=transcendentals * work, bytes_accessed=moved
             ),
@@ -422,6 +440,11 @@ class _Call:
             name=name,
         )(*self.operands)
         return grouped(self.groups["out"], out)
+
+
+def _tiled_bytes(shape) -> int:
+    *front, rows, columns = (1, *shape)
+    return 4 * math.prod(front) * _up(rows, 8) * _up(columns, LANES)
 
 
 def interpreter():
@@ -451,13 +474,20 @@ def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
     return coefs, inputs, draws
 
 
+def _network():
+    """The kernels of networks, which are made with what is here."""
+    from . import mosaic_tpu_network
+
+    return mosaic_tpu_network
+
+
 class MosaicTPU:
     """The TPU backend: see `base.Backend` for the protocol."""
 
     name = "mosaic_tpu"
     interpretable = True
     retreats = False
-    networks = False
+    networks = True
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
@@ -473,19 +503,25 @@ class MosaicTPU:
         loop = request.loop
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
-        for program in (loop.advance, loop.observe):
+        for program in (loop.advance, loop.observe, *([loop.coupling.send] if loop.coupling else [])):
             if any(jnp.ndim(c) for c in program.jaxpr.consts):
                 return f"the {program.label} holds a constant array; give it as a parameter of the model"
             for eqn in program.jaxpr.jaxpr.eqns:
                 if eqn.primitive.name in LACKING - RULES.keys() or eqn.primitive.name not in ELEMENTWISE | RULES.keys():
                     return f"Mosaic has no '{eqn.primitive.name}' on TPUs"
+        if loop.coupling:
+            return _network().unsupported(loop)
         need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
         if need > BUDGET:
             return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
         return None
 
-    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+    def forward(
+        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
+    ) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each chunk."""
+        if wires is not None:
+            return _network().forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
         lanes = state[0].shape[0]
         if checkpoint_every is None:
             plan = plan_run(loop, coefs, inputs, lanes)
@@ -513,9 +549,12 @@ class MosaicTPU:
 
     def adjoint(
         self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int,
+        checkpoint_every: int, wires: Wires | None = None,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
+        if wires is not None:
+            given = (coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires)
+            return _network().adjoint(loop, pullbacks, wanted, *given)
         lanes = ct_final[0].shape[0]
         way = WayBack.of(loop, pullbacks, wanted, coefs, inputs, lanes, checkpoint_every)
         plan = way.plan
@@ -546,6 +585,17 @@ class MosaicTPU:
             tuple(plan.unlay(x) for x in out["ct_state"]),
             merged(partial, streamed, way.in_lanes),
         )
+
+
+def sum_series(refs) -> None:
+    """Cotangents of uniform inputs, one for each step of a chunk, from what was summed in each of 128 lanes."""
+    for series, out in zip(refs["ct_series"], refs["ct_uniform_inputs"]):
+        # The matrix unit adds the 128 lanes up and turns the times into lanes, in one.
+        total = lax.dot_general(
+            jnp.ones((8, LANES), jnp.float32), series[...], (((1,), (1,)), ((), ())),
+            precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        out[0, 0] = total[:1]
 
 
 def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
@@ -630,13 +680,7 @@ class WayBack:
             return carry
 
         lax.fori_loop(jnp.int32(0), jnp.int32(self.plan.rows // self.turn), turn, ())
-        for series, out in zip(refs["ct_series"], refs["ct_uniform_inputs"]):
-            # The matrix unit adds the 128 lanes up and turns the times into lanes, in one.
-            total = lax.dot_general(
-                jnp.ones((8, LANES), jnp.float32), series[...], (((1,), (1,)), ((), ())),
-                precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
-            )  # fmt: skip
-            out[0, 0] = total[:1]
+        sum_series(refs)
 
     def replay(self, refs, chunk):
         """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""
