@@ -377,7 +377,7 @@ class _Sums:
             target[pl.ds(targets[e], 1)] += weights[pl.ds(e, 1)] * self.store[pl.ds(now + offsets[e], 1)]
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(form.singles), one, 0)
+        lax.fori_loop(jnp.int32(0), jnp.int32(form.singles), one, ())
         more = form.rows - form.regions
         if self.copies and more:
             target[form.regions :] = jnp.broadcast_to(target[form.regions - 1 : form.regions], (more, LANES))
@@ -403,7 +403,7 @@ class _Sums:
             sums[pl.ds(pl.multiple_of(i * tile.steps, 8), tile.steps)] = total
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(self.form.rows), region, 0)
+        lax.fori_loop(jnp.int32(0), jnp.int32(self.form.rows), region, ())
 
     def _move(self) -> None:
         form, at_once = self.form, 64
@@ -413,7 +413,7 @@ class _Sums:
             self.store[pl.ds(to, at_once)] = self.store[pl.ds(to + form.slide, at_once)]
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(form.rows * form.stride // at_once), some, 0)
+        lax.fori_loop(jnp.int32(0), jnp.int32(form.rows * form.stride // at_once), some, ())
 
     def clear(self) -> None:
         """Nothing was sent before the first step."""
@@ -424,7 +424,7 @@ class _Sums:
             self.store[pl.ds(pl.multiple_of(i * at_once, 8), at_once)] = zeros
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(form.store // at_once), some, 0)
+        lax.fori_loop(jnp.int32(0), jnp.int32(form.store // at_once), some, ())
 
 
 def _each(form: Form, loop: Loop, most: int, body: Callable) -> None:
@@ -440,7 +440,7 @@ def _each(form: Form, loop: Loop, most: int, body: Callable) -> None:
         body(i * turn, pl.ds(pl.multiple_of(i * turn, 8), turn))
         return carry
 
-    lax.fori_loop(jnp.int32(0), jnp.int32(count), one, 0)
+    lax.fori_loop(jnp.int32(0), jnp.int32(count), one, ())
 
 
 def _copy(refs, source, target) -> None:
@@ -567,7 +567,7 @@ def _forward_kernel(loop: Loop, plan: Layout, form: Form, keep: bool, refs, chun
             pl.when(_rem(j + 1, cut.stride) == 0)(lambda: record(_div(j, cut.stride)))
         return carry
 
-    lax.fori_loop(first, last, body, 0)
+    lax.fori_loop(first, last, body, ())
     if form.depth:
 
         @pl.when(chunk == cut.chunks - 1)
@@ -730,7 +730,7 @@ class _Back:
             step(j)
             return carry
 
-        lax.fori_loop(jnp.int32(0), last - first, body, 0)
+        lax.fori_loop(jnp.int32(0), last - first, body, ())
 
 
 def adjoint(
