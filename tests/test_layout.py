@@ -26,6 +26,7 @@ LAYERS = [
     ["backends.numba_network"],
     ["testing"],
     ["backends.triton"],
+    ["backends.triton_network"],
     ["dispatch"],
     ["memory"],
     ["simulate"],

@@ -68,9 +68,13 @@ class Setting:
 
 def agrees(setting: Setting):
     """Records, final state and gradients in everything, each run compiled once."""
+
+    def both(name):
+        return setting.run(name, **setting.given), jax.grad(functools.partial(setting.loss, name))(setting.given)
+
     with bk.testing.interpret():
-        found, ours = setting.run("triton", **setting.given), jax.grad(functools.partial(setting.loss, "triton"))(setting.given)
-    wanted, theirs = setting.run("scan", **setting.given), jax.grad(functools.partial(setting.loss, "scan"))(setting.given)
+        found, ours = both("triton")
+    wanted, theirs = both("scan")
     assert set(found.final) == set(wanted.final)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

@@ -64,7 +64,8 @@ def adjoint(
     layout = Layout.of_networks(lanes, coupling.regions)
     parts = tuple(pieces(loop.schedule, checkpoint_every))
     wiring = functools.partial(
-        Return, batched=wires.weights.ndim == 3, pullbacks=pullbacks, of_weights=wanted.weights, n_wanted=sum(wanted.coefs)
+        Return, batched=wires.weights.ndim == 3, pullbacks=pullbacks, of_weights=wanted.weights,
+        n_wanted=sum(wanted.coefs),
     )  # fmt: skip
     text = Text(loop, coefs, (*inputs, totals), seeds, dtype, layout, wiring)
     source = text.adjoint(parts, pullbacks, wanted._replace(inputs=(*wanted.inputs, True)))
@@ -242,11 +243,13 @@ class Return(_Wiring):
         self.text.arguments += ["ct_past"] if self.depth else []
 
     def give(self) -> None:
-        self.text.arguments += ["ring", *(["ct_history"] if self.depth else []), *(["out_sent"] if self.of_weights else [])]
+        self.text.arguments += ["ring", *(["ct_history"] if self.depth else [])]
+        self.text.arguments += ["out_sent"] if self.of_weights else []
 
     def begin(self) -> None:
         text, loop = self.text, self.text.loop
-        assert loop.coupling is not None and self.pullbacks.send is not None
+        assert loop.coupling is not None
+        assert self.pullbacks.send is not None
         n = loop.n_coefs + loop.n_state
         given, uniform = [*text.coefs, *text.names("x", loop.n_state)], text.uniform_step[:n]
         self.zeros = text.function("send_back", self.pullbacks.send, [*given, "ct_sent"], [*uniform, False])
