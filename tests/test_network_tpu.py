@@ -83,7 +83,7 @@ def test_couplings(coupling):
 
 
 def test_a_connectome():
-    check(network(76, "longer than the run", density=0.06), 3, steps=10, every=5)
+    check(network(76, "longer than the run", density=0.06), 3, steps=6, every=3)
 
 
 def test_more_networks_than_lanes():
@@ -133,7 +133,7 @@ def gradients(net, implementation, batch, every, checkpoint_every, own_weights=F
 @pytest.mark.parametrize(
     ("regions", "delays", "every", "checkpoint_every", "more"),
     [
-        (5, None, 3, 7, {}),
+        (5, None, 3, 7, {"steps": 12}),
         # What was sent is moved back every 64 steps or more.
         (2, "one step", 35, 40, {"steps": 70}),
         (4, "all different", 3, None, {"own_weights": True, "steps": 12}),

@@ -63,10 +63,8 @@ def adjoint(
     lanes, dtype, depth = ct_final[0].shape[0], ct_final[0].dtype, coupling.depth
     layout = Layout.of_networks(lanes, coupling.regions)
     parts = tuple(pieces(loop.schedule, checkpoint_every))
-    wiring = functools.partial(
-        Return, batched=wires.weights.ndim == 3, pullbacks=pullbacks, of_weights=wanted.weights,
-        n_wanted=sum(wanted.coefs),
-    )  # fmt: skip
+    batched = wires.weights.ndim == 3
+    wiring = functools.partial(Return, batched=batched, pullbacks=pullbacks, of_weights=wanted.weights)
     text = Text(loop, coefs, (*inputs, totals), seeds, dtype, layout, wiring)
     source = text.adjoint(parts, pullbacks, wanted._replace(inputs=(*wanted.inputs, True)))
     in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
@@ -233,9 +231,9 @@ class Return(_Wiring):
     ring, the cotangent of the first history with delays, and all that was sent where cotangents of weights are wanted.
     """
 
-    def __init__(self, text: Text, batched: bool, pullbacks: Pullbacks, of_weights: bool, n_wanted: int):
+    def __init__(self, text: Text, batched: bool, pullbacks: Pullbacks, of_weights: bool):
         super().__init__(text, batched)
-        self.pullbacks, self.of_weights, self.n_wanted = pullbacks, of_weights, n_wanted
+        self.pullbacks, self.of_weights = pullbacks, of_weights
         self.dropped = int(not of_weights)
 
     def take(self) -> None:
@@ -243,8 +241,11 @@ class Return(_Wiring):
         self.text.arguments += ["ct_past"] if self.depth else []
 
     def give(self) -> None:
-        self.text.arguments += ["ring", *(["ct_history"] if self.depth else [])]
-        self.text.arguments += ["out_sent"] if self.of_weights else []
+        self.text.arguments += [
+            "ring",
+            *(["ct_history"] if self.depth else []),
+            *(["out_sent"] if self.of_weights else []),
+        ]
 
     def begin(self) -> None:
         text, loop = self.text, self.text.loop
