@@ -11,7 +11,7 @@ import brainmass_kernels as bk
 ROOT = pathlib.Path(__file__).parents[1]
 # Those of docs/models.md run in tests/test_models_page.py.
 PAGES = sorted(p.name for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text() and p.name != "models.md")
-SLOW = {"fitting.md", "gradients.md"}
+SLOW = {"brainmass.md", "fitting.md", "gradients.md", "networks.md"}
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in PAGES])

@@ -102,7 +102,12 @@ def test_sizes(implementation, n):
 
 @pytest.mark.parametrize("delayed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
-    "coupling", ["additive", "diffusive", "laplacian", "sigmoidal", "tanh", "sigmoidal_jansen_rit"]
+    "coupling",
+    [
+        "additive",
+        "sigmoidal_jansen_rit",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("diffusive", "laplacian", "sigmoidal", "tanh")),
+    ],
 )
 def test_as_brainmass_has_it(implementation, coupling, delayed):
     brainmass, brainstate = pytest.importorskip("brainmass"), pytest.importorskip("brainstate")
@@ -332,6 +337,7 @@ def test_gradients_under_vmap(x64):
             np.testing.assert_allclose(found[part][b], want, rtol=1e-9, atol=1e-11, err_msg=part)
 
 
+@pytest.mark.slow
 def test_a_long_run_is_cut_and_its_gradient_the_same(x64, implementation, monkeypatch):
     steps, duration = delays_of("different", 4), 400
     values = values_for(4, steps, duration)

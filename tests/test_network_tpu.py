@@ -82,6 +82,7 @@ def test_couplings(coupling):
     check(network(9, "one", coupling), 1, steps=14, every=7)
 
 
+@pytest.mark.slow
 def test_a_connectome():
     check(network(76, "longer than the run", density=0.06), 3, steps=6, every=3)
 
@@ -135,9 +136,9 @@ def gradients(net, implementation, batch, every, checkpoint_every, own_weights=F
     [
         (5, None, 3, 7, {"steps": 12}),
         # What was sent is moved back every 64 steps or more.
-        (2, "one step", 35, 40, {"steps": 70}),
+        pytest.param(2, "one step", 35, 40, {"steps": 70}, marks=pytest.mark.slow),
         (4, "all different", 3, None, {"own_weights": True, "steps": 12}),
-        (3, "longer than the run", 5, 4, {"rows": (2, 3), "steps": 12}),
+        pytest.param(3, "longer than the run", 5, 4, {"rows": (2, 3), "steps": 12}, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_every, more):

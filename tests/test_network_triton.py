@@ -97,12 +97,13 @@ def test_one_region(kind):
 
 @needs_interpreter
 @pytest.mark.parametrize(("n", "kind"), [(7, "beyond the run"), (8, "none"), (33, "none"), (33, "different")])
+@pytest.mark.slow
 def test_regions_more_and_fewer_than_are_read_at_once(n, kind):
     agrees(Setting(n, kind, "additive"))
 
 
 @needs_interpreter
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", ["none", "different"])
 def test_a_batch_of_networks(batched, kind):
     agrees(Setting(5, kind, networks=3, batched=batched))
