@@ -8,6 +8,7 @@ from .connectome import load_connectome as load_connectome
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .fit import Fit as Fit
+from .fit import Profile as Profile
 from .fit import fit as fit
 from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
@@ -66,5 +67,7 @@ from .simulate import explain as explain
 from .simulate import simulate as simulate
 from .sweep import Sweep as Sweep
 from .sweep import sweep as sweep
+from .targets import Connectivity as Connectivity
+from .targets import TimeSeries as TimeSeries
 
 __version__ = "0.1.0"

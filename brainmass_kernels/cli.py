@@ -126,7 +126,7 @@ def _sweep(arguments) -> int:
     import jax
 
     from . import models, sweep
-    from .fit import needs
+    from .extras import needs
     from .models.base import check_name
 
     needs("matplotlib", "sweep")
@@ -216,7 +216,7 @@ def _bench(arguments) -> int:
 
     from . import bench, plots
     from .dispatch import platform
-    from .fit import needs
+    from .extras import needs
 
     needs("matplotlib")
     small, large = ((1, 64, 1024, 16_384), 1024) if platform() == "cpu" else ((128, 4096, 65_536, 1_048_576), 65_536)
@@ -278,7 +278,8 @@ def _fit(arguments) -> int:
     import brainunit as u
 
     from . import plots
-    from .fit import Fit, fit, needs
+    from .extras import needs
+    from .fit import Fit, fit
     from .models import JansenRit
 
     needs("matplotlib")

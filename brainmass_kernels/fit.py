@@ -1,21 +1,18 @@
-"""Fitting a model's parameters to power spectra by gradients, every start and every target in one simulation.
+"""Fitting a model's parameters by gradients or least squares, every start and every target in one simulation.
 
-The lanes of the one batch are (target, start, realisation). Lanes never mix, so the gradient of the summed error
-is every lane's own, and one optimiser step moves all of them. A bounded parameter is a smooth map of a free
-variable z; the noise is fixed during a fit (the same realisations for every lane), and everything a `Fit`
-reports at the end is measured again on noise that the optimiser has not seen.
+A target is one or many power spectra, time series, matrices of functional connectivity, or a function of one's own
+(`targets`); the steps are those of an optimiser of optax, or Levenberg and Marquardt's on derivatives that are carried
+in the loop (`descent`). Everything a `Fit` reports at the end is measured again on noise that it has not seen.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -23,64 +20,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import models, spectra, units
+from . import descent, models, spectra, targets, units
+from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
+from .extras import needs
 from .models.base import Model, check_name
 from .network import Network
-from .simulate import explain, simulate
 from .spectra import Spectrum
 
-#: Adam's step in z, where the width between the bounds is about 6.
-LEARNING_RATE = 0.05
-#: Folded into the key for the noise that only the final report uses.
-_UNSEEN = 1_000_003
-#: Repetitions of the fit's own length on which it is reported.
-_CHECKS = 4
-#: "noise.E_inp" is the intensity of the noise on the input E_inp.
-_NOISE = "noise."
-_FORMAT = ("brainmass_kernels.Fit", 1)
+_FORMAT = ("brainmass_kernels.Fit", 2)
+_UNDER_WAY = "brainmass_kernels.Fit under way"
 
 
-@dataclasses.dataclass(frozen=True)
-class Free:
-    """A free quantity and its bounds, plain numbers in ``unit``.
+class Profile(NamedTuple):
+    """The lowest error along one parameter, all others fitted again at each of its values.
 
-    Between positive bounds the map from z is geometric, ``low (high / low)**s``, else linear, with
-    ``s = 1 / (1 + exp(-z))``.
+    Attributes
+    ----------
+    name : of the parameter
+    values : Quantity ``(points,)``
+    rms : ``(n, points)``
     """
 
     name: str
-    low: float
-    high: float
-    unit: Any
-
-    @property
-    def geometric(self) -> bool:
-        return self.low > 0
-
-    def value(self, z):
-        s = jax.nn.sigmoid(z)
-        return self.low * (self.high / self.low) ** s if self.geometric else self.low + (self.high - self.low) * s
-
-    def position(self, value):
-        """Where between the bounds a value lies, 0 to 1; values outside are moved inside."""
-        value = np.clip(value, self.low, self.high)
-        if self.geometric:
-            return np.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-
-def _to_z(position):
-    position = np.clip(position, 0.01, 0.99)
-    return np.log(position / (1 - position))
-
-
-class Progress(NamedTuple):
-    """What a ``progress`` callback is given after each step; it may return True to stop the fit."""
-
-    step: int
-    steps: int
-    rms: np.ndarray  # (targets, starts), this step
-    best: np.ndarray  # (targets,), lowest so far
+    values: Any
+    rms: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,15 +52,18 @@ class Fit:
 
     Attributes
     ----------
-    parameters : name to Quantity (n,), the best start of each target
+    parameters : name to Quantity ``(n,)``, the best start of each target; ``(n, N)`` of what each region has its own
     model, inputs, noise : what was fitted, with those values put in: `simulate` takes them as they are
-    rms, initial_rms : (n,) rms error of log10 power over the band, of the fit and of start 0 (the model as it
-        was given, unless starts were given), on noise the optimiser has not seen
-    losses : (steps, n, starts) the same error step by step, on the noise of the fit; NaN where a lane diverged
-    best_start : (n,) which start was the best
-    spectrum, initial_spectrum : `Spectrum` (n, F), nuisances included
-    nuisance : name to (n,): log10 of the scale and of the background, and its exponent chi
-    target : `Spectrum` within the band
+    rms, initial_rms : ``(n,)`` error of the fit and of start 0 (the model as it was given, unless starts were given),
+        on noise the optimiser has not seen: rms of log10 power over the band, of samples in standard deviations, of
+        correlations; of a function of one's own what it returned, or the mean square of its residuals
+    losses : ``(steps, n, starts)`` the same error step by step, on the noise of the fit; NaN where a lane diverged or
+        was left
+    best_start : ``(n,)`` which start was the best
+    prediction, initial_prediction : as the target, of the fit and of start 0, with what was solved for put in
+    nuisance : name to ``(n,)``, what was solved for: of spectra log10 of the scale and of the background, and its
+        exponent chi; of series the scale and the offset
+    target : what was fitted; of spectra those within the band
     implementation, reason : which backend ran, and why
     seconds : wall time of the fit, compilation included
     """
@@ -110,16 +76,36 @@ class Fit:
     initial_rms: np.ndarray
     losses: np.ndarray
     best_start: np.ndarray
-    spectrum: Spectrum
-    initial_spectrum: Spectrum
+    prediction: Any
+    initial_prediction: Any
     nuisance: dict[str, np.ndarray]
-    target: Spectrum
+    target: Any
     free: tuple[Free, ...]
     settings: dict[str, Any]
     state: dict[str, Any] = dataclasses.field(repr=False)
     implementation: str = ""
     reason: str = ""
     seconds: float = 0.0
+    problem: Problem | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the target."""
+        return targets.name_of(self.target)
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """The fitted spectra, nuisances included."""
+        return self._spectral("spectrum", self.prediction)
+
+    @property
+    def initial_spectrum(self) -> Spectrum:
+        return self._spectral("initial_spectrum", self.initial_prediction)
+
+    def _spectral(self, name: str, prediction) -> Spectrum:
+        if not isinstance(prediction, Spectrum):
+            raise TypeError(f"'{name}' is of fits to spectra, but this one is to {self.name}: see 'prediction'")
+        return prediction
 
     @property
     def peaks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -127,52 +113,172 @@ class Fit:
         return tuple(spectra.alpha_peak(s.freqs, s.power) for s in (self.target, self.spectrum))  # type: ignore
 
     def __str__(self) -> str:
-        n, steps = len(self.target), len(self.losses)
+        n, steps, starts = self.losses.shape[1], len(self.losses), self.losses.shape[2]
+        spectral = isinstance(self.target, Spectrum)
+        what = f"spectr{'a' if n > 1 else 'um'}" if spectral else f"target{'s' if n > 1 else ''}"
         lines = [
-            f"{type(self.model).__name__} fitted to {self.target.name}: {n} spectr{'a' if n > 1 else 'um'}, "
-            f"{self.losses.shape[2]} starts, {steps} steps, {self.seconds:.1f} s on {self.implementation}",
+            f"{self.settings['model']} fitted to {self.name}: {n} {what}, {starts} starts, {steps} steps, "
+            f"{self.seconds:.1f} s on {self.implementation}",
             "",
             _row("", "fitted", "bounds"),
         ]
         for free in self.free:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
-            lines.append(_row(free.name, _spread(value, free.unit), f"{free.low:g} to {free.high:g}"))
-        target, fitted = self.peaks
-        lines += [
-            "",
-            _row("rms error, log10 power", _spread(self.rms), f"as given {_spread(self.initial_rms)}"),
-            _row("alpha peak", _spread(fitted, "Hz"), f"target {_spread(target, 'Hz')}"),
-        ]
-        if self.settings["background"]:
+            lines.append(_row(free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
+        error = "rms error, log10 power" if spectral else "error"
+        lines += ["", _row(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
+        if spectral:
+            target, fitted = self.peaks
+            lines.append(_row("alpha peak", _spread(fitted, "Hz"), f"target {_spread(target, 'Hz')}"))
+        if self.settings.get("background"):
             lines.append(_row("background 1/f^chi", _spread(self.nuisance["chi"]), ""))
+        lines += [_row(name, _spread(x), "") for name, x in self.nuisance.items() if not spectral]
         return "\n".join(line.rstrip() for line in lines)
+
+    # --- what follows from a fit ---
+
+    def standard_errors(self) -> dict[str, Any]:
+        """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
+
+        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, carried in the loop, and their variance s**2; what was
+        solved for follows, and priors count as data. It takes residuals for independent: of spectra whose segments
+        overlap, or of samples closer than the noise's memory, the errors are larger.
+
+        Raises
+        ------
+        TypeError : of networks, and of functions that return no residuals
+        """
+        problem = self._again()
+        found = descent.normal_equations_at(problem, self._best(), problem.keys(self._key()), problem.comparison.data)
+        normal, place = found.normal, None
+        if problem.ties.shared:
+            normal, _, place = descent.whole(problem, normal, found.slope)
+        unknown = np.shape(normal)[-1]
+        count = int(found.count) * (len(found.error) if place is not None else 1)
+        error = np.asarray(found.error, float)[:, 0]
+        error = error.mean(keepdims=True) if place is not None else error
+        variance = error * count / max(count - unknown, 1) / int(found.count)
+        inverse = np.linalg.pinv(np.asarray(normal, float)[:, 0], hermitian=True)
+        z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
+        z_error = z_error[0][place] if place is not None else z_error
+        z, result = self._best(), {}
+        for p, free in enumerate(self.free):
+            slope = np.broadcast_to(np.asarray(free.slope(z[free.name]))[:, 0], len(z_error))
+            result[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
+        return result
+
+    def profile(self, name: str, values: Any = 11, *, steps: int = 20) -> Profile:
+        """The lowest error at each of some values of one parameter, all others fitted again from the fit.
+
+        A valley that stays low over a wide range is of a parameter that the target does not determine.
+
+        Parameters
+        ----------
+        name : of a free parameter that is not each region's own
+        values : the values, or how many between the bounds
+        steps : most optimiser steps
+        """
+        problem = self._again()
+        frees = {f.name: f for f in self.free}
+        check_name(name, frees, "free parameter")
+        if name in problem.ties.regional:
+            raise ValueError(f"'name' got {name!r}, which each region has its own of: a profile is along one value")
+        free = frees[name]
+        if isinstance(values, int):
+            position = np.linspace(0.02, 0.98, values)
+            values = np.asarray(free.value(jnp.asarray(np.log(position / (1 - position)))))
+        else:
+            values = np.atleast_1d(np.asarray(targets.plain(values, free.unit, "values"), float))
+        position = np.clip(free.position(values), 0.003, 0.997)
+        z = {f: jnp.repeat(x, len(values), 1) for f, x in self._best().items()}
+        along = jnp.asarray(np.log(position / (1 - position)), z[name].dtype)
+        z[name] = jnp.broadcast_to(along, z[name].shape)
+        problem = dataclasses.replace(problem, ties=problem.ties._replace(frozen=(name,)))
+        if len(frees) == 1:
+            error = descent.measured(
+                problem, descent.predict(problem, z, problem.keys(self._key())), problem.comparison.data
+            )[0]
+        else:
+            plan = Plan(_default_optimiser(problem), steps, patience=steps)
+            state = descent.begin(problem, z, plan.optimiser)
+            error = descent.descend(problem, plan, state, [], self._key()).best
+        return Profile(name, units.attach(values, free.unit), problem.comparison.measure(error))
+
+    def plot(self, path: str | os.PathLike | None = None):
+        """Target, start and fit as a matplotlib ``Figure``, written to ``path`` where one is given."""
+        from . import plots
+
+        page = plots.figure(self)
+        if path is not None:
+            page.savefig(path)
+        return page
+
+    def to_dataframe(self):
+        """A row for each target: parameters with their units in the columns' names, errors, nuisances."""
+        pandas = needs("pandas")
+        columns: dict[str, Any] = {}
+        for free in self.free:
+            value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
+            label = free.name if free.unit.is_unitless else f"{free.name} ({free.unit})"
+            named = {label: value} if value.ndim == 1 else {f"{label} of {i}": x for i, x in enumerate(value.T)}
+            columns |= named
+        columns |= {"rms": self.rms, "initial_rms": self.initial_rms, "best_start": self.best_start, **self.nuisance}
+        if isinstance(self.target, Spectrum):
+            columns |= dict(zip(("target_peak (Hz)", "fitted_peak (Hz)"), self.peaks))
+        return pandas.DataFrame(columns)
+
+    def _key(self):
+        return jax.random.wrap_key_data(jnp.asarray(self.settings["key"], jnp.uint32))
+
+    def _best(self) -> dict[str, jax.Array]:
+        """z of the best start of each target, one start a target."""
+        alive, best = np.asarray(self.state["alive"], int), self.best_start
+        at = np.argmax(alive == best[:, None], 1)
+        rows = {name: np.asarray(x) for name, x in self.state["best_z"].items()}
+        return {name: jnp.asarray(x[np.arange(len(x)), at[: len(x)]][:, None]) for name, x in rows.items()}
+
+    def _again(self) -> Problem:
+        """The problem that was fitted."""
+        if self.problem is not None:
+            return self.problem
+        if callable(self.target):
+            raise TypeError("'target' was a function, which a saved fit does not hold: go on with it by resume=")
+        held = self.settings
+        options = {name: held[name] * u.second for name in ("duration", "dt", "transient")}
+        options |= {"every": held["every"], "scheme": held["scheme"], "implementation": None}
+        ties = _ties_of(held["ties"])
+        record = held["record"]
+        comparison = compare(self.target, self.model, record, options, held.get("band"), held.get("background"))
+        given = self.model, self.inputs, self.noise
+        return Problem(*given, self.free, comparison, held["realisations"], record, options, ties)
+
+    # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the fit, and what `fit` needs to go on with it, as JSON."""
-        with open(path, "w") as file:
-            json.dump(_encode(self), file, allow_nan=False)
-            file.write("\n")
+        _write(path, _encode(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike, model=None) -> Fit:
-        """Read what `save` wrote; ``model`` is any instance of the model's class where it is not one of this package.
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : of the file
+        model : any instance of the model's class where it is not one of this package; of a network, itself
 
         Raises
         ------
         FileNotFoundError, ValueError
             where there is no such file, or it is not a saved fit
         """
-        path = os.fspath(path)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"'resume' got {path}, but there is no file of that name")
+        saved = _read(path, "resume")
         try:
-            with open(path) as file:
-                saved = json.load(file)
             form = (saved["format"], saved["version"])
             if form != _FORMAT:
                 raise KeyError(f"{form} is not {_FORMAT}")
             return _decode(saved, model)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{os.path.basename(path)}: not a fit saved by this brainmass_kernels ({error!r})"
             ) from error
@@ -197,8 +303,13 @@ def fit(
     *,
     inputs: Mapping[str, Any] | None = None,
     noise: Mapping[str, Any] | None = None,
+    priors: Mapping[str, tuple] | None = None,
+    shared: Sequence[str] = (),
+    group: Mapping[str, Any] | None = None,
+    regional: Sequence[str] = (),
     starts: int | Mapping[str, Any] = 16,
     screen: int = 0,
+    prune: int = 0,
     steps: int = 100,
     key=None,
     duration=9 * u.second,
@@ -210,43 +321,58 @@ def fit(
     background: bool = True,
     optimiser=None,
     clip: float = 0.1,
-    patience: int = 40,
+    patience: int | None = None,
     tolerance: float = 0.005,
-    record: str = "eeg",
+    record: Any = "eeg",
     scheme: str | None = None,
     implementation: str | None = None,
     progress: bool | Callable[[Progress], Any] = False,
     resume: str | os.PathLike | Fit | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Fit:
-    """Fit free parameters to one or many power spectra, by gradients from many starts at once.
+    """Fit free parameters to one or many targets, from many starts at once.
 
-    The error of a lane is the mean squared difference of log10 power between the target and
+    Of a `Spectrum` the error is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
     (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
-    runs of ``duration`` each, their transients left out.
+    runs of ``duration`` each, their transients left out. A `TimeSeries` is compared sample by sample with the mean
+    of the realisations, as an evoked response is; a `Connectivity` with the correlations between regions of a network.
 
     Parameters
     ----------
-    model : a model with scalar fields; its values are start 0
-    target : `Spectrum`, the path of a ``.npz`` or ``.csv`` file, or a pair (freqs, power), n spectra in all
-    free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), or the intensity of the
-        noise on an input (``"noise.E_inp"``). Plain bounds are in the unit of the value they replace
+    model : a model with scalar fields, or a `Network` of one; its values are start 0
+    target : `Spectrum`, the path of a ``.npz`` or ``.csv`` file, or a pair (freqs, power), n spectra in all; a
+        `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes are ``(1, starts, realisations)``,
+        which returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
+    free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
+        an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
+        unit of the value they replace
     inputs, noise : as `simulate` takes them; whatever is free is to have a value here, its start 0
+    priors : name to (centre, width), a Gaussian's: each counts as one more residual, ``(value - centre) / width``,
+        beside those of the data in units of their ``sigma`` (of log10 power 0.1)
+    shared : names that have one value for all targets; the others are each target's own
+    group : name to width: the targets' values lie about their own mean, which is free, with this standard deviation
+    regional : names of which each region of a network has its own
     starts : how many (the model's own values, then a Latin hypercube within the bounds), or the starts
         themselves, name to values (starts,) or (n, starts)
     screen : simulate at least this many candidates first, and start each target from those nearest to it
+    prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
     duration, dt, every, transient, record, scheme, implementation : as `simulate` takes them
-    realisations : runs with different noise that one spectrum is averaged over
-    band : Hz, where the spectra are compared
-    background : whether a power law is added; without it only the scale is free
-    optimiser : any of `optax`; Adam at 0.05, with b2 = 0.99, unless given
+    realisations : runs with different noise that one prediction is averaged over
+    band : Hz, where spectra are compared
+    background : whether a power law is added to spectra; without it only the scale is free
+    optimiser : any of `optax`; Adam at 0.05, with b2 = 0.99, unless given; or "levenberg_marquardt", whose steps are of
+        least squares and many fewer, with each target's few parameters carried in the loop; not of networks
     clip : the largest norm of one lane's gradient
-    patience, tolerance : stop when in this many steps no target's error has fallen by this fraction
+    patience, tolerance : stop when in this many steps (40, of least squares 8) no target's error has fallen by this
+        fraction
     progress : True for a bar on stderr, or a function of `Progress`; it stops the fit by returning True
     resume : a `Fit` or the path of a saved one, to go on with for ``steps`` more steps; target and free bounds
         are then its own unless given, and everything given must agree with it
+    checkpoint : a file that is written as the fit goes; where there is one of this same fit it goes on from there,
+        to the result that it would have had
 
     Returns
     -------
@@ -261,88 +387,145 @@ def fit(
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
     needs("optax")
-    begin = time.perf_counter()
-    if not isinstance(model, Model):
-        network = " A network's own loss takes jax.grad of simulate() and optax, as in examples/whole_brain.py."
+    began = time.perf_counter()
+    if not isinstance(model, Model | Network):
         raise TypeError(
-            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()."
-            + (network if isinstance(model, Network) else "")
+            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
         )
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
-    target = saved.target if target is None and saved else _as_spectrum(target).band(*_as_band(band))
+    target = saved.target if target is None and saved else targets.as_target(target)
     if free is None and saved:
         free = {f.name: (f.low, f.high) for f in saved.free}
     inputs, noise = dict(inputs or {}), dict(noise or {})
     frees, given = _resolve_free(model, inputs, noise, free)
-    counts = {"steps": steps, "every": every, "realisations": realisations, "patience": patience}
-    for name, value in counts.items():
+    for name, value in {"steps": steps, "every": every, "realisations": realisations}.items():
         _check_count(name, value, 1)
-    _check_count("screen", screen, 0)
+    for name, value in {"screen": screen, "prune": prune}.items():
+        _check_count(name, value, 0)
+    if not isinstance(starts, Mapping):
+        _check_count("starts", starts, 1)
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError(f"'clip' got {clip}, but takes a positive number")
     key = jax.random.key(0) if key is None else key
-    if optimiser is not None and not hasattr(optimiser, "update"):
-        raise TypeError(f"'optimiser' got {type(optimiser).__name__}, but takes an optax optimiser")
-    optimiser = optimiser or _adam()
-
-    problem = _Problem(
-        model=model,
-        inputs=inputs,
-        noise=noise,
-        frees=frees,
-        target=target,
-        band=_as_band(band),
-        background=bool(background),
-        realisations=realisations,
-        record=record,
-        options={
-            "duration": duration,
-            "dt": dt,
-            "every": every,
-            "transient": transient,
-            "scheme": scheme,
-            "implementation": implementation,
-        },
-    )
+    options = {
+        "duration": duration, "dt": dt, "every": every, "transient": transient, "scheme": scheme,
+        "implementation": implementation,
+    }  # fmt: skip
+    comparison = compare(target, model, record, options, _as_band(band), bool(background))
+    problem = Problem(
+        model, inputs, noise, frees, comparison, realisations, record, options,
+        _ties(model, frees, priors, shared, group, regional),
+    )  # fmt: skip
+    optimiser = _optimiser(problem, optimiser)
+    patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
+    _check_count("patience", patience, 1)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
-    if saved:
-        _check_same(saved, settings, frees, target)
-        state = _restore(saved.state, optimiser)
+    history, begun = [], 0
+    under_way = _under_way(checkpoint, settings, frees, comparison)
+    if under_way:
+        state, history = _restore(problem, under_way["state"], optimiser), [*_array(under_way["losses"])]
+    elif saved:
+        _check_same(saved.settings, saved.free, saved.target, settings, frees, comparison, "resume")
+        state, history, begun = _restore(problem, saved.state, optimiser), [*saved.losses], len(saved.losses)
     else:
-        z = _starts(problem, starts, screen, given, key)
-        state = _State(z, optimiser.init(z), z, jnp.full_like(z[frees[0].name], jnp.inf), z)
-    history = [] if saved is None else list(saved.losses)
-    state = _descend(problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress)
-    return _report(problem, state, history, key, settings, plan, begin)
-
-
-def needs(package: str, extra: str = "fit"):
-    """Import a package of an extra."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"this needs {package}, which is not installed: pip install 'brainmass-kernels[{extra}]'"
-        ) from error
+        z = descent.starts_from(problem, starts, screen, given, key)
+        state = descent.begin(problem, z, optimiser)
+    keep = None if checkpoint is None else _keeper(checkpoint, settings, frees, comparison)
+    path = Plan(optimiser, steps, clip, patience, tolerance, prune)
+    with descent.shown(progress, steps) as show:
+        state = descent.descend(problem, path, state, history, key, begun, show, keep)
+    return _report(problem, state, history, key, settings, plan, began)
 
 
 # --- arguments ---
 
 
-def _as_spectrum(target) -> Spectrum:
-    if isinstance(target, Spectrum):
-        return target
-    if isinstance(target, str | os.PathLike):
-        return spectra.load_spectrum(target)
-    if isinstance(target, tuple | list) and len(target) == 2:
-        return Spectrum(*target)
-    raise TypeError(
-        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a .npz or .csv file, or a pair "
-        "(freqs, power)"
-    )
+def compare(target, model, record, options, band, background) -> targets.Comparison:
+    """How runs of these options are compared with a target."""
+    network = model if isinstance(model, Network) else None
+    mass: Any = network.model if network else model
+    regions = network.regions if network else None
+    if callable(target):
+        return targets.OfFunction(target)
+    if not isinstance(record, str):
+        raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
+    check_name(record, mass.recordable(), "record")
+    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
+    steps = {n: 0 if options[n] is None else units.steps_of(options[n], seconds, n) for n in ("duration", "transient")}
+    samples, sampling = (steps["duration"] - steps["transient"]) // options["every"], seconds * options["every"]
+    if isinstance(target, targets.TimeSeries):
+        return targets.OfSeries(target, record, mass.recordable()[record], samples, regions)
+    if isinstance(target, targets.Connectivity):
+        return targets.OfConnectivity(target, record, sampling, regions)
+    if network:
+        raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
+    return targets.OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def _ties(model, frees, priors, shared, group, regional) -> Ties:
+    known = {f.name: f for f in frees}
+
+    def names(given, argument: str) -> tuple[str, ...]:
+        given = (given,) if isinstance(given, str) else tuple(given)
+        for name in given:
+            check_name(name, known, f"free name in '{argument}'")
+        return given
+
+    def width(name, value, argument: str) -> float:
+        found = float(targets.plain(value, known[name].unit, f"{argument}: {name}"))
+        if not (math.isfinite(found) and found > 0):
+            raise ValueError(f"'{argument}' got the width {found:g} for {name!r}, but takes a positive one")
+        return found
+
+    priors, group = dict(priors or {}), dict(group or {})
+    names(tuple(priors), "priors")
+    names(tuple(group), "group")
+    shared, regional = names(shared, "shared"), names(regional, "regional")
+    if both := set(shared) & set(group):
+        raise ValueError(f"'group' got {', '.join(both)}, which 'shared' has too: one value has no spread")
+    if regional and not isinstance(model, Network):
+        raise ValueError(f"'regional' got {', '.join(regional)}, but one mass has no regions: it is for a bk.Network")
+    if wrong := [name for name in regional if name.startswith(COUPLING)]:
+        raise ValueError(f"'regional' got {wrong[0]}, which is of the whole network")
+    found = []
+    for name, pair in priors.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"'priors' got {pair!r} for {name!r}, but takes a pair (centre, width)")
+        centre = float(targets.plain(pair[0], known[name].unit, f"priors: {name}"))
+        found.append((name, centre, width(name, pair[1], "priors")))
+    return Ties(tuple(found), tuple((n, width(n, w, "group")) for n, w in group.items()), shared, regional)
+
+
+def _ties_of(saved: Mapping[str, Any]) -> Ties:
+    priors, group = (tuple(map(tuple, saved[name])) for name in ("priors", "group"))
+    return Ties(priors, group, tuple(saved["shared"]), tuple(saved["regional"]))
+
+
+def _default_optimiser(problem: Problem):
+    """Least squares where they can be, else Adam."""
+    try:
+        return _optimiser(problem, LEVENBERG_MARQUARDT)
+    except TypeError:
+        return descent.adam()
+
+
+def _optimiser(problem: Problem, optimiser):
+    if optimiser is None:
+        return descent.adam()
+    if isinstance(optimiser, str) and optimiser == LEVENBERG_MARQUARDT:
+        if problem.regions is not None:
+            raise TypeError(
+                f"'optimiser' got {optimiser!r}, but a network has no derivatives carried in the loop: leave it out, "
+                "or take one of optax"
+            )
+        if isinstance(problem.comparison, targets.OfFunction) and not isinstance(problem.record, str | list | tuple):
+            raise TypeError(f"'optimiser' got {optimiser!r}, which takes records that are names, not statistics")
+        return optimiser
+    if not hasattr(optimiser, "update"):
+        got = f"str {optimiser!r}" if isinstance(optimiser, str) else type(optimiser).__name__
+        raise TypeError(f"'optimiser' got {got}, but takes an optax optimiser or {LEVENBERG_MARQUARDT!r}")
+    return optimiser
 
 
 def _as_band(band) -> tuple[float, float]:
@@ -368,22 +551,11 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
         raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to (low, high)")
     if not free:
         raise ValueError("'free' names no parameter, but takes at least one as name to (low, high)")
-    known = _quantities(model, inputs, noise)
+    known = quantities(model, inputs, noise)
     for name in free:
         check_name(name, known, "name in 'free'")
     frees = tuple(Free(name, *_bounds(name, bounds, known[name][0]), known[name][0]) for name, bounds in free.items())
     return frees, {f.name: _scalar(known[f.name][1], f.unit, f.name) for f in frees}
-
-
-def _quantities(model, inputs, noise) -> dict[str, tuple[Any, Any]]:
-    """The unit and the value of whatever can be free."""
-    fields = {name: (unit, getattr(model, name)) for name, unit in model.parameter_units().items()}
-    driven = {name: (units.unit_of(value), inputs.get(name, value)) for name, value in model.inputs.items()}
-    shaken = {}
-    for name, (unit, _) in driven.items():
-        root = unit * u.second**0.5
-        shaken[_NOISE + name] = (root, noise.get(name, 0.0 * root))
-    return fields | driven | shaken
 
 
 def _scalar(value, unit, name: str) -> float:
@@ -396,448 +568,266 @@ def _scalar(value, unit, name: str) -> float:
 def _bounds(name, bounds, unit) -> tuple[float, float]:
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise TypeError(f"'free' got {bounds!r} for {name!r}, but takes a pair (low, high)")
-    low, high = (float(_plain(bound, unit, f"free: {name}")) for bound in bounds)
+    low, high = (float(targets.plain(bound, unit, f"free: {name}")) for bound in bounds)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"'free' got {low:g} and {high:g} for {name!r}, but takes finite bounds, low < high")
-    if name.startswith(_NOISE) and low < 0:
+    if name.startswith(NOISE) and low < 0:
         raise ValueError(f"'free' got {low:g} for {name!r}, but a noise intensity is not negative")
     return low, high
-
-
-def _plain(value, unit, name: str):
-    """A magnitude in ``unit``; a plain number is in it already."""
-    return units.strip(value if isinstance(value, u.Quantity) else u.Quantity(value, unit=unit), unit, name)
-
-
-def _starts(problem: _Problem, starts, screen: int, given, key) -> dict[str, jax.Array]:
-    """z of every start of every target, name to (n, starts)."""
-    n, frees = len(problem.target), problem.frees
-    if isinstance(starts, Mapping):
-        return _given_starts(problem, starts)
-    _check_count("starts", starts, 1)
-    count = max(starts, math.ceil(screen / (n * starts)) * n * starts)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    # A Latin hypercube: each parameter takes every one of `count` equal slices once.
-    position = (
-        rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))
-    ) / count
-    position[:, 0] = [float(f.position(given[f.name])) for f in frees]
-    z = {f.name: jnp.asarray(_to_z(row)) for f, row in zip(frees, position)}
-    if count == starts:
-        return {name: jnp.broadcast_to(row, (n, starts)) for name, row in z.items()}
-    keep = problem.nearest(z, starts, key)
-    return {name: row[keep] for name, row in z.items()}
-
-
-def _given_starts(problem: _Problem, starts) -> dict[str, jax.Array]:
-    names = [f.name for f in problem.frees]
-    if set(starts) != set(names):
-        raise ValueError(
-            f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}"
-        )
-    values = {f.name: np.atleast_1d(_plain(starts[f.name], f.unit, f"starts: {f.name!r}")) for f in problem.frees}
-    try:
-        shape = np.broadcast_shapes(*(value.shape for value in values.values()), (len(problem.target), 1))
-    except ValueError:
-        shape = ()
-    if len(shape) != 2 or shape[0] != len(problem.target):
-        shapes = {name: value.shape for name, value in values.items()}
-        raise ValueError(
-            f"'starts' got shapes {shapes}, but takes (starts,) or ({len(problem.target)}, starts) of each"
-        )
-    return {f.name: jnp.broadcast_to(jnp.asarray(_to_z(f.position(values[f.name]))), shape) for f in problem.frees}
-
-
-# --- the objective ---
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Problem:
-    """What a fit minimises: from z (n, starts) to log spectra and their errors."""
-
-    model: Any
-    inputs: dict[str, Any]
-    noise: dict[str, Any]
-    frees: tuple[Free, ...]
-    target: Spectrum
-    band: tuple[float, float]
-    background: bool
-    realisations: int
-    record: str
-    options: dict[str, Any]
-
-    @property
-    def dt(self) -> float:
-        return units.concrete(units.strip(self.options["dt"], u.second, "dt"), "dt")
-
-    @property
-    def sampling(self) -> float:
-        return self.dt * self.options["every"]
-
-    @functools.cached_property
-    def nperseg(self) -> int:
-        """Samples of a segment that give the model's spectrum the resolution of the target's."""
-        window = float(np.clip(1 / np.median(np.diff(self.target.freqs)), 1.0, 4.0))
-        samples = (self.steps("duration") - self.steps("transient")) // self.options["every"]
-        if samples * self.sampling < window:
-            raise ValueError(
-                f"'duration' leaves {samples * self.sampling:g} s after the transient, but the target's resolution "
-                f"takes {window:.3g} s at least"
-            )
-        return round(window / self.sampling)
-
-    @functools.cached_property
-    def onto(self) -> np.ndarray:
-        return spectra.interpolation(np.fft.rfftfreq(self.nperseg, self.sampling), self.target.freqs)
-
-    @property
-    def log_freqs(self) -> np.ndarray:
-        return np.log10(self.target.freqs)
-
-    @property
-    def level(self) -> np.ndarray:
-        """Mean log10 power of each target (n,): float32 does not hold 1e-23 squared, and the scale brings it back."""
-        return np.log10(self.target.power).mean(-1)
-
-    @property
-    def log_target(self) -> np.ndarray:
-        return (np.log10(self.target.power) - self.level[:, None])[:, None]
-
-    @functools.cached_property
-    def identity(self) -> tuple:
-        held = self.settings() | {"free": [(f.name, f.low, f.high, str(f.unit)) for f in self.frees]}
-        held |= {"implementation": self.options["implementation"], "grid": self.target.freqs.tolist()}
-        return type(self.model), json.dumps(held)
-
-    # Programs are compiled once for problems that differ in the target's powers and the key only.
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, _Problem) and self.identity == other.identity
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that a resumed fit must share, ready for JSON."""
-        fixed = {
-            name: np.asarray(units.strip(value, unit, name)).tolist()
-            for name, (unit, value) in _quantities(self.model, self.inputs, self.noise).items()
-            if name not in {f.name for f in self.frees}
-        }
-        return {
-            "duration": self.steps("duration") * self.dt,
-            "dt": self.dt,
-            "every": self.options["every"],
-            "transient": self.steps("transient") * self.dt,
-            "scheme": self.options["scheme"],
-            "model": type(self.model).__name__,
-            "fixed": fixed,
-            "realisations": self.realisations,
-            "band": list(self.band),
-            "background": self.background,
-            "record": self.record,
-        }
-
-    def steps(self, name: str) -> int:
-        return 0 if self.options[name] is None else units.steps_of(self.options[name], self.dt, name)
-
-    def arguments(self, z) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Model, inputs and noise with the free values put in; every array of z has the batch shape."""
-        return self.put({f.name: f.value(z[f.name]) for f in self.frees})
-
-    def put(self, values) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        fields, inputs, noise = {}, dict(self.inputs), dict(self.noise)
-        for f in self.frees:
-            value = units.attach(values[f.name], f.unit)
-            if f.name.startswith(_NOISE):
-                noise[f.name.removeprefix(_NOISE)] = value
-            elif f.name in self.model.inputs:
-                inputs[f.name] = value
-            else:
-                fields[f.name] = value
-        return dataclasses.replace(self.model, **fields), inputs, noise
-
-    def run(self, z, keys, call):
-        """``call`` (simulate or explain) on the lanes (*lanes of z, realisations)."""
-        lanes = (*z[self.frees[0].name].shape, self.realisations)
-        z = {name: jnp.broadcast_to(value[..., None], lanes) for name, value in z.items()}
-        model, inputs, noise = self.arguments(z)
-        keys = jnp.broadcast_to(keys, lanes) if noise else None
-        return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options)
-
-    def plan(self, key):
-        """Which implementation the simulations of this fit run on, and why; every argument is checked by it."""
-        return self.run({f.name: jnp.zeros((len(self.target), 1)) for f in self.frees}, self.keys(key), explain)
-
-    def power(self, z, keys):
-        """Welch's density of the record (*lanes, frequencies), averaged over the realisations."""
-        signal = u.get_mantissa(self.run(z, keys, simulate)[self.record])
-        power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
-        return jnp.moveaxis(power.mean(-1), 0, -1)
-
-    def log_model(self, power):
-        """log10 of a density at the target's frequencies."""
-        return jnp.log10(jnp.maximum(power, 1e-30)) @ jnp.asarray(self.onto.T, power.dtype)
-
-    def error(self, power, log_target):
-        """Squared error and nuisances of each lane; infinite where the simulation was not finite."""
-        log_model = self.log_model(power)
-        log_model = jnp.broadcast_to(log_model, (len(log_target), *log_model.shape[1:]))
-        error, nuisance = spectra.log_error(log_model, log_target, self.log_freqs, background=self.background)
-        return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance
-
-    def keys(self, key, check: int | None = None):
-        """One key a realisation; with ``check``, of noise that no fit sees."""
-        return jax.random.split(key if check is None else jax.random.fold_in(key, _UNSEEN + check), self.realisations)
-
-    def nearest(self, z, starts: int, key) -> np.ndarray:
-        """Of candidates (m,), which ``starts`` each target is nearest to; the first candidate always stays."""
-        n = len(self.target)
-        blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
-        parts = [
-            _power(self, {name: block[i] for name, block in blocks.items()}, self.keys(key))
-            for i in range(len(blocks[self.frees[0].name]))
-        ]
-        power = jnp.stack(parts).reshape(1, -1, parts[0].shape[-1])
-        error = np.array(_error(self, power, self.log_target)[0])
-        error[:, 0] = -1.0
-        return np.argsort(error, axis=1, kind="stable")[:, :starts]
-
-
-# --- the descent ---
-
-
-class _State(NamedTuple):
-    """What the optimiser carries and a saved fit keeps; each leaf (n, starts)."""
-
-    z: dict[str, jax.Array]
-    moments: Any
-    best_z: dict[str, jax.Array]
-    best: jax.Array
-    first: dict[str, jax.Array]
-
-
-_power = jax.jit(_Problem.power, static_argnums=0)
-_error = jax.jit(_Problem.error, static_argnums=0)
-
-
-@functools.cache
-def _adam():
-    optax: Any = needs("optax")
-    return optax.adam(LEARNING_RATE, b2=0.99)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(problem: _Problem, optimiser, state: _State, keys, log_target, clip):
-    """One step of every lane, and the errors before it."""
-
-    def objective(z):
-        error, _ = problem.error(problem.power(z, keys), log_target)
-        # Lanes do not mix: the gradient of the sum is each lane's own.
-        return jnp.sum(error), error
-
-    slopes, error = jax.grad(objective, has_aux=True)(state.z)
-    better = error < state.best
-    best_z = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.z, state.best_z)
-    # optax itself leans on promotion, which a user may have forbidden.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
-    z = {name: value + updates[name] for name, value in state.z.items()}
-    # A lane whose simulation was not finite goes on from the best place it has been.
-    z = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(error), jnp.clip(new, -6.0, 6.0), old), z, best_z)
-    return _State(z, moments, best_z, jnp.minimum(error, state.best), state.first), error
-
-
-def _descend(problem: _Problem, state, history, optimiser, key, steps, clip, patience, tolerance, progress):
-    """Step until the steps are used up or no target gains; returns the state, and fills ``history``."""
-    keys = problem.keys(key)
-    gains = []
-    with _shown(progress, steps) as show:
-        for step in range(1, steps + 1):
-            state, error = _advance(problem, optimiser, state, keys, problem.log_target, clip)
-            history.append(_rms(error))
-            best = _rms(state.best.min(1))
-            gains.append(best)
-            if show(Progress(step, steps, history[-1], best)):
-                break
-            if step > patience and not np.any(best < gains[-1 - patience] * (1 - tolerance)):
-                break
-    return state
-
-
-def _rms(error) -> np.ndarray:
-    error = np.asarray(error, float)
-    return np.where(np.isfinite(error), np.sqrt(np.where(np.isfinite(error), error, 0.0)), np.nan)
-
-
-def _clipped(slopes, limit: float):
-    """Each lane's gradient at most ``limit`` long, and nothing where it is not finite."""
-    length = jnp.sqrt(sum(jnp.square(slope) for slope in slopes.values()))
-    usable = jnp.isfinite(length)
-    shrink = jnp.where(usable, jnp.minimum(1.0, limit / jnp.maximum(length, 1e-30)), 0.0)
-    return {name: jnp.where(usable, slope, 0.0) * shrink for name, slope in slopes.items()}
-
-
-@contextlib.contextmanager
-def _shown(progress, steps: int):
-    """A function that shows one `Progress` and tells whether to stop."""
-    if not progress:
-        yield lambda report: False
-    elif callable(progress):
-        yield progress
-    else:
-        needs("rich")
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = [TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TextColumn("rms {task.fields[rms]}")]
-        columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-        with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("fitting", total=steps, rms="...")
-
-            def show(report: Progress) -> bool:
-                bar.update(task, completed=report.step, rms=f"{np.median(report.best):.3f}")
-                return False
-
-            yield show
 
 
 # --- the result ---
 
 
-def _report(problem: _Problem, state, history, key, settings, plan, began) -> Fit:
+def _report(problem: Problem, state: State, history, key, settings, plan, began) -> Fit:
     """Measure every lane's best again on unseen noise, and choose the best start of each target by that."""
-    power, first_power = (_unseen_power(problem, z, key) for z in (state.best_z, state.first))
-    error, nuisance = _error(problem, power, problem.log_target)
-    best = np.asarray(error).argmin(1)
-    if not np.isfinite(np.asarray(error).min(1)).all():
-        which = int(np.argmax(~np.isfinite(np.asarray(error).min(1))))
+    comparison = problem.comparison
+    found, first = (problem.unseen(z, key) for z in (state.best_z, state.first))
+    error, solved = descent.measured(problem, found, comparison.data)
+    first_error, first_solved = descent.measured(problem, first, comparison.data)
+    score = np.asarray(problem.score(error))
+    best = score.argmin(1)
+    if not np.isfinite(score.min(1)).all():
+        which = int(np.argmax(~np.isfinite(score.min(1))))
+        what = "spectrum" if isinstance(comparison.target, Spectrum) else "target"
         raise FloatingPointError(
-            f"no start of spectrum {which + 1} gave a finite simulation; take a smaller dt or bounds"
+            f"no start of {what} {which + 1} gave a finite simulation; take a smaller dt or bounds"
         )
-    lane = (np.arange(len(best)), best)
-    values = {f.name: np.asarray(f.value(state.best_z[f.name])[lane]) for f in problem.frees}
-    model, inputs, noise = problem.put(values)
-    first_error, first_nuisance = _error(problem, first_power, problem.log_target)
-    chosen = {name: np.asarray(value)[lane] for name, value in nuisance._asdict().items()}
+    rows = np.arange(len(best))
+    lane, zeroth = (rows, best), (rows, 0 * best)
+    values = {}
+    for f in problem.frees:
+        value = np.asarray(f.value(state.best_z[f.name]))
+        values[f.name] = np.broadcast_to(value, (len(best), *value.shape[1:]))[lane]
+    laid = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
+    model, inputs, noise = problem.put(laid)
+    solved = {name: np.asarray(value)[lane] for name, value in solved.items()}
+    whole = {name: np.asarray(value) for name, value in descent.measured(problem, found, comparison.data)[1].items()}
     return Fit(
         parameters={f.name: units.attach(values[f.name], f.unit) for f in problem.frees},
         model=model,
         inputs=inputs,
         noise=noise,
-        rms=_rms(error)[lane],
-        initial_rms=_rms(first_error)[:, 0],
+        rms=comparison.measure(error)[lane],
+        initial_rms=comparison.measure(first_error)[:, 0],
         losses=np.stack(history),
-        best_start=best,
-        spectrum=_observed(problem, power, nuisance, lane, "fit"),
-        initial_spectrum=_observed(problem, first_power, first_nuisance, (lane[0], 0 * best), "start"),
-        nuisance={name: value if name == "chi" else value + problem.level for name, value in chosen.items()},
-        target=problem.target,
+        best_start=np.take_along_axis(np.asarray(state.alive), best[:, None], 1)[:, 0],
+        prediction=comparison.shown(found, whole, lane),
+        initial_prediction=comparison.shown(first, first_solved, zeroth),
+        nuisance=comparison.solved_in_units(solved),
+        target=comparison.target,
         free=problem.frees,
         settings=settings,
         state=_plain_state(state),
         implementation=plan.implementation,
         reason=plan.reason,
         seconds=time.perf_counter() - began,
+        problem=problem,
     )
-
-
-def _unseen_power(problem: _Problem, z, key):
-    return sum(_power(problem, z, problem.keys(key, check)) for check in range(_CHECKS)) / _CHECKS
-
-
-def _observed(problem: _Problem, power, nuisance, lane, name: str) -> Spectrum:
-    log_power = spectra.observed_log_power(problem.log_model(power), problem.log_freqs, nuisance)
-    log_power = np.asarray(log_power, float)[lane] + problem.level[:, None]
-    # An unsuccessful start may have no spectrum at all; it is shown as nothing.
-    return Spectrum(problem.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), name)
 
 
 # --- saving and resuming ---
 
 
-def _plain_state(state: _State) -> dict[str, Any]:
-    moments = [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)]
+def _plain_state(state: State) -> dict[str, Any]:
+    arrays = lambda tree: {name: np.asarray(value) for name, value in tree.items()}  # noqa: E731
     return {
-        **{k: {n: np.asarray(v) for n, v in getattr(state, k).items()} for k in ("z", "best_z", "first")},
-        "best": np.asarray(state.best),
-        "moments": moments,
+        **{name: arrays(getattr(state, name)) for name in ("z", "best_z", "first")},
+        **{name: np.asarray(getattr(state, name)) for name in ("best", "alive")},
+        "moments": [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)],
     }
 
 
-def _restore(saved: dict[str, Any], optimiser) -> _State:
+def _restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
     put = lambda tree: {name: jnp.asarray(value) for name, value in tree.items()}  # noqa: E731
     z = put(saved["z"])
-    fresh, treedef = jax.tree.flatten(optimiser.init(z))
+    dtype = jnp.result_type(float)
+    fresh, treedef = jax.tree.flatten(descent.begin(problem, z, optimiser).moments)
     if [np.shape(leaf) for leaf in fresh] != [np.shape(leaf) for leaf in saved["moments"]]:
         raise ValueError("'optimiser' is another than the one that the resumed fit was made with")
     moments = [jnp.asarray(value, like.dtype) for value, like in zip(saved["moments"], fresh)]
-    return _State(z, treedef.unflatten(moments), put(saved["best_z"]), jnp.asarray(saved["best"]), put(saved["first"]))
+    best, alive = jnp.asarray(saved["best"], dtype), jnp.asarray(saved["alive"], int)
+    return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
 
 
-def _check_same(saved: Fit, settings, frees, target: Spectrum):
-    """Refuse to resume a fit of something else."""
+def _check_same(held, held_free, held_target, settings, frees, comparison, argument: str):
+    """Refuse to go on with a fit of something else."""
     ours = settings | {"free": [(f.name, f.low, f.high) for f in frees]}
-    theirs = saved.settings | {"free": [(f.name, f.low, f.high) for f in saved.free]}
+    theirs = held | {"free": [(f.name, f.low, f.high) for f in held_free]}
     for name in ours:
+        if name not in theirs:
+            raise ValueError(f"'{argument}' got a fit to another target")
         if ours[name] != theirs[name]:
-            raise ValueError(f"'resume' got a fit with {name} = {theirs[name]}, but this call has {ours[name]}")
-    same = saved.target.power.shape == target.power.shape and np.allclose(saved.target.freqs, target.freqs)
-    if not same or not np.allclose(np.log(saved.target.power), np.log(target.power)):
-        raise ValueError("'resume' got a fit to another target")
+            raise ValueError(f"'{argument}' got a fit with {name} = {theirs[name]}, but this call has {ours[name]}")
+    if not comparison.same(held_target):
+        raise ValueError(f"'{argument}' got a fit to another target")
+
+
+def _keeper(path, settings, frees, comparison) -> Callable[[State, list], None]:
+    """What writes the state of a fit under way, not more often than takes a tenth of the time."""
+    about = {"format": _UNDER_WAY, "settings": settings, "free": _encode_free(frees)}
+    about["target"] = _encode_target(comparison.target)
+    last, took = 0.0, 0.0
+
+    def keep(state: State, history: list):
+        nonlocal last, took
+        if time.perf_counter() - last < 10.0 * took:
+            return
+        began = time.perf_counter()
+        _write(path, about | {"state": _encode_state(_plain_state(state)), "losses": listed(np.stack(history))})
+        last = time.perf_counter()
+        took = last - began
+
+    return keep
+
+
+def _under_way(path, settings, frees, comparison):
+    """What was written of this same fit, where there is such a file."""
+    if path is None or not os.path.exists(path):
+        return None
+    saved = _read(path, "checkpoint")
+    if saved.get("format") != _UNDER_WAY:
+        raise ValueError(f"'checkpoint' got {os.path.basename(os.fspath(path))}, which is no checkpoint of a fit")
+    free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
+    target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
+    _check_same(saved["settings"], free, target, settings, frees, comparison, "checkpoint")
+    return {"state": _decode_state(saved["state"]), "losses": saved["losses"]}
+
+
+def _write(path, document):
+    """At once or not at all: a file that is read is whole."""
+    path = os.fspath(path)
+    with open(path + ".part", "w") as file:
+        json.dump(document, file, allow_nan=False)
+        file.write("\n")
+    os.replace(path + ".part", path)
+
+
+def _read(path, argument: str) -> dict[str, Any]:
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"'{argument}' got {path}, but there is no file of that name")
+    try:
+        with open(path) as file:
+            saved = json.load(file)
+        if not isinstance(saved, dict):
+            raise TypeError(f"a {type(saved).__name__}")
+        return saved
+    except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        name = os.path.basename(path)
+        raise ValueError(f"{name}: not a fit saved by this brainmass_kernels ({error!r})") from error
 
 
 def _encode(fit: Fit) -> dict[str, Any]:
-    known = _quantities(fit.model, fit.inputs, fit.noise)
+    known = quantities(fit.model, fit.inputs, fit.noise)
     values = {
-        name: {"value": _listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()
+        name: {"value": listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()
+    }
+    fitted = {
+        f.name: {"value": listed(units.strip(fit.parameters[f.name], f.unit, f.name)), "unit": str(f.unit)}
+        for f in fit.free
     }
     return {
         "format": _FORMAT[0],
         "version": _FORMAT[1],
-        "parameters": {f.name: values[f.name] for f in fit.free},
-        "rms": _listed(fit.rms),
-        "initial_rms": _listed(fit.initial_rms),
+        "parameters": fitted,
+        "rms": listed(fit.rms),
+        "initial_rms": listed(fit.initial_rms),
         "implementation": fit.implementation,
         "reason": fit.reason,
         "seconds": round(fit.seconds, 3),
-        "free": [{"name": f.name, "low": f.low, "high": f.high} for f in fit.free],
+        "free": _encode_free(fit.free),
         "settings": fit.settings,
         "values": {name: value for name, value in values.items() if _is_given(fit, name)},
-        "best_start": _listed(fit.best_start),
-        "nuisance": {name: _listed(value) for name, value in fit.nuisance.items()},
-        **{name: _encode_spectrum(getattr(fit, name)) for name in ("target", "spectrum", "initial_spectrum")},
-        "losses": _listed(np.round(fit.losses, 6)),
-        "state": {
-            name: [_listed(leaf) for leaf in tree]
-            if isinstance(tree, list)
-            else {key: _listed(leaf) for key, leaf in tree.items()}
-            if isinstance(tree, dict)
-            else _listed(tree)
-            for name, tree in fit.state.items()
-        },
+        "best_start": listed(fit.best_start),
+        "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
+        **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
+        "losses": listed(np.round(fit.losses, 6)),
+        "state": _encode_state(fit.state),
+    }
+
+
+def _encode_free(frees):
+    return [{"name": f.name, "low": f.low, "high": f.high} for f in frees]
+
+
+def _encode_state(state):
+    return {
+        name: [listed(leaf) for leaf in part]
+        if isinstance(part, list)
+        else {key: listed(leaf) for key, leaf in part.items()}
+        if isinstance(part, dict)
+        else listed(part)
+        for name, part in state.items()
+    }
+
+
+def _decode_state(state):
+    return {
+        **{key: {k: np.array(v) for k, v in state[key].items()} for key in ("z", "best_z", "first")},
+        "best": _array(state["best"], np.inf),
+        "alive": np.array(state["alive"], int),
+        "moments": [np.array(leaf) for leaf in state["moments"]],
     }
 
 
 def _is_given(fit: Fit, name: str) -> bool:
-    if name.startswith(_NOISE):
-        return name.removeprefix(_NOISE) in fit.noise
-    return name in fit.inputs or name not in fit.model.inputs
+    mass = fit.model.model if isinstance(fit.model, Network) else fit.model
+    if name.startswith(NOISE):
+        return name.removeprefix(NOISE) in fit.noise
+    return name in fit.inputs or name not in mass.inputs
 
 
-def _encode_spectrum(spectrum: Spectrum) -> dict[str, Any]:
-    return {
-        "name": spectrum.name,
-        "freqs_hz": _listed(spectrum.freqs),
-        "log10_power": _listed(np.log10(spectrum.power)),
-    }
+def _encode_target(target) -> dict[str, Any]:
+    """A target or a prediction."""
+    if isinstance(target, Spectrum):
+        powers = listed(np.log10(target.power))
+        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
+    if isinstance(target, targets.TimeSeries):
+        held = {name: getattr(target, name) for name in ("scale", "offset", "name")}
+        sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
+        return {"kind": "series", **held, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
+                "unit": str(u.get_unit(target.values))}  # fmt: skip
+    if isinstance(target, targets.Connectivity):
+        band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
+        return {"kind": "connectivity", "name": target.name, "values": listed(target.values), "band": band,
+                "sigma": target.sigma}  # fmt: skip
+    if callable(target):
+        return {"kind": "function", "name": targets.name_of(target)}
+    return {"kind": "values", "values": listed(target)}
 
 
-def _listed(array):
+def _decode_target(saved, unit=None) -> Any:
+    kind = saved["kind"]
+    if kind == "spectra":
+        return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
+    if kind == "series":
+        unit = units.UNITLESS if unit is None else unit
+        values, sigma = units.attach(np.array(saved["values"]), unit), saved["sigma"]
+        sigma = None if sigma is None else units.attach(np.array(sigma), unit)
+        return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
+    if kind == "connectivity":
+        band = None if saved["band"] is None else tuple(saved["band"])
+        return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
+    if kind == "function":
+        return _Absent(saved["name"])
+    return np.array(saved["values"])
+
+
+class _Absent(NamedTuple):
+    """The function that a saved fit was to, of which only the name was kept."""
+
+    name: str
+
+    def __call__(self, result):
+        raise TypeError(f"'target' was the function {self.name}, which a saved fit does not hold")
+
+
+def listed(array):
     """Nested lists, with None for what JSON has no number for."""
     array = np.asarray(array)
     if array.ndim:
-        return [_listed(row) for row in array]
+        return [listed(row) for row in array]
     return None if not np.isfinite(array) else array.item()
 
 
@@ -847,38 +837,40 @@ def _array(nested, missing=np.nan) -> np.ndarray:
 
 def _decode(saved: dict[str, Any], model) -> Fit:
     name = saved["settings"]["model"]
-    kind = type(model) if type(model).__name__ == name else getattr(models, name, None)
+    network = model if isinstance(model, Network) else None
+    given = network.model if network else model
+    kind: Any = type(given) if type(given).__name__ == name else getattr(models, name, None)
     if kind is None:
         raise ValueError(f"'model' got {type(model).__name__}, but the saved fit is of {name}; give a {name}")
-    fields, inputs, noise = {}, {}, {}
-    for key, (unit, _) in _quantities(kind(), {}, {}).items():
+    if "link" in saved["settings"]["fixed"] and network is None:
+        raise ValueError(f"'model' got {type(model).__name__}, but the saved fit is of a network of {name}; give that")
+    fields, inputs, noise, coupled = {}, {}, {}, {}
+    for key, (unit, _) in quantities(network or kind(), {}, {}).items():
         if key not in saved["values"]:
             continue
         value = units.attach(np.array(saved["values"][key]["value"]), unit)
-        into = noise if key.startswith(_NOISE) else inputs if key in kind.inputs else fields
-        into[key.removeprefix(_NOISE)] = value
-    fitted = kind(**fields)
-    known = _quantities(fitted, inputs, noise)
-    state = saved["state"]
+        into = noise if key.startswith(NOISE) else coupled if key.startswith(COUPLING) else fields
+        into = inputs if key in kind.inputs else into
+        into[key.removeprefix(NOISE).removeprefix(COUPLING)] = value
+    fitted = network.replace(model=kind(**fields), **coupled) if network else kind(**fields)
+    unit_of = {name: unit for name, (unit, _) in quantities(fitted, inputs, noise).items()}
+    mass, record = kind(**fields), saved["settings"].get("record")
+    unit = None
+    if saved["target"]["kind"] == "series":
+        known = mass.recordable()[record]
+        text = saved["target"]["unit"]
+        unit = known if text == str(known) else getattr(u, text)
     return Fit(
-        parameters={free["name"]: known[free["name"]][1] for free in saved["free"]},
+        parameters={n: units.attach(np.array(x["value"]), unit_of[n]) for n, x in saved["parameters"].items()},
         model=fitted,
         inputs=inputs,
         noise=noise,
         losses=_array(saved["losses"]),
         best_start=np.array(saved["best_start"]),
         nuisance={key: _array(value, -np.inf) for key, value in saved["nuisance"].items()},
-        free=tuple(Free(f["name"], f["low"], f["high"], known[f["name"]][0]) for f in saved["free"]),
-        state={
-            **{key: {k: np.array(v) for k, v in state[key].items()} for key in ("z", "best_z", "first")},
-            "best": _array(state["best"], np.inf),
-            "moments": [np.array(leaf) for leaf in state["moments"]],
-        },
+        free=tuple(Free(f["name"], f["low"], f["high"], unit_of[f["name"]]) for f in saved["free"]),
+        state=_decode_state(saved["state"]),
         **{key: _array(saved[key]) for key in ("rms", "initial_rms")},
-        **{key: _decode_spectrum(saved[key]) for key in ("target", "spectrum", "initial_spectrum")},
+        **{key: _decode_target(saved[key], unit) for key in ("target", "prediction", "initial_prediction")},
         **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},
     )
-
-
-def _decode_spectrum(saved) -> Spectrum:
-    return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])

@@ -173,14 +173,20 @@ class Network:
         plain = self.link.kind == "sigmoidal_jansen_rit"
         return units.UNITLESS if plain else self.model.recordable()[self.link.source]
 
+    def parameter_units(self) -> dict[str, Any]:
+        """The unit of each parameter of the coupling."""
+        found = dict.fromkeys(self.parameters, units.UNITLESS) | {"k": self.strength_unit}
+        if "b" in found and not COUPLINGS[self.link.kind].saturates:
+            found["b"] = units.unit_of(self.model.inputs[self.link.target])
+        return found
+
     def magnitudes(self) -> dict[str, Any]:
         """The parameters of the coupling as plain arrays, by their names in `Link.parameters`."""
-        found = {}
+        found, unit_of = {}, self.parameter_units()
         for name, value in self.parameters.items():
-            unit = self.strength_unit if name == "k" else units.UNITLESS
-            if name == "b" and not COUPLINGS[self.link.kind].saturates:
-                unit = units.unit_of(self.model.inputs[self.link.target])
-                value = value * unit if isinstance(value, float) and value == 0.0 else value
+            unit = unit_of[name]
+            if name == "b" and isinstance(value, float) and value == 0.0:
+                value = units.attach(value, unit)
             found[name] = units.strip(value, unit, name)
             refuse_nan(found[name], name)
         if "degree" in self.link.parameters:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from .fit import Fit, needs
+from .extras import needs
+from .fit import Fit
 from .spectra import Spectrum, alpha_peak
+from .targets import Connectivity, TimeSeries
 
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
@@ -23,12 +25,13 @@ MAX_PANELS = 25
 
 
 def figure(fit: Fit, *, which=None):
-    """Target, start and fit, log power against frequency with the alpha peaks marked; one panel a spectrum.
+    """Target, start and fit, one panel a target: log power against frequency with the alpha peaks marked, series over
+    time, matrices of connectivity beside each other, or of a function of one's own the errors over the steps.
 
     Parameters
     ----------
     fit : a `Fit`
-    which : the spectra to show, by number from 0; the first 25 unless given
+    which : the targets to show, by number from 0; the first 25 unless given
 
     Returns
     -------
@@ -39,15 +42,17 @@ def figure(fit: Fit, *, which=None):
     ImportError
         without matplotlib
     ValueError
-        for a spectrum that the fit does not have
+        for a target that the fit does not have
     """
     # Not pyplot: a figure of one's own draws on Agg, and leaves the user's backend as it is.
     Figure = needs("matplotlib.figure").Figure
-    count = len(fit.target)
+    count = fit.losses.shape[1]
     shown = list(range(min(count, MAX_PANELS)) if which is None else which)
     wrong = [i for i in shown if not 0 <= i < count]
     if wrong or not shown:
         raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
+    if not isinstance(fit.target, Spectrum):
+        return _other_figure(Figure, fit, shown)
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     size = (6.8, 4.4) if len(shown) == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
@@ -82,6 +87,53 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
         _dress(ax, fit, i)
     else:
         ax.set_title(f"{i + 1}:  rms {fit.rms[i]:.2f}", fontsize=8, loc="left", pad=2)
+
+
+def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
+    matrices = isinstance(fit.target, Connectivity)
+    columns = 3 if matrices else 1
+    size = (8.4, 2.6 * len(shown) + 0.4) if matrices else (6.8, 1.9 * len(shown) + 1.4)
+    page = Figure(figsize=size, dpi=150, layout="constrained")
+    panels = page.subplots(len(shown), columns, squeeze=False)
+    if matrices:
+        trio = {"target": fit.target, "start": fit.initial_prediction, "fit": fit.prediction}
+        for row, i in zip(panels, shown):
+            for ax, (label, found) in zip(row, trio.items()):
+                values = np.asarray(found.values)
+                drawn = ax.imshow(values if values.ndim == 2 else values[i], vmin=-1, vmax=1, cmap="RdBu_r")
+                ax.set_title(label if label != "fit" else f"fit, rms {fit.rms[i]:.3f}", fontsize=9)
+                ax.tick_params(length=2.5, labelsize=7)
+        page.colorbar(drawn, ax=panels, shrink=0.8, label="correlation")
+    else:
+        for ax, i in zip(panels[:, 0], shown):
+            _over_time(ax, fit, i) if isinstance(fit.target, TimeSeries) else _over_steps(ax, fit, i)
+            ax.grid(color=_FAINT, lw=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.legend(frameon=False, fontsize=8, loc="upper right")
+    page.suptitle(f"{fit.settings['model']} fitted to {fit.name}", fontsize=10, x=0.01, ha="left")
+    return page
+
+
+def _over_time(ax, fit: Fit, i: int):
+    """The target, start and fit of one series; of a network, its first region."""
+    step = fit.settings["dt"] * fit.settings["every"]
+    unit = u.get_unit(fit.target.values)
+    styles = {"target": {"color": _TARGET}, "start": {"color": _START, "ls": (0, (4, 2))}, "fit": {"color": _FIT}}
+    for (label, style), found in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
+        values = np.asarray(u.get_magnitude(found.values))[i]
+        values = values if values.ndim == 1 else values[:, 0]
+        ts = fit.settings["transient"] + step * np.arange(1, len(values) + 1)
+        ax.plot(ts, values, lw=1.4, label=label, **style)
+    name = fit.settings["record"]
+    label = name if unit.is_unitless else f"{name} ({unit})"
+    ax.set(xlabel="time (s)", ylabel=label, title=f"{i + 1}:  rms {fit.rms[i]:.3g} of the target's own")
+    ax.title.set_fontsize(9)
+
+
+def _over_steps(ax, fit: Fit, i: int):
+    ax.plot(fit.losses[:, i], color=_START, lw=0.8)
+    ax.plot(fit.losses[:, i, fit.best_start[i]], color=_FIT, lw=1.8, label=f"best start, {fit.rms[i]:.4g}")
+    ax.set(xlabel="step", ylabel="error")
 
 
 def _dress(ax, fit: Fit, i: int):

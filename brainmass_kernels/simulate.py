@@ -765,7 +765,7 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
             else:
                 new.append(jax.tree.map(lambda x, f, kind=kind: one(kind, x, f), arg, flags))
         out = folded(fun, kinds, expand)(*new)
-        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, -1), -2, 0), out)
+        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return mapped

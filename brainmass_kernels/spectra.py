@@ -354,6 +354,38 @@ def log_error(log_model, log_target, log_freqs, *, background: bool = True, iter
     return jnp.mean((observed_log_power(log_model, log_freqs, nuisance) - log_target) ** 2, -1), nuisance
 
 
+def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
+    """Differences of log10 power at the best nuisances, and those nuisances; for Gauss-Newton steps.
+
+    The derivative is that of the residuals as the nuisances follow: less its part along what they could explain
+    (Kaufman 1975, BIT 15:49). A nuisance at its bound does not move.
+
+    Returns
+    -------
+    residuals : (*lanes, F)
+    nuisance : `Nuisance` of (*lanes,), without derivative
+    """
+    log_target = _like(log_target, log_model)
+    fixed = jax.lax.stop_gradient(log_model)
+    nuisance = jax.lax.stop_gradient(solve_nuisance(fixed, log_target, log_freqs, background=background))
+    residuals = observed_log_power(log_model, log_freqs, nuisance) - log_target
+    total = jax.lax.stop_gradient(residuals) + log_target
+    share = 10 ** (fixed + nuisance.log_scale[..., None] - total)
+    columns = [share]
+    if background:
+        moves = nuisance.log_background > jnp.mean(log_target, -1) + _NO_BACKGROUND
+        bends = moves & (nuisance.chi > _CHI[0]) & (nuisance.chi < _CHI[1])
+        columns += [jnp.where(moves[..., None], 1 - share, 0.0)]
+        columns += [jnp.where(bends[..., None], -(1 - share) * _like(log_freqs, share), 0.0)]
+    directions = jnp.stack(columns, -1)
+    normal = jnp.einsum("...fi,...fj->...ij", directions, directions)
+    normal = normal + _like(1e-6 * jnp.eye(len(columns)), normal)
+    change = residuals - jax.lax.stop_gradient(residuals)
+    along = jnp.linalg.solve(normal, jnp.einsum("...fi,...f->...i", directions, change)[..., None])[..., 0]
+    followed = jnp.einsum("...fi,...i->...f", directions, along)
+    return jax.lax.stop_gradient(residuals) + change - followed, nuisance
+
+
 def aperiodic(freqs, log_power, beside=((6.5, 13.5), (15.0, 25.0))):
     """The straight line in log-log beside the peaks of a spectrum, (..., F), to look at peaks above it."""
     log_freqs = np.log10(freqs)

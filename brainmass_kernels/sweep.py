@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import dispatch, units
-from .fit import needs
+from .extras import needs
 from .models.base import Model, check_name
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .simulate import explain, simulate
