@@ -15,10 +15,9 @@ def start(lanes: int):
     return (jnp.zeros(lanes, jnp.float32),) * 6
 
 
-def step(state, Ae, be, C, E_inp, dt: float = DT, M_inp=0.0):
+def step(state, Ae, be, C, E_inp, dt: float = DT, M_inp=0.0, Ai=22.0, bi=50.0):
     """One step; velocities by exponential Euler, positions by Euler, all from the old state."""
     M, E, I, Mv, Ev, Iv = state
-    Ai, bi = 22.0, 50.0
 
     def rate(potential):
         return 5.0 * jax.nn.sigmoid(0.56 * (potential - 6.0))

@@ -63,7 +63,13 @@ def _add_fit(commands):
         "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
     )
     add = fit.add_argument
-    add("--target", metavar="FILE", help=".npz (freqs_hz, power) or .csv (frequency, power, ...)")
+    add("--target", metavar="FILE", help=".npz (freqs_hz, power), .csv (frequency, power, ...), or a recording as .edf")
+    add(
+        "--channel",
+        metavar="NAME",
+        action="append",
+        help="of a recording; repeat for more (default: all of EEG or MEG)",
+    )
     add(
         "--free",
         metavar="NAME=LOW:HIGH",
@@ -75,6 +81,8 @@ def _add_fit(commands):
     add("--starts", type=int, help=f"starting points of each spectrum (default: {DEFAULTS['starts']})")
     add("--screen", type=int, default=1024, help="candidates that the starts are chosen from (default: %(default)s)")
     add("--steps", type=int, default=100, help="most optimiser steps (default: %(default)s)")
+    add("--prune", type=int, default=0, metavar="STEPS", help="leave the worse half of the starts after each so many")
+    add("--optimiser", choices=["adam", "levenberg_marquardt"], default="adam", help="(default: %(default)s)")
     add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
     add("--realisations", type=int, help=f"runs a spectrum is averaged over (default: {DEFAULTS['realisations']})")
     add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
@@ -83,6 +91,7 @@ def _add_fit(commands):
     add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
     add("--json", metavar="FILE", default="fit.json", help="the result (default: %(default)s)")
     add("--resume", metavar="FILE", help="go on with the fit saved in this JSON")
+    add("--checkpoint", metavar="FILE", help="keep the fit here as it goes; interrupted, the same command goes on")
     add("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
 
@@ -286,13 +295,16 @@ def _fit(arguments) -> int:
     saved = Fit.load(arguments.resume) if arguments.resume else None
     result = fit(
         JansenRit(),
-        arguments.target if arguments.target or saved else _built_in(),
+        _target(arguments, saved),
         _free(arguments.free) if arguments.free or not saved else None,
         inputs={"E_inp": 220.0 * u.Hz},
         noise={"E_inp": 2.0 * u.Hz * u.second**0.5},
         starts=_or(arguments.starts, DEFAULTS["starts"]),
         screen=arguments.screen,
         steps=arguments.steps,
+        prune=arguments.prune,
+        optimiser=None if arguments.optimiser == "adam" else arguments.optimiser,
+        checkpoint=arguments.checkpoint,
         progress=not arguments.quiet,
         resume=saved,
         implementation=arguments.implementation,
@@ -332,10 +344,14 @@ def _settings(arguments, saved) -> dict:
     }
 
 
-def _built_in():
-    from .spectra import resting_meg
+def _target(arguments, saved):
+    from .spectra import load_spectrum, resting_meg
 
-    return resting_meg()
+    if arguments.target:
+        return load_spectrum(arguments.target, arguments.channel)
+    if arguments.channel:
+        raise ValueError(f"'--channel' got {arguments.channel[0]}, but there is no --target to read it from")
+    return None if saved else resting_meg()
 
 
 def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:

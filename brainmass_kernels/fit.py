@@ -204,6 +204,17 @@ class Fit:
             error = descent.descend(problem, plan, state, [], self._key()).best
         return Profile(name, units.attach(values, free.unit), problem.comparison.measure(error))
 
+    def places(self) -> dict[str, Any]:
+        """The best place of each start, name to Quantity ``(n, starts)``, in the order of their number."""
+        found = {}
+        for free in self.free:
+            value = np.asarray(free.value(jnp.asarray(self.state["best_z"][free.name])))
+            if value.ndim > 2:
+                raise ValueError(f"'starts' got a fit in which each region has its own {free.name}")
+            shape = (len(self.best_start), value.shape[1])
+            found[free.name] = units.attach(np.broadcast_to(value, shape), free.unit)
+        return found
+
     def plot(self, path: str | os.PathLike | None = None):
         """Target, start and fit as a matplotlib ``Figure``, written to ``path`` where one is given."""
         from . import plots
@@ -307,7 +318,7 @@ def fit(
     shared: Sequence[str] = (),
     group: Mapping[str, Any] | None = None,
     regional: Sequence[str] = (),
-    starts: int | Mapping[str, Any] = 16,
+    starts: int | Mapping[str, Any] | Fit = 16,
     screen: int = 0,
     prune: int = 0,
     steps: int = 100,
@@ -354,7 +365,8 @@ def fit(
     group : name to width: the targets' values lie about their own mean, which is free, with this standard deviation
     regional : names of which each region of a network has its own
     starts : how many (the model's own values, then a Latin hypercube within the bounds), or the starts
-        themselves, name to values (starts,) or (n, starts)
+        themselves, name to values (starts,) or (n, starts), or a `Fit` of the same free names, whose starts' best
+        places they are: a few steps of least squares end what gradients began
     screen : simulate at least this many candidates first, and start each target from those nearest to it
     prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
@@ -402,6 +414,8 @@ def fit(
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
         _check_count(name, value, 0)
+    if isinstance(starts, Fit):
+        starts = starts.places()
     if not isinstance(starts, Mapping):
         _check_count("starts", starts, 1)
     if not (math.isfinite(clip) and clip > 0):

@@ -14,12 +14,16 @@ import csv
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .extras import needs
+from .models.base import check_name
 
 #: Fewest frequencies that leave the nuisances and a few parameters determined.
 MIN_POINTS = 8
@@ -116,20 +120,33 @@ def resting_meg() -> Spectrum:
     return Spectrum(f, 10 ** (-0.382 - 0.82 * np.log10(f) + alpha + beta), "resting MEG (built in)")
 
 
-def load_spectrum(path: str | os.PathLike) -> Spectrum:
-    """Read a spectrum, or several on one grid, from a ``.npz`` or ``.csv`` file.
+#: Recordings that MNE reads, of EEG, MEG and electrodes within the brain.
+RECORDINGS = (".edf", ".bdf", ".gdf", ".fif", ".vhdr", ".set")
+#: Seconds of a segment of a recording, whose inverse is the resolution.
+_SEGMENT = 2.0
+
+
+def load_spectrum(path: str | os.PathLike, channel: str | Sequence[str] | None = None) -> Spectrum:
+    """Read a spectrum, or several on one grid, from a ``.npz`` or ``.csv`` file, or make it from a recording.
 
     A ``.npz`` holds one array of frequencies in Hz (``freqs_hz``, ``freqs``, ``f``, ...) and one of powers
     ((F,), (n, F) or (F, n); ``power...``, ``psd...``, or whichever other array fits). A ``.csv`` holds the
     frequency in its first column and a power in each other one, with or without a line of names. Points at
     0 Hz are left out.
 
+    Of a recording (``.edf``, ``.bdf``, ``.gdf``, ``.fif``, ``.vhdr``, ``.set``), read through MNE, it is
+    Welch's spectrum over segments of 2 s, without what is annotated as bad, of each channel that is named, or of all
+    its channels of EEG or MEG.
+
     Raises
     ------
     FileNotFoundError
         where there is no such file
     ValueError
-        naming the file, for anything that `Spectrum` refuses and for arrays or columns that cannot be told
+        naming the file, for anything that `Spectrum` refuses, for arrays or columns that cannot be told, and for a
+        channel that is not there
+    ImportError
+        for a recording, without ``pip install 'brainmass-kernels[eeg]'``
     """
     path = os.fspath(path)
     name = os.path.basename(path)
@@ -137,11 +154,44 @@ def load_spectrum(path: str | os.PathLike) -> Spectrum:
         raise FileNotFoundError(f"'target' got {path}, but there is no file of that name")
     readers = {".npz": _read_npz, ".csv": _read_csv}
     kind = os.path.splitext(path)[1].lower()
-    if kind not in readers:
-        raise ValueError(f"'target' got {name}, which is not one of {', '.join(readers)}")
-    freqs, power = readers[kind](path, name)
+    if kind in RECORDINGS:
+        freqs, power, channels = _read_recording(path, name, channel)
+        name = f"{name}, {channels[0]}" if len(channels) == 1 else name
+    elif kind not in readers:
+        raise ValueError(f"'target' got {name}, which is not one of {', '.join((*readers, *RECORDINGS))}")
+    elif channel is not None:
+        raise ValueError(f"'channel' got {channel!r}, but {name} is a spectrum and no recording")
+    else:
+        freqs, power = readers[kind](path, name)
     keep = freqs != 0
     return Spectrum(freqs[keep], power[:, keep], name)
+
+
+def _read_recording(path: str, name: str, channel):
+    """Frequencies, powers in square microvolts (of MEG, femtotesla) a Hz, and the names of the channels."""
+    mne = needs("mne", "eeg")
+    try:
+        recording = mne.io.read_raw(path, verbose="error")
+    except (ValueError, RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"{name}: cannot be read as a recording ({error})") from error
+    if channel is None:
+        kinds = zip(recording.ch_names, recording.get_channel_types(), strict=True)
+        channels = [c for c, kind in kinds if kind in ("eeg", "mag", "grad", "seeg", "ecog")]
+    else:
+        channels = [channel] if isinstance(channel, str) else list(channel)
+    for c in channels:
+        check_name(c, recording.ch_names, f"channel of {name}")
+    if not channels:
+        raise ValueError(f"{name}: holds no channel of EEG or MEG, only {', '.join(recording.ch_names)}; name one")
+    # float32 does not hold the square of a femtotesla.
+    scale = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=channels)]
+    data = recording.get_data(picks=channels, reject_by_annotation="omit", verbose="error")
+    rate = float(recording.info["sfreq"])
+    segment = round(_SEGMENT * rate)
+    if data.shape[1] < segment:
+        raise ValueError(f"{name}: {data.shape[1] / rate:.3g} s are too short, at least {_SEGMENT:g} s are needed")
+    freqs, power = welch((data.T * scale).astype(np.float32), 1 / rate, segment)
+    return freqs, np.asarray(power, float).T, channels
 
 
 def _read_npz(path: str, name: str):

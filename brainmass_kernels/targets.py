@@ -382,7 +382,7 @@ def as_target(target) -> Any:
     if isinstance(target, tuple | list) and len(target) == 2:
         return Spectrum(*target)
     raise TypeError(
-        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a .npz or .csv file, a pair "
+        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one, a pair "
         "(freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
     )
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_spectra import write_edf
 
 import brainmass_kernels as bk
 from brainmass_kernels import cli
@@ -118,3 +119,19 @@ def test_fit_writes_figure_and_result_and_goes_on_with_it(tmp_path, capsys):
     assert (tmp_path / "more.svg").exists()
     assert cli.main(["fit", *again, "--realisations", "2"]) == 2
     assert "realisations = 1, but this call has 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_channel_of_a_recording_is_fitted(tmp_path, capsys):
+    pytest.importorskip("mne")
+    ts = np.arange(40 * 200) / 200
+    alpha = 20 * np.sin(2 * np.pi * 10 * ts) + np.random.default_rng(0).normal(0, 5, len(ts))
+    write_edf(tmp_path / "rest.edf", {"O1": alpha, "O2": alpha}, 200)
+    more = ["--optimiser", "levenberg_marquardt", "--checkpoint", "under way.json", "--free", "be=60:150"]
+    assert cli.main(["fit", "--target", "rest.edf", "--channel", "O1", *more, *QUICK]) == 0
+    assert "rest.edf, O1: 1 spectrum" in capsys.readouterr().out
+    assert (tmp_path / "under way.json").exists()
+    assert cli.main(["fit", "--target", "rest.edf", "--channel", "Oz", "--quiet"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert cli.main(["fit", "--channel", "O1", "--quiet"]) == 2
+    assert "no --target" in capsys.readouterr().err

@@ -85,6 +85,16 @@ def test_least_squares_finds_what_made_a_series(evoked_fit):
     np.testing.assert_allclose(evoked_fit.prediction.values.mantissa[0], evoked(), atol=1e-3 * evoked().max())
 
 
+def test_least_squares_end_what_gradients_began():
+    began = small(steps=15, optimiser=optax.adam(0.3))
+    assert 1e-3 < began.rms < began.initial_rms
+    ended = small(steps=10, starts=began, **LEAST_SQUARES)
+    assert ended.rms < 1e-4
+    # It begins where the other ended: with the error of the best places.
+    np.testing.assert_allclose(ended.losses[0, 0], np.nanmin(began.losses[:, 0], 0), rtol=0.05, atol=1e-3)
+    assert began.places()["f0"].shape == (1, 4)
+
+
 def problem_of(target, noise=None, inputs=RUN["inputs"], background=False, **changes) -> descent.Problem:
     options = {name: RUN[name] for name in ("duration", "dt", "every", "transient")}
     options |= {"scheme": None, "implementation": None, **changes}

@@ -1,6 +1,7 @@
 """Imports go downward only, and importing the package imports nothing heavy."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -92,11 +93,13 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_is_quick():
-    """Seconds of processor time beyond JAX and brainunit (which takes more than a second itself)."""
+def test_importing_is_quick(tmp_path):
+    """Seconds of processor time beyond JAX and brainunit (which takes more than a second itself), once bytecode is kept."""
     program = (
         "import time, jax, brainunit\nbefore = time.process_time()\nimport brainmass_kernels\n"
         "print(time.process_time() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.4
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, env=env, capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(done.stdout) for done in runs[1:]) < 0.3

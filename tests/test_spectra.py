@@ -210,3 +210,67 @@ def test_interpolation_refuses_to_extrapolate():
     np.testing.assert_allclose(weights, [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
     with pytest.raises(ValueError, match=r"0\.5 to 3 Hz"):
         spectra.interpolation(np.array([0.0, 1.0, 2.0]), np.array([0.5, 3.0]))
+
+
+# --- recordings ---
+
+
+def write_edf(path, signals: dict[str, np.ndarray], rate: int):
+    """European Data Format, seconds of one record each: Kemp et al. 1992, Electroenceph. Clin. Neurophysiol. 82:391."""
+    seconds, count = len(next(iter(signals.values()))) // rate, len(signals)
+
+    def text(value, width: int) -> str:
+        return f"{value!s:<{width}}"[:width]
+
+    about = (("0", 8), ("X X X X", 80), ("Startdate X X X X", 80), ("01.01.00", 8), ("00.00.00", 8))
+    head = "".join(text(*part) for part in about)
+    head += text(256 * (count + 1), 8) + text("", 44) + text(seconds, 8) + text(1, 8) + text(count, 4)
+    for values, width in (
+        (signals, 16), ([""] * count, 80), (["uV"] * count, 8), ([-500] * count, 8), ([500] * count, 8),
+        ([-32768] * count, 8), ([32767] * count, 8), ([""] * count, 80), ([rate] * count, 8), ([""] * count, 32),
+    ):  # fmt: skip
+        head += "".join(text(value, width) for value in values)
+    digital = np.stack([np.round((x + 500) / 1000 * 65535 - 32768) for x in signals.values()]).astype("<i2")
+    records = digital[:, : seconds * rate].reshape(count, seconds, rate).swapaxes(0, 1)
+    path.write_bytes(head.encode("ascii") + records.tobytes())
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A minute of two channels, alpha of 20 microvolts in one of them."""
+    rng, ts = np.random.default_rng(0), np.arange(60 * 200) / 200
+    noise = rng.normal(0, 5, (2, len(ts)))
+    signals = {"EEG O1": noise[0] + 20 * np.sin(2 * np.pi * 10 * ts), "EEG Fz": noise[1]}
+    write_edf(tmp_path / "rest.edf", signals, 200)
+    return tmp_path / "rest.edf", signals
+
+
+def test_a_channel_of_a_recording_is_a_target(recording):
+    pytest.importorskip("mne")
+    path, signals = recording
+    found = load_spectrum(path, "EEG O1")
+    freqs, want = scipy.signal.welch(signals["EEG O1"], fs=200.0, nperseg=400)
+    np.testing.assert_allclose(found.freqs, freqs[1:])
+    np.testing.assert_allclose(found.power[0], want[1:], rtol=5e-2)
+    assert found.name == "rest.edf, EEG O1"
+    assert found.freqs[found.power[0].argmax()] == 10.0
+    assert len(load_spectrum(path)) == len(load_spectrum(path, ["EEG O1", "EEG Fz"])) == 2
+
+
+def test_what_is_wrong_with_a_recording_is_said(recording, tmp_path, monkeypatch):
+    pytest.importorskip("mne")
+    path, _ = recording
+    with pytest.raises(ValueError, match=r"'EEG O2'.*did you mean 'EEG O1'"):
+        load_spectrum(path, "EEG O2")
+    write_edf(tmp_path / "short.edf", {"EEG O1": np.ones(200)}, 200)
+    with pytest.raises(ValueError, match=r"short\.edf: 1 s are too short"):
+        load_spectrum(tmp_path / "short.edf")
+    (tmp_path / "bad.edf").write_text("no recording")
+    with pytest.raises(ValueError, match=r"bad\.edf: cannot be read"):
+        load_spectrum(tmp_path / "bad.edf")
+    np.savez(tmp_path / "one.npz", freqs=FREQS, power=FREQS)
+    with pytest.raises(ValueError, match=r"'channel' got 'O1', but one\.npz is a spectrum"):
+        load_spectrum(tmp_path / "one.npz", "O1")
+    monkeypatch.setitem(__import__("sys").modules, "mne", None)
+    with pytest.raises(ImportError, match=r"needs mne.*brainmass-kernels\[eeg\]"):
+        load_spectrum(path)
