@@ -94,7 +94,7 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
 
 
 def test_importing_is_quick(tmp_path):
-    """Seconds of processor time beyond JAX and brainunit (which takes more than a second itself), once bytecode is kept."""
+    """Seconds of processor time beyond JAX and brainunit (more than a second themselves), once bytecode is kept."""
     program = (
         "import time, jax, brainunit\nbefore = time.process_time()\nimport brainmass_kernels\n"
         "print(time.process_time() - before)"
