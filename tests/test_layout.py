@@ -31,6 +31,7 @@ LAYERS = [
     ["memory"],
     ["simulate"],
     ["fused", "spectra", "bench", "sensitivity", "adapters.lanes"],
+    ["adapters.couplings"],
     ["adapters.brainmass"],
     ["fit"],
     ["sweep"],
