@@ -376,7 +376,7 @@ def _refuse_coupled(model) -> None:
         brainmass.JansenRitTR: "each of its steps is a loop of many, between which three weighted sums are held",
         LaplacianConnectivity: "it couples masses by three weighted sums",
     }
-    for path, node in model.nodes().items():
+    for path, node in sorted(model.nodes().items(), key=lambda found: len(found[0])):
         for kind, reason in reasons.items():
             if isinstance(node, kind):
                 where = "" if node is model else f" ('{'.'.join(map(str, path))}' of {type(model).__name__})"

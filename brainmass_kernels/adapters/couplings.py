@@ -168,7 +168,7 @@ class Wiring:
         return Network(
             model,
             self._square(u.get_magnitude(self.module.conn.value())),
-            delays=self.steps * u.second,  # a step is a second
+            delays=u.Quantity(self.steps.astype(float), unit=u.second),  # a step is a second
             coupling=self.kind if self.kind in _SENDS_RATES else "additive",
             source=source,
             target=ARRIVING,
