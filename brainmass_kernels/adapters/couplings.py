@@ -64,7 +64,8 @@ class Wiring:
                 f"{name} cannot be fused: its source is {type(source).__name__}, and what is fused is a state with the "
                 f"delay and the region of each connection, such as node.prefetch_delay('x', (delays, regions))"
             )
-        self.owner, self.item, self.delay = source.module, source.item, source.state_delay
+        self.owner, self.item = source.module, source.item
+        self.delay: Any = source.state_delay
         size = int(np.sqrt(np.size(source.delay_info[0])))
         columns = np.broadcast_to(np.arange(size), (size, size))
         steps, regions = map(np.asarray, source.delay_info)
