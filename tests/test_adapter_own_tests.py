@@ -108,7 +108,7 @@ JansenRitStep.S, JansenRitStep.dMv, JansenRitStep.dEv, JansenRitStep.dIv = rate,
 
 FILES = {
     "utils_test.py": (UTILITIES, {"sys2nd", "sigmoid", "bounded_input", "process_sequence"}),
-    "simulator_test.py": (SIMULATOR, {"fuse", "fallback"}),
+    "simulator_test.py": (SIMULATOR, {"fuse"}),
     "network_test.py": (SIMULATOR, {"fuse"}),
     "jansen_rit/step_test.py": (JANSEN_RIT, {"sys2nd", "sigmoid"}),
 }

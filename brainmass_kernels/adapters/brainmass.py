@@ -1,7 +1,8 @@
 """A brainmass model in, a fused run out: `brainmass.Simulator` with the whole time loop as one kernel.
 
 The model's own `update` is traced once, with brainmass's inputs, monitors, parameters and noise; `lanes` takes the
-trace apart, and `simulate` runs its loop. No equation of brainmass is written here.
+trace apart, and `simulate` runs its loop. No equation of brainmass is written here. Where regions are coupled,
+`couplings` stands in for the coupling and its delay while the step is traced, and the loop is that of a network.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ import numpy as np
 from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
 from ..simulate import explain, simulate
-from .couplings import Wiring
+from .couplings import SENT, Wiring
 from .lanes import Arriving, Key, Number, Parts, State
 
 VERSIONS = ("0.1.1",)
-# The state that is what a region last sent.
-_SENT = "sent"
 _INSTALL = "pip install 'brainmass-kernels[brainmass]'"
 
 
@@ -218,13 +217,13 @@ class _Run:
             state = done.final
             records.append({n: done[n] for n in parts.needed()})
         if self.tail:
-            last, end = done[_SENT], self.read.steps - len(done.ts)
+            last, end = done[SENT], self.read.steps - len(done.ts)
             kept = self.read.recorded()
             kept = kept[kept >= end] - end
             records[-1] = {n: x[kept] for n, x in records[-1].items()}
         self.traced.write(parts.final(state))
         if self.wiring:
-            self.wiring.write(state, _SENT, last, self.read.steps)
+            self.wiring.write(state, last, self.read.steps)
         numbers = jnp.asarray(self.read.recorded())
         found = self.traced.structure.unflatten(parts.outputs(_joined(records, parts.needed()), numbers))
         return {**found, "ts": ((np.arange(self.read.steps) + 1) * self.read.dt)[self.read.lead :: self.read.every]}
@@ -248,8 +247,8 @@ class _Run:
         # Unflattened, as what is not a number in brainmass's run is none here either, and no error.
         model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(held.values()))
         if self.wiring:
-            model = self.wiring.network(model, _SENT)
-        record = dict.fromkeys((*parts.needed(), *((_SENT,) if self.tail else ())))
+            model = self.wiring.network(model)
+        record = dict.fromkeys((*parts.needed(), *((SENT,) if self.tail else ())))
         for first, steps, lead, every in self.read.stages(self.tail):
             some = {n: jnp.asarray(x[first : first + steps], parts.dtype) for n, x in rows.items()}
             yield {
@@ -306,7 +305,7 @@ class _Traced:
         out, after = function.get_out_shapes(*given)
         leaves, self.structure = jax.tree.flatten(out)
 
-        names = _names(model) | ({id(wiring.newest): _SENT} if wiring else {})
+        names = _names(model) | ({id(wiring.newest): SENT} if wiring else {})
         self._written: list[tuple[Any, Any, list[str]]] = []
         self.start: dict[str, Any] = {}
         self.draws = False

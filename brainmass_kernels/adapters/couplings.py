@@ -22,6 +22,8 @@ from ..models.base import Model
 from ..network import COUPLINGS, Network
 from .lanes import ARRIVING
 
+# The state of a traced step that is what each region last sent.
+SENT = "last sent"
 # The kinds of `COUPLINGS`, by brainmass's classes. A Laplacian of brainmass is a matrix, coupled additively.
 _KINDS = {
     "AdditiveCoupling": "additive",
@@ -163,15 +165,15 @@ class Wiring:
 
     # In the run -----------------------------------------------------------------------------------------------------
 
-    def network(self, model: Model, source: str) -> Network:
-        """The network of a traced model, of which ``source`` is the newest entry of the delay buffer."""
+    def network(self, model: Model) -> Network:
+        """The network of a traced model."""
         own = {n: x for n, x in self._constants().items() if n != "k"} if self.kind in _SENDS_RATES else {}
         return Network(
             model,
             self._square(u.get_magnitude(self.module.conn.value())),
             delays=u.Quantity(self.steps.astype(float), unit=u.second),  # a step is a second
             coupling=self.kind if self.kind in _SENDS_RATES else "additive",
-            source=source,
+            source=SENT,
             target=ARRIVING,
             k=1.0,
             self_connection=True,  # what does not count is zero already
@@ -193,7 +195,7 @@ class Wiring:
         kept = self.depth + 1 if self.kind not in _SENDS_RATES else 1
         return length if length > kept else 0
 
-    def write(self, final: dict[str, Any], source: str, last, steps: int) -> None:
+    def write(self, final: dict[str, Any], last, steps: int) -> None:
         """Give the delay buffer its entries after ``steps`` steps.
 
         Parameters
@@ -202,7 +204,7 @@ class Wiring:
         last : the newest entry after each of the last `tail` steps, where there are such
         """
         if last is None:
-            last = final[source][None]
+            last = final[SENT][None]
             last = jnp.concatenate([final["history"], last]) if self.depth else last
         entries = jnp.concatenate([self._entries, last])[-len(self._entries) :]
         pointer = (self._pointer + steps) % len(entries)
