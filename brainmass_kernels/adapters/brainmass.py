@@ -285,10 +285,10 @@ class _Traced:
 
         def step(i, *total, opaque):
             t = i * read.dt
-            with brainstate.environ.context(i=i, t=t):
-                with wiring.traced(*total) if wiring else contextlib.nullcontext():
-                    returned = model.update(*jax.tree.map(opaque, read.get_inputs(i, t)))
-                return measure(returned)
+            coupled = wiring.traced(*total) if wiring else contextlib.nullcontext()
+            with brainstate.environ.context(i=i, t=t), coupled:
+                returned = model.update(*jax.tree.map(opaque, read.get_inputs(i, t)))
+            return measure(returned)
 
         given = (jnp.asarray(np.arange(1)[0]), *((wiring.arriving(),) if wiring else ()))
         before = _attributes(model)
@@ -391,7 +391,7 @@ def _refuse_delays(model, states) -> None:
 
     used = {id(state) for state in states}
     for path, node in model.nodes(brainstate.nn.Delay).items():
-        if used.intersection(map(id, (node.history, node.write_ptr))):
+        if used.intersection(id(vars(node).get(name)) for name in ("history", "write_ptr")):
             raise Unsupported(
                 f"{type(model).__name__} reads the delay '{'.'.join(map(str, path))}', and a fused step depends on the "
                 f"states of the step before only"

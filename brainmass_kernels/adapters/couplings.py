@@ -8,6 +8,7 @@ buffer is a state of the traced step: after a step it is the source, but before 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -68,9 +69,9 @@ class Wiring:
             )
         self.owner, self.item = source.module, source.item
         self.delay: Any = source.state_delay
-        size = int(np.sqrt(np.size(source.delay_info[0])))
+        steps, regions = np.broadcast_arrays(*source.delay_info)
+        size = math.isqrt(regions.size)
         columns = np.broadcast_to(np.arange(size), (size, size))
-        steps, regions = map(np.asarray, source.delay_info)
         if regions.size != size**2 or not np.array_equal(regions.reshape(size, size), columns):
             raise Unsupported(
                 f"{name} cannot be fused: connection (i, j) must read region j, and its regions are {regions.tolist()}"
@@ -100,11 +101,12 @@ class Wiring:
         import brainstate
 
         values, self._structure = jax.tree.flatten(self.delay.history.value)
-        shape = jnp.shape(u.get_mantissa(self.source.value))
-        if len(values) != 1 or shape != (self.regions,):
+        shapes = [x.shape[1:] for x in values]
+        if shapes != [(self.regions,)]:
             raise Unsupported(
-                f"{self.name} cannot be fused: its source '{self.item}' has the shape {shape} and not "
-                f"({self.regions},), and brainmass reads a delay by its first axis. vmap runs batches of networks"
+                f"{self.name} cannot be fused: its source '{self.item}' has the shape {', '.join(map(str, shapes))} "
+                f"and not ({self.regions},). Of a batch, brainmass reads the delay by the wrong axis; vmap runs "
+                f"batches of networks"
             )
         self._pointer = self.delay.write_ptr.value
         self._entries = jnp.roll(values[0], -self._pointer, axis=0)  # the oldest first
