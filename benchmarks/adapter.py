@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -16,9 +17,11 @@ import sys
 
 import brainmass
 import brainstate
+import braintools
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import brainmass_kernels as bk
 
@@ -40,27 +43,56 @@ def eeg(run, steps: int):
     return run.run(steps * DT, inputs=inputs, sample_every=10)["output"] / u.mV
 
 
-def runs(lanes: int) -> dict:
-    model = model_of(lanes)
-    return {"brainmass": brainmass.Simulator(model, DT), "fused": bk.fuse(model, DT)}
+def network_of(coupling: str, regions: int):
+    """Delays to 20 ms; a trainable strength."""
+    rng = np.random.default_rng(0)
+    with brainstate.environ.context(dt=DT):
+        return brainmass.Network(
+            brainmass.HopfStep(regions, a=0.1),
+            conn=rng.uniform(0.0, 1.0 / regions, (regions, regions)).astype(np.float32),
+            distance=rng.uniform(10.0, 100.0, (regions, regions)),
+            speed=5.0,
+            coupling=coupling,
+            coupled_var="x",
+            k=brainstate.nn.Param(jnp.asarray(0.2)),
+            delay_init=braintools.init.Constant(0.1),
+        )
 
 
-def gradient(run, steps: int):
-    weights = run.model.states(brainstate.ParamState)
-    (found,) = brainstate.transform.grad(lambda: jnp.mean(eeg(run, steps) ** 2), weights)().values()
-    return u.get_magnitude(found)
+def activity(run, steps: int):
+    return run.run(steps * DT, monitors=lambda m: m.node.x.value, sample_every=10)["output"]
 
 
-def compared(what: str, of, lanes: int, repeats: int, compiled: bool) -> dict:
-    both = runs(lanes)
+def gradient(of):
+    def found(run, steps: int):
+        weights = run.model.states(brainstate.ParamState)
+        (found,) = brainstate.transform.grad(lambda: jnp.mean(of(run, steps) ** 2), weights)().values()
+        return u.get_magnitude(found)
+
+    return found
+
+
+# What is run, of what, how large, and over how many steps: brainmass keeps all that a gradient reads.
+CASES = [
+    *(("forward", eeg, model_of, lanes, STEPS) for lanes in (1, 1024)),
+    *(("gradient in Ae", gradient(eeg), model_of, lanes, STEPS) for lanes in (1, 64)),
+    ("network, diffusive", activity, functools.partial(network_of, "diffusive"), 76, STEPS),
+    ("network, sigmoidal_jansen_rit", activity, functools.partial(network_of, "sigmoidal_jansen_rit"), 76, STEPS),
+    ("gradient in k, diffusive", gradient(activity), functools.partial(network_of, "diffusive"), 76, STEPS // 10),
+]
+
+
+def compared(what: str, of, make, lanes: int, steps: int, repeats: int, compiled: bool) -> dict:
+    model = make(lanes)
+    both = {"brainmass": brainmass.Simulator(model, DT), "fused": bk.fuse(model, DT)}
     close(of(both["fused"], 1000), of(both["brainmass"], 1000), 1e-3)
-    calls = {name: lambda run=run: of(run, STEPS) for name, run in both.items()}
+    calls = {name: lambda run=run: of(run, steps) for name, run in both.items()}
     calls = {name: brainstate.transform.jit(f) for name, f in calls.items()} if compiled else calls
     seconds = timed(calls, repeats)
     ratio = seconds["brainmass"] / seconds["fused"]
     how = "compiled once" if compiled else "as called"
-    print(f"{what}, {lanes:>5,} masses x {STEPS:,} steps, {how:<13}: {ratio:6.1f}x as fast", flush=True)
-    return {"what": what, "how": how, "lanes": lanes, "steps": STEPS, "seconds": seconds, "ratio": ratio}
+    print(f"{what}, {lanes:>5,} masses x {steps:,} steps, {how:<13}: {ratio:6.1f}x as fast", flush=True)
+    return {"what": what, "how": how, "lanes": lanes, "steps": steps, "seconds": seconds, "ratio": ratio}
 
 
 def main() -> None:
@@ -69,10 +101,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(RESULTS / "adapter.json"))
     given = parser.parse_args()
     results = [
-        compared(what, of, lanes, given.repeats, compiled)
-        for what, of, sizes in (("forward", eeg, (1, 1024)), ("gradient in Ae", gradient, (1, 64)))
-        for lanes in sizes
-        for compiled in (False, True)
+        compared(*case, repeats=given.repeats, compiled=compiled) for case in CASES for compiled in (False, True)
     ]
     document = {
         "command": "python -m benchmarks.adapter",

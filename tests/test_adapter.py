@@ -589,12 +589,6 @@ def test_what_is_no_model_is_refused():
 def test_models_of_brainmass_that_are_refused():
     with brainstate.environ.context(dt=DT):
         delayed = brainmass.WilsonCowanDelayedStep(2)
-        network = brainmass.Network(brainmass.HopfStep(3), conn=np.ones((3, 3)), coupled_var="x")
-        laplacian = brainmass.LaplacianConnParam(jnp.ones((3, 3)))
-    with pytest.raises(bk.Unsupported, match="Network cannot be fused: it couples masses, with delays"):
-        bk.fuse(network, DT)
-    with pytest.raises(bk.Unsupported, match="LaplacianConnParam cannot be fused"):
-        bk.fuse(laplacian, DT)
     with pytest.raises(bk.Unsupported, match=r"reads the delay '.*'"):
         bk.fuse(delayed, DT).run(1 * u.ms)
     with pytest.raises(bk.Unsupported, match=r"KuramotoNetwork: .* pointwise"):
@@ -612,10 +606,6 @@ def test_fallback():
     assert "pointwise" in fused.fallback
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_array_equal(a, b)
-    with brainstate.environ.context(dt=DT):
-        network = brainmass.Network(brainmass.HopfStep(3), conn=np.ones((3, 3)), coupled_var="x")
-    got = bk.fuse(network, DT, allow_fallback=True).run(1 * u.ms, monitors=lambda m: m.node.x.value)
-    assert got["output"].shape == (10, 3)
 
 
 def test_an_unsupported_version_and_none(monkeypatch):

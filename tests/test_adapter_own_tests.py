@@ -48,7 +48,8 @@ def seeded():
 def connectome():
     rng = np.random.default_rng(0)
     weights = rng.uniform(size=(4, 4)) * (1.0 - np.eye(4))
-    return {"SC": weights, "delay": rng.uniform(0.5, 2.0, (4, 4)) * u.ms, "n": 4}
+    lengths = rng.uniform(0.5, 2.0, (4, 4))
+    return {"SC": weights, "delay": lengths * u.ms, "dist": lengths, "n": 4}
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -107,7 +108,8 @@ JansenRitStep.S, JansenRitStep.dMv, JansenRitStep.dEv, JansenRitStep.dIv = rate,
 
 FILES = {
     "utils_test.py": (UTILITIES, {"sys2nd", "sigmoid", "bounded_input", "process_sequence"}),
-    "simulator_test.py": (SIMULATOR, {"fuse", "fallback"}),
+    "simulator_test.py": (SIMULATOR, {"fuse"}),
+    "network_test.py": (SIMULATOR, {"fuse"}),
     "jansen_rit/step_test.py": (JANSEN_RIT, {"sys2nd", "sigmoid"}),
 }
 

@@ -1,11 +1,13 @@
 """A brainmass model in, a fused run out: `brainmass.Simulator` with the whole time loop as one kernel.
 
 The model's own `update` is traced once, with brainmass's inputs, monitors, parameters and noise; `lanes` takes the
-trace apart, and `simulate` runs its loop. No equation of brainmass is written here.
+trace apart, and `simulate` runs its loop. No equation of brainmass is written here. Where regions are coupled,
+`couplings` stands in for the coupling and its delay while the step is traced, and the loop is that of a network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,8 +19,9 @@ import numpy as np
 
 from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
-from ..simulate import Result, explain, simulate
-from .lanes import Key, Number, Parts, State
+from ..simulate import explain, simulate
+from .couplings import SENT, Wiring
+from .lanes import Arriving, Key, Number, Parts, State
 
 VERSIONS = ("0.1.1",)
 _INSTALL = "pip install 'brainmass-kernels[brainmass]'"
@@ -37,7 +40,8 @@ def fuse(
 
     Parameters
     ----------
-    model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own
+    model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own, or
+        couples them by one coupling of brainmass, as `brainmass.Network` does
     dt : the time of a step; ``None``, that of `brainstate.environ` at the time of a run
     allow_fallback : run what cannot be fused by `brainmass.Simulator`, in place of raising; `Fused.fallback` then
         has the reason
@@ -51,14 +55,15 @@ def fuse(
     ------
     ImportError : brainmass is not installed, or in a version that this was not made for
     TypeError : the model is no module of brainstate
-    Unsupported : what couples masses (`brainmass.Network`, `JansenRitTR`, the Laplacian connectivity); other obstacles
-        are found when a run is traced
+    Unsupported : a coupling of masses that is not that of a `Network` (`JansenRitTR` has three); other obstacles are
+        found when a run is traced
     """
     _brainmass()
     _refuse_others(model)
     check_known(implementation)
     if not allow_fallback:
         _refuse_coupled(model)
+        Wiring.of(model)
     return Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
 
 
@@ -175,20 +180,22 @@ class _Reading(NamedTuple):
         """The numbers of the recorded steps, from 0."""
         return np.arange(self.steps)[self.lead :: self.every]
 
-    def stages(self) -> Iterator[tuple[int, int, int, int]]:
-        """(first step, steps, transient, every) of one or two runs.
+    def stages(self, tail: int = 0) -> Iterator[tuple[int, int, int, int]]:
+        """(first step, steps, transient, every) of the runs that this one is made of.
 
         `simulate` records at the end of each stride, brainmass at the end of its first step: where the transient is
-        shorter than that makes a difference of, the first record has a run of its own.
+        shorter than that makes a difference of, the first record has a run of its own. So have the last ``tail``
+        steps, each of which is recorded.
         """
+        end = max(0, self.steps - tail)
         lead = self.lead + 1 - self.every
-        if lead >= 0:
-            yield 0, self.steps, lead, self.every
-            return
-        first = self.lead + 1
-        yield 0, first, self.lead, 1
-        if self.steps > first:
-            yield first, self.steps - first, 0, self.every
+        first = min(self.lead + 1, end) if lead < 0 else 0
+        if first:
+            yield 0, first, min(self.lead, first), 1
+        if end > first:
+            yield first, end - first, min(max(lead, 0), end), self.every
+        if tail:
+            yield end, self.steps - end, 0, 1
 
 
 class _Run:
@@ -196,29 +203,40 @@ class _Run:
 
     def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any]):
         _refuse_coupled(simulator.model)
-        self.read, self.engine = read, engine
-        self.traced = _Traced(simulator.model, read, simulator._build_measure(monitors))
+        self.read, self.engine, self.wiring = read, engine, Wiring.of(simulator.model)
+        if self.wiring:
+            self.wiring.start()
+        self.traced = _Traced(simulator.model, read, simulator._build_measure(monitors), self.wiring)
         self.parts = self.traced.parts
+        self.tail = self.wiring.tail if self.wiring else 0
 
     def result(self) -> dict[str, Any]:
-        parts, records, state = self.parts, [], self._start()
+        parts, records, state, last = self.parts, [], self._start(), None
         for arguments in self._stages():
             done = simulate(**arguments, initial=state)
             state = done.final
-            records.append(done)
+            records.append({n: done[n] for n in parts.needed()})
+        if self.tail:
+            last, end = done[SENT], self.read.steps - len(done.ts)
+            kept = self.read.recorded()
+            kept = kept[kept >= end] - end
+            records[-1] = {n: x[kept] for n, x in records[-1].items()}
         self.traced.write(parts.final(state))
+        if self.wiring:
+            self.wiring.write(state, last, self.read.steps)
         numbers = jnp.asarray(self.read.recorded())
         found = self.traced.structure.unflatten(parts.outputs(_joined(records, parts.needed()), numbers))
         return {**found, "ts": ((np.arange(self.read.steps) + 1) * self.read.dt)[self.read.lead :: self.read.every]}
 
     def plan(self) -> Plan:
-        *_, last = self._stages()
-        return explain(**last, initial=self._start())
+        longest = max(self._stages(), key=lambda arguments: arguments["duration"])
+        return explain(**longest, initial=self._start())
 
     def _start(self) -> dict[str, Any]:
         parts = self.parts
         given = {n: jnp.broadcast_to(x, parts.lanes) for n, x in self.traced.start.items()}
-        return given | dict.fromkeys(parts.extra, jnp.zeros(parts.lanes, parts.dtype))
+        given |= dict.fromkeys(parts.extra, jnp.zeros(parts.lanes, parts.dtype))
+        return given | (self.wiring.history() if self.wiring else {})
 
     def _stages(self) -> Iterator[dict[str, Any]]:
         """The arguments of `simulate`, without the initial state, of each stage."""
@@ -228,7 +246,10 @@ class _Run:
         rows = parts.row_values(self.read.steps, shared)
         # Unflattened, as what is not a number in brainmass's run is none here either, and no error.
         model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(held.values()))
-        for first, steps, lead, every in self.read.stages():
+        if self.wiring:
+            model = self.wiring.network(model)
+        record = dict.fromkeys((*parts.needed(), *((SENT,) if self.tail else ())))
+        for first, steps, lead, every in self.read.stages(self.tail):
             some = {n: jnp.asarray(x[first : first + steps], parts.dtype) for n, x in rows.items()}
             yield {
                 "model": model,
@@ -237,15 +258,15 @@ class _Run:
                 "inputs": some if steps > 1 else {n: x[0] for n, x in some.items()},
                 "noise": dict.fromkeys(equations.normals, 1.0 * u.second**0.5),
                 "key": None if key is None else jax.random.fold_in(key, first),
-                "record": parts.needed(),
+                "record": tuple(record),
                 "transient": lead,
                 "every": every,
                 **self.engine,
             }
 
 
-def _joined(results: list[Result], names) -> dict[str, Any]:
-    return {n: jnp.concatenate([r[n] for r in results]) if len(results) > 1 else results[0][n] for n in names}
+def _joined(records: list[dict[str, Any]], names) -> dict[str, Any]:
+    return {n: jnp.concatenate([r[n] for r in records]) if len(records) > 1 else records[0][n] for n in names}
 
 
 class _Traced:
@@ -259,35 +280,36 @@ class _Traced:
     draws : whether it draws random numbers
     """
 
-    def __init__(self, model, read: _Reading, measure: Callable):
+    def __init__(self, model, read: _Reading, measure: Callable, wiring: Wiring | None):
         import brainstate
 
-        def step(i, opaque):
+        def step(i, *total, opaque):
             t = i * read.dt
-            with brainstate.environ.context(i=i, t=t):
+            coupled = wiring.traced(*total) if wiring else contextlib.nullcontext()
+            with brainstate.environ.context(i=i, t=t), coupled:
                 returned = model.update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
 
-        first = jnp.asarray(np.arange(1)[0])
+        given = (jnp.asarray(np.arange(1)[0]), *((wiring.arriving(),) if wiring else ()))
         before = _attributes(model)
         try:
             # What the user gives is no text of the program: other values must not compile it anew,
-            function = _traced(functools.partial(step, opaque=_opaque), first)
+            function = _traced(functools.partial(step, opaque=_opaque), given)
         except jax.errors.ConcretizationTypeError:
             # unless the model's Python reads it.
-            function = _traced(functools.partial(step, opaque=lambda x: x), first)
+            function = _traced(functools.partial(step, opaque=lambda x: x), given)
         _refuse_changes(model, before)
-        closed, states = function.get_jaxpr(first), function.get_states(first)
+        closed, states = function.get_jaxpr(*given), function.get_states(*given)
         _refuse_effects(closed, type(model).__name__)
         _refuse_delays(model, states)
-        out, after = function.get_out_shapes(first)
+        out, after = function.get_out_shapes(*given)
         leaves, self.structure = jax.tree.flatten(out)
 
-        names = _names(model)
+        names = _names(model) | ({id(wiring.newest): SENT} if wiring else {})
         self._written: list[tuple[Any, Any, list[str]]] = []
         self.start: dict[str, Any] = {}
         self.draws = False
-        arguments: list[Any] = [Number()]
+        arguments: list[Any] = [Number(), *([Arriving()] if wiring else [])]
         places: dict[str, int] = {}
         place = len(leaves)
         for state, new in zip(states, after, strict=True):
@@ -312,6 +334,11 @@ class _Traced:
                 arguments += values
             place += len(written)
         self.parts = Parts(closed, arguments, places, range(len(leaves)), type(model).__name__)
+        if wiring and self.parts.lanes != (wiring.regions,):
+            raise Unsupported(
+                f"the states of {type(model).__name__} have the shape {self.parts.lanes}, and those of regions that "
+                f"are coupled have ({wiring.regions},). vmap runs batches of networks"
+            )
 
     def write(self, final: dict[str, Any]) -> None:
         """Give the model the states after a run."""
@@ -319,10 +346,10 @@ class _Traced:
             state.value = structure.unflatten([final[n] for n in names])
 
 
-def _traced(step: Callable, number):
+def _traced(step: Callable, given):
     import brainstate
 
-    return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(number)
+    return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(*given)
 
 
 def _opaque(x):
@@ -345,18 +372,17 @@ def _refuse_coupled(model) -> None:
     from brainmass.jansen_rit.connectivity import LaplacianConnectivity
 
     reasons = {
-        brainmass.Network: "it couples masses, with delays",
-        brainmass.JansenRitTR: "its masses are coupled by a Laplacian connectivity with delays",
-        LaplacianConnectivity: "it couples masses",
-        brainmass.LaplacianConnParam: "it couples masses",
+        brainmass.JansenRitTR: "each of its steps is a loop of many, between which three weighted sums are held",
+        LaplacianConnectivity: "it couples masses by three weighted sums",
     }
-    for path, node in model.nodes().items():
+    for path, node in sorted(model.nodes().items(), key=lambda found: len(found[0])):
         for kind, reason in reasons.items():
             if isinstance(node, kind):
                 where = "" if node is model else f" ('{'.'.join(map(str, path))}' of {type(model).__name__})"
                 raise Unsupported(
-                    f"{type(node).__name__}{where} cannot be fused: {reason}, and so far only masses on their own "
-                    f"are fused. brainmass.Simulator runs it, as does fuse(..., allow_fallback=True)"
+                    f"{type(node).__name__}{where} cannot be fused: {reason}, and a fused network has one sum, anew at "
+                    f"each step. brainmass.Simulator runs it, as does fuse(..., allow_fallback=True); a "
+                    f"brainmass.Network of JansenRitStep is fused, as is bk.Network"
                 )
 
 
@@ -365,7 +391,7 @@ def _refuse_delays(model, states) -> None:
 
     used = {id(state) for state in states}
     for path, node in model.nodes(brainstate.nn.Delay).items():
-        if any(id(state) in used for state in node.states().values()):
+        if used.intersection(id(vars(node).get(name)) for name in ("history", "write_ptr")):
             raise Unsupported(
                 f"{type(model).__name__} reads the delay '{'.'.join(map(str, path))}', and a fused step depends on the "
                 f"states of the step before only"

@@ -28,6 +28,8 @@ from ..units import UNITLESS
 
 # What `jax.random.normal` is called in a jaxpr.
 _NORMAL = "_normal"
+# The input of the loop that is what arrives from other lanes.
+ARRIVING = "arriving"
 _MOVES = frozenset(["broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"])
 
 
@@ -37,7 +39,7 @@ class Level(enum.IntEnum):
     TEXT = 0  # the program's text
     HELD = 1  # parameters, and what else no step changes
     ROW = 2  # the number of the step
-    LANE = 3  # the states, and normals drawn for each lane
+    LANE = 3  # the states, what arrives from other lanes, and normals drawn for each
 
 
 class State(NamedTuple):
@@ -52,6 +54,10 @@ class Number:
 
 class Key:
     """An argument that is the key of a random generator."""
+
+
+class Arriving:
+    """The argument that is what arrives from other lanes, where these are coupled."""
 
 
 # One axis of the lanes for each axis of a value; None where its size is 1 or all lanes share it.
@@ -81,9 +87,9 @@ class Equations:
     Attributes
     ----------
     label : whose step it is
-    states, held, rows, normals, observables : the names of each
+    states, held, rows, normals, arriving, observables : the names of each
     text : what the programs say
-    advance : ``(*held, *states, *rows, *normals) -> states``
+    advance : ``(*held, *states, *rows, *normals, *arriving) -> states``
     observe : ``(*held, *states) -> observables``
     """
 
@@ -92,6 +98,7 @@ class Equations:
     held: tuple[str, ...]
     rows: tuple[str, ...]
     normals: tuple[str, ...]
+    arriving: tuple[str, ...]
     observables: tuple[str, ...]
     text: tuple
     advance: Program = dataclasses.field(compare=False)
@@ -100,7 +107,7 @@ class Equations:
     @functools.lru_cache(maxsize=256)  # noqa: B019 a few kilobytes each
     def model(self) -> type[Model]:
         """A model whose scheme is "given"."""
-        held, states, rest = self.held, self.states, (*self.rows, *self.normals)
+        held, states, rest = self.held, self.states, (*self.rows, *self.normals, *self.arriving)
 
         def step(s: SimpleNamespace, p: SimpleNamespace, i: SimpleNamespace) -> dict[str, Any]:
             flat = [vars(p)[n] for n in held] + [vars(s)[n] for n in states] + [vars(i)[n] for n in rest]
@@ -129,7 +136,7 @@ class Parts:
     Parameters
     ----------
     closed : the step's jaxpr
-    arguments : what each of its arguments is: a `State`, `Number` or `Key`, or else its value
+    arguments : what each of its arguments is: a `State`, `Number`, `Key` or `Arriving`, or else its value
     states : for each state, the place of its next value among the outputs
     outputs : places of the outputs to be recorded
     label : whose step it is, an identifier
@@ -171,7 +178,7 @@ class Parts:
         self._level: dict[Any, Level] = dict.fromkeys(self._values, Level.HELD)
         self._source: dict[Any, tuple[Any, tuple[int | None, ...]]] = {}
         self._number: Any = None
-        self._normals, self._drawn = [], []
+        self._normals, self._drawn, self._arriving = [], [], []
         self._place(given)
         self._equations()
 
@@ -190,6 +197,10 @@ class Parts:
                 self._level[v] = Level.LANE if own else Level.ROW
                 (self._normals if own else self._drawn).append(v)
                 self._axes |= {v: self._aligned(v)} if own else {}
+            elif isinstance(a, Arriving):
+                self._level[v] = Level.LANE
+                self._arriving.append(v)
+                self._axes |= {v: self._aligned(v)}
             elif not isinstance(a, (State, Key, _Draw)):
                 self._values[v] = a
         for eqn in self._jaxpr.eqns:
@@ -364,17 +375,18 @@ class Parts:
         states = (*self.names, *extra.values())
         self.extra = tuple(extra.values())
         scalar = jax.ShapeDtypeStruct((), self.dtype)
-        n_first, n_all = len(self.held) + len(states), len(self.held) + len(states) + len(self.rows) + len(normals)
+        own = [*self._normals, *self._arriving]
+        n_first, n_all = len(self.held) + len(states), len(self.held) + len(states) + len(self.rows) + len(own)
         place = {v: k for k, v in enumerate(self._old, len(self.held))}
-        places = place | {v: k for k, v in enumerate(self._normals, n_first + len(self.rows))}
+        places = place | {v: k for k, v in enumerate(own, n_first + len(self.rows))}
         place_new = {v: k for k, v in enumerate(self._new, len(self.held)) if not isinstance(v, Literal)}
         programs = (
             Program(self._program(advance, after, places, n_first), [scalar] * n_all, f"step of {self.label}"),
             Program(self._program(observe, seen, place_new, n_first), [scalar] * n_first, f"records of {self.label}"),
         )
         self.equations = Equations(
-            self.label, states, self.held, self.rows, normals, tuple(observables.values()),
-            tuple(map(_text, programs)), *programs,
+            self.label, states, self.held, self.rows, normals, (ARRIVING,) * len(self._arriving),
+            tuple(observables.values()), tuple(map(_text, programs)), *programs,
         )  # fmt: skip
 
     def _to_lanes(self, v, old) -> Axes:
