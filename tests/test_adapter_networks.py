@@ -261,7 +261,7 @@ def test_refusals():
     with brainstate.environ.context(dt=DT):
         refused(Wired(late=True), "DiffusiveCoupling 'coupling' is read after the step of its regions")
         refused(Wired(twice=True), "writes 'x' to its delay 0 times")
-    refused(network(), r"its source 'x' has the shape \(2, 4\) and not \(4,\)", batch_size=2)
+    refused(network(), r"its source 'x' has the shape \(2, 2, 4\) and not \(4,\)", batch_size=2)
     refused(network(), "reads the delay", monitors=lambda m: m.coupling())
 
 
