@@ -59,6 +59,27 @@ def network_of(coupling: str, regions: int):
         )
 
 
+def held_of(regions: int):
+    """Ten steps a repetition time; delays to four repetition times."""
+    rng = np.random.default_rng(0)
+    logs = rng.normal(0.0, 0.1, (3, regions, regions)).astype(np.float32)
+    with brainstate.environ.context(dt=DT):
+        return brainmass.JansenRitTR(
+            regions,
+            delay=rng.integers(1, 5, (regions, regions)).astype(float),
+            sc=rng.uniform(size=(regions, regions)).astype(np.float32),
+            k=brainstate.nn.Param(jnp.asarray(5.0)),
+            **dict(zip(("w_ll", "w_ff", "w_bb"), logs)),
+            **dict.fromkeys(("g_l", "g_f", "g_b"), 1.0),
+            tr=10 * DT,
+        )
+
+
+def driven(run, steps: int):
+    """A repetition time is one step of the run."""
+    return run.run(steps // 10 * DT, inputs=lambda i, t: jnp.sin(0.01 * i) * jnp.ones(run.model.varshape))["output"]
+
+
 def activity(run, steps: int):
     return run.run(steps * DT, monitors=lambda m: m.node.x.value, sample_every=10)["output"]
 
@@ -78,6 +99,8 @@ CASES = [
     *(("gradient in Ae", gradient(eeg), model_of, lanes, STEPS) for lanes in (1, 64)),
     ("network, diffusive", activity, functools.partial(network_of, "diffusive"), 76, STEPS),
     ("network, sigmoidal_jansen_rit", activity, functools.partial(network_of, "sigmoidal_jansen_rit"), 76, STEPS),
+    ("JansenRitTR", driven, held_of, 76, STEPS),
+    ("gradient in k, JansenRitTR", gradient(driven), held_of, 76, STEPS),
     ("gradient in k, diffusive", gradient(activity), functools.partial(network_of, "diffusive"), 76, STEPS // 10),
 ]
 

@@ -281,21 +281,110 @@ def test_couplings_that_are_refused():
         bk.fuse(two, DT)
 
 
-def test_what_has_three_sums_is_refused():
-    with brainstate.environ.context(dt=DT):
-        model = brainmass.JansenRitTR(
-            3, delay=jnp.ones((3, 3)), sc=jnp.ones((3, 3)), k=1.0, w_ll=jnp.zeros((3, 3)), w_ff=jnp.zeros((3, 3)),
-            w_bb=jnp.zeros((3, 3)), g_l=1.0, g_f=1.0, g_b=1.0,
-        )  # fmt: skip
-    with pytest.raises(bk.Unsupported, match=r"JansenRitTR cannot be fused: .* three weighted sums"):
-        bk.fuse(model, DT)
-    with pytest.raises(bk.Unsupported, match=r"LaplacianConnectivity cannot be fused: .* a fused network has one sum"):
-        bk.fuse(model.conn, DT)
-    fused = bk.fuse(model, DT, allow_fallback=True)
-    assert fused.run(1 * u.ms, inputs=lambda i, t: jnp.zeros(3))["output"].shape == (10, 3)
-    assert "JansenRitTR" in fused.fallback
+def test_three_sums_at_each_step_are_refused():
+    with pytest.raises(bk.Unsupported, match=r"LaplacianConnectivity cannot be fused: .* three weighted sums"):
+        bk.fuse(held().conn, DT)
 
 
 def test_what_would_run():
     plan = bk.fuse(network(), DT, implementation="scan").explain(10 * u.ms, monitors=of_node())
     assert (plan.implementation, plan.steps, plan.lanes) == ("scan", 100, N)
+
+
+# JansenRitTR: sums that are held for a repetition time ---------------------------------------------------------------
+
+
+def held(tr=1 * u.ms, **options):
+    rng = np.random.default_rng(0)
+    lateral, forward, back = (brainstate.nn.Param(jnp.asarray(w)) for w in rng.normal(0.0, 0.1, (3, N, N)))
+    options = {"k": 5.0, "g_l": brainstate.nn.Param(50.0), "g_f": 50.0, "g_b": 1.0, "tr": tr, **options}
+    options |= {"w_ll": lateral, "w_ff": forward, "w_bb": back, "sc": rng.uniform(size=(N, N))}
+    with brainstate.environ.context(dt=DT):
+        return brainmass.JansenRitTR(N, delay=rng.integers(1, 5, (N, N)).astype(float), **options)
+
+
+def wave(i, t):
+    return jnp.sin(0.1 * i + jnp.arange(N))
+
+
+@pytest.mark.parametrize("implementation", ["scan", "numba"])
+def test_the_steps_of_a_repetition_time(implementation):
+    model, found = held(), []
+    for run in (brainmass.Simulator(model, DT), bk.fuse(model, DT, implementation=implementation)):
+        start = run.run(4 * u.ms, inputs=wave, transient=5, sample_every=3)
+        on = run.run(2 * u.ms, inputs=wave, monitors={"M": lambda m: m.step.M.value}, init_states=False)
+        found.append((start, on, states_of(model)))
+    close(found[1], found[0], 1e-4)
+
+
+def test_inputs_of_each_step_and_records_of_states():
+    model, found = held(tr=0.8 * u.ms, mask=jnp.ones((N, N)).at[0, 1].set(0.0)), []
+    with brainstate.environ.context(dt=DT):
+        steps = int(model.tr / DT)
+    rows = jnp.asarray(np.random.default_rng(3).normal(size=(steps, N)))
+    for run in (brainmass.Simulator(model, DT), bk.fuse(model, DT, implementation="scan")):
+        found.append(run.run(1 * u.ms, inputs=lambda i, t: (rows * i, True, True))["output"])
+    close(found[1], found[0], 1e-4)
+    with pytest.raises(ValueError, match=rf"'input' has {steps + 1} rows, and a repetition time has {steps} steps"):
+        bk.fuse(model, DT).run(1 * u.ms, inputs=lambda i, t: (jnp.zeros((steps + 1, N)), False, True))
+
+
+def test_gradients_through_repetition_times():
+    model = held()
+
+    def loss(run):
+        return jnp.mean(run.run(2 * u.ms, inputs=wave)["output"] ** 2)
+
+    runs = brainmass.Simulator(model, DT), bk.fuse(model, DT, implementation="scan")
+    parameters = model.states(brainstate.ParamState)
+    want, got = (brainstate.transform.grad(lambda run=run: loss(run), parameters)() for run in runs)
+    assert len(want) == 4
+    for name in want:
+        assert np.abs(want[name]).max() > 0, name
+        close(got[name], want[name], 1e-4)
+
+
+def test_noise_is_new_in_each_repetition_time():
+    def outputs(sigma):
+        model = held(k=0.0)
+        model.step.noise_M = brainmass.GaussianNoise(N, sigma=sigma * u.mV)
+        brainstate.random.seed(0)
+        run = bk.fuse(model, DT, implementation="scan").run(
+            30 * u.ms,
+            inputs=lambda i, t: jnp.zeros(N),
+            monitors={"M": lambda m: m.step.Mv.value.to_decimal(u.mV / u.second)},
+        )
+        return np.asarray(run["M"])
+
+    moved = np.diff(outputs(3.0) - outputs(0.0), axis=0)
+    assert np.abs(moved).min() > 0
+    assert np.abs(np.corrcoef(moved.T) - np.eye(N)).max() < 0.4
+
+
+def test_a_model_around_repetition_times():
+    class Sensors(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.regions = held()
+
+        def update(self, drive):
+            return jnp.sum(self.regions.update(drive))
+
+    model = Sensors()
+    want = brainmass.Simulator(model, DT).run(2 * u.ms, inputs=wave)
+    close(bk.fuse(model, DT, implementation="scan").run(2 * u.ms, inputs=wave), want, 1e-4)
+    plan = bk.fuse(model, DT, implementation="scan").explain(2 * u.ms, inputs=wave)
+    with brainstate.environ.context(dt=DT):
+        assert (plan.implementation, plan.steps, plan.lanes) == ("scan", int(model.regions.tr / DT), N)
+
+
+def test_what_repetition_times_do_not_take():
+    model = held()
+    model.step.noise_M = brainmass.OUProcess(N, sigma=1.0 * u.mV, tau=5 * u.ms)
+    model.step.update = lambda *_: jnp.cumsum(u.get_magnitude(model.step.M.value))
+    with pytest.raises(bk.Unsupported, match="JansenRitTR"):
+        bk.fuse(model, DT).run(1 * u.ms, inputs=wave)
+    fused = bk.fuse(model, DT, allow_fallback=True)
+    want = brainmass.Simulator(model, DT).run(1 * u.ms, inputs=wave)
+    close(fused.run(1 * u.ms, inputs=wave), want, 1e-6)
+    assert "JansenRitTR" in fused.fallback

@@ -106,11 +106,28 @@ def inhibitory(self, Iv, M, I, inp):
 JansenRitStep.S, JansenRitStep.dMv, JansenRitStep.dEv, JansenRitStep.dIv = rate, pyramidal, excitatory, inhibitory
 """
 
+REPETITION_TIMES = """
+import jax
+
+
+def update(self, *given):
+    used.add("fuse")
+    dt = brainstate.environ.get_dt()
+    run = bk.fuse(self, dt).run(dt, inputs=lambda i, t: given, init_states=False)
+    return jax.tree.map(lambda x: x[0], run["output"])
+
+
+brainmass.JansenRitTR.update = lambda self, input, record_state=False, iter_input=False: update(
+    self, input, record_state, iter_input
+)
+"""
+
 FILES = {
     "utils_test.py": (UTILITIES, {"sys2nd", "sigmoid", "bounded_input", "process_sequence"}),
     "simulator_test.py": (SIMULATOR, {"fuse"}),
     "network_test.py": (SIMULATOR, {"fuse"}),
     "jansen_rit/step_test.py": (JANSEN_RIT, {"sys2nd", "sigmoid"}),
+    "jansen_rit/tr_test.py": (REPETITION_TIMES, {"fuse"}),
 }
 
 

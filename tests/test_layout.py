@@ -32,7 +32,7 @@ LAYERS = [
     ["memory"],
     ["simulate"],
     ["fused", "spectra", "bench", "sensitivity", "adapters.lanes"],
-    ["adapters.couplings", "targets"],
+    ["adapters.couplings", "adapters.jansen_rit_tr", "targets"],
     ["adapters.brainmass", "descent"],
     ["fit"],
     ["sweep"],

@@ -21,6 +21,7 @@ from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
 from ..simulate import explain, simulate
 from .couplings import SENT, Wiring
+from .jansen_rit_tr import fused_between_trs, trs_of
 from .lanes import Arriving, Key, Number, Parts, State
 
 VERSIONS = ("0.1.1",)
@@ -55,14 +56,14 @@ def fuse(
     ------
     ImportError : brainmass is not installed, or in a version that this was not made for
     TypeError : the model is no module of brainstate
-    Unsupported : a coupling of masses that is not that of a `Network` (`JansenRitTR` has three); other obstacles are
-        found when a run is traced
+    Unsupported : a coupling of masses that is neither that of a `Network` nor that of a `JansenRitTR`; other obstacles
+        are found when a run is traced
     """
     _brainmass()
     _refuse_others(model)
     check_known(implementation)
     if not allow_fallback:
-        _refuse_coupled(model)
+        trs_of(model)
         Wiring.of(model)
     return Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
 
@@ -119,22 +120,25 @@ class Fused:
         ValueError : as `brainmass.Simulator` does
         Unsupported : a run that cannot be fused, with the name of what stood in the way
         """
-        simulator = self._simulator()
+        simulator = self._simulator_of(self.model)
         read = _Reading.of(simulator, duration, inputs, transient, sample_every)
         with _environment(dt=read.dt):
             if init_states:
                 _initialise(self.model, batch_size)
+            asked = {"inputs": inputs, "monitors": monitors, "transient": transient, "sample_every": sample_every}
+            theirs = functools.partial(simulator.run, duration, **asked, init_states=False, jit=jit)
+            self.fallback = ""
             try:
+                if trs := trs_of(self.model):
+                    with fused_between_trs(trs, lambda *asked: self._between_trs(*asked).result()):
+                        return theirs()
                 fused = _Run(simulator, read, monitors, self.engine)
             except Unsupported as reason:
                 if not self.allow_fallback:
                     raise
                 self.fallback = str(reason)
-            else:
-                self.fallback = ""
-                return fused.result()
-        asked = {"inputs": inputs, "monitors": monitors, "transient": transient, "sample_every": sample_every}
-        return simulator.run(duration, **asked, init_states=False, jit=jit)
+                return theirs()
+            return fused.result()
 
     def explain(self, duration, *, inputs=None, monitors=None, transient=None, sample_every=None, batch_size=None):
         """What `run` with the same arguments would do, as `explain` says it; the model's states start anew.
@@ -143,17 +147,29 @@ class Fused:
         -------
         Plan
         """
-        simulator = self._simulator()
+        simulator = self._simulator_of(self.model)
         read = _Reading.of(simulator, duration, inputs, transient, sample_every)
         with _environment(dt=read.dt):
             _initialise(self.model, batch_size)
-            return _Run(simulator, read, monitors, self.engine).plan()
+            trs = trs_of(self.model)
+            if not trs:
+                return _Run(simulator, read, monitors, self.engine).plan()
+            plans = []
+            with fused_between_trs(trs, lambda *asked: plans.append(self._between_trs(*asked).plan())):
+                self.model.update(*read.get_inputs(0, 0.0 * read.dt))
+            _initialise(self.model, batch_size)
+            return plans[0]
 
-    def _simulator(self):
+    def _simulator_of(self, model):
         _brainmass()
         from brainmass.simulator import Simulator
 
-        return Simulator(self.model, self.dt)
+        return Simulator(model, self.dt)
+
+    def _between_trs(self, tr, update: Callable, steps: int, inputs: Callable) -> _Run:
+        simulator = self._simulator_of(tr)
+        read = _Reading(simulator._resolve_dt(), steps, 0, 1, inputs)
+        return _Run(simulator, read, {}, self.engine, update)
 
     def __repr__(self) -> str:
         return f"Fused({type(self.model).__name__}, dt={self.dt})"
@@ -199,14 +215,14 @@ class _Reading(NamedTuple):
 
 
 class _Run:
-    """One run: the model's step traced and taken apart."""
+    """One run: the model's step, which is its ``update`` if no other is given, traced and taken apart."""
 
-    def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any]):
-        _refuse_coupled(simulator.model)
+    def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any], update: Callable | None = None):
         self.read, self.engine, self.wiring = read, engine, Wiring.of(simulator.model)
         if self.wiring:
             self.wiring.start()
-        self.traced = _Traced(simulator.model, read, simulator._build_measure(monitors), self.wiring)
+        update = simulator.model.update if update is None else update
+        self.traced = _Traced(simulator.model, update, read, simulator._build_measure(monitors), self.wiring)
         self.parts = self.traced.parts
         self.tail = self.wiring.tail if self.wiring else 0
 
@@ -280,14 +296,14 @@ class _Traced:
     draws : whether it draws random numbers
     """
 
-    def __init__(self, model, read: _Reading, measure: Callable, wiring: Wiring | None):
+    def __init__(self, model, update: Callable, read: _Reading, measure: Callable, wiring: Wiring | None):
         import brainstate
 
         def step(i, *total, opaque):
             t = i * read.dt
             coupled = wiring.traced(*total) if wiring else contextlib.nullcontext()
             with brainstate.environ.context(i=i, t=t), coupled:
-                returned = model.update(*jax.tree.map(opaque, read.get_inputs(i, t)))
+                returned = update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
 
         given = (jnp.asarray(np.arange(1)[0]), *((wiring.arriving(),) if wiring else ()))
@@ -364,26 +380,6 @@ def _refuse_others(model) -> None:
 
     if not isinstance(model, brainstate.nn.Module):
         raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as brainmass.JansenRitStep(1)")
-
-
-def _refuse_coupled(model) -> None:
-    """Refuse what is known to couple masses by its name, before it is traced."""
-    brainmass = _brainmass()
-    from brainmass.jansen_rit.connectivity import LaplacianConnectivity
-
-    reasons = {
-        brainmass.JansenRitTR: "each of its steps is a loop of many, between which three weighted sums are held",
-        LaplacianConnectivity: "it couples masses by three weighted sums",
-    }
-    for path, node in sorted(model.nodes().items(), key=lambda found: len(found[0])):
-        for kind, reason in reasons.items():
-            if isinstance(node, kind):
-                where = "" if node is model else f" ('{'.'.join(map(str, path))}' of {type(model).__name__})"
-                raise Unsupported(
-                    f"{type(node).__name__}{where} cannot be fused: {reason}, and a fused network has one sum, anew at "
-                    f"each step. brainmass.Simulator runs it, as does fuse(..., allow_fallback=True); a "
-                    f"brainmass.Network of JansenRitStep is fused, as is bk.Network"
-                )
 
 
 def _refuse_delays(model, states) -> None:

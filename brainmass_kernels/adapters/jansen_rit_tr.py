@@ -1,0 +1,78 @@
+"""`brainmass.JansenRitTR`: the steps of each repetition time as one kernel.
+
+Its three delayed sums, by the weights of its `LaplacianConnectivity`, are taken once a repetition time (TR) and held.
+The steps until the next treat each region on its own, the Laplacian's diagonal included: they are what is fused. The
+sums, the delay and the loop over TRs stay brainmass's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import brainunit as u
+import jax.numpy as jnp
+
+from ..backends.base import Unsupported
+
+# `run(model, update, steps, inputs)`: `steps` calls of `update(*inputs(i, t))`, fused, that change the model's states.
+Run = Callable[..., object]
+
+
+def trs_of(model) -> list:
+    """The `brainmass.JansenRitTR`s of a model.
+
+    Raises
+    ------
+    Unsupported : a `LaplacianConnectivity` that is no `JansenRitTR`'s, which takes its three sums at each step
+    """
+    import brainmass
+    from brainmass.jansen_rit.connectivity import LaplacianConnectivity
+
+    found = list(model.nodes(brainmass.JansenRitTR).values())
+    held = {id(tr.conn) for tr in found}
+    for path, node in model.nodes(LaplacianConnectivity).items():
+        if id(node) not in held:
+            where = f" ('{'.'.join(map(str, path))}' of {type(model).__name__})" if path else ""
+            raise Unsupported(
+                f"LaplacianConnectivity{where} cannot be fused: it couples masses by three weighted sums, and a fused "
+                f"network has one. brainmass.JansenRitTR, which holds its sums for a repetition time, is fused, as is "
+                f"a brainmass.Network of JansenRitStep"
+            )
+    return found
+
+
+@contextlib.contextmanager
+def fused_between_trs(trs, run: Run) -> Iterator[None]:
+    """Within, `JansenRitTR.update` is one fused run of its steps."""
+    for tr in trs:
+        vars(tr)["update"] = _update_of(tr, run)
+    try:
+        yield
+    finally:
+        for tr in trs:
+            vars(tr).pop("update", None)
+
+
+def _update_of(tr, run: Run) -> Callable:
+    def step(to_M, to_E, to_I):
+        """One step, of the sums that are held and the Laplacian's diagonal."""
+        own_M, own_E, own_I = tr.conn.update()
+        tr.step.update((to_M + own_M) * u.mV, (to_E + own_E) * u.Hz, (to_I + own_I) * u.mV)
+
+    def update(input, record_state=False, iter_input=False):
+        import brainstate
+
+        steps = int(tr.tr / brainstate.environ.get_dt())
+        drive = tr.k.value() * jnp.asarray(input)
+        if iter_input and len(drive) != steps:
+            raise ValueError(f"'input' has {len(drive)} rows, and a repetition time has {steps} steps, a row for each")
+        sum_M, sum_E, sum_I = tr.conn.update_tr()
+        run(tr, step, steps, lambda i, t: (sum_M + (drive[i] if iter_input else drive), sum_E, sum_I))
+        tr.delay.update(tr.step.M.value)
+        activity = u.get_magnitude(tr.step.eeg())
+        if record_state:
+            return activity, {name: getattr(tr.step, name).value for name in "MEI"}
+        return activity
+
+    return update
