@@ -296,6 +296,7 @@ class BackendSuite:
     loop : what a time loop is in XLA's text
     accuracy : the case of the contract on accuracy
     batches : edges of the number of lanes
+    long : tests that are marked slow, as they take long here
     bounded : two lengths of run between which the memory of a gradient may not grow like time; ``None``, not known here
     """
 
@@ -307,6 +308,7 @@ class BackendSuite:
     loop = "while"
     accuracy = Case(steps=1000, every=10, lanes=8)
     batches = (1, 127, 129, 1000)
+    long: tuple[str, ...] = ()
     bounded: tuple[int, int] | None = (1000, 16000)
 
     @pytest.fixture(autouse=True)

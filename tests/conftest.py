@@ -16,6 +16,13 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", f"error:::{module}")
 
 
+def pytest_collection_modifyitems(items):
+    """What a class names as `long`, of the tests that it inherits, is marked slow."""
+    for item in items:
+        if item.name in getattr(item.cls, "long", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _strict():
     """Nothing in the package leans on implicit dtype or rank promotion, whatever mode a user sets."""

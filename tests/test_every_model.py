@@ -54,9 +54,10 @@ RUNS = {
 # The first model of each file is tested in full each time, the others when slow tests are.
 FIRST = {cls.__module__: name for name, cls in sorted(MODELS.items(), reverse=True)}
 SECOND = MODELS.keys() - FIRST.values()
-# Rewriting and compiling these takes ten seconds each: they run on numba each time, or (the largest) with slow tests.
-LARGEST = {"CanonicalMicrocircuit", "DavidFriston"}
-LARGE = {"Epileptor", "LarterBreakspear", "Wendling"} | LARGEST
+# Rewriting and compiling these takes ten seconds each.
+LARGE = {"CanonicalMicrocircuit", "DavidFriston", "Epileptor", "LarterBreakspear", "Wendling"}
+# On numba, one of each kind of equations each time.
+COMPILED = {"JansenRit", "HORN", "WilsonCowan", "Hopf"}
 IMPLEMENTATIONS = [n for n in ("scan", "numba") if dispatch.load(n).unavailable("cpu") is None]
 
 
@@ -140,7 +141,7 @@ def oracle(name: str):
 @pytest.mark.parametrize(
     ("name", "implementation"),
     [
-        pytest.param(n, i, marks=[pytest.mark.slow] * (n in SECOND | LARGEST or (i == "scan" and n in LARGE)))
+        pytest.param(n, i, marks=[pytest.mark.slow] * (n in SECOND | LARGE or (i == "numba" and n not in COMPILED)))
         for n in sorted(MODELS)
         for i in IMPLEMENTATIONS
     ],

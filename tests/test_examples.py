@@ -27,6 +27,7 @@ def whole_brain():
         yield module
 
 
+@pytest.mark.slow
 def test_a_whole_brain(whole_brain, capsys):
     found = whole_brain.main(["--regions", "8", "--seconds", "1.5", "--steps", "6"])
     assert found["means"].shape == (2, 5)

@@ -103,7 +103,8 @@ def problem_of(target, noise=None, inputs=RUN["inputs"], background=False, **cha
     return descent.Problem(Resonator(), inputs, noise or {}, frees, comparison, 1, "eeg", options)
 
 
-@pytest.mark.parametrize("background", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.slow
 def test_the_normal_equations_have_the_gradient_of_the_error(background):
     """For spectra too, whose scale and background follow."""
     target = (FREQS, resonance(6.0, 0.1) + 0.3 / FREQS)

@@ -69,6 +69,7 @@ def test_vmap_units_and_errors(Feedback):
         bk.simulate(Feedback(), 20, 0.5 * u.ms, inputs={"drives": 200 * u.Hz})
 
 
+@pytest.mark.slow
 def test_a_fit_finds_the_rate_again(Feedback):
     lanes = Feedback(b=np.full(16, 65.0, np.float32) * u.Hz)
     record = bk.simulate(

@@ -304,7 +304,7 @@ def test_gradients_against_finite_differences(x64, implementation, kind, couplin
 
 @pytest.mark.parametrize(
     ("batch", "shared"),
-    [((3,), True), pytest.param((), True, marks=pytest.mark.slow), pytest.param((3,), False, marks=pytest.mark.slow)],
+    [pytest.param((3,), True, marks=pytest.mark.slow), ((), True), pytest.param((3,), False, marks=pytest.mark.slow)],
     ids=["a batch", "one network", "weights of each"],
 )
 def test_gradients_against_scan(x64, batch, shared):
@@ -352,6 +352,7 @@ def test_a_long_run_is_cut_and_its_gradient_the_same(x64, implementation, monkey
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_a_gradient_of_a_long_run_holds_no_trajectory():
     """What a gradient holds grows with the blocks of a run, and not with its steps."""
     network = bk.Network(bk.Hopf(a=0.1), connectome(20)[0], delays=delays_of("equal", 20) * DT, source="x", k=0.1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backend_suite import slow_but
 from test_triton import needs_compiler, needs_interpreter
 
 import brainmass_kernels as bk
@@ -84,7 +85,7 @@ def agrees(setting: Setting):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but({"different", "none"}, KINDS))
 def test_it_agrees_with_scan(kind):
     agrees(Setting(5, kind))
 
@@ -104,13 +105,13 @@ def test_regions_more_and_fewer_than_are_read_at_once(n, kind):
 
 @needs_interpreter
 @pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("kind", ["none", "different"])
+@pytest.mark.parametrize("kind", slow_but({"none"}, ["none", "different"]))
 def test_a_batch_of_networks(batched, kind):
     agrees(Setting(5, kind, networks=3, batched=batched))
 
 
 @needs_interpreter
-@pytest.mark.parametrize("coupling", ["additive", "sigmoidal_jansen_rit"])
+@pytest.mark.parametrize("coupling", slow_but({"sigmoidal_jansen_rit"}, ["additive", "sigmoidal_jansen_rit"]))
 def test_couplings(coupling):
     agrees(Setting(5, "different", coupling))
 
@@ -186,7 +187,7 @@ def power(k, weights, precision="fast", delayed=True):
 
 
 @needs_compiler
-@pytest.mark.parametrize("delayed", [False, True])
+@pytest.mark.parametrize("delayed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("chip", "precision"), [("sm_80", "exact"), ("sm_80", "fast"), ("sm_90", "exact")])
 def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
     arguments = jax.ShapeDtypeStruct((8, 1), "float32"), jax.ShapeDtypeStruct((REGIONS, REGIONS), "float32")

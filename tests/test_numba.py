@@ -40,6 +40,7 @@ class TestNumba(BackendSuite):
     implementation = "numba"
     runs = "numba"
     loop = "custom-call"
+    long = ("test_inputs[rows]", "test_batches[2]", "test_broadcasting", "test_two_devices")
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -279,6 +280,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_damaged_source_is_written_again(tmp_path):
     env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", AGAIN]

@@ -71,7 +71,7 @@ def assert_near(got, want, tolerance):
 
 class TestAgainstTheTrajectory:
     # More records than the 400 of which blocks are equal, so that the last is shorter.
-    @pytest.mark.parametrize("steps", [2203, 2305])
+    @pytest.mark.parametrize("steps", [pytest.param(2203, marks=pytest.mark.slow), 2305])
     @pytest.mark.parametrize("implementation", ["scan", "numba"])
     def test_in_blocks(self, few_records_a_block, x64, implementation, steps):
         C = jnp.linspace(110.0, 150.0, LANES, dtype=jnp.float64)
@@ -90,6 +90,7 @@ class TestAgainstTheTrajectory:
         for name, want in of_trajectory(np.asarray(stored["eeg"] / u.mV, np.float64)).items():
             assert_near(res[name], want, 2e-5)
 
+    @pytest.mark.slow
     def test_the_number_of_blocks_changes_nothing(self, monkeypatch):
         at_once = simulate(record=STATISTICS)
         monkeypatch.setattr(recording, "BLOCK", 1)
@@ -173,6 +174,7 @@ class TestGradients:
         with pytest.raises(TypeError, match=r"bk\.Crossings, which counts and has no derivative"):
             jax.grad(rate)(jnp.full(LANES, 135.0))
 
+    @pytest.mark.slow
     def test_counting_beside_what_has_one(self, few_records_a_block):
         def mean(C, record):
             return jnp.sum(simulate(C, record=record)["mean"] / u.mV)
@@ -181,6 +183,7 @@ class TestGradients:
         alone, beside = (jax.grad(mean)(C, {"mean": bk.Mean(), **more}) for more in ({}, {"n": bk.Crossings(6 * u.mV)}))
         np.testing.assert_array_equal(alone, beside)
 
+    @pytest.mark.slow
     def test_forward_mode_through_scan(self, few_records_a_block, x64):
         def variance(scale):
             C = scale * jnp.linspace(110.0, 150.0, LANES, dtype=jnp.float64)
@@ -202,7 +205,7 @@ def test_vmap_and_jit(few_records_a_block):
             assert_near(mapped[name][i], u.get_magnitude(want), 1e-5)
 
 
-@pytest.mark.parametrize("gradient", [False, True], ids=["run", "gradient"])
+@pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["run", "gradient"])
 def test_memory_does_not_grow_with_time(monkeypatch, gradient):
     monkeypatch.setattr(recording, "BLOCK", 1)
     record = [bk.Mean(), bk.Variance(), bk.Maximum(), bk.Spectrum(FREQS), bk.PeakFrequency(np.arange(2.0, 30.0))]

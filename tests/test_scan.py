@@ -16,6 +16,7 @@ class TestScanAdjoint(BackendSuite):
     implementation = None
     runs = "scan"
     context = staticmethod(functools.partial(bk.testing.without, "numba"))
+    long = ("test_noise[lane rows]", "test_batches[0]", "test_two_devices", "test_float64", "test_vmap")
 
 
 @pytest.mark.slow

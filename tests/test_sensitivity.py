@@ -67,7 +67,7 @@ def check(tolerance, names=NAMES, implementation=None, **more):
     ("implementation", "scheme", "tolerance"),
     [
         pytest.param("scan", "strang", 1e-10, marks=pytest.mark.slow),
-        ("numba", "strang", 1e-6),
+        pytest.param("numba", "strang", 1e-6, marks=pytest.mark.slow),
         pytest.param("numba", "exp_euler", 1e-6, marks=pytest.mark.slow),
         pytest.param("numba", "heun", 1e-6, marks=pytest.mark.slow),
     ],

@@ -97,7 +97,8 @@ def strong_error(scheme: str, coarse: int, stratonovich: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "stratonovich", "order"), [("euler", False, 0.5), ("exp_euler", False, 0.5), ("heun", True, 1.0)]
+    ("scheme", "stratonovich", "order"),
+    [pytest.param("euler", False, 0.5, marks=pytest.mark.slow), ("exp_euler", False, 0.5), ("heun", True, 1.0)],
 )
 def test_strong_order_and_the_integral_it_converges_to(scheme, stratonovich, order):
     errors = [strong_error(scheme, steps, stratonovich) for steps in (16, 64, 256)]
@@ -128,8 +129,17 @@ def test_weak_order_is_one(scheme):
     assert errors[1] < 0.05 * wanted
 
 
-@pytest.mark.parametrize("implementation", ["scan", "numba"])
-@pytest.mark.parametrize("scheme", ["strang", "heun", "exp_euler"])
+@pytest.mark.parametrize(
+    ("scheme", "implementation"),
+    [
+        ("heun", "scan"),
+        ("strang", "numba"),
+        *(
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in [("strang", "scan"), ("exp_euler", "scan"), ("heun", "numba"), ("exp_euler", "numba")]
+        ),
+    ],
+)
 def test_a_path_is_differentiated_with_its_noise(scheme, implementation):
     """In the intensity, against finite differences of the same path in float64."""
     pytest.importorskip("numba")
@@ -175,7 +185,7 @@ def test_strang_kicks_with_the_noise_of_a_velocity():
 # Coloured noise ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", [Decay(), bk.JansenRit()])
+@pytest.mark.parametrize("base", [Decay(), pytest.param(bk.JansenRit(), marks=pytest.mark.slow)])
 def test_coloured_noise_has_its_variance_and_correlation(base):
     """sigma^2 tau / 2 exp(-t / tau), whatever the model that it drives."""
     name = next(n for n in ("push", "E_inp") if n in base.inputs)
@@ -202,6 +212,7 @@ def test_coloured_noise_drives_its_input(scheme):
     assert float(run.final["E_inp_noise"] / u.Hz) == pytest.approx(20.0, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_inputs_take_coloured_noise_and_gradients_reach_its_time_constant():
     def power(tau):
         model = bk.coloured(bk.coloured(bk.JansenRit(), "E_inp", tau * u.ms), "M_inp", 5.0 * u.ms)

@@ -48,6 +48,7 @@ class TestTriton(BackendSuite):
     accuracy = Case(steps=1000, every=10, lanes=8)
     bounded = None
     loop = "custom-call"
+    long = ("test_vmap", "test_two_devices", "test_noise[lane rows]", "test_inputs[rows]", "test_batches[2]")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("scheme", ["strang", "exp_euler", "heun"])
