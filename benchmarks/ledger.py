@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.ledger`` compiles Jansen-Rit for each chip and writes `ledger.json`: on TPUs the VLIW bundles of
 the unrolled loop for each step of 1,024 masses, on GPUs the SASS instructions a step and mass by kind, registers and
-spills: of `mosaic_gpu` for H200 and B200, of `triton` for sm_80 to sm_90. ``--chip v5e --kernel gradient`` prints rows
+spills: of `mosaic_gpu` for H200 and B200, of `triton` for sm_80 to sm_90. Of networks it has what their kernels hold,
+each loop counted once, for how often a loop runs depends on the connections. ``--chip v5e --kernel gradient`` prints rows
 only, or puts them in place of those that are there with ``--write``. Needs the extra `ledger`, and JAX 0.11 for
 `mosaic_gpu`.
 """
@@ -23,9 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import brainunit as u
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
@@ -38,12 +42,15 @@ from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile
 
 LEDGER = Path(__file__).with_name("ledger.json")
 SCHEMES = ("strang", "exp_euler")
-KERNELS = ("forward", "forward_per_lane", "gradient", "retreat")
+KERNELS = ("forward", "forward_per_lane", "gradient", "retreat", "network", "network_gradient")
 # Lets a process load libtpu while one outside our lock has it; harmless, for no chip is touched.
 TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
-WAYS_BACK = ("gradient", "retreat")
-ARGUMENTS = ("plain", "noise", "input")
+WAYS_BACK = ("gradient", "retreat", "network_gradient")
+NETWORKS = KERNELS[-2:]
+ARGUMENTS = ("plain", "noise", "input", "undelayed", "delayed")
+# Chips whose network kernels are held, and the networks of a batch: as many as TPUs take at once.
+OF_NETWORKS, REGIONS, BATCH = ("v5e", "sm_80", "sm_90"), 76, 128
 CHIPS = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
 # Multiprocessor throughput a clock: instructions of any kind, and of the special-function unit.
 ISSUE, SPECIAL = 128, 16
@@ -70,8 +77,8 @@ class Row(NamedTuple):
     Attributes
     ----------
     kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "retreat", the gradient
-        by inverse steps
-    arguments : "plain", with "noise", or with one value a step of an "input"
+        by inverse steps; "network" and "network_gradient" are those of 76 regions, all connected
+    arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
     precision : as in `simulate`; a TPU has one only
     vec : masses a thread; 0 on a TPU
     """
@@ -88,15 +95,21 @@ class Row(NamedTuple):
 
 
 def all_rows(chip: str) -> list[Row]:
+    vec = int(chip not in TPU_TOPOLOGIES)
+    networks = [Row(chip, kernel, "strang", kind, "exact", vec) for kernel in NETWORKS for kind in ARGUMENTS[-2:]]
+    return _rows_of_masses(chip) + (networks if chip in OF_NETWORKS else [])
+
+
+def _rows_of_masses(chip: str) -> list[Row]:
     if chip in TPU_TOPOLOGIES:
         rows = [Row(chip, kernel, scheme) for kernel in KERNELS[:3] for scheme in SCHEMES]
-        return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
+        return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
     rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
     # The adjoint takes one mass a thread; on Hopper it is also seen that two and four would not spill.
     vecs = (1, 2, 4) if chip == "h200" else (1,)
     rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in vecs]
-    rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:]]
-    retreats = [Row(chip, "retreat", "strang", a, "fast", 1) for a in ARGUMENTS] if chip in GPUS else []
+    rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
+    retreats = [Row(chip, "retreat", "strang", a, "fast", 1) for a in ARGUMENTS[:3]] if chip in GPUS else []
     kernels = ("forward", "gradient", *(["retreat"] if retreats else []))
     return rows + retreats + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
 
@@ -131,8 +144,32 @@ def reached(program, flags) -> tuple[bool, ...]:
     return tuple(not isinstance(v, Literal) and v in live for v in jaxpr.outvars)
 
 
+def network_function(row: Row):
+    """What a row of a network compiles, and its arguments' shapes: coupling strengths, and weights."""
+    rng = np.random.default_rng(0)
+    wired = {"distances": rng.uniform(1.0, 100.0, (REGIONS, REGIONS)), "speed": 5.0}
+
+    def records(k, weights):
+        network = bk.Network(
+            JansenRit(), weights, coupling="sigmoidal_jansen_rit", target="E_inp", k=k * u.Hz,
+            **(wired if row.arguments == "delayed" else {}),
+        )  # fmt: skip
+        return bk.simulate(
+            network, 1000, 0.1 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, every=EVERY, scheme=row.scheme,
+            precision=row.precision, implementation="triton" if row.vec else "mosaic_tpu",
+        )["eeg"].mantissa  # fmt: skip
+
+    def gradient(k, weights):
+        return jax.grad(lambda k: jnp.mean(records(k, weights) ** 2))(k)
+
+    shapes = jax.ShapeDtypeStruct((BATCH, 1), "float32"), jax.ShapeDtypeStruct((REGIONS, REGIONS), "float32")
+    return gradient if row.kernel == "network_gradient" else records, shapes
+
+
 def measured_function(row: Row):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
+    if row.kernel in NETWORKS:
+        return *network_function(row), {}
     loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
     backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
     backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
@@ -205,7 +242,7 @@ def compile_row(row: Row) -> dict:
         if done.returncode:
             raise RuntimeError(f"compiling {row} failed:\n{done.stderr[-3000:]}")
         made = json.loads(done.stdout.splitlines()[-1])
-        counts = made if row.vec else _bundles(row, Path(dump), made)
+        counts = made if row.vec else (_held if row.kernel in NETWORKS else _bundles)(row, Path(dump), made)
         if keep := os.environ.get("BRAINMASS_KERNELS_LLO"):
             subprocess.run(["cp", "-r", dump, keep], check=True)
     return {**row._asdict(), **counts}
@@ -213,20 +250,27 @@ def compile_row(row: Row) -> dict:
 
 def _compile_here(row: Row) -> dict:
     """Compile in this process: the layout, and of a GPU's kernel its counts."""
-    if row.vec:
+    if row.vec and row.kernel not in NETWORKS:
         mosaic_gpu.Layout.choose = classmethod(lambda cls, lanes, most: cls(lanes, row.vec))
         triton.Layout.choose = classmethod(lambda cls, lanes, most, interpreted: cls(lanes, 4, row.vec))
     fn, args, layout = measured_function(row)
     kernels = compile_for(row.chip, fn, *args).kernels
     if not row.vec:
         return layout
-    (kernel,) = [k for n, k in kernels.items() if n.endswith("adjoint" if row.kernel in WAYS_BACK else row.kernel)]
+    way = "adjoint" if row.kernel in WAYS_BACK else "forward" if row.kernel == "network" else row.kernel
+    (kernel,) = [k for n, k in kernels.items() if n.endswith(way)]
+    if row.kernel in NETWORKS:
+        return _resources(kernel) | {"instructions": sum(loop.total for loop in kernel.loops)}
     return layout | _instructions(row, kernel)
+
+
+def _resources(kernel) -> dict:
+    return {"registers": kernel.registers, "spill_bytes": kernel.spill_bytes, "shared_bytes": kernel.shared_bytes}
 
 
 def _instructions(row: Row, kernel) -> dict:
     """Instructions a step and mass, from how many steps a pass of each loop is for."""
-    found = {"registers": kernel.registers, "spill_bytes": kernel.spill_bytes, "shared_bytes": kernel.shared_bytes}
+    found = _resources(kernel)
     if row.kernel == "gradient" and row.vec > 1:
         return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
     loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
@@ -261,6 +305,14 @@ def _bundles(row: Row, dump: Path, layout: dict) -> dict:
     counts = _count(dump, "adjoint" if row.kernel == "gradient" else "forward", layout)
     parts = {k: round(v, 2) for k, v in counts.items()}
     return {"bundles_per_step": round(sum(counts.values()), 2), **parts, **layout}
+
+
+def _held(row: Row, dump: Path, layout: dict) -> dict:
+    """All bundles of a network's kernel."""
+    way = "adjoint" if row.kernel == "network_gradient" else "forward"
+    (file,) = dump.glob(f"*brainmass_kernels_tpu_network_{way}*[0-9]-final_bundles.txt")
+    addresses = re.findall(r"^ *(0x[0-9a-f]+|0) +[A-Z, ]*: ", file.read_text(), re.MULTILINE)
+    return {"bundles": max(int(address, 16) for address in addresses) + 1, **layout}
 
 
 def _count(dump: Path, kernel: str, layout: dict) -> dict:

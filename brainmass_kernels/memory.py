@@ -13,6 +13,10 @@ from .recording import Reduction
 # Steps of a network of which a gradient keeps all that was sent, or eight times the longest delay.
 LONGEST = 8192
 
+# What a gradient keeps a step and region of such a block: on the CPU what was sent; on GPUs and TPUs the sums and, for
+# the weights, their cotangents and what was sent.
+KEPT_A_STEP = {"triton": 3, "mosaic_tpu": 3}
+
 if TYPE_CHECKING:
     from .simulate import Run
 
@@ -34,14 +38,17 @@ def gradient(run: Run) -> int:
 
 
 def sent(run: Run) -> int:
-    """What a gradient of a network keeps of all that each region sent: histories, and one block of steps."""
+    """What a gradient of a network keeps of all that each region sent or got: histories, and one block of steps.
+
+    Of what the weights' cotangents need it is the most, for who asks for them is not known before.
+    """
     if run.spec.link is None:
         return 0
     steps = run.schedule.steps
     if run.transparent:
         return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.batch[-1]
     most = min(steps, block(run))
-    return most + -(-steps // most) * run.depth
+    return KEPT_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth
 
 
 def block(run: Run) -> int:

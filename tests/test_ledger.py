@@ -116,7 +116,7 @@ def test_no_kernel_costs_five_percent_more(row):
         pytest.skip(reason)
     (before,) = [r for r in kept["rows"] if row_of(r) == row]
     now = compile_row(row)
-    for name in ("bundles_per_step", "instructions_per_step"):
+    for name in ("bundles_per_step", "instructions_per_step", "bundles", "instructions"):
         if name in before:
             assert now[name] <= 1.05 * before[name]
-    assert now.get("spill_bytes", 0) == 0
+    assert now.get("spill_bytes", 0) <= before.get("spill_bytes", 0)

@@ -173,6 +173,17 @@ def test_a_network_has_one_program(regions, warps, vec):
 REGIONS = 76
 
 
+@needs_interpreter
+def test_what_a_gradient_keeps_is_told():
+    """Beside what every implementation keeps: the sums of each step, and for weights two values more."""
+    network, steps = bk.Network(bk.Hopf(), np.ones((5, 5)), source="x", k=0.1), 200
+    if "runs here" not in bk.implementations()["numba"]:
+        pytest.skip(bk.implementations()["numba"])
+    with bk.testing.interpret():
+        held = {n: bk.explain(network, steps, DT, implementation=n).bytes_gradient for n in ("numba", "triton")}
+    assert held["triton"] - held["numba"] == 2 * 4 * steps * 5
+
+
 def power(k, weights, precision="fast", delayed=True):
     lengths = np.random.default_rng(0).uniform(1.0, 100.0, (REGIONS, REGIONS))
     network = bk.Network(
