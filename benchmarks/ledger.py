@@ -3,9 +3,9 @@
 ``python -m benchmarks.ledger`` compiles Jansen-Rit for each chip and writes `ledger.json`: on TPUs the VLIW bundles of
 the unrolled loop for each step of 1,024 masses, on GPUs the SASS instructions a step and mass by kind, registers and
 spills: of `mosaic_gpu` for H200 and B200, of `triton` for sm_80 to sm_90. Of networks it has what their kernels
-hold, each loop counted once, for how often a loop runs depends on the connections. ``--chip v5e --kernel gradient`` prints rows
-only, or puts them in place of those that are there with ``--write``. Needs the extra `ledger`, and JAX 0.11 for
-`mosaic_gpu`.
+hold, each loop counted once, for how often a loop runs depends on the connections. ``--chip v5e --kernel gradient``
+prints rows only, or puts them in place of those that are there with ``--write``. Needs the extra `ledger`, and JAX
+0.11 for `mosaic_gpu`.
 """
 
 from __future__ import annotations
