@@ -260,7 +260,8 @@ def _compile_here(row: Row) -> dict:
     way = "adjoint" if row.kernel in WAYS_BACK else "forward" if row.kernel == "network" else row.kernel
     (kernel,) = [k for n, k in kernels.items() if n.endswith(way)]
     if row.kernel in NETWORKS:
-        return _resources(kernel) | {"instructions": sum(loop.total for loop in kernel.loops)}
+        reloads = sum(loop.instructions["LDL"] for loop in kernel.loops)
+        return _resources(kernel) | {"reloads": reloads, "instructions": sum(loop.total for loop in kernel.loops)}
     return layout | _instructions(row, kernel)
 
 
