@@ -2,7 +2,7 @@
 
 Its three delayed sums, by the weights of its `LaplacianConnectivity`, are taken once a repetition time (TR) and held.
 The steps until the next treat each region on its own, the Laplacian's diagonal included: they are what is fused. The
-sums, the delay and the loop over TRs stay brainmass's own.
+delay and the loop over TRs stay brainmass's own; the sums are its own too, but with what does not change taken out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import brainunit as u
 import jax.numpy as jnp
+from jax import lax
 
 from ..backends.base import Unsupported
 
@@ -46,7 +47,7 @@ def trs_of(model) -> list:
 def fused_between_trs(trs, run: Run) -> Iterator[None]:
     """Within, `JansenRitTR.update` is one fused run of its steps."""
     for tr in trs:
-        vars(tr)["update"] = _update_of(tr, run)
+        vars(tr)["update"] = _update_of(tr, run, _sums_of(tr.conn))
     try:
         yield
     finally:
@@ -54,7 +55,20 @@ def fused_between_trs(trs, run: Run) -> Iterator[None]:
             vars(tr).pop("update", None)
 
 
-def _update_of(tr, run: Run) -> Callable:
+def _sums_of(conn) -> Callable:
+    """`conn.update_tr`, but weights are normalised once a run, and delayed activity is read once for all three sums."""
+    weights = [w.value()[0] for w in (conn.w_ll, conn.w_ff, conn.w_bb)]
+
+    def sums():
+        # Without the barrier, XLA reads the delays again for each sum.
+        delayed = lax.optimization_barrier(u.get_magnitude(conn.delayed_x()))
+        to_M, to_E, to_I = (u.math.sum(each * delayed, axis=1) for each in weights)
+        return conn.g_l.value() * to_M, conn.g_f.value() * to_E, -conn.g_b.value() * to_I
+
+    return sums
+
+
+def _update_of(tr, run: Run, sums: Callable) -> Callable:
     def step(to_M, to_E, to_I):
         """One step, of the sums that are held and the Laplacian's diagonal."""
         own_M, own_E, own_I = tr.conn.update()
@@ -67,7 +81,7 @@ def _update_of(tr, run: Run) -> Callable:
         drive = tr.k.value() * jnp.asarray(input)
         if iter_input and len(drive) != steps:
             raise ValueError(f"'input' has {len(drive)} rows, and a repetition time has {steps} steps, a row for each")
-        sum_M, sum_E, sum_I = tr.conn.update_tr()
+        sum_M, sum_E, sum_I = sums()
         run(tr, step, steps, lambda i, t: (sum_M + (drive[i] if iter_input else drive), sum_E, sum_I))
         tr.delay.update(tr.step.M.value)
         activity = u.get_magnitude(tr.step.eeg())
