@@ -7,25 +7,18 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
-import os
-import platform
-import sys
 
 import brainmass
 import brainstate
 import braintools
 import brainunit as u
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import brainmass_kernels as bk
 
-from .cpu import RESULTS, close, timed
+from .cpu import RESULTS, close, save, timed
 
 DT, STEPS = 0.1 * u.ms, 10_000
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")
@@ -126,19 +119,7 @@ def main() -> None:
     results = [
         compared(*case, repeats=given.repeats, compiled=compiled) for case in CASES for compiled in (False, True)
     ]
-    document = {
-        "command": "python -m benchmarks.adapter",
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in VERSIONS},
-        "backend": jax.default_backend(),
-        "results": results,
-    }
-    with open(given.out, "w") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
+    save(given.out, VERSIONS, results=results)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import brainmass_kernels as bk
 
@@ -62,6 +63,24 @@ def timed(functions: dict, repeats: int) -> dict[str, float]:
             jax.block_until_ready(f())
             taken[name].append(time.perf_counter() - began)
     return {name: statistics.median(t) for name, t in taken.items()}
+
+
+def save(path, packages, **numbers) -> None:
+    """Write numbers as JSON, with the command, the machine and the versions of packages that they are of.
+
+    The command is that of the module of the result's name.
+    """
+    path = pathlib.Path(path)
+    about = {
+        "command": f"python -m benchmarks.{path.stem}", "date": datetime.date.today().isoformat(),
+        "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages}, "backend": jax.default_backend(),
+    }  # fmt: skip
+    text = json.dumps({**about, **numbers}, indent=1)
+    # A list of numbers alone is one line.
+    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    path.write_text(text + "\n")
+    print(f"wrote {path.name}")
 
 
 def close(a, b, tolerance: float) -> None:
@@ -151,15 +170,7 @@ def measure(quick: bool) -> None:
     results += [gradient(1024, steps, repeats)]
     memory = [peaks(lanes, steps) for lanes in (1024, 8192)]
     if not quick:
-        about = {
-            "command": "python -m benchmarks.cpu", "date": datetime.date.today().isoformat(), "cores": os.cpu_count(),
-            "machine": platform.machine(), "python": platform.python_version(), "jax": jax.__version__,
-            "numpy": np.__version__, "brainmass_kernels": bk.__version__,
-        }  # fmt: skip
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / "cpu.json"
-        path.write_text(json.dumps({**about, "results": results, "peak_bytes": memory}, indent=1) + "\n")
-        print(f"wrote {path.name}")
+        save(RESULTS / "cpu.json", ("jax", "numpy", "brainmass_kernels"), results=results, peak_bytes=memory)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,7 @@ within a given error.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 
@@ -31,7 +26,7 @@ from jax import lax
 import brainmass_kernels as bk
 
 from . import reference
-from .cpu import RESULTS, close
+from .cpu import RESULTS, close, save
 
 DT, STEPS, EVERY, LANES = 1.0 * u.ms, 20_000, 5, 64
 BOUNDS = {"Ae": (2.6, 9.75), "Ai": (17.6, 40.0), "be": (60.0, 150.0), "C": (60.0, 200.0)}
@@ -221,22 +216,7 @@ def main() -> None:
             f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items() if k != "trace"
         )
         print(f"{name:<32} {said}", flush=True)
-    document = {
-        "command": "python -m benchmarks.fitting",
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in VERSIONS},
-        "backend": jax.default_backend(),
-        "lanes": LANES,
-        "steps of a run": STEPS,
-        "truth": TRUTH,
-        "results": results,
-    }
-    with open(given.out, "w") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
+    save(given.out, VERSIONS, **{"lanes": LANES, "steps of a run": STEPS, "truth": TRUTH, "results": results})
 
 
 if __name__ == "__main__":

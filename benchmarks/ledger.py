@@ -260,8 +260,9 @@ def _compile_here(row: Row) -> dict:
     way = "adjoint" if row.kernel in WAYS_BACK else "forward" if row.kernel == "network" else row.kernel
     (kernel,) = [k for n, k in kernels.items() if n.endswith(way)]
     if row.kernel in NETWORKS:
-        reloads = sum(loop.instructions["LDL"] for loop in kernel.loops)
-        return _resources(kernel) | {"reloads": reloads, "instructions": sum(loop.total for loop in kernel.loops)}
+        inner, outer = (sum(x.instructions["LDL"] for x in kernel.loops if bool(x.inner) == o) for o in (False, True))
+        counts = {"reloads": inner + outer, "reloads_in_inner_loops": inner}
+        return _resources(kernel) | counts | {"instructions": sum(loop.total for loop in kernel.loops)}
     return layout | _instructions(row, kernel)
 
 

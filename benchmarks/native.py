@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
 import importlib.util
-import json
 import os
 import pathlib
-import platform
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 
 import brainunit as u
 import jax
@@ -32,7 +28,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import bench
 
 from . import reference
-from .cpu import RESULTS, close, fused, fused_loss, parameters
+from .cpu import RESULTS, close, fused, fused_loss, parameters, save
 
 HERE = pathlib.Path(__file__).parent
 EVERY = 10
@@ -214,15 +210,10 @@ def main() -> None:
         results += small(lanes, steps, 4 * repeats)
     compiling = compile_seconds()
     if not quick:
-        about = {
-            "command": "python -m benchmarks.native", "date": datetime.date.today().isoformat(),
-            "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "machine": platform.machine(),
-            "python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__,
-            "numba": metadata.version("numba"), "brainmass_kernels": bk.__version__,
-        }  # fmt: skip
-        path = RESULTS / "native.json"
-        path.write_text(json.dumps({**about, "compile_seconds": compiling, "results": results}, indent=1) + "\n")
-        print(f"wrote {path.name}")
+        save(
+            RESULTS / "native.json", ("jax", "numpy", "numba", "brainmass_kernels"),
+            cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], compile_seconds=compiling, results=results,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

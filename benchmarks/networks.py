@@ -8,13 +8,7 @@ steps: all speeds are per step.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
-import os
-import platform
-import sys
 from importlib.util import find_spec
 
 import brainunit as u
@@ -26,7 +20,7 @@ from jax import lax
 import brainmass_kernels as bk
 
 from . import reference
-from .cpu import RESULTS, close, timed
+from .cpu import RESULTS, close, save, timed
 
 DT, SPEED, DRIVE, EVERY = 0.1 * u.ms, 5.0, 120.0, 10
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")
@@ -191,19 +185,7 @@ def main() -> None:
             work = regions**2 * share * batch
             steps = max(500, min(10_000, int(3e9 / work) // 100 * 100))
             results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), given.repeats))
-    document = {
-        "command": "python -m benchmarks.networks",
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in VERSIONS if find_spec(name)},
-        "backend": jax.default_backend(),
-        "results": results,
-    }
-    with open(given.out, "w") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
+    save(given.out, filter(find_spec, VERSIONS), results=results)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def test_no_loop_over_steps_or_connections_spills():
     # The compiler puts some coefficients of a delayed network aside, and takes them back once a step or a record, not
     # where the step sums its connections.
     assert max(kept["reloads"] for kept in of_networks) <= 3
+    assert {kept["reloads_in_inner_loops"] for kept in of_networks} == {0}
 
 
 def test_reached_follows_an_argument():
