@@ -218,7 +218,7 @@ def _prepare(
     """Check every argument, and separate what decides the program from the data it runs on."""
     network, model = _parts(model)
     scheme = _scheme(model, scheme)
-    seconds = _dt(dt)
+    seconds = units.positive_time(dt, u.second, "dt")
     schedule = _schedule(duration, transient, every, seconds)
     parameters = model.magnitudes()
     _stable(model, scheme, parameters, float(units.strip(dt, model.time_unit, "dt")))
@@ -338,13 +338,6 @@ def _scheme(model: Model, scheme: str | None) -> str:
             f"it takes {', '.join(possible)}"
         )
     return scheme
-
-
-def _dt(dt) -> float:
-    seconds = units.concrete(units.strip(dt, u.second, "dt"), "dt")
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise ValueError(f"'dt' got {dt}, but takes a positive time")
-    return seconds
 
 
 def _schedule(duration, transient, every, seconds: float) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import brainunit as u
@@ -102,6 +103,14 @@ def steps_of(value, dt, name: str) -> int:
             f"of dt, such as {near:g} s"
         )
     return round(count)
+
+
+def positive_time(value, unit, name: str) -> float:
+    """The magnitude of a time in ``unit``, known before tracing."""
+    magnitude = concrete(strip(value, unit, name), name)
+    if not (magnitude > 0 and math.isfinite(magnitude)):
+        raise ValueError(f"'{name}' got {value}, but takes a positive time")
+    return magnitude
 
 
 def concrete(value, name: str) -> float:

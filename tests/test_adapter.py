@@ -586,6 +586,18 @@ def test_what_is_no_model_is_refused():
         bk.fuse(bk.JansenRit(), DT)
 
 
+def test_what_is_no_time_step_is_refused():
+    model = brainmass.JansenRitStep(1)
+    for dt, message in (
+        (0.1 * u.mV, "'dt' got mV, but takes s"),
+        (-0.1 * u.ms, "'dt' got -0.1 ms, but takes a positive time"),
+        (0.0, "'dt' got 0.0, but takes a positive time"),
+        ([0.1, 0.2] * u.ms, r"'dt' got shape \(2,\), but takes a single time"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bk.fuse(model, dt)
+
+
 def test_models_of_brainmass_that_are_refused():
     with brainstate.environ.context(dt=DT):
         delayed = brainmass.WilsonCowanDelayedStep(2)

@@ -389,7 +389,7 @@ class Alone(bk.Model):
         ({"weights": np.full((3, 3), np.nan)}, "'weights' got NaN"),
         ({"coupling": "difusive"}, "unknown coupling 'difusive'; did you mean 'diffusive'"),
         ({"source": "z"}, "unknown source"),
-        ({"target": "z"}, "unknown target"),
+        ({"target": "z"}, r"unknown target, which is an input, 'z'\. Known: "),
         ({"speed": 3.0}, "'distances' is needed"),
         ({"distances": np.ones((3, 3)), "speed": -1.0}, "'speed' got -1.0"),
         ({"distances": np.ones((2, 2)), "speed": 1.0}, r"'distances' got shape \(2, 2\), but takes \(3, 3\)"),

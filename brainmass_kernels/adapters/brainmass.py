@@ -20,6 +20,7 @@ import numpy as np
 from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
 from ..simulate import explain, simulate
+from ..units import UNITLESS, positive_time
 from .couplings import SENT, Wiring
 from .jansen_rit_tr import fused_between_trs, trs_of
 from .lanes import Arriving, Key, Number, Parts, State
@@ -56,12 +57,16 @@ def fuse(
     ------
     ImportError : brainmass is not installed, or in a version that this was not made for
     TypeError : the model is no module of brainstate
+    ValueError : 'dt' is no positive time, or a name is unknown
     Unsupported : a coupling of masses that is neither that of a `Network` nor that of a `JansenRitTR`; other obstacles
         are found when a run is traced
     """
     _brainmass()
     _refuse_others(model)
     check_known(implementation)
+    if dt is not None:
+        # brainmass has models of which time is a plain number.
+        positive_time(dt, u.second if isinstance(dt, u.Quantity) else UNITLESS, "dt")
     if not allow_fallback:
         trs_of(model)
         Wiring.of(model)

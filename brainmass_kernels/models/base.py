@@ -167,5 +167,5 @@ def check_name(name: str, known, what: str, error: type[Exception] = ValueError)
     """Raise ``error``, with the closest known name, unless ``name`` is one of ``known``."""
     if name not in known:
         close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
+        hint = f"; did you mean '{close[0]}'?" if close else "."
         raise error(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}")
