@@ -31,6 +31,16 @@ def name_of(unit) -> str:
     return "dimensionless" if unit.is_unitless else str(unit)
 
 
+def parsed(text: str) -> Any:
+    """The unit that brainunit prints as ``text``.
+
+    Raises
+    ------
+    ValueError : it prints none so
+    """
+    return UNITLESS if text == str(UNITLESS) else u.parse_unit(text)
+
+
 def strip(value, unit, name: str, also=None) -> Any:
     """The magnitude of ``value`` in ``unit``, as a float array or number.
 

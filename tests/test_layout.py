@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
-    ["_jax", "assembly", "extras"],
+    ["_jax", "assembly", "extras", "files"],
     ["units", "noise", "pointwise"],
     ["functional", "affine", "backends.base", "backends.pallas", "connectome"],
     ["recording"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["dispatch"],
     ["memory"],
     ["simulate"],
-    ["fused", "spectra", "bench", "sensitivity", "adapters.lanes"],
+    ["fused", "spectra", "bench", "sensitivity", "identity", "adapters.lanes"],
     ["adapters.couplings", "adapters.jansen_rit_tr", "targets"],
     ["adapters.brainmass", "descent"],
     ["fit"],
