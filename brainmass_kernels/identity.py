@@ -25,7 +25,7 @@ from . import units
 from ._jax import Literal, call_body, drop_dead
 from .pointwise import CALLS
 from .recording import Reduction
-from .simulate import Data, Run, times
+from .simulate import Data, Run, _prepare, times
 from .step import Step, build
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
@@ -52,6 +52,12 @@ def of_run(run: Run) -> dict[str, str]:
         "equations": _equations(step),
         **{f"record {name}": _recorded(what, run, step) for name, what in run.entries},
     }
+
+
+def of_call(model, duration, dt, **arguments) -> dict[str, str]:
+    """`of_run` of what `simulate` with the same arguments would run, and the states that it starts from."""
+    run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    return {**of_run(run), **{n: x for n, x in of_data(run, data).items() if n.startswith("initial ")}}
 
 
 def of_data(run: Run, data: Data) -> dict[str, str]:

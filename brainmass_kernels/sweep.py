@@ -361,7 +361,7 @@ def _identity(model: Model, grid: _Grid, run: Run, data, size: int, key) -> dict
 
 def _check_names(axes: Mapping[str, Any], records, record_axes) -> None:
     """Raise ValueError where a record's name cannot stand in a file, whatever its format."""
-    taken = {n: "swept" for n in axes}
+    taken = dict.fromkeys(axes, "swept")
     for name in (*records, *(_axis_of(n) for n in record_axes)):
         if name in taken:
             raise ValueError(
@@ -393,7 +393,11 @@ def _rehearse(out: Path, model: Model, grid: _Grid, run: Run) -> None:
     try:
         small.save(trial)
         if Sweep.load(trial)._checksum() != small._checksum():
-            raise ValueError(f"'record' got {', '.join(records)}, which {out.name} does not hold as they are")
+            raise ValueError("it reads otherwise than it was written")
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"'record' got {', '.join(records)}, which {out.name} cannot hold: {error}") from error
     finally:
         files.remove(trial)
 

@@ -41,6 +41,16 @@ def parsed(text: str) -> Any:
     return UNITLESS if text == str(UNITLESS) else u.parse_unit(text)
 
 
+def reads(text: str, unit) -> bool:
+    """Whether a text is what some brainunit prints of a unit."""
+    if text == str(unit):
+        return True
+    try:
+        return parsed(text) == unit
+    except ValueError:
+        return False
+
+
 def strip(value, unit, name: str, also=None) -> Any:
     """The magnitude of ``value`` in ``unit``, as a float array or number.
 
