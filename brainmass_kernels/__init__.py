@@ -52,6 +52,7 @@ from .models import model as model
 from .models import with_bold as with_bold
 from .network import Network as Network
 from .pointwise import NotPointwise as NotPointwise
+from .programs import clear_caches as clear_caches
 from .recording import Average as Average
 from .recording import Crossings as Crossings
 from .recording import Maximum as Maximum

@@ -39,6 +39,7 @@ class Node:
     eqn: Any = None  # of an operation
     args: tuple = ()  # nodes of an operation, (coefficient, node) pairs of a sum
     const: Any = None  # coefficient of a sum
+    number: int = 0  # in the order of making: no order may hang on addresses, which differ from process to process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Graph:
         node = self.nodes.get(key)
         if node is None:
             node = self.nodes[key] = make()
+            node.number = len(self.nodes)
         return node
 
     def argument(self, index: int, aval, hoisted: bool) -> Node:
@@ -103,7 +105,7 @@ class Graph:
         return self._shared(key, lambda: Node("sum", True, self.aval, args=args, const=Coefficient(const)))
 
     def _hoisted_product(self, a: Node, b: Node) -> Node:
-        a, b = sorted((a, b), key=id)
+        a, b = sorted((a, b), key=lambda node: node.number)
         return self._shared(("hmul", id(a), id(b)), lambda: Node("product", True, self.aval, args=(a, b)))
 
     def add(self, a: Coefficient, b: Coefficient) -> Coefficient:

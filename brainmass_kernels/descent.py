@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import identity, units
+from .equations import Key, key_of
 from .extras import needs
 from .network import Network
 from .sensitivity import sensitivities
@@ -151,13 +152,20 @@ class Problem:
         return self.model.model if isinstance(self.model, Network) else self.model
 
     @functools.cached_property
-    def identity(self) -> tuple:
-        held = self.settings() | {"free": [(f.name, f.low, f.high, str(f.unit)) for f in self.frees]}
-        held |= {"implementation": self.options["implementation"], "frozen": self.ties.frozen}
-        held |= {"grid": self.comparison.target.freqs.tolist()} if hasattr(self.comparison.target, "freqs") else {}
-        # A function of one's own decides the program by what it does.
-        own = self.comparison.target if callable(self.comparison.target) else None
-        return type(self.mass), type(self.comparison), own, json.dumps(held)
+    def identity(self) -> Key:
+        """The key of all that compiled programs read: everything but the target's values, the starts and the key."""
+        free = {f.name for f in self.frees}
+        values = quantities(self.model, self.inputs, self.noise)
+        fixed = {name: value for name, (_, value) in values.items() if name not in free}
+        driven = {name: x for name, x in self.inputs.items() if name not in free}
+        shaken = {name: x for name, x in self.noise.items() if NOISE + name not in free}
+        network = None
+        if isinstance(self.model, Network):
+            network = self.model.link, self.model.delays, self.model.connections()
+        return key_of(
+            type(self.mass), network, fixed, driven, shaken, self.frees, self.ties, self.realisations, self.record,
+            self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
+        )  # fmt: skip
 
     # Programs are compiled once for problems that differ in the target's values and the key only.
     def __hash__(self) -> int:

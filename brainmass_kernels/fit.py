@@ -444,7 +444,7 @@ def fit(
     optimiser = _optimiser(problem, optimiser)
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     _check_count("patience", patience, 1)
-    count = starts if not isinstance(starts, Mapping) else _started(problem, starts, given, key)
+    count = _count(problem, starts, given, key)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
     settings["program"] = problem.program(count, key)
@@ -679,10 +679,11 @@ def _restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
     return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
 
 
-def _started(problem: Problem, starts: Mapping[str, Any], given, key) -> int:
-    """How many starts were given."""
-    z = descent.starts_from(problem, starts, 0, given, key)
-    return z[problem.frees[0].name].shape[1]
+def _count(problem: Problem, starts, given, key) -> int:
+    """How many starts there are, where they are given too."""
+    if not isinstance(starts, Mapping):
+        return int(starts)
+    return descent.starts_from(problem, starts, 0, given, key)[problem.frees[0].name].shape[1]
 
 
 def _call(problem: Problem, optimiser, starts, screen: int, clip: float, prune: int) -> dict[str, Any]:
@@ -690,7 +691,7 @@ def _call(problem: Problem, optimiser, starts, screen: int, clip: float, prune: 
     if isinstance(starts, Mapping):
         unit_of = {f.name: f.unit for f in problem.frees}
         starts = {n: descent.fingerprint(targets.plain(x, unit_of[n], f"starts: {n!r}")) for n, x in starts.items()}
-    told = {"starts": starts, "screen": int(screen), "clip": float(clip), "prune": int(prune)}
+    told = {"starts": starts if isinstance(starts, Mapping) else int(starts), "screen": int(screen), "clip": float(clip), "prune": int(prune)}
     return told | {"optimiser": descent.optimiser_identity(problem, optimiser)}
 
 

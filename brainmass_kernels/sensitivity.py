@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from . import dispatch, noise, units
 from .backends.base import Loop, Request
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
+from .programs import Programs
 from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
 from .step import StepSpec, build
 
@@ -87,8 +87,11 @@ def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
     return {**model.parameter_units(), **held, **noisy}
 
 
-@functools.lru_cache(maxsize=64)
 def _loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
+    return _LOOPS(run, moved)
+
+
+def _build_loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
     """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
     step, spec = build(run.spec), run.spec
     n_coefs, n_state, n_moved = len(step.setup.out_avals), len(spec.model.states), len(moved)
@@ -120,8 +123,24 @@ def _loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...
     return loop, live
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+_LOOPS = Programs(_build_loop, lambda run, moved: run.spec)
+
+
 def _run(run: Run, moved: tuple[int, ...], data: Data):
+    return _RUNS(run, moved)(data)
+
+
+def _compiled(run: Run, moved: tuple[int, ...]):
+    def brainmass_kernels_sensitivities(data: Data):
+        return _execute(run, moved, data)
+
+    return jax.jit(brainmass_kernels_sensitivities)
+
+
+_RUNS = Programs(_compiled, lambda run, moved: run.spec)
+
+
+def _execute(run: Run, moved: tuple[int, ...], data: Data):
     """Records, final states, and for each direction the derivatives of both, without units."""
     loop, live = _loop(run, moved)
     step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)

@@ -18,9 +18,11 @@ from . import dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
 from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
+from .equations import Key, key_of
 from .models.base import Model, check_name, refuse_nan
 from .network import Network
 from .pointwise import pullback, pullback_after
+from .programs import Programs
 from .recording import Reduction, Sampling
 from .schemes import NEEDS, SCHEMES
 from .step import Step, StepSpec, build
@@ -45,6 +47,7 @@ class Run(NamedTuple):
     sampling: Sampling | None  # the records, where a statistic is made of them
     depth: int = 0  # steps of a network's longest delay
     delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
+    statistics: Key | None = None  # of the code of the statistics among the entries
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -271,6 +274,7 @@ def _prepare(
         sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
         depth=int(wires.steps.max()) if wires else 0,
         delays=_counted(wires) if wires else (),
+        statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
     run = run._replace(implementation=name)
@@ -520,8 +524,21 @@ def _request(run: Run) -> Request:
     return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, run.platform)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _run(run: Run, data: Data):
+    return _RUNS(run)(data)
+
+
+def _compiled(run: Run):
+    def brainmass_kernels_run(data: Data):
+        return _execute(run, data)
+
+    return jax.jit(brainmass_kernels_run)
+
+
+_RUNS = Programs(_compiled, lambda run: run.spec)
+
+
+def _execute(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
     step, _ = loop_of(run)
     dtype, lanes = run.spec.dtype, math.prod(run.batch)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .affine import Hoisted, hoist
+from .equations import Key, key_of
 from .models.base import Model
-from .network import Link
+from .network import COUPLINGS, Link
 from .pointwise import Program, check_pointwise
+from .programs import Programs
 from .schemes import SCHEMES, retreats
 
 
-class StepSpec(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
     """Which step: everything that decides its text, and nothing of its data.
+
+    Two specifications are equal where the equations are, whether or not the classes are one object (`equations`).
 
     Attributes
     ----------
@@ -28,9 +34,10 @@ class StepSpec(NamedTuple):
     record : observables and states to record
     dtype : of all arithmetic
     link : how regions are coupled, where the lanes are those of networks
+    equations : the key of all that the equations read, and of the settings of JAX that decide how they are traced
     """
 
-    model: type[Model]
+    model: type[Model] = dataclasses.field(compare=False)
     scheme: str
     constant: tuple[str, ...]
     varying: tuple[str, ...]
@@ -38,6 +45,12 @@ class StepSpec(NamedTuple):
     record: tuple[str, ...]
     dtype: Any
     link: Link | None = None
+    equations: Key = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        kind = COUPLINGS[self.link.kind] if self.link else None
+        settings = jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # pyright: ignore
+        object.__setattr__(self, "equations", key_of(self.model, kind, settings))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -89,6 +102,7 @@ class Step:
     retreat : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
         ``None`` unless it was asked for
     enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
+    retreats : whether its steps can be taken back
     """
 
     def __init__(self, spec: StepSpec, retreating: bool = False):
@@ -113,6 +127,11 @@ class Step:
         self.advance, self.observe = self.parts.programs[:2]
         self.retreat = self.parts.programs[2] if retreating else None
         self.send = self.parts.programs[-1] if spec.link else None
+        # All of the model is read here: a class may be changed later, and this step is of what it was.
+        place = avals[: n_hoisted + n_state]
+        self._ways = {way: Program(self._moving(way), place, f"{way} of {label}") for way in ("enter", "exit")}
+        self._rates = tuple(b.a for b in getattr(spec.model, "blocks", ()))
+        self.retreats = retreats(spec.model, spec.scheme, spec.noisy)
 
     def _named(self, flat):
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
@@ -171,30 +190,31 @@ class Step:
         link = self.spec.link
         return SimpleNamespace(**{n: values[f"coupling {n}"] for n in link.parameters} if link else {})
 
-    @property
-    def retreats(self) -> bool:
-        """Whether its steps can be taken back."""
-        return retreats(self.spec.model, self.spec.scheme, self.spec.noisy)
-
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
         values = dict(zip(self.spec.hoisted, hoisted))
-        rates = [jnp.max(jnp.abs(values[b.a] * values["dt"])) for b in getattr(self.spec.model, "blocks", ())]
+        rates = [jnp.max(jnp.abs(values[rate] * values["dt"])) for rate in self._rates]
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
-        return self._coordinates("enter", hoisted, state)
+        return self._ways["enter"](*hoisted, *state)
 
     def exit(self, hoisted, state) -> tuple:
-        return self._coordinates("exit", hoisted, state)
+        return self._ways["exit"](*hoisted, *state)
 
-    def _coordinates(self, way: str, hoisted, state) -> tuple:
-        p, values, named, _ = self._named((*hoisted, *state))
-        moved = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, named, p, values["dt"])
-        return tuple(moved[n] for n in self.spec.model.states)
+    def _moving(self, way: str):
+        def moved(*flat):
+            p, values, state, _ = self._named(flat)
+            state = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, state, p, values["dt"])
+            return [state[n] for n in self.spec.model.states]
+
+        return moved
 
 
-@functools.lru_cache(maxsize=256)
-def build(spec: StepSpec, retreating: bool = False) -> Step:
-    """The step of a specification, and its way back where one is asked for, built once."""
-    return Step(spec, retreating)
+class _Steps(Programs[Step]):
+    def __call__(self, spec: StepSpec, retreating: bool = False) -> Step:
+        """The step of a specification, and its way back where one is asked for, built once."""
+        return super().__call__(spec, retreating)
+
+
+build = _Steps(Step, lambda spec, retreating: spec)

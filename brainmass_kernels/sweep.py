@@ -378,10 +378,9 @@ def _check_names(axes: Mapping[str, Any], records, record_axes) -> None:
 def _rehearse(out: Path, model: Model, grid: _Grid, run: Run) -> None:
     """Write and read one point of what a sweep will write: what cannot be is known before anything is run."""
     known = model.recordable()
-    dt = 1.0 * model.time_unit
-    records, record_axes = {}, {}
+    ts, records, record_axes = times(run, 1.0 * model.time_unit), {}, {}
     for name, what in run.entries:
-        axis = times(run, dt) if isinstance(what, str) else what.axis(times(run, dt), run.sampling)
+        axis: Any = ts if isinstance(what, str) else what.axis(ts, run.sampling)  # pyright: ignore[reportArgumentType]
         unit = known[what] if isinstance(what, str) else what.unit(known[what.of])
         shape = (*(() if axis is None else (1,)), *(1 for _ in grid.axes))
         records[name] = units.attach(np.zeros(shape, run.spec.dtype), unit)

@@ -113,6 +113,10 @@ class Comparison:
     sigma: float = 1.0
     settings: dict[str, Any]
 
+    def read(self) -> tuple:
+        """What the programs read of the comparison beside ``data``; see `equations.key_of`."""
+        raise NotImplementedError
+
     def predict(self, result: Result):
         """What is compared, ``(n or 1, starts, ...)``, of a run with lanes ``(n or 1, starts, realisations)``."""
         raise NotImplementedError
@@ -157,6 +161,9 @@ class OfSpectra(Comparison):
         # float32 does not hold 1e-23 squared: the mean level is taken off, and the scale brings it back.
         self.level = np.log10(target.power).mean(-1)
         self.data = (np.log10(target.power) - self.level[:, None])[:, None]
+
+    def read(self):
+        return OfSpectra, self.record, self.sampling, self.samples, self.target.freqs, self.background, self.count
 
     @functools.cached_property
     def nperseg(self) -> int:
@@ -241,6 +248,10 @@ class OfSeries(Comparison):
         self.sigma = float(np.mean(sigma))
         self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
 
+    def read(self):
+        solved = self.target.scale, self.target.offset
+        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, solved
+
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
         signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
@@ -295,6 +306,9 @@ class OfConnectivity(Comparison):
         self.band = band
         self.settings = {"record": record, "amplitudes of": band, "sigma": self.sigma}
 
+    def read(self):
+        return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
         signal = signal if self.band is None else spectra.envelope(signal, self.sampling, self.band)
@@ -328,6 +342,9 @@ class OfFunction(Comparison):
     def __init__(self, target: Callable):
         self.target, self.name = target, name_of(target)
         self.settings, self.data = {"function": self.name}, ()
+
+    def read(self):
+        return OfFunction, self.target
 
     def predict(self, result):
         lanes = np.shape(next(iter(result.final.values())))[:3]

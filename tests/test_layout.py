@@ -11,7 +11,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
-    ["_jax", "assembly", "extras", "files"],
+    ["_jax", "assembly", "extras", "files", "programs"],
+    ["equations"],
     ["units", "noise", "pointwise"],
     ["functional", "affine", "backends.base", "backends.pallas", "connectome"],
     ["recording"],
