@@ -423,12 +423,11 @@ def fit(
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
         _check_count(name, value, 0)
-    if isinstance(starts, Fit):
-        starts = starts.places()
-    if starts is None:
-        starts = saved.losses.shape[2] if saved else _STARTS
-    if not isinstance(starts, Mapping):
-        _check_count("starts", starts, 1)
+    placed: Any = starts.places() if isinstance(starts, Fit) else starts
+    if placed is None:
+        placed = saved.losses.shape[2] if saved else _STARTS
+    if not isinstance(placed, Mapping):
+        _check_count("starts", placed, 1)
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError(f"'clip' got {clip}, but takes a positive number")
     key = jax.random.key(0) if key is None else key
@@ -444,11 +443,11 @@ def fit(
     optimiser = _optimiser(problem, optimiser)
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     _check_count("patience", patience, 1)
-    count = _count(problem, starts, given, key)
+    count = _count(problem, placed, given, key)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
     settings["program"] = problem.program(count, key)
-    call = None if checkpoint is None else _call(problem, optimiser, starts, screen, clip, prune)
+    call = None if checkpoint is None else _call(problem, optimiser, placed, screen, clip, prune)
     history, begun = [], 0
     under_way = _under_way(checkpoint, settings, frees, comparison, call)
     if under_way:
@@ -458,7 +457,7 @@ def fit(
         _check_starts(saved.losses.shape[2], count, "resume")
         state, history, begun = _restore(problem, saved.state, optimiser), [*saved.losses], len(saved.losses)
     else:
-        z = descent.starts_from(problem, starts, screen, given, key)
+        z = descent.starts_from(problem, placed, screen, given, key)
         state = descent.begin(problem, z, optimiser)
     keep = None if checkpoint is None else _keeper(checkpoint, settings, frees, comparison, call)
     path = Plan(optimiser, steps, clip, patience, tolerance, prune)
@@ -688,10 +687,12 @@ def _count(problem: Problem, starts, given, key) -> int:
 
 def _call(problem: Problem, optimiser, starts, screen: int, clip: float, prune: int) -> dict[str, Any]:
     """What decides the way of a fit beside its settings, ready for JSON: a checkpoint goes on along the same way."""
+    told: dict[str, Any] = {"screen": int(screen), "clip": float(clip), "prune": int(prune)}
     if isinstance(starts, Mapping):
-        unit_of = {f.name: f.unit for f in problem.frees}
-        starts = {n: descent.fingerprint(targets.plain(x, unit_of[n], f"starts: {n!r}")) for n, x in starts.items()}
-    told = {"starts": starts if isinstance(starts, Mapping) else int(starts), "screen": int(screen), "clip": float(clip), "prune": int(prune)}
+        values = {f.name: targets.plain(starts[f.name], f.unit, f"starts: {f.name!r}") for f in problem.frees}
+        told["starts"] = {name: descent.fingerprint(x) for name, x in values.items()}
+    else:
+        told["starts"] = int(starts)
     return told | {"optimiser": descent.optimiser_identity(problem, optimiser)}
 
 

@@ -91,9 +91,12 @@ def _told(name: str, theirs: str | None, ours: str | None) -> str:
     if kind == "record":
         was = "was not recorded" if theirs is None else "is recorded no more" if ours is None else "is another"
         return f"'record' ({of} {was})"
+    if kind == "over" and of:
+        return f"'over' (the values of {of})"
     if theirs is None or ours is None:
         return f"'{name}' ({'not ' if theirs is None else ''}given then, {'not ' if ours is None else ''}given now)"
-    return f"'{name}' ({theirs} then, {ours} now)"
+    # Of arrays there are only their shapes and a few letters.
+    return f"'{name}'" if "(" in (theirs[:1], ours[:1]) else f"'{name}' ({theirs} then, {ours} now)"
 
 
 def _equations(step: Step) -> str:

@@ -526,7 +526,7 @@ def _pack(path: Path, groups: Sequence[Mapping[str, Any]], about: dict) -> None:
 
 def _unpacked(path: Path) -> tuple[list[dict], dict, str | None]:
     """The groups, what they are about, and the checksum, which early files lack."""
-    with np.load(path) as held:
+    with open(path, "rb") as file, np.load(file) as held:
         told = json.loads(str(held["about"]))
         groups = [
             {n: units.attach(held[f"{n}_{g}"], units.parsed(unit)) for n, unit in group.items()}
