@@ -56,6 +56,8 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
     leads to is replaced. What is new has the mode that the umask gives, what is replaced keeps its own.
     """
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(target.parent))
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the file cannot be written", os.fspath(path))
     aside = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}{target.suffix}")

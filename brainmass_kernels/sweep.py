@@ -36,6 +36,8 @@ _FORMAT = "brainmass_kernels sweep"
 # Of the manifest of chunks; the first had no traced programs, so that what it was made of cannot be known.
 _VERSION = 2
 _SWEEP, _PARTS = "a sweep saved by this brainmass_kernels", "part of an interrupted sweep"
+# Numbers that are copied at once for a checksum.
+_SLAB = 2**20
 # What one of the formats takes for a type or keeps for itself, and characters that one of them cannot write.
 _RESERVED = frozenset("byte char short ushort int uint int64 uint64 float real double bool string".split())
 _NAME = re.compile(r"(?!__)[^\W]([^/\\\x00-\x1f\x7f]*[^/\\\s\x00-\x1f\x7f])?")
@@ -80,9 +82,9 @@ class Sweep:
         ------
         ValueError : another ending, or a record's name that a file cannot have
         """
-        write, folder = _writer(path, "path"), _kind(path, "path") == ".zarr"
+        write, place = _writer(path, "path"), _place(path, "path")
         _check_names(self.axes, self.records, self.record_axes)
-        with files.replacing(files.absolute(path, "path", folder), folder) as aside:
+        with files.replacing(place, folder=_kind(path) == ".zarr") as aside:
             write(self, aside)
 
     @classmethod
@@ -180,7 +182,7 @@ def sweep(
     with contextlib.ExitStack() as held:
         parts = _NO_PARTS
         if out is not None:
-            out = files.absolute(out, "out", _kind(out) == ".zarr")
+            out = _place(out, "out")
             run, data = _prepare(**_call(model, grid, np.arange(size), key, everything))
             _rehearse(out, model, grid, run)
             parts = held.enter_context(_parts(out, _identity(model, grid, run, data, size, key)))
@@ -500,16 +502,19 @@ def _checksum(groups: Sequence[Mapping[str, Any]], about: dict) -> str:
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for group in groups:
         for name, x in sorted(group.items()):
-            array = _canonical(u.get_magnitude(x))
-            found.update(f"|{name}|{units.unit_of(x)}|{array.dtype}{array.shape}|".encode() + array.tobytes())
+            array = np.ascontiguousarray(u.get_magnitude(x))
+            found.update(f"|{name}|{units.unit_of(x)}|{array.dtype.kind}{array.shape}|".encode())
+            flat = array.reshape(-1)
+            for first in range(0, flat.size, _SLAB):
+                found.update(_canonical(flat[first : first + _SLAB]).tobytes())
         found.update(f"||{list(groups[0])}".encode())
     return found.hexdigest()
 
 
-def _canonical(x) -> np.ndarray:
-    array = np.asarray(x)
+def _canonical(array: np.ndarray) -> np.ndarray:
+    """Numbers in one form, whatever the width and the order of bytes that a format gave them."""
     wide = {"f": "<f8", "c": "<c16", "b": "<i8", "i": "<i8", "u": "<u8"}.get(array.dtype.kind, array.dtype)
-    array = np.ascontiguousarray(array, wide)
+    array = array.astype(wide)
     # One NaN is as good as another.
     return np.where(np.isnan(array), np.nan, array) if array.dtype.kind in "fc" else array
 
@@ -540,6 +545,15 @@ def _kind(path: str | os.PathLike, argument: str = "out") -> str:
     if kind not in (".npz", ".nc", ".zarr"):
         raise ValueError(f"'{argument}' got {os.fspath(path)}, but takes a name that ends in .npz, .nc or .zarr")
     return kind
+
+
+def _place(path: str | os.PathLike, argument: str) -> Path:
+    """The absolute path of a file that can be written there; a folder is replaced only where it is a Zarr store."""
+    folder = _kind(path, argument) == ".zarr"
+    whole = files.absolute(path, argument, folder)
+    if folder and whole.is_dir() and not any((whole / n).exists() for n in ("zarr.json", ".zgroup", ".zattrs")):
+        raise ValueError(f"'{argument}' got {os.fspath(path)}, which is a folder, and no Zarr store")
+    return whole
 
 
 def _writer(path: str | os.PathLike, argument: str = "out") -> Callable[[Sweep, Path], None]:

@@ -203,7 +203,7 @@ def test_a_loaded_fit_is_not_evaluated_with_other_equations(series):
     series.save("fit.json")
     assert np.isfinite(bk.Fit.load("fit.json", relaxing()()).standard_errors()["weight"]).all()
     read = bk.Fit.load("fit.json", relaxing(strength=2.0)())
-    with pytest.raises(ValueError, match="'model' got another fit. What differs: the model's equations"):
+    with pytest.raises(ValueError, match=r"'model' got another fit\. What differs: the model's equations"):
         read.standard_errors()
 
 
@@ -287,14 +287,20 @@ def test_a_damaged_fit_is_refused_or_whole(series):
         changed = bytearray(whole)
         changed[place] ^= 1 << int(place) % 7
         Path("fit.json").write_bytes(changed)
-        try:
-            found = bk.Fit.load("fit.json", relaxing()())
-        except ValueError as error:
-            refused += 1
-            assert str(error).startswith("fit.json: not a fit saved by this brainmass_kernels, or damaged")
+        found, said = _loaded("fit.json")
+        refused += found is None
+        if found is None:
+            assert said.startswith("fit.json: not a fit saved by this brainmass_kernels, or damaged")
         else:
             assert json.dumps(_read(found)) == want, f"byte {place}"
     assert refused > 190
+
+
+def _loaded(path: str) -> tuple[bk.Fit | None, str]:
+    try:
+        return bk.Fit.load(path, relaxing()()), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _read(found: bk.Fit) -> list:
@@ -328,8 +334,8 @@ def test_a_fit_is_saved_through_a_link_and_whole(series, elsewhere, monkeypatch)
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
         series.save("fit.json")
     assert Path("store/kept.json").read_bytes() == whole
     assert [x.name for x in (elsewhere / "store").iterdir()] == ["kept.json"]
