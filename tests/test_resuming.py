@@ -139,7 +139,6 @@ RUN: dict[str, Any] = {
     "record": "seen", "implementation": "scan",
 }  # fmt: skip
 TARGET = bk.TimeSeries(np.linspace(0.5, 0.9, 10)[None] * u.mV)
-GOAL = 0.7
 
 
 def toward(goal: float):
@@ -151,7 +150,7 @@ def toward(goal: float):
     return distance
 
 
-def fitted(model=None, target=TARGET, **changes) -> bk.Fit:
+def fitted(model=None, target: Any = TARGET, **changes) -> bk.Fit:
     return bk.fit(relaxing()() if model is None else model, target, {"weight": (0.5, 4.0)}, **{**RUN, **changes})
 
 
@@ -165,7 +164,7 @@ def stopped(**changes):
         fitted(checkpoint="part.json", progress=stop, **changes)
 
 
-CHANGES = [
+CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"model": relaxing(strength=2.0)()}, "What differs: the model's equations$"),
     ({"model": relaxing(gain=2.0)()}, r"'record' \(seen is another\)"),
     ({"model": relaxing(start=0.6)()}, r"'initial r' \(0\.5 then, 0\.6 now\)"),
@@ -210,14 +209,15 @@ def test_a_loaded_fit_is_not_evaluated_with_other_equations(series):
 def test_a_checkpoint_goes_on_with_the_same_programs_only():
     stopped()
     same = {"checkpoint": "part.json"}
-    for changes, said in [
+    changed: list[tuple[dict[str, Any], str]] = [
         *CHANGES,
         ({"clip": 0.2}, "clip = 0.1, but this call has 0.2"),
         ({"prune": 1}, "prune = 0, but this call has 1"),
         ({"screen": 4}, "screen = 0, but this call has 4"),
         ({"optimiser": optax.adam(0.1, b2=0.99)}, "optimiser ="),
         ({"starts": {"weight": [1.0, 2.0]}}, "starts = 2, but this call has"),
-    ]:
+    ]
+    for changes, said in changed:
         with pytest.raises(ValueError, match=said):
             fitted(**same, **changes)
     np.testing.assert_array_equal(fitted(**same).losses, fitted().losses)
