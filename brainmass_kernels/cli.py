@@ -63,13 +63,18 @@ def _add_fit(commands):
         "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
     )
     add = fit.add_argument
-    add("--target", metavar="FILE", help=".npz (freqs_hz, power), .csv (frequency, power, ...), or a recording as .edf")
+    add(
+        "--target",
+        metavar="FILE",
+        help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf",
+    )
     add(
         "--channel",
         metavar="NAME",
         action="append",
-        help="of a recording; repeat for more (default: all of EEG or MEG)",
+        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)",
     )
+    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: told from the file)")
     add(
         "--free",
         metavar="NAME=LOW:HIGH",
@@ -348,9 +353,11 @@ def _target(arguments, saved):
     from .spectra import load_spectrum, resting_meg
 
     if arguments.target:
-        return load_spectrum(arguments.target, arguments.channel)
+        return load_spectrum(arguments.target, arguments.channel, arguments.encoding)
     if arguments.channel:
         raise ValueError(f"'--channel' got {arguments.channel[0]}, but there is no --target to read it from")
+    if arguments.encoding:
+        raise ValueError(f"'--encoding' got {arguments.encoding}, but there is no --target to read")
     return None if saved else resting_meg()
 
 

@@ -352,9 +352,10 @@ def fit(
     Parameters
     ----------
     model : a model with scalar fields, or a `Network` of one; its values are start 0
-    target : `Spectrum`, the path of a ``.npz`` or ``.csv`` file, or a pair (freqs, power), n spectra in all; a
-        `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes are ``(1, starts, realisations)``,
-        which returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
+    target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw`` or ``Epochs``, or a pair
+        (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
+        are ``(1, starts, realisations)``, which returns the error of each lane, or residuals
+        ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
         unit of the value they replace

@@ -32,6 +32,8 @@ LAYERS = [
     ["dispatch"],
     ["memory"],
     ["simulate"],
+    ["tables"],
+    ["eeg"],
     ["fused", "spectra", "bench", "sensitivity", "adapters.lanes"],
     ["adapters.couplings", "adapters.jansen_rit_tr", "targets"],
     ["adapters.brainmass", "descent"],
