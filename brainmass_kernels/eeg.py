@@ -391,9 +391,12 @@ def _marks(raw, header: _Header | None) -> list[_Mark]:
         # MNE places what is written in such a file as if it had no gaps.
         written = {(round(b - zero, 3), _for(t)[0]) for b, _, t in header.notes}
         times = [x for x in times if (round(x[0], 3), x[2]) not in written]
-        marks += [_Mark(*_stored(header, b, b + d, zero, rate), *_for(t)) for b, d, t in header.notes]
+        for begin, duration, text in header.notes:
+            start, stop = (_stored(header, x, zero, rate) for x in (begin, begin + duration))
+            marks.append(_Mark(start, stop, *_for(text)))
         late = np.flatnonzero(np.abs(np.diff(header.begins) - header.seconds) > 0.5 / rate) + 1
-        marks += [_Mark(*[(k * header.seconds - zero) * rate] * 2, "boundary", ()) for k in late]
+        joints = [(k * header.seconds - zero) * rate for k in late]
+        marks += [_Mark(joint, joint, _JOINT[0], ()) for joint in joints]
     # A duration that was left empty is read as NaN.
     return marks + [_Mark(b * rate, (b + (d if d > 0 else 0)) * rate, t, c) for b, d, t, c in times]
 
@@ -404,16 +407,12 @@ def _for(text: str) -> tuple[str, tuple[str, ...]]:
     return text, (channel,) if channel else ()
 
 
-def _stored(header: _Header, begin: float, end: float, zero: float, rate: float) -> tuple[float, float]:
-    """Where times by the clock of a file with gaps are among the samples that it stores."""
-    assert header.begins is not None
-
-    def place(time: float) -> float:
-        at = max(int(np.searchsorted(header.begins, time + 1e-9, "right")) - 1, 0)
-        within = min(max(time - header.begins[at], 0.0), header.seconds)
-        return (at * header.seconds + within - zero) * rate
-
-    return place(begin), place(end)
+def _stored(header: _Header, time: float, zero: float, rate: float) -> float:
+    """Where a time by the clock of a file with gaps is among the samples that it stores."""
+    begins = np.zeros(1) if header.begins is None else header.begins
+    at = max(int(np.searchsorted(begins, time + 1e-9, "right")) - 1, 0)
+    within = min(max(time - begins[at], 0.0), header.seconds)
+    return (at * header.seconds + within - zero) * rate
 
 
 def _marks_of_epochs(epochs) -> list[list[_Mark]]:

@@ -119,6 +119,8 @@ def resting_meg() -> Spectrum:
 
 #: Seconds of a segment of a recording, whose inverse is the resolution.
 _SEGMENT = 2.0
+#: Segments whose spectra are estimated at once, fewer with zeros beside them: one shape is compiled once.
+_BLOCK = 256
 #: Text files of columns.
 _TABLES = (".csv", ".tsv")
 
@@ -201,13 +203,18 @@ def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spec
 def _of_recording(found: eeg.Pieces) -> Spectrum:
     """Welch's spectra of a recording, in square microvolts (of MEG, femtotesla) a Hz."""
     channels, windows = eeg.windows(found, _SEGMENT)
-    freqs, powers = np.empty(0), []
-    for window in windows:
-        # float32 holds neither what is small beside its mean, nor the square of what is large or small.
-        window = window - window.mean(-1, keepdims=True)
-        size = np.sqrt(np.mean(window**2))
-        freqs, power = welch((window / size).T.astype(np.float32), 1 / found.rate, window.shape[-1])
-        powers.append(np.asarray(power, float).mean(-1) * size**2)
+    powers = []
+    for of_channel in windows:
+        total = 0.0
+        for part in np.split(of_channel, range(_BLOCK, len(of_channel), _BLOCK)):
+            # float32 holds neither what is small beside its mean, nor the square of what is large or small.
+            part = part - part.mean(-1, keepdims=True)
+            size = np.sqrt(np.mean(part**2)) or 1.0
+            block = np.zeros((part.shape[-1], _BLOCK), np.float32)
+            block[:, : len(part)] = part.T / size
+            freqs, power = welch(block, 1 / found.rate, len(block))
+            total = total + np.asarray(power, float).sum(-1) * size**2
+        powers.append(total / len(of_channel))
     return _without_zero(freqs, np.stack(powers), found.name, channels)
 
 

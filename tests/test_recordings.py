@@ -1,0 +1,197 @@
+"""Recordings: windows within unbroken pieces, channels that are of the brain, and what is said of the rest."""
+
+import re
+import struct
+import warnings
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.signal
+
+from brainmass_kernels import cli, targets
+from brainmass_kernels.spectra import load_spectrum
+
+mne = pytest.importorskip("mne")
+mne.set_log_level("error")
+
+RATE, WINDOW = 100, 200
+
+
+def brain(seconds: float, seed: int = 0) -> np.ndarray:
+    """Alpha of 20 microvolts in noise of 5."""
+    ts = np.arange(round(seconds * RATE)) / RATE
+    return 20 * np.sin(2 * np.pi * 10.2 * ts) + np.random.default_rng(seed).normal(0, 5, len(ts))
+
+
+def in_memory(signals: dict[str, np.ndarray], kinds="eeg", notes=()):
+    """An MNE Raw of signals in microvolts; notes are (onset, duration, text)."""
+    raw = mne.io.RawArray(np.stack([*signals.values()]) * 1e-6, mne.create_info([*signals], RATE, kinds), verbose="error")
+    return raw.set_annotations(mne.Annotations(*zip(*notes))) if notes else raw
+
+
+def power_of(*pieces) -> np.ndarray:
+    """Welch's estimate over all windows that lie in a piece, each piece as scipy cuts it."""
+    each = [scipy.signal.welch(x, RATE, nperseg=WINDOW)[1][1:] for x in pieces]
+    return np.average(each, axis=0, weights=[(len(x) - WINDOW) // (WINDOW // 2) + 1 for x in pieces])
+
+
+def write_edf(path, signals, *, units=None, notes=(), begins=None, encoding="utf-8"):
+    """EDF+ in records of a second; notes are (onset, duration, text), begins are of the records, with gaps in EDF+D."""
+    seconds, units = len(next(iter(signals.values()))) // RATE, units or {}
+    gaps, begins = begins is not None, range(seconds) if begins is None else begins
+    labels, count, room = [*signals, "EDF Annotations"], len(signals) + 1, 100
+    tops = [np.abs(x).max() + 1.0 for x in signals.values()]
+
+    def fields(width, values):
+        return "".join(f"{value!s:<{width}.{width}}" for value in values)
+
+    head = fields(8, ["0"]) + fields(80, ["X X X X", "Startdate 02-MAR-2021 X X X"])
+    head += fields(8, ["02.03.21", "00.00.00", 256 * (count + 1)]) + fields(44, ["EDF+D" if gaps else "EDF+C"])
+    head += fields(8, [seconds, 1]) + fields(4, [count]) + fields(16, labels) + fields(80, [""] * count)
+    head += fields(8, [*(units.get(name, "uV") for name in signals), ""])
+    for limits in ([-x for x in tops] + [-1], tops + [1], [-32768] * count, [32767] * count):
+        head += fields(8, [f"{x:.7g}" for x in limits])
+    head += fields(80, [""] * count) + fields(8, [RATE] * (count - 1) + [room]) + fields(32, [""] * count)
+    data = head.encode("latin-1")
+    for k, begin in enumerate(begins):
+        for x, top in zip(signals.values(), tops):
+            scaled = (x[k * RATE :][:RATE] + top) / (2 * top) * 65535 - 32768
+            data += np.round(scaled).astype("<i2").tobytes()
+        lists = f"+{begin}\x14\x14\0"
+        lists += "".join(f"+{b}\x15{d}\x14{text}\x14\0" for b, d, text in notes if begin <= b < begin + 1)
+        data += lists.encode(encoding).ljust(2 * room, b"\0")
+    path.write_bytes(data)
+    return path
+
+
+# --- pieces ---
+
+
+def test_no_window_crosses_what_was_cut_out():
+    """Steps at the seams would leak into all low frequencies."""
+    clean, steps = brain(60), np.repeat([0.0, 300.0, -200.0, 500.0], 1500)
+    disturbed = clean + steps
+    for at in (1500, 3000, 4500):
+        disturbed[at : at + 50] = 4000.0
+    raw = in_memory({"O1": disturbed}, notes=[(15, 0.5, "BAD blink"), (30, 0.5, "bad"), (45, 0.5, "EDGE filter")])
+    found = load_spectrum(raw)
+    want = power_of(clean[:1500], *(clean[at + 50 : at + 1500] for at in (1500, 3000, 4500)))
+    np.testing.assert_allclose(found.power[0], want, rtol=1e-3)
+    low = found.freqs < 8
+    np.testing.assert_allclose(found.power[0][low].mean(), power_of(clean)[low].mean(), rtol=0.15)
+
+
+@pytest.mark.parametrize("note", ["BAD boundary", "EDGE boundary", "boundary", "New Segment/"])
+def test_a_joint_without_length_ends_a_window(note, tmp_path):
+    clean = brain(40)
+    raw = in_memory({"O1": clean + 500.0 * (np.arange(4000) >= 2050)}, notes=[(20.5, 0.0, note)])
+    want = power_of(clean[:2050], clean[2050:])
+    np.testing.assert_allclose(load_spectrum(raw).power[0], want, rtol=1e-3)
+    raw.save(tmp_path / "joint_raw.fif", verbose="error")
+    np.testing.assert_allclose(load_spectrum(tmp_path / "joint_raw.fif").power[0], want, rtol=1e-3)
+
+
+def test_recordings_that_were_joined_or_cropped():
+    a, b = brain(20, 1), brain(20, 2) + 700.0
+    raw = mne.concatenate_raws([in_memory({"O1": a}), in_memory({"O1": b})], verbose="error")
+    np.testing.assert_allclose(load_spectrum(raw).power[0], power_of(a, b), rtol=1e-3)
+    raw.crop(5.0, None)
+    np.testing.assert_allclose(load_spectrum(raw).power[0], power_of(a[500:], b), rtol=1e-3)
+
+
+def test_short_pieces_are_left_out_with_a_word():
+    clean = brain(40)
+    raw = in_memory({"O1": clean}, notes=[(20, 1, "BAD"), (22.5, 1, "BAD"), (24, 1, "BAD")])
+    with pytest.warns(UserWarning, match=r"2 pieces are shorter than 2 s and left out, 2 s in all"):
+        found = load_spectrum(raw)
+    np.testing.assert_allclose(found.power[0], power_of(clean[:2000], clean[2500:]), rtol=1e-3)
+    raw = in_memory({"O1": clean}, notes=[(x, 0.5, "BAD") for x in range(40)])
+    with pytest.raises(ValueError, match=r"recording: 0\.5 s are the longest unbroken piece.*at least 2 s"):
+        load_spectrum(raw)
+    with pytest.raises(ValueError, match="0 s are the longest unbroken piece"):
+        load_spectrum(in_memory({"O1": clean}, notes=[(0, 40, "BAD")]))
+
+
+def test_a_stretch_without_numbers_is_a_gap_of_its_channel():
+    clean, other = brain(40), brain(40, 1)
+    broken = clean.copy()
+    broken[1000:1500] = np.nan
+    with pytest.warns(UserWarning, match=r"5 s are no numbers and left out of O1"):
+        found = load_spectrum(in_memory({"O1": broken, "O2": other}))
+    np.testing.assert_allclose(found.power, [power_of(clean[:1000], clean[1500:]), power_of(other)], rtol=1e-3)
+
+
+def test_what_is_bad_in_one_channel_is_good_in_another():
+    signals = {"O1": brain(40), "O2": brain(40, 1)}
+    raw = in_memory(signals)
+    raw.set_annotations(mne.Annotations([20], [1], ["BAD pop"], ch_names=[["O2"]]))
+    want = [power_of(signals["O1"]), power_of(signals["O2"][:2000], signals["O2"][2100:])]
+    np.testing.assert_allclose(load_spectrum(raw).power, want, rtol=1e-3)
+
+
+def test_epochs_are_pieces_and_are_taken_as_their_file_is(tmp_path):
+    pieces = [brain(4, seed) + 400.0 * seed for seed in range(5)]
+    info = mne.create_info(["O1"], RATE, "eeg")
+    epochs = mne.EpochsArray(np.stack(pieces)[:, None] * 1e-6, info, verbose="error")
+    np.testing.assert_allclose(load_spectrum(epochs).power[0], power_of(*pieces), rtol=1e-3)
+    epochs.save(tmp_path / "rest-epo.fif", verbose="error")
+    saved = load_spectrum(tmp_path / "rest-epo.fif")
+    np.testing.assert_allclose(targets.as_target(epochs).power, saved.power, rtol=1e-3)
+    with pytest.raises(ValueError, match="1 s are the longest unbroken piece"):
+        load_spectrum(epochs.copy().crop(0, 0.99, verbose="error"))
+
+
+def test_an_annotation_within_an_epoch_cuts_it():
+    clean = brain(40)
+    raw = in_memory({"O1": clean}, notes=[(25, 0.5, "BAD")])
+    epochs = mne.make_fixed_length_epochs(raw, 10.0, reject_by_annotation=False, preload=True, verbose="error")
+    want = power_of(clean[:1000], clean[1000:2000], clean[2000:2500], clean[2550:3000], clean[3000:])
+    np.testing.assert_allclose(load_spectrum(epochs).power[0], want, rtol=1e-3)
+
+
+def test_a_file_with_gaps(tmp_path):
+    """EDF+D: ten seconds, a gap of 100 s, and what is bad is told by the clock."""
+    clean = brain(40)
+    shifted = clean + 300.0 * (np.arange(4000) >= 1000)
+    begins = [*range(10), *range(110, 140)]
+    path = write_edf(tmp_path / "gap.edf", {"O1": shifted}, begins=begins, notes=[(120, 2, "BAD"), (5, 0, "eyes open")])
+    want = power_of(clean[:1000], clean[1000:2000], clean[2200:])
+    np.testing.assert_allclose(load_spectrum(path).power[0], want, rtol=1e-2)
+    raw = mne.io.read_raw(path, verbose="error")
+    np.testing.assert_allclose(load_spectrum(raw).power[0], want, rtol=1e-2)
+    raw.crop(4.0, None)
+    want = power_of(clean[400:1000], clean[1000:2000], clean[2200:])
+    np.testing.assert_allclose(load_spectrum(raw).power[0], want, rtol=1e-2)
+    joined = mne.concatenate_raws([raw, raw.copy()], verbose="error")
+    with pytest.raises(ValueError, match=r"gap\.edf joined, of which one has gaps"):
+        load_spectrum(joined)
+
+
+def write_set(path, data, **more):
+    """EEGLAB's structure; data (channels, K) or (channels, K, epochs)."""
+    points, trials = data.shape[1], data.shape[2] if data.ndim == 3 else 1
+    locations = np.array([(f"O{i + 1}",) for i in range(len(data))], dtype=[("labels", object)])
+    eeg = {"setname": "x", "nbchan": len(data), "pnts": points, "trials": trials, "srate": float(RATE), "xmin": 0.0,
+           "xmax": (points - 1) / RATE, "data": data, "chanlocs": locations, "event": [], "epoch": [], "icawinv": [],
+           "icaweights": [], "icasphere": [], "ref": "common", **more}  # fmt: skip
+    scipy.io.savemat(path, {"EEG": eeg}, appendmat=False)
+    return path
+
+
+def test_eeglabs_boundaries_and_epochs(tmp_path):
+    """A boundary stands half a sample before it, and lasts as long as what is no longer there."""
+    clean = brain(40)
+    events = np.array([("boundary", 1000.5, 700.0)], dtype=[("type", object), ("latency", float), ("duration", float)])
+    shifted = clean + 300.0 * (np.arange(4000) >= 1000)
+    path = write_set(tmp_path / "cut.set", np.stack([shifted, clean]), event=events)
+    found = load_spectrum(path, "O1")
+    np.testing.assert_allclose(found.power[0], power_of(clean[:1000], clean[1000:]), rtol=1e-3)
+    np.testing.assert_array_equal(load_spectrum(path, "O1", encoding="latin1").power, found.power)
+    epochs = np.stack([[brain(4, seed) + 100 * seed, brain(4, seed + 9)] for seed in range(3)], -1)
+    fields = [("type", object), ("latency", float), ("epoch", int)]
+    events = np.array([("go", 1.0 + 400 * k, k + 1) for k in range(3)], dtype=fields)
+    of = np.array([(k + 1, "go", 0.0) for k in range(3)],
+                  dtype=[("event", int), ("eventtype", object), ("eventlatency", float)])  # fmt: skip
+    found = load_spectrum(write_set(tmp_path / "epochs.set", epochs, event=events, epoch=of), "O1")
+    np.testing.assert_allclose(found.power[0], power_of(*epochs[0].T), rtol=1e-3)
