@@ -350,15 +350,24 @@ def _settings(arguments, saved) -> dict:
 
 
 def _target(arguments, saved):
+    import warnings
+
     from .spectra import load_spectrum, resting_meg
 
     if arguments.target:
-        return load_spectrum(arguments.target, arguments.channel, arguments.encoding)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return load_spectrum(arguments.target, arguments.channel, arguments.encoding)
     if arguments.channel:
         raise ValueError(f"'--channel' got {arguments.channel[0]}, but there is no --target to read it from")
     if arguments.encoding:
         raise ValueError(f"'--encoding' got {arguments.encoding}, but there is no --target to read")
     return None if saved else resting_meg()
+
+
+def _warn(message, *_):
+    """A warning on one line, as an error is."""
+    print(f"brainmass-kernels: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:

@@ -109,6 +109,9 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
     else:
         recording, header = source, _header_of(source)
         path = name = _name_of(source)
+    if isinstance(recording, mne.BaseEpochs) and not recording.preload:
+        # Those that are to be rejected are known once they are read.
+        recording = recording.copy().drop_bad(verbose="error")
     channels = _channels(recording, header, channel, path)
     at = [recording.ch_names.index(c) for c in channels]
     try:

@@ -52,7 +52,8 @@ def read(path: str, channel: str | Sequence[str] | None = None, encoding: str | 
     names, rows = _names(rows, path)
     if not rows:
         raise ValueError(f"{path}: holds no numbers")
-    width = len(_trimmed(rows[0][1]))
+    # A column may have a name and no values.
+    width = max(len(_trimmed(rows[0][1])), min(len(_trimmed(names or [])), *(len(row) for _, row in rows)))
     if width < 2:
         raise ValueError(f"{path}: {width} column, and two or more are needed: frequency, power, ...")
     columns = _columns(rows, width, path)
@@ -145,6 +146,11 @@ def _names(rows: list[Row], path: str) -> tuple[list[str] | None, list[Row]]:
     if named:
         # What is above the names is of the file; what is below them may be a line of units.
         at = named[-1]
+        fuller = next((number for number, row in head[:at] if sum(map(bool, row)) > sum(map(bool, head[at][1]))), None)
+        if fuller is not None and at - 1 not in named:
+            raise ValueError(
+                f"{path}: line {fuller} names more columns than line {head[at][0]}; one line of names is taken"
+            )
         if at - 1 in named and all(_UNIT.fullmatch(cell) for cell in head[at][1]):
             return head[at - 1][1], rows[at + 1 :]
         below = at + 1 < len(head) and all(_UNIT.fullmatch(cell) for cell in head[at + 1][1])

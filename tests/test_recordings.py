@@ -26,7 +26,9 @@ def brain(seconds: float, seed: int = 0) -> np.ndarray:
 
 def in_memory(signals: dict[str, np.ndarray], kinds="eeg", notes=()):
     """An MNE Raw of signals in microvolts; notes are (onset, duration, text)."""
-    raw = mne.io.RawArray(np.stack([*signals.values()]) * 1e-6, mne.create_info([*signals], RATE, kinds), verbose="error")
+    raw = mne.io.RawArray(
+        np.stack([*signals.values()]) * 1e-6, mne.create_info([*signals], RATE, kinds), verbose="error"
+    )
     return raw.set_annotations(mne.Annotations(*zip(*notes))) if notes else raw
 
 
@@ -50,7 +52,7 @@ def write_edf(path, signals, *, units=None, notes=(), begins=None, encoding="utf
     head += fields(8, ["02.03.21", "00.00.00", 256 * (count + 1)]) + fields(44, ["EDF+D" if gaps else "EDF+C"])
     head += fields(8, [seconds, 1]) + fields(4, [count]) + fields(16, labels) + fields(80, [""] * count)
     head += fields(8, [*(units.get(name, "uV") for name in signals), ""])
-    for limits in ([-x for x in tops] + [-1], tops + [1], [-32768] * count, [32767] * count):
+    for limits in ([-x for x in [*tops, 1]], [*tops, 1], [-32768] * count, [32767] * count):
         head += fields(8, [f"{x:.7g}" for x in limits])
     head += fields(80, [""] * count) + fields(8, [RATE] * (count - 1) + [room]) + fields(32, [""] * count)
     data = head.encode("latin-1")
@@ -195,3 +197,176 @@ def test_eeglabs_boundaries_and_epochs(tmp_path):
                   dtype=[("event", int), ("eventtype", object), ("eventlatency", float)])  # fmt: skip
     found = load_spectrum(write_set(tmp_path / "epochs.set", epochs, event=events, epoch=of), "O1")
     np.testing.assert_allclose(found.power[0], power_of(*epochs[0].T), rtol=1e-3)
+
+
+# --- channels ---
+
+
+NIGHT = ["EEG Fpz-Cz", "EEG O1-A2", "EOG horizontal", "EMG submental", "ECG", "Resp oro-nasal", "Event marker", "SaO2"]
+
+
+def test_channels_of_the_body_are_not_taken_for_eeg(tmp_path):
+    signals = {name: brain(10, i) for i, name in enumerate([*NIGHT, "X"])}
+    path = write_edf(tmp_path / "night.edf", signals, units={"X": "DegC", "SaO2": "%"})
+    with pytest.warns(
+        UserWarning, match=r"night\.edf: left out as no EEG or MEG: EOG.*SaO2 \(%\), X \(DegC\); name in"
+    ):
+        found = load_spectrum(path)
+    assert len(found) == 2
+    with pytest.warns(UserWarning, match="left out"):
+        in_hand = load_spectrum(mne.io.read_raw(path, verbose="error"))
+    np.testing.assert_array_equal(in_hand.power, found.power)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_spectrum(path, ["ECG", "X", "ECG"])) == 2
+    only = write_edf(tmp_path / "only.edf", {"ECG": brain(10)})
+    with pytest.raises(ValueError, match=r"only\.edf: holds no channel of EEG or MEG, only ECG; name one in 'channel'"):
+        load_spectrum(only)
+
+
+BODY = """EOGv HEOGL VEO ROC E1-M2 LOC-A2 EMG1 LegEMG/L Chin1-Chin2 ECG1-ECG2 EKG PLM Tib_R SpO2 O2Sat OSAT CO2 EtCO2
+Temp rectal Temperature Flow Airflow Nasal THOR ABDO-R Thorax RespRate Snore PULSE Pleth HR HeartRate STI014 Trigger
+STATUS MARKER Event DC1-DC AUX2 EXG3 GSR AccX GYROX CQ_AF3 Light POS BodyPosition Photic Battery TIMESTAMP""".split()
+BRAIN = """Fp1 EEG_Fp2-REF O2 PO2 A1 M2 T3-T4 Cz-LE EEG001 POz P3 Oz Iz TP10 CP5 Fpz FT10 AFz F3-C3 EEG-O1 MEG0113
+ECoG12 LA1 HIP3 EEG_20-REF Sp1 T1 C3' O1-O2 SO3 LAT5 AMYG1""".split()
+
+
+def test_names_tell_body_from_brain():
+    signals = {name: brain(4, i) for i, name in enumerate([*BODY, *BRAIN])}
+    with pytest.warns(UserWarning, match="left out") as said:
+        load_spectrum(in_memory(signals))
+    left_out = re.search("no EEG or MEG: (.*); name in", str(said[0].message))
+    assert left_out
+    assert left_out[1].split(", ") == BODY
+
+
+def test_numbered_electrodes_are_no_eyes_and_legs():
+    """E1 and E2 are of the eyes beside no E3, and two of 128 otherwise; LOC and LAT are shafts as well."""
+    signals = {f"{word}{i}": brain(4, i) for word in ("E", "LOC", "LAT") for i in (1, 2, 3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_spectrum(in_memory(signals))) == 9
+
+
+def test_types_of_channels_count():
+    kinds = ["eeg", "mag", "grad", "seeg", "ecog", "dbs", "eog", "emg", "ecg", "resp", "temperature", "stim", "misc"]
+    signals = {f"ch{i}": brain(4, i) for i in range(len(kinds))}
+    signals["ch1"] = signals["ch1"] * 1e-9
+    raw = in_memory(signals, kinds)
+    found = load_spectrum(raw)
+    assert len(found) == 6
+    np.testing.assert_allclose(found.power[0], power_of(signals["ch0"]), rtol=1e-3)
+    # Of magnetometers, in femtotesla.
+    np.testing.assert_allclose(found.power[1], power_of(signals["ch1"] * 1e9), rtol=1e-3)
+    # An electrode that someone called by a name of the body was typed on purpose.
+    raw.rename_channels({"ch4": "LEG1", "ch3": "TEMP2"})
+    assert len(load_spectrum(raw)) == 6
+    assert len(load_spectrum(raw, ["ch7", "ch12"])) == 2
+
+
+def test_bad_and_flat_channels_are_named_and_left_out(tmp_path):
+    signals = {"O1": brain(10), "O2": np.zeros(1000), "P3": brain(10, 1), "P4": np.full(1000, 37.0)}
+    with pytest.warns(UserWarning, match=r"flat\.edf: left out, as flat.*: O2, P4$"):
+        found = load_spectrum(write_edf(tmp_path / "flat.edf", signals))
+    np.testing.assert_allclose(found.power, [power_of(signals["O1"]), power_of(signals["P3"])], rtol=1e-2)
+    raw = in_memory(signals)
+    with pytest.raises(ValueError, match=r"recording: channels O2, P4 cannot be fitted: flat"):
+        load_spectrum(raw, ["O2", "P4"])
+    # What a filter leaves of a constant.
+    with pytest.warns(UserWarning, match=r"as flat.*: O2, P4$"):
+        assert len(load_spectrum(raw.filter(1.0, None, picks="all", verbose="error"))) == 2
+    raw = in_memory({"O1": brain(10), "P3": brain(10, 1)})
+    raw.info["bads"] = ["O1"]
+    with pytest.warns(UserWarning, match=r"O1 \(marked as bad\)"):
+        assert len(load_spectrum(raw)) == 1
+    assert len(load_spectrum(raw, ["O1", "P3"])) == 2
+
+
+def test_an_offset_does_not_hide_a_signal():
+    found = load_spectrum(in_memory({"O1": brain(10) + 3e5}))
+    np.testing.assert_allclose(found.power[0], power_of(brain(10)), rtol=1e-3)
+
+
+def test_a_recording_in_memory_is_taken_as_its_file_is(tmp_path):
+    kinds = ["eeg", "eeg", "stim"]
+    raw = in_memory({"O1": brain(20), "ECG": brain(20), "STI": brain(20)}, kinds, [(8, 1, "BAD")])
+    raw.save(tmp_path / "rest_raw.fif.gz", verbose="error")
+    with pytest.warns(UserWarning, match="ECG"):
+        saved = load_spectrum(tmp_path / "rest_raw.fif.gz")
+    for source in (raw, mne.io.read_raw(tmp_path / "rest_raw.fif.gz", verbose="error")):
+        with pytest.warns(UserWarning, match="ECG"):
+            found = targets.as_target(source)
+        np.testing.assert_allclose(found.power, saved.power, rtol=1e-4)
+    assert found.name == saved.name == "rest_raw.fif.gz, O1"
+    assert load_spectrum(raw, "ECG").name == "recording, ECG"
+    with pytest.raises(ValueError, match="'encoding' got 'latin1', but 'target' is read already"):
+        load_spectrum(raw, encoding="latin1")
+    with pytest.raises(TypeError, match="'target' got int, but takes a path, or an MNE Raw or Epochs"):
+        load_spectrum(3)
+
+
+# --- errors ---
+
+
+def test_annotations_in_another_encoding(tmp_path):
+    x = {"O1": brain(10)}
+    notes = [(3, 1, "yeux fermés"), (6, 1, "bad électrode")]
+    path = write_edf(tmp_path / "old.edf", x, notes=notes, encoding="latin-1")
+    want = load_spectrum(write_edf(tmp_path / "new.edf", x, notes=notes)).power
+    with pytest.warns(UserWarning, match=r"old\.edf: its annotations are not in UTF-8.*'encoding' takes another"):
+        np.testing.assert_array_equal(load_spectrum(path).power, want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(load_spectrum(path, encoding="latin1").power, want)
+    with pytest.raises(
+        ValueError, match=r"old\.edf: cannot be read as a recording.*'encoding'.*\(it was 'ascii'\)"
+    ) as no:
+        load_spectrum(path, encoding="ascii")
+    assert no.value.__cause__ is not None
+    with pytest.raises(ValueError, match="'encoding' got 'latin-17', but takes one that Python has"):
+        load_spectrum(path, encoding="latin-17")
+
+
+def test_what_a_reader_raises_becomes_one_error(tmp_path):
+    good = write_edf(tmp_path / "good.edf", {"O1": brain(4)}).read_bytes()
+    header = good[: 256 * 3]
+    broken = {
+        "empty.edf": b"", "cut.edf": header[:300], "text.edf": b"no recording" * 100,
+        "x.bdf": b"\xffBIOSEMI" + b" " * 40, "x.gdf": b"GDF 2.20" + b"\0" * 300,
+        "x.fif": struct.pack(">4i", 100, 31, 20, 0) * 9, "x_raw.fif.gz": b"\x1f\x8bno",
+        "x.vhdr": b"Brain Vision Data Exchange Header File Version 1.0\n",
+        "x.set": b"MATLAB 5.0 MAT-file" + b"\0" * 200,
+        "rate.edf": header[:244] + b"many    " + good[252:],
+    }  # fmt: skip
+    for name, data in broken.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))) as caught:
+            load_spectrum(tmp_path / name)
+        assert caught.value.__cause__ is not None
+        assert "'target' takes .edf, .bdf" in str(caught.value)
+    (tmp_path / "x_raw.fif").write_bytes(broken["x.fif"])
+    with pytest.raises(ValueError, match=r"'encoding' got 'latin1', but .*x_raw\.fif needs none: \.edf, \.bdf, \.set"):
+        load_spectrum(tmp_path / "x_raw.fif", encoding="latin1")
+    with pytest.raises(ValueError, match="'channel' got 3, but takes a name, or several"):
+        load_spectrum(tmp_path / "good.edf", 3)
+
+
+def test_data_that_cannot_be_read_name_the_channel(tmp_path):
+    raw = in_memory({"O1": brain(10), "O2": brain(10)})
+    raw.save(tmp_path / "gone_raw.fif", verbose="error")
+    raw = mne.io.read_raw(tmp_path / "gone_raw.fif", verbose="error")
+    (tmp_path / "gone_raw.fif").unlink()
+    with pytest.raises(ValueError, match=r"gone_raw\.fif: channel O2 cannot be read \(.*'channel' takes"):
+        load_spectrum(raw, "O2")
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_command_line_takes_the_encoding(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_edf(tmp_path / "old.edf", {"O1": brain(10)}, notes=[(3, 1, "fermés")], encoding="latin-1")
+    assert cli.main(["fit", "--target", "old.edf", "--encoding", "ascii", "--quiet"]) == 2
+    assert "old.edf: cannot be read as a recording" in capsys.readouterr().err
+    assert cli.main(["fit", "--target", "old.edf", "--channel", "O2", "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith("brainmass-kernels: warning: old.edf: its annotations are not in UTF-8")
+    assert cli.main(["fit", "--encoding", "latin1", "--quiet"]) == 2
+    assert "'--encoding' got latin1, but there is no --target" in capsys.readouterr().err
