@@ -19,7 +19,7 @@ import numpy as np
 
 from .extras import needs
 from .models.base import check_name
-from .tables import listed
+from .tables import MIN_POINTS, listed
 
 #: Recordings that MNE reads, of EEG, MEG and electrodes within the brain.
 RECORDINGS = (".edf", ".bdf", ".gdf", ".fif", ".fif.gz", ".vhdr", ".set")
@@ -53,7 +53,8 @@ _RAW_UNITS = {"n/a", "?", "-", "1", "adu", "lsb", "count", "counts", "raw", "dig
 
 
 class Pieces(NamedTuple):
-    """Channels of a recording, each as its unbroken pieces ``(K,)``, in microvolts, of MEG femtotesla."""
+    """Channels of a recording, each as its unbroken pieces ``(K,)``, in volt or tesla, and how many microvolts, or
+    femtotesla, that is."""
 
     name: str
     path: str
@@ -109,12 +110,12 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
     else:
         recording, header = source, _header_of(source)
         path = name = _name_of(source)
-    if isinstance(recording, mne.BaseEpochs) and not recording.preload:
-        # Those that are to be rejected are known once they are read.
-        recording = recording.copy().drop_bad(verbose="error")
     channels = _channels(recording, header, channel, path)
     at = [recording.ch_names.index(c) for c in channels]
     try:
+        if isinstance(recording, mne.BaseEpochs) and not recording.preload:
+            # Which are rejected is known once they are read.
+            recording = recording.copy().drop_bad(verbose="error")
         data = recording.get_data(picks=at)
     except MemoryError:
         raise
@@ -123,29 +124,29 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
             f"{path}: {_named(channels)} cannot be read ({_told(error)}); 'channel' takes those that can, and an MNE "
             "Raw or Epochs that is in memory is taken as well"
         ) from error
-    # float32 does not hold the square of a femtotesla.
-    scale = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=at)]
+    units = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=at)]
     if isinstance(recording, mne.BaseEpochs):
         stretches = list(zip(data, _marks_of_epochs(recording)))
     else:
         stretches = [(data, _marks(recording, header))]
-    pieces = [
-        [x * factor for values, marks in stretches for x in _pieces(values[i], marks, c)]
-        for i, (c, factor) in enumerate(zip(channels, scale))
-    ]
+    pieces = [[x for values, marks in stretches for x in _pieces(values[i], marks, c)] for i, c in enumerate(channels)]
     rate = float(recording.info["sfreq"])
     _tell_of_nan(channels, data, rate, path)
-    return Pieces(name, path, rate, channels, scale, pieces)
+    return Pieces(name, path, rate, channels, units, pieces)
 
 
-def windows(found: Pieces, seconds: float) -> tuple[list[str], list[np.ndarray]]:
-    """Channels that vary, and windows ``(n, samples)`` of each, half overlapping, none across the end of a piece.
+def windows(found: Pieces, seconds: float) -> tuple[list[str], list[float], list[np.ndarray]]:
+    """Channels that vary, their units, and windows ``(n, samples)`` of each, half overlapping, each within a piece.
 
     Raises
     ------
     ValueError : no piece is as long as a window, or all channels are flat
     """
     length = round(seconds * found.rate)
+    if length < 2 * MIN_POINTS:
+        raise ValueError(
+            f"{found.path}: {found.rate:g} samples a second are too few, {2 * MIN_POINTS / seconds:g} are needed"
+        )
     cut, left_out = {}, []
     for i, pieces in enumerate(found.pieces):
         short = [len(x) / found.rate for x in pieces if len(x) < length]
@@ -163,7 +164,7 @@ def windows(found: Pieces, seconds: float) -> tuple[list[str], list[np.ndarray]]
         of = f" of {name}" if len({x[:2] for x in left_out}) > 1 else ""
         say(f"{found.path}: {pieces} shorter than {seconds:g} s and left out{of}, {seconds_lost:.3g} s in all")
     keep = _varying(found, cut)
-    return [found.channels[i] for i in keep], [cut[i] for i in keep]
+    return [found.channels[i] for i in keep], [found.units[i] for i in keep], [cut[i] for i in keep]
 
 
 def _varying(found: Pieces, cut: dict[int, np.ndarray]) -> list[int]:

@@ -120,7 +120,7 @@ def resting_meg() -> Spectrum:
 #: Seconds of a segment of a recording, whose inverse is the resolution.
 _SEGMENT = 2.0
 #: Segments whose spectra are estimated at once, fewer with zeros beside them: one shape is compiled once.
-_BLOCK = 256
+_BLOCK = 1024
 #: Text files of columns.
 _TABLES = (".csv", ".tsv")
 
@@ -202,9 +202,9 @@ def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spec
 
 def _of_recording(found: eeg.Pieces) -> Spectrum:
     """Welch's spectra of a recording, in square microvolts (of MEG, femtotesla) a Hz."""
-    channels, windows = eeg.windows(found, _SEGMENT)
+    channels, units, windows = eeg.windows(found, _SEGMENT)
     powers = []
-    for of_channel in windows:
+    for unit, of_channel in zip(units, windows):
         total = 0.0
         for part in np.split(of_channel, range(_BLOCK, len(of_channel), _BLOCK)):
             # float32 holds neither what is small beside its mean, nor the square of what is large or small.
@@ -214,7 +214,7 @@ def _of_recording(found: eeg.Pieces) -> Spectrum:
             block[:, : len(part)] = part.T / size
             freqs, power = welch(block, 1 / found.rate, len(block))
             total = total + np.asarray(power, float).sum(-1) * size**2
-        powers.append(total / len(of_channel))
+        powers.append(total / len(of_channel) * unit**2)
     return _without_zero(freqs, np.stack(powers), found.name, channels)
 
 

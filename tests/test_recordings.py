@@ -4,11 +4,14 @@ import re
 import struct
 import warnings
 
+import brainunit as u
+import jax
 import numpy as np
 import pytest
 import scipy.io
 import scipy.signal
 
+import brainmass_kernels as bk
 from brainmass_kernels import cli, targets
 from brainmass_kernels.spectra import load_spectrum
 
@@ -113,6 +116,12 @@ def test_short_pieces_are_left_out_with_a_word():
         load_spectrum(raw)
     with pytest.raises(ValueError, match="0 s are the longest unbroken piece"):
         load_spectrum(in_memory({"O1": clean}, notes=[(0, 40, "BAD")]))
+
+
+def test_a_rate_that_gives_no_spectrum_is_said():
+    raw = mne.io.RawArray(brain(4)[None] * 1e-6, mne.create_info(["O1"], 5.0, "eeg"), verbose="error")
+    with pytest.raises(ValueError, match="5 samples a second are too few, 8 are needed"):
+        load_spectrum(raw)
 
 
 def test_a_stretch_without_numbers_is_a_gap_of_its_channel():
@@ -303,6 +312,17 @@ def test_a_recording_in_memory_is_taken_as_its_file_is(tmp_path):
         load_spectrum(raw, encoding="latin1")
     with pytest.raises(TypeError, match="'target' got int, but takes a path, or an MNE Raw or Epochs"):
         load_spectrum(3)
+
+
+@pytest.mark.slow
+def test_a_recording_in_memory_is_fitted_as_its_file_is(tmp_path):
+    raw = in_memory({"O1": brain(20), "O2": brain(20, 1)}, notes=[(8, 1, "BAD")])
+    raw.save(tmp_path / "rest_raw.fif", fmt="double", verbose="error")
+    how = {"inputs": {"E_inp": 220 * u.Hz}, "noise": {"E_inp": 2 * u.Hz * u.second**0.5}, "key": jax.random.key(0),
+           "duration": 3 * u.second, "starts": 1, "screen": 0, "steps": 1, "realisations": 1}  # fmt: skip
+    fits = [bk.fit(bk.JansenRit(), x, {"be": (60.0, 150.0)}, **how) for x in (raw, tmp_path / "rest_raw.fif")]
+    assert len(fits[0].rms) == 2
+    np.testing.assert_allclose(fits[0].rms, fits[1].rms, rtol=1e-4)
 
 
 # --- errors ---

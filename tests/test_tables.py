@@ -139,7 +139,9 @@ def test_channels_are_chosen_by_name(tmp_path):
 def test_an_encoding_is_taken(tmp_path):
     (tmp_path / "a.csv").write_bytes(rows(F, P, names="Hz,Чз").encode("koi8-r"))
     np.testing.assert_allclose(load_spectrum(tmp_path / "a.csv", "Чз", encoding="koi8-r").power, [P])
-    with pytest.raises(ValueError, match=r"a\.csv: cannot be read as text in ascii .*'encoding' takes another") as caught:
+    with pytest.raises(
+        ValueError, match=r"a\.csv: cannot be read as text in ascii .*'encoding' takes another"
+    ) as caught:
         load_spectrum(tmp_path / "a.csv", encoding="ascii")
     assert isinstance(caught.value.__cause__, UnicodeError)
     for unknown in ("latin-17", "hex"):
