@@ -304,7 +304,13 @@ def _notes(data: bytes) -> list[tuple[float, float, str]]:
 def _header_of(raw) -> _Header | None:
     """The header of the one EDF or BDF that a recording in memory came from, where that is still there."""
     paths = [os.fspath(x) for x in getattr(raw, "filenames", ()) if x is not None]
-    headers = [_edf_header(x) for x in paths if kind_of(x) in (".edf", ".bdf") and os.path.isfile(x)]
+    try:
+        headers = [_edf_header(x) for x in paths if kind_of(x) in (".edf", ".bdf") and os.path.isfile(x)]
+    except (ValueError, IndexError, OSError) as error:
+        raise ValueError(
+            f"'target' came from {', '.join(paths)}, whose units and gaps cannot be read any more ({_told(error)}): "
+            "save it anew and give that path"
+        ) from error
     if len(paths) > 1 and any(header.begins is not None for header in headers):
         raise ValueError(f"'target' got {', '.join(paths)} joined, of which one has gaps: give each by its path")
     return headers[0] if headers else None

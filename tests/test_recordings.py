@@ -174,6 +174,13 @@ def test_a_file_with_gaps(tmp_path):
     raw.crop(4.0, None)
     want = power_of(clean[400:1000], clean[1000:2000], clean[2200:])
     np.testing.assert_allclose(load_spectrum(raw).power[0], want, rtol=1e-2)
+    path.rename(tmp_path / "moved.edf")
+    path.write_bytes(b"overwritten" * 99)
+    with pytest.raises(
+        ValueError, match=r"'target' came from .*gap\.edf, whose units and gaps cannot be read any more"
+    ):
+        load_spectrum(raw)
+    (tmp_path / "moved.edf").rename(path)
     joined = mne.concatenate_raws([raw, raw.copy()], verbose="error")
     with pytest.raises(ValueError, match=r"gap\.edf joined, of which one has gaps"):
         load_spectrum(joined)
