@@ -74,7 +74,7 @@ REFUSED = {
     "row numbers by name": (rows(P, names="index,power", index=True), "column 'index' holds whole numbers, 0 to 88"),
     "row numbers without names": (rows(F, P, index=True), "column 1 holds whole numbers, 0 to 88"),
     "rows from the fifth": (rows(np.arange(4, 90), P[3:], names=",power"), "column 1 holds whole numbers, 4 to 89"),
-    "row numbers as decimals": (rows(P, names=",psd").replace("\n", "\n0.0,"), "whole numbers|columns"),
+    "row numbers as decimals": (rows(np.arange(89), P, number="{:.6e}".format), "column 1 holds whole numbers"),
     "two columns that rise": (rows(np.sort(P), F), "column 1 and column 2 both rise as frequencies do"),
     "time": (rows(F, P, names="time,power"), "no column is named as frequencies in Hz, only 'time', 'power'"),
     "time beside": (rows(F / 7, F, P, names="time,freq,power"), "column 'time' is no power by its name"),
