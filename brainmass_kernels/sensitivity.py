@@ -10,12 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import dispatch, noise, units
+from . import derivatives, dispatch, noise, units
 from .backends.base import Loop, Request
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
 from .step import StepSpec, build
+
+_ONLY_REVERSE = (
+    "forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sensitivities(), which reverse mode "
+    'differentiates: for second derivatives in other ways take simulate() with implementation="scan"'
+)
 
 
 def sensitivities(
@@ -60,7 +65,7 @@ def sensitivities(
     request = Request(_loop(run, moved)[0], math.prod(run.batch), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     run = run._replace(retreat="", transparent=False, implementation=chosen)
-    records, final, pushed = _run(run, moved, data)
+    records, final, pushed = _run(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
     known, ts = model.recordable(), times(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
 

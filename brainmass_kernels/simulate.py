@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import dispatch, memory, noise, recording, testing, units
+from . import derivatives, dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
 from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
-from .models.base import Model, check_name, refuse_nan
+from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network
 from .pointwise import pullback, pullback_after
 from .recording import Reduction, Sampling
@@ -153,15 +153,7 @@ def simulate(
     """
     run, data = _prepare(**locals())
     memory.check(run)
-    try:
-        records, final = _run(run, data)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
-            'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
-        ) from error
+    records, final = _run(run, data if run.transparent else derivatives.in_reverse(data, _only_reverse(run)))
     network, model = _parts(model)
     known = model.recordable()
     ts = times(run, dt)
@@ -175,6 +167,20 @@ def simulate(
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
     return Result(ts, found, last, {n: axis for n, axis in axes.items() if axis is not None})
+
+
+def _only_reverse(run: Run) -> str:
+    return (
+        f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
+        'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
+    )
+
+
+def _only_once(run: Run) -> str:
+    return (
+        f"a second derivative (hessian, grad of grad) of a run on '{run.implementation}', which has the first only: "
+        'ask simulate() for implementation="scan", which JAX differentiates as often as wanted'
+    )
 
 
 def times(run: Run, dt):
@@ -289,10 +295,7 @@ def _parts(model) -> tuple[Network | None, Model]:
     """The network, if it is one, and the model of each lane."""
     if isinstance(model, Network):
         return model, model.model
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
-        )
+    check_model(model, ", or a bk.Network of one")
     return None, model
 
 
@@ -627,9 +630,10 @@ def _differentiable(run: Run, loop: Loop):
         wanted = Wanted(
             tuple(perturbed), tuple(x.perturbed for x in inputs), wires is not None and wires.weights.perturbed
         )
-        coefs, state, inputs, seeds, wires, near = jax.tree.map(
+        given = jax.tree.map(
             lambda x: x.value, (coefs, state, inputs, seeds, wires, near), is_leaf=lambda x: hasattr(x, "perturbed")
         )
+        coefs, state, inputs, seeds, wires, near = derivatives.once(given, _only_once(run))
         kept = folded(lambda *args: tuple(_forward(backend, loop, every, *args)), _ARGUMENTS)
         records, final, saved = kept(coefs, state, inputs, seeds, wires)
         return (records, final), (coefs, inputs, seeds, wires, near, saved, _Perturbed(wanted))
@@ -637,7 +641,8 @@ def _differentiable(run: Run, loop: Loop):
     def backward(residuals, cotangents):
         coefs, inputs, seeds, wires, near, saved, perturbed = residuals
         wanted = perturbed.wanted
-        ct_records, ct_final = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        ct_records, ct_final = derivatives.once(cotangents, _only_once(run))
         pullbacks = _pullbacks(loop, wanted)
 
         def walk(near, coefs, saved, inputs, seeds, wires, ct_records, ct_final):

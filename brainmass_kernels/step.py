@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from . import units
 from .affine import Hoisted, hoist
 from .models.base import Model
 from .network import Link
@@ -91,6 +92,7 @@ class Step:
 
     def __init__(self, spec: StepSpec, retreating: bool = False):
         self.spec = spec
+        self.factors = spec.model.time_factors()
         aval = jax.ShapeDtypeStruct((), spec.dtype)
         n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
         avals = [aval] * (n_hoisted + n_state + len(spec.arriving) + len(spec.noisy))
@@ -115,7 +117,7 @@ class Step:
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
         spec = self.spec
         values = dict(zip(spec.hoisted, flat))
-        p = SimpleNamespace(**{n: values[n] for n in spec.parameters})
+        p = SimpleNamespace(**_inside({n: values[n] for n in spec.parameters}, self.factors.parameters))
         n = len(spec.hoisted)
         state = dict(zip(spec.model.states, flat[n:]))
         return p, values, state, flat[n + len(state) :]
@@ -129,17 +131,18 @@ class Step:
     def _moved(self, move, flat):
         spec = self.spec
         p, values, state, rest = self._named(flat)
-        given = dict(zip(spec.arriving, rest))
-        inputs = {n: values[n] for n in spec.constant} | {n: given[n] for n in spec.varying}
+        # By place: an input may be named "coupling" too.
+        inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
         if spec.link:
-            total, own = given["coupling"], self._source(p, values, state)
+            total, own = rest[len(spec.varying)], self._source(p, values, state)
             inputs[spec.link.target] += spec.link.received(total, own, self._of_link(values))
         noise = {
             n: values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
             for n, normal in zip(spec.noisy, rest[len(spec.arriving) :])
         }
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
-        on_states = {n: x for n, x in noise.items() if n not in inputs}
+        on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
+        inputs = _inside(inputs, self.factors.inputs)
         model = Noisy(spec.model, on_states) if on_states else spec.model
         stepped = move(model, state, p, SimpleNamespace(**inputs), values["dt"])
         return [stepped[n] for n in spec.model.states]
@@ -150,9 +153,10 @@ class Step:
         return [seen[n] for n in self.spec.record]
 
     def _seen(self, p, values, state) -> dict[str, Any]:
-        """Everything that can be recorded."""
+        """Everything that can be recorded, in the units declared."""
         state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, values["dt"])
-        return {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
+        observed = self.spec.model.observe(SimpleNamespace(**state), p)
+        return _outside(state, self.factors.states) | _outside(observed, self.factors.observables)
 
     def _send(self, *flat):
         p, values, state, _ = self._named(flat)
@@ -176,7 +180,8 @@ class Step:
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
         values = dict(zip(self.spec.hoisted, hoisted))
-        rates = [jnp.max(jnp.abs(values[b.a] * values["dt"])) for b in getattr(self.spec.model, "blocks", ())]
+        rates = _inside(values, self.factors.parameters)
+        rates = [jnp.max(jnp.abs(rates[b.a] * values["dt"])) for b in getattr(self.spec.model, "blocks", ())]
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
@@ -187,8 +192,20 @@ class Step:
 
     def _coordinates(self, way: str, hoisted, state) -> tuple:
         p, values, named, _ = self._named((*hoisted, *state))
+        named = _inside(named, self.factors.states) if way == "enter" else named
         moved = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, named, p, values["dt"])
+        moved = _outside(moved, self.factors.states) if way == "exit" else moved
         return tuple(moved[n] for n in self.spec.model.states)
+
+
+def _inside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
+    """Numbers in the units declared as the model's equations take them; see `Model.time_factors`."""
+    return {n: units.scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
+
+
+def _outside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
+    """The way back of `_inside`."""
+    return {n: units.scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
 
 
 @functools.lru_cache(maxsize=256)

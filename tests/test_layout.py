@@ -11,8 +11,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
-    ["_jax", "assembly", "extras"],
-    ["units", "noise", "pointwise"],
+    ["_jax", "assembly", "extras", "notices"],
+    ["units", "noise", "pointwise", "derivatives"],
     ["functional", "affine", "backends.base", "backends.pallas", "connectome"],
     ["recording"],
     ["models.base"],

@@ -62,6 +62,7 @@ def _coloured(base: type[Model], name: str) -> type[Model]:
         "__module__": base.__module__.partition(".")[0],
         constant: 10.0 * base.time_unit,
         "states": {**base.states, state: units.unit_of(base.inputs[name])},
+        "as_declared": (*base.as_declared, *([state] if name in base.as_declared else [])),
         **equations,
     }
     return model(type(base.__name__, (base,), body))
