@@ -104,7 +104,7 @@ def is_traced(value) -> bool:
 
 
 def set_linearisation(primitive: Primitive, rule) -> None:
-    """Set ``rule(reverse, nonzero, *primals, **params)``, which is told whether reverse mode asks or `jax.linearize`."""
+    """Set ``rule(reverse, nonzero, *primals, **params)``; ``reverse`` tells `jax.vjp` from `jax.linearize`."""
     from jax._src.interpreters import ad
 
     getattr(ad, "primitive_linearizations", {})[primitive] = rule

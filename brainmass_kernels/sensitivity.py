@@ -68,11 +68,12 @@ def sensitivities(
     records, final, pushed = _run(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
     known, ts = model.recordable(), times(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
+    place = {what: k for k, what in enumerate(run.spec.record)}
 
     def result(records, final, per) -> Result:
         return Result(
             ts,
-            {n: units.attach(x, known[what] / per) for (n, what), x in zip(entries, records, strict=True)},
+            {n: units.attach(records[place[what]], known[what] / per) for n, what in entries},
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
             {n: ts for n, _ in entries},
         )

@@ -309,10 +309,15 @@ def check_model(model, takes: str = "") -> None:
     raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(){takes}")
 
 
-def refuse_nan(magnitude, name: str) -> None:
-    if not is_traced(magnitude) and np.isnan(magnitude).any():
-        lanes = np.argwhere(np.isnan(np.atleast_1d(magnitude)))
-        raise ValueError(f"'{name}' got NaN (first at {tuple(map(int, lanes[0]))}), but takes finite numbers")
+def refuse_nan(magnitude, name: str, infinite: bool = False) -> None:
+    """Raise ``ValueError`` where a value known before tracing has NaN, or infinity where that is refused too."""
+    if is_traced(magnitude):
+        return
+    wrong = np.atleast_1d(~np.isfinite(magnitude) if infinite else np.isnan(magnitude))
+    if wrong.any():
+        place = tuple(map(int, np.argwhere(wrong)[0]))
+        got = "NaN" if np.isnan(np.atleast_1d(magnitude)[place]) else "infinity"
+        raise ValueError(f"'{name}' got {got} (first at {place}), but takes finite numbers")
 
 
 def check_name(name: str, known, what: str, error: type[Exception] = ValueError) -> None:

@@ -9,7 +9,7 @@ import brainunit as u
 import jax.numpy as jnp
 
 from .. import units
-from .base import Model, SecondOrderModel, check_name, model
+from .base import Model, SecondOrderModel, check_model, check_name, model
 
 _FIELDS = {
     "bold_gain": None,
@@ -58,6 +58,7 @@ def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: A
     ----------
     Friston, Harrison and Penny 2003, NeuroImage 19:1273.
     """
+    check_model(model)
     source = next(iter(model.recordable())) if source is None else source
     check_name(source, model.recordable(), "observable or state")
     for name in constants:
