@@ -93,6 +93,7 @@ class Result:
 
     def __getitem__(self, name: str):
         check_name(name, self.records, "record")
+        self._look()
         return self.records[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -101,10 +102,26 @@ class Result:
     @property
     def ok(self):
         """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
+        self._look()
         finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
         return functools.reduce(jnp.logical_and, finite)
 
+    def _look(self) -> None:
+        """Warn, the first time that the numbers are there to be looked at, of lanes that did not stay finite."""
+        final = [u.get_magnitude(x) for name, x in self.final.items() if name != "history"]
+        if "_looked" in vars(self) or not all(map(_at_hand, final)):
+            return
+        object.__setattr__(self, "_looked", True)
+        lost = ~functools.reduce(np.logical_and, (np.isfinite(x) for x in final), np.True_)
+        if lost.any():
+            which = "this run" if lost.size == 1 else f"{np.sum(lost):,} of the {lost.size:,} lanes of this run"
+            warn(
+                f"{which} did not stay finite{'' if lost.size == 1 else ' (result.ok says which)'}: take a shorter dt, "
+                f"another scheme, or parameters, inputs and a start within the model's range"
+            )
+
     def __repr__(self) -> str:
+        self._look()
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in self.records.items())
         return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
 
@@ -114,6 +131,13 @@ class Result:
     @classmethod
     def tree_unflatten(cls, _, children):
         return cls(*children)
+
+
+def _at_hand(x) -> bool:
+    """Whether an array can be looked at without waiting for it."""
+    if isinstance(x, jax.Array) and not is_traced(x):
+        return not x.is_deleted() and x.is_fully_addressable and x.is_ready()
+    return isinstance(x, np.ndarray)
 
 
 def simulate(
@@ -167,7 +191,8 @@ def simulate(
     """
     run, data = _prepare(**locals())
     memory.check(run)
-    records, final = _run(run, data if run.transparent else derivatives.in_reverse(data, _only_reverse(run)))
+    guarded = data if run.transparent else derivatives.in_reverse(data, _only_reverse(run))
+    records, final = (_run if math.prod(run.batch) else no_lanes(_run))(run, guarded)
     network, model = _parts(model)
     known = model.recordable()
     ts = times(run, dt)
@@ -296,7 +321,7 @@ def _prepare(
         interpret=testing.interpreting(),
         platform=dispatch.platform(),
         entries=entries,
-        sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
+        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
         depth=int(wires.steps.max()) if wires else 0,
         delays=_counted(wires) if wires else (),
     )
@@ -618,7 +643,22 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
 
 
 def _request(run: Run) -> Request:
-    return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, run.platform)
+    return Request(loop_of(run)[1], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
+
+
+def no_lanes(of):
+    """``of(run, ..., data)`` for a batch of no lanes: empty arrays of the right shapes, and nothing is run."""
+
+    def empty(run: Run, *rest):
+        *static, data = rest
+        batch = tuple(n or 1 for n in run.batch)
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(tuple(n or 1 for n in np.shape(x)), jax.dtypes.result_type(x)), data
+        )
+        like = jax.eval_shape(functools.partial(of, run._replace(batch=batch), *static), one)
+        return jax.tree.map(lambda x: jnp.zeros((*x.shape[: x.ndim - len(batch)], *run.batch), x.dtype), like)
+
+    return empty
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -839,6 +879,10 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
 
     @mapped.def_vmap
     def fold(size, batched, *args):
+        if size == 0:
+            one = jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape[int(f) :], x.dtype), args, tuple(batched))
+            like = jax.eval_shape(fun, *one)
+            return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), like), jax.tree.map(lambda _: True, like)
         first = kinds.index("lanes")
         lanes = jax.tree.leaves(args[first])[0].shape[-1]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from . import units
 from .affine import Hoisted, hoist
+from .authoring import check_methods
 from .models.base import Model
 from .network import Link
 from .pointwise import Program, check_pointwise
@@ -97,6 +98,7 @@ class Step:
         n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
         avals = [aval] * (n_hoisted + n_state + len(spec.arriving) + len(spec.noisy))
         label = f"{spec.model.__name__} under '{spec.scheme}'"
+        check_methods(spec.model, spec.scheme, avals, spec.noisy)
         check_pointwise(self._advance, avals, f"the drift of {label}")
         check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
         programs = [

@@ -18,6 +18,7 @@ LAYERS = [
     ["models.base"],
     ["models.*"],
     ["models"],
+    ["authoring"],
     ["emit", "backends.numba_runtime", "backends.triton_runtime", "backends.triton_interpreted"],
     ["backends.numba_network_runtime"],
     ["schemes", "backends.numba", "backends.scan", "backends.mosaic_tpu", "backends.mosaic_gpu"],
