@@ -67,15 +67,15 @@ def _methods(model: type[Model], scheme: str, noisy: Sequence[str]) -> list[Meth
     """Those that the scheme calls, which model authors write."""
     states, found = tuple(model.states), []
     if scheme == "given":
-        found.append(Method("step", "the step", "state", states))
+        found.append(Method("step", "the step", "value", states))
     else:
         blocks = tuple(b.position for b in getattr(model, "blocks", ()))
         if issubclass(model, SecondOrderModel):
-            found.append(Method("drive", "the drive", "drive of a block", blocks))
-        found.append(Method("drift", "the drift", "rate of a state", states))
+            found.append(Method("drive", "the drive", "drive", blocks))
+        found.append(Method("drift", "the drift", "rate", states))
     if any(n in states for n in noisy):
-        found.append(Method("diffusion", "the diffusion", "factor of a state's noise", states, all=False))
-    return [*found, Method("observe", "an observable", "observable", tuple(model.observables))]
+        found.append(Method("diffusion", "the diffusion", "factor", states, all=False))
+    return [*found, Method("observe", "an observable", "number", tuple(model.observables))]
 
 
 def _caller(model: type[Model], method: Method, names, returned: Sequence[str]) -> Callable:
@@ -131,7 +131,7 @@ def _check_signature(where: str, function: Callable, takes: str) -> None:
 def _check_returned(where: str, method: Method, values) -> None:
     if not isinstance(values, dict):
         got = "None: has it a `return`?" if values is None else f"{type(values).__name__}, but returns a dict"
-        raise TypeError(f"{where} returned {got} ({method.item}, by name)")
+        raise TypeError(f"{where} returned {got} (by name, a {method.item} for each {_thing(method)})")
     for name in values:
         if name not in method.names:
             known = ", ".join(method.names) or "none"

@@ -213,9 +213,14 @@ def _check_fields(cls) -> None:
                 f"the default of {title}.{name} got {type(u.get_magnitude(default)).__name__}, but takes one number, "
                 f"with its unit; several are given to the model when it is made: {title}({name}=...)"
             )
+    for base in cls.__mro__[1:]:
+        fields = [n for n, kind in inspect.get_annotations(base).items() if "ClassVar" not in str(kind)]
+        if fields and issubclass(base, Model) and "__dataclass_fields__" not in vars(base):
+            above = base.__name__
+            raise TypeError(f"{above}.{fields[0]} is no parameter of {title}: write @bk.model above `class {above}`")
     for name, value in vars(cls).items():
         number = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array, u.Quantity))
-        if number and name not in annotated and not name.startswith("_"):
+        if number and not (name in annotated or name.startswith("_") or hasattr(Model, name)):
             raise TypeError(
                 f"{title}.{name} has no annotation, so it is no parameter: write `{name}: Any = {_shown(value)}`, or "
                 f"`{name}: ClassVar = ...` for a constant"
