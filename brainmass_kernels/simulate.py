@@ -543,14 +543,14 @@ def _entries(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
     known = model.recordable()
     if record is None:
         record = tuple(model.observables) or tuple(model.states)
-    if isinstance(record, type) and issubclass(record, Reduction):
-        raise TypeError(f"'record' got the class {record.__name__}, but takes one of it: bk.{record.__name__}(...)")
-    asked = (record,) if isinstance(record, (str, Reduction)) else record
+    asked = (record,) if isinstance(record, (str, Reduction, type)) else record
     if not isinstance(asked, Iterable):
         raise TypeError(f"'record' got {type(asked).__name__}, but takes names, and statistics such as bk.Mean()")
     named = asked.items() if isinstance(asked, Mapping) else [(None, what) for what in asked]
     entries: dict[str, str | Reduction] = {}
     for name, what in named:
+        if isinstance(what, type):
+            raise TypeError(f"'record' got the class {what.__name__}, but takes one of it: bk.{what.__name__}(...)")
         if not isinstance(what, (str, Reduction)):
             raise TypeError(f"'record' got {type(what).__name__}, but takes names, and statistics such as bk.Mean()")
         of = what if isinstance(what, str) else what.of or next(iter(known))
