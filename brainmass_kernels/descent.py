@@ -28,7 +28,7 @@ from .equations import Key, key_of
 from .extras import needs
 from .network import Network
 from .sensitivity import sensitivities
-from .simulate import Result, explain, simulate
+from .simulate import PerLane, Result, explain, simulate
 from .targets import Comparison, plain
 
 #: Adam's step in z, where the width between the bounds is about 6.
@@ -229,6 +229,7 @@ class Problem:
         lanes = (*np.broadcast_shapes(*(x.shape[:2] for x in z.values())), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
+        inputs = {n: PerLane(x) if n in values else x for n, x in inputs.items()}
         keys = jnp.broadcast_to(keys, (*lanes, *keys.shape[1:])) if noise else None
         return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options, **more)
 

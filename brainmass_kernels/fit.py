@@ -23,8 +23,9 @@ import numpy as np
 from . import descent, models, spectra, targets, units
 from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
 from .extras import needs
-from .models.base import Model, check_name
+from .models.base import check_model, check_name
 from .network import Network
+from .noise import check_key
 from .spectra import Spectrum
 
 _FORMAT = ("brainmass_kernels.Fit", 2)
@@ -401,10 +402,9 @@ def fit(
     """
     needs("optax")
     began = time.perf_counter()
-    if not isinstance(model, Model | Network):
-        raise TypeError(
-            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
-        )
+    if not isinstance(model, Network):
+        check_model(model, ", or a bk.Network of one")
+    check_key(key)
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
     target = saved.target if target is None and saved else targets.as_target(target)
     if free is None and saved:

@@ -19,7 +19,7 @@ import numpy as np
 from . import units
 from ._jax import is_traced
 from .functional import sigmoid
-from .models.base import Model, check_name, refuse_nan
+from .models.base import Model, check_model, check_name, refuse_nan
 
 
 class Kind(NamedTuple):
@@ -129,8 +129,7 @@ class Network:
         self, model: Model, weights, *, delays=None, distances=None, speed=None, coupling: str = "additive",
         source: str | None = None, target: str | None = None, k=None, self_connection: bool = False, **parameters,
     ):  # fmt: skip
-        if not isinstance(model, Model):
-            raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+        check_model(model)
         check_name(coupling, COUPLINGS, "coupling")
         kind = COUPLINGS[coupling]
         for name in parameters:

@@ -22,9 +22,10 @@ import numpy as np
 
 from . import dispatch, units
 from .extras import needs
-from .models.base import Model, check_name
+from .models.base import Model, check_model, check_name
+from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
-from .simulate import explain, simulate
+from .simulate import PerLane, explain, simulate
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
@@ -144,6 +145,7 @@ def sweep(
     ------
     ValueError, TypeError : an argument's name, unit, shape or value; chunks on disk that are of another sweep
     """
+    check_key(key)
     grid = _Grid.of(model, over)
     size = min(grid.points, _chunk(chunk))
     record = _default(model) if record is None else record
@@ -191,11 +193,7 @@ class _Grid:
 
     @classmethod
     def of(cls, model: Model, over: Mapping[str, Any]) -> _Grid:
-        if not isinstance(model, Model):
-            raise TypeError(
-                f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(); a network is swept by "
-                f"giving arrays of shape (networks, 1) to simulate()"
-            )
+        check_model(model, "; a network is swept by giving arrays of shape (networks, 1) to simulate()")
         if not over:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
         known, axes = sweepable(type(model)), {}
@@ -248,7 +246,7 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
         if kind == "noise":
             noise[of] = x
         elif name in model.inputs:
-            inputs[name] = x
+            inputs[name] = PerLane(x)
         else:
             parameters[name] = x
     keys = None if key is None else jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.asarray(places))
