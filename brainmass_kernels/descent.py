@@ -27,7 +27,7 @@ from . import units
 from .extras import needs
 from .network import Network
 from .sensitivity import sensitivities
-from .simulate import Result, explain, simulate
+from .simulate import explain, simulate
 from .targets import Comparison, plain
 
 #: Adam's step in z, where the width between the bounds is about 6.
@@ -245,7 +245,7 @@ class Problem:
 
         def of_plain(records, final):
             put = lambda part, values: {n: units.attach(x, unit_of[part][n]) for n, x in values.items()}  # noqa: E731
-            seen = Result(result.ts, put("records", records), put("final", final), result.axes)
+            seen = dataclasses.replace(result, records=put("records", records), final=put("final", final))
             return self.comparison.residuals(self.comparison.predict(seen), data)[0]
 
         bare = lambda found, like: {n: units.strip(found[n], u.get_unit(x), n) for n, x in like.items()}  # noqa: E731

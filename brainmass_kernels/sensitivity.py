@@ -61,15 +61,14 @@ def sensitivities(
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     run = run._replace(retreat="", transparent=False, implementation=chosen)
     records, final, pushed = _run(run, moved, data)
-    known, ts = model.recordable(), times(run, dt)
+    known, when = model.recordable(), times(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
 
     def result(records, final, per) -> Result:
         return Result(
-            ts,
+            when,
             {n: units.attach(x, known[what] / per) for (n, what), x in zip(entries, records, strict=True)},
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
-            {n: ts for n, _ in entries},
         )
 
     slopes = {n: result(seen, ended, unit_of[n]) for n, (seen, ended) in zip(names, pushed, strict=True)}

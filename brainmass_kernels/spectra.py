@@ -24,6 +24,7 @@ import numpy as np
 
 from .extras import needs
 from .models.base import check_name
+from .rounding import at_rest, centred
 
 #: Fewest frequencies that leave the nuisances and a few parameters determined.
 MIN_POINTS = 8
@@ -478,7 +479,8 @@ def envelope(x, dt, band):
 
     Returns
     -------
-    ``(T, ...)``, in the unit of ``x``; its ends feel that the transform takes the record for periodic
+    ``(T, ...)``, in the unit of ``x``, next to 0 for a record at rest (`at_rest`); its ends feel that the transform
+    takes the record for periodic
 
     Raises
     ------
@@ -493,8 +495,12 @@ def envelope(x, dt, band):
     inside = np.clip(np.minimum(freqs - low, high - freqs) / flank + 0.5, 0.0, 1.0)
     # Of the analytic signal, positive frequencies twice and negative ones not at all.
     gain = (2.0 * np.sin(0.5 * np.pi * inside) ** 2).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    whole = jnp.fft.fft(x, axis=0)
+    # A constant is taken off first and comes back at the gain of 0 Hz: its rounding would pass for an oscillation.
+    origin = x[:1]
+    moved = jnp.where(at_rest(x)[None], 0.0, x - origin)
+    whole = jnp.fft.fft(moved, axis=0)
     analytic = jnp.fft.ifft(whole * jnp.broadcast_to(gain, x.shape).astype(whole.dtype), axis=0)
+    analytic = analytic + gain[:1] * origin
     # A smooth modulus, whose derivative is finite where the signal vanishes.
     modulus = jnp.sqrt(analytic.real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)
     return modulus if unit.is_unitless else u.Quantity(modulus, unit=unit)
@@ -509,10 +515,9 @@ def correlation(x):
 
     Returns
     -------
-    ``(..., N, N)``; 0 for a region that is constant, differentiable
+    ``(..., N, N)``; 0 for a region at rest (`at_rest`), its own diagonal included, differentiable
     """
-    x = u.get_magnitude(x)
-    x = x - jnp.mean(x, axis=0, keepdims=True)
+    x = jnp.asarray(centred(x))
     covariance = jnp.einsum("t...i,t...j->...ij", x, x, precision="highest")
     power = jnp.einsum("...ii->...i", covariance)
     scale = jnp.where(power > 0, 1.0 / jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0).astype(x.dtype)
