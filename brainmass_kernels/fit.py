@@ -189,9 +189,8 @@ class Fit:
             values = np.asarray(free.value(jnp.asarray(np.log(position / (1 - position)))))
         else:
             values = np.atleast_1d(np.asarray(targets.plain(values, free.unit, "values"), float))
-        position = np.clip(free.position(values), 0.003, 0.997)
         z = {f: jnp.repeat(x, len(values), 1) for f, x in self._best().items()}
-        along = jnp.asarray(np.log(position / (1 - position)), z[name].dtype)
+        along = jnp.asarray(free.z(values, "'values'"), z[name].dtype)
         z[name] = jnp.broadcast_to(along, z[name].shape)
         problem = dataclasses.replace(problem, ties=problem.ties._replace(frozen=(name,)))
         if len(frees) == 1:
@@ -334,7 +333,7 @@ def fit(
     clip: float = 0.1,
     patience: int | None = None,
     tolerance: float = 0.005,
-    record: Any = "eeg",
+    record: Any = None,
     scheme: str | None = None,
     implementation: str | None = None,
     progress: bool | Callable[[Progress], Any] = False,
@@ -351,7 +350,7 @@ def fit(
 
     Parameters
     ----------
-    model : a model with scalar fields, or a `Network` of one; its values are start 0
+    model : a model with scalar fields, or a `Network` of one; its values are start 0, and lie within the bounds
     target : `Spectrum`, the path of a ``.npz`` or ``.csv`` file, or a pair (freqs, power), n spectra in all; a
         `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes are ``(1, starts, realisations)``,
         which returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
@@ -371,7 +370,9 @@ def fit(
     prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
-    duration, dt, every, transient, record, scheme, implementation : as `simulate` takes them
+    duration, dt, every, transient, scheme, implementation : as `simulate` takes them
+    record : what is compared, a name of an observable or state; ``None``, the model's first observable, or its first
+        state where it has none, or what a resumed fit recorded. Of a function whatever `simulate` takes
     realisations : runs with different noise that one prediction is averaged over
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
@@ -393,7 +394,8 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        naming the argument, for an unknown name, bounds that are not increasing, a unit that does not fit, a
+        naming the argument, for an unknown name, bounds that are not increasing, a start outside of them, a unit that
+        does not fit, a
         target that cannot be used, or a resumed fit that was another
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
@@ -410,6 +412,8 @@ def fit(
         free = {f.name: (f.low, f.high) for f in saved.free}
     inputs, noise = dict(inputs or {}), dict(noise or {})
     frees, given = _resolve_free(model, inputs, noise, free)
+    if record is None:
+        record = _recorded(model, saved)
     for name, value in {"steps": steps, "every": every, "realisations": realisations}.items():
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
@@ -475,6 +479,13 @@ def compare(target, model, record, options, band, background) -> targets.Compari
     if network:
         raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
     return targets.OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def _recorded(model, saved: Fit | None) -> str:
+    """What is compared unless another record is named."""
+    mass: Any = model.model if isinstance(model, Network) else model
+    held = saved.settings.get("record") if saved else None
+    return held or next(iter(mass.recordable()))
 
 
 def _ties(model, frees, priors, shared, group, regional) -> Ties:
@@ -811,17 +822,22 @@ def _encode_target(target) -> dict[str, Any]:
     return {"kind": "values", "values": listed(target)}
 
 
-def _decode_target(saved, unit=None) -> Any:
+def _decode_target(saved, unit=None, shown: bool = False) -> Any:
+    """What `_encode_target` made: a target, or where it is ``shown`` a prediction, which need not be one."""
     kind = saved["kind"]
     if kind == "spectra":
         return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
-        values, sigma = units.attach(np.array(saved["values"]), unit), saved["sigma"]
+        values, sigma = units.attach(_array(saved["values"]), unit), saved["sigma"]
+        if shown:
+            return targets.prediction(targets.TimeSeries, values)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
+        if shown:
+            return targets.prediction(targets.Connectivity, _array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
     if kind == "function":
         return _Absent(saved["name"])
@@ -885,6 +901,7 @@ def _decode(saved: dict[str, Any], model) -> Fit:
         free=tuple(Free(f["name"], f["low"], f["high"], unit_of[f["name"]]) for f in saved["free"]),
         state=_decode_state(saved["state"]),
         **{key: _array(saved[key]) for key in ("rms", "initial_rms")},
-        **{key: _decode_target(saved[key], unit) for key in ("target", "prediction", "initial_prediction")},
+        target=_decode_target(saved["target"], unit),
+        **{key: _decode_target(saved[key], unit, shown=True) for key in ("prediction", "initial_prediction")},
         **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},
     )

@@ -306,9 +306,9 @@ class Spectrum(Reduction):
         return 2 * len(self.freqs) + 2
 
     def shared(self, sampling):
-        part = self._part(sampling)
-        # The turns of a part, the same with its weights, and the turns of where parts begin.
-        return 2 * (len(self.freqs) + 1) * (2 * part + len(self._begins(sampling)))
+        part, whole = self._part(sampling), sampling.count if sampling.count <= TABLE else 0
+        # The turns of a part, the same with its weights, the turns of where parts begin, and the taper.
+        return 2 * (len(self.freqs) + 1) * (2 * part + len(self._begins(sampling))) + whole
 
     def axis(self, ts, sampling):
         return np.array(self.freqs) * u.Hz
@@ -349,7 +349,11 @@ class Spectrum(Reduction):
         cos, sin = self._turns(np.arange(len(x)), sampling, x.dtype)
         cos0, sin0 = (table[row] for table in self._turns(begins, sampling, x.dtype))
         turns = jnp.stack([cos[:, :-1], -sin[:, :-1]])
-        if self.taper == "hann":
+        if self.taper == "hann" and sampling.count <= TABLE:
+            whole = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(sampling.count) / sampling.count)
+            taper = lax.dynamic_slice_in_dim(jnp.asarray(whole, x.dtype), first, len(x))
+            turns = turns * taper[None, :, None]
+        elif self.taper == "hann":
             # The sine of half the angle: a square loses no digits where the window is small.
             turns = turns * ((sin0[-1] * cos[:, -1] + cos0[-1] * sin[:, -1]) ** 2)[None, :, None]
         real, imag = jnp.einsum("ckf,kl->cfl", turns, x, precision=lax.Precision.HIGHEST)

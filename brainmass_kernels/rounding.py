@@ -1,4 +1,4 @@
-"""What varies, and what only seems to: records at rest differ by rounding, which no statistic should take for a signal."""
+"""What varies: records at rest differ by rounding alone, which no statistic should take for a signal."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from . import dispatch, noise, units
 from .backends.base import Loop, Request
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
-from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
+from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, clock
 from .step import StepSpec, build
 
 
@@ -61,7 +61,7 @@ def sensitivities(
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     run = run._replace(retreat="", transparent=False, implementation=chosen)
     records, final, pushed = _run(run, moved, data)
-    known, when = model.recordable(), times(run, dt)
+    known, when = model.recordable(), clock(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
 
     def result(records, final, per) -> Result:

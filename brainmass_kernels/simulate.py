@@ -104,7 +104,7 @@ class Result:
 
     @property
     def ts(self):
-        """``(K,)``, the time at the end of each recorded step: float64 of NumPy, the same under ``jit`` and ``vmap``."""
+        """``(K,)``, the time at the end of each recorded step; NumPy's float64, under ``jit`` and ``vmap`` too."""
         return self.times.values
 
     @property
@@ -212,13 +212,18 @@ def simulate(
     last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
-    return Result(times(run, dt), found, last, statistics)
+    return Result(clock(run, dt), found, last, statistics)
 
 
-def times(run: Run, dt) -> Times:
+def clock(run: Run, dt) -> Times:
     """When a run records."""
     lead, every, count = run.schedule.lead, run.schedule.every, run.schedule.count
     return Times(lead, every, count, units.concrete(u.get_magnitude(dt), "dt"), dt.unit)
+
+
+def times(run: Run, dt):
+    """The time at the end of each recorded step, ``(K,)``."""
+    return clock(run, dt).values
 
 
 def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
