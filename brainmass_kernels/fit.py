@@ -28,6 +28,7 @@ from .network import Network
 from .spectra import Spectrum
 
 _FORMAT = ("brainmass_kernels.Fit", 2)
+_EVERY = 5
 _UNDER_WAY = "brainmass_kernels.Fit under way"
 
 
@@ -324,7 +325,7 @@ def fit(
     key=None,
     duration=9 * u.second,
     dt=1 * u.ms,
-    every: int = 5,
+    every: int | None = None,
     transient=1 * u.second,
     realisations: int = 4,
     band: tuple[float, float] = (2.0, 40.0),
@@ -370,7 +371,9 @@ def fit(
     prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
-    duration, dt, every, transient, scheme, implementation : as `simulate` takes them
+    duration, dt, transient, scheme, implementation : as `simulate` takes them
+    every : steps from one record to the next; ``None``, 5, or of a `TimeSeries` as many as give its samples, or those
+        of a resumed fit
     record : what is compared, a name of an observable or state; ``None``, the model's first observable, or its first
         state where it has none, or what a resumed fit recorded. Of a function whatever `simulate` takes
     realisations : runs with different noise that one prediction is averaged over
@@ -414,6 +417,8 @@ def fit(
     frees, given = _resolve_free(model, inputs, noise, free)
     if record is None:
         record = _recorded(model, saved)
+    if every is None:
+        every = saved.settings["every"] if saved else _every(target, duration, dt, transient)
     for name, value in {"steps": steps, "every": every, "realisations": realisations}.items():
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
@@ -470,8 +475,8 @@ def compare(target, model, record, options, band, background) -> targets.Compari
         raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
     check_name(record, mass.recordable(), "record")
     seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
-    steps = {n: 0 if options[n] is None else units.steps_of(options[n], seconds, n) for n in ("duration", "transient")}
-    samples, sampling = (steps["duration"] - steps["transient"]) // options["every"], seconds * options["every"]
+    steps, sampling = _recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
+    samples = steps // options["every"]
     if isinstance(target, targets.TimeSeries):
         return targets.OfSeries(target, record, mass.recordable()[record], samples, regions)
     if isinstance(target, targets.Connectivity):
@@ -479,6 +484,26 @@ def compare(target, model, record, options, band, background) -> targets.Compari
     if network:
         raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
     return targets.OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def _recorded_steps(duration, seconds: float, transient) -> int:
+    """Steps of a run after its transient."""
+    return units.steps_of(duration, seconds, "duration") - (
+        0 if transient is None else units.steps_of(transient, seconds, "transient")
+    )
+
+
+def _every(target, duration, dt, transient) -> int:
+    """Steps between records unless they are given: those that make the samples of a series, where these are whole."""
+    if not isinstance(target, targets.TimeSeries):
+        return _EVERY
+    shape = np.shape(u.get_magnitude(target.values))
+    steps = _recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
+    # (K,), (n, K), (n, K, N), or of a network (K, N).
+    possible = dict.fromkeys((shape[0],) if len(shape) == 1 else shape[-2:] if len(shape) == 2 else shape[1:2])
+    if steps // _EVERY in possible:
+        return _EVERY
+    return next((steps // count for count in possible if count <= steps and steps % count == 0), _EVERY)
 
 
 def _recorded(model, saved: Fit | None) -> str:
@@ -831,13 +856,13 @@ def _decode_target(saved, unit=None, shown: bool = False) -> Any:
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(_array(saved["values"]), unit), saved["sigma"]
         if shown:
-            return targets.prediction(targets.TimeSeries, values)
+            return targets.unchecked(targets.TimeSeries, values)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
         if shown:
-            return targets.prediction(targets.Connectivity, _array(saved["values"]), band=band, sigma=saved["sigma"])
+            return targets.unchecked(targets.Connectivity, _array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
     if kind == "function":
         return _Absent(saved["name"])

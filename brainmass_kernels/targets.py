@@ -293,7 +293,7 @@ class OfSeries(Comparison):
         values = values * np.asarray(solved["scale"], float)[lane][:, None] if "scale" in solved else values
         values = values + np.asarray(solved["offset"], float)[lane][:, None] if "offset" in solved else values
         values = values.reshape(len(values), *np.shape(self.target.values)[1:])
-        return prediction(TimeSeries, units.attach(values, self.data_unit))
+        return unchecked(TimeSeries, units.attach(values, self.data_unit))
 
     def same(self, other) -> bool:
         mine = np.asarray(u.get_magnitude(self.target.values))
@@ -332,7 +332,7 @@ class OfConnectivity(Comparison):
         values = np.broadcast_to(np.eye(regions), (len(chosen), regions, regions)).copy()
         values[:, *self.above] = chosen
         values[:, *self.above[::-1]] = chosen
-        return prediction(Connectivity, np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
+        return unchecked(Connectivity, np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
 
     def same(self, other) -> bool:
         return isinstance(other, Connectivity) and np.array_equal(
@@ -392,7 +392,7 @@ class OfFunction(Comparison):
         return other is self.target or name_of(other) == self.name
 
 
-def prediction(kind: type, values, **fields):
+def unchecked(kind: type, values, **fields):
     """A prediction as the target has it; a start at rest or one that diverged is shown too, and is no target."""
     held = {f.name: f.default for f in dataclasses.fields(kind)} | {"values": values, "name": "fit"} | fields
     shown = object.__new__(kind)
