@@ -29,7 +29,7 @@ FEWEST = 32
 #: Blocks that a gradient may keep the state before; of more, groups are run again first.
 KEPT = 64
 #: Values that the table of one statistic may hold, unless that were fewer records than `FEWEST`.
-TABLE = 2**20
+TABLE = 2**19
 
 
 class Sampling(NamedTuple):

@@ -14,7 +14,8 @@ ROUNDING = 32
 def at_rest(x):
     """Whether records ``(T, ...)`` do not vary beyond rounding: 32 units in the last place of the first; ``(...)``."""
     x = _floating(x)
-    return within(abs(x - x[:1]).max(0), x[0])
+    with np.errstate(invalid="ignore"):
+        return within(abs(x - x[:1]).max(0), x[0])
 
 
 def within(reach, origin):
