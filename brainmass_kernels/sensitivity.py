@@ -14,7 +14,7 @@ from .backends.base import Loop, Request
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
-from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, no_lanes, times
+from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, clock, no_lanes
 from .step import StepSpec, build
 
 _ONLY_REVERSE = (
@@ -67,16 +67,15 @@ def sensitivities(
     run = run._replace(retreat="", transparent=False, implementation=chosen)
     compute = _run if math.prod(run.batch) else no_lanes(_run)
     records, final, pushed = compute(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
-    known, ts = model.recordable(), times(run, dt)
+    known, when = model.recordable(), clock(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
     place = {what: k for k, what in enumerate(run.spec.record)}
 
     def result(records, final, per) -> Result:
         return Result(
-            ts,
+            when,
             {n: units.attach(records[place[what]], known[what] / per) for n, what in entries},
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
-            {n: ts for n, _ in entries},
         )
 
     slopes = {n: result(seen, ended, unit_of[n]) for n, (seen, ended) in zip(names, pushed, strict=True)}

@@ -75,6 +75,31 @@ class PerLane(NamedTuple):
     value: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When the records of a run were taken: steps and the time of one apart, so that no time is rounded to float32.
+
+    Attributes
+    ----------
+    lead : steps before the first stretch that is recorded
+    every : steps from one record to the next
+    count : how many records there are
+    dt : the time of a step
+    unit : its unit
+    """
+
+    lead: int
+    every: int
+    count: int
+    dt: float
+    unit: Any
+
+    @property
+    def values(self):
+        """``(K,)``, a Quantity of NumPy's float64."""
+        return u.Quantity((self.lead + self.every * np.arange(1, self.count + 1)) * self.dt, unit=self.unit)
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -82,17 +107,30 @@ class Result:
 
     Attributes
     ----------
-    ts : ``(K,)``, the time at the end of each recorded step
+    times : when the records were taken, as steps and the time of one; `ts` are their values
     records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
     final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on. Of a network with
         delays it has the ``history`` too, ``(H, *batch)``
-    axes : what the first axis of a record is: ``ts``, the frequencies of a spectrum, the times of averages
+    statistics : of each record that is one, what it is and what it was made of
     """
 
-    ts: Any
+    times: Times
     records: dict[str, Any]
     final: dict[str, Any]
-    axes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, tuple[Reduction, Sampling]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ts(self):
+        """``(K,)``, the time at the end of each recorded step; NumPy's float64, under ``jit`` and ``vmap`` too."""
+        return self.times.values
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """What the first axis of a record is: `ts`, the frequencies of a spectrum, the times of averages."""
+        ts = self.ts
+        found = {n: self.statistics[n][0].axis(ts, self.statistics[n][1]) if n in self.statistics else ts
+                 for n in self.records}  # fmt: skip
+        return {n: axis for n, axis in found.items() if axis is not None}
 
     def __getitem__(self, name: str):
         check_name(name, self.records, "record")
@@ -129,11 +167,12 @@ class Result:
         return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
 
     def tree_flatten(self):
-        return (self.ts, self.records, self.final, self.axes), None
+        return (self.records, self.final), (self.times, tuple(self.statistics.items()))
 
     @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
+    def tree_unflatten(cls, static, children):
+        times, statistics = static
+        return cls(times, *children, dict(statistics))
 
 
 def _at_hand(x) -> bool:
@@ -198,20 +237,25 @@ def simulate(
     records, final = (_run if math.prod(run.batch) else no_lanes(_run))(run, guarded)
     network, model = _parts(model)
     known = model.recordable()
-    ts = times(run, dt)
-    found, axes = {}, {}
+    found, statistics = {}, {}
     if not run.sampling:  # a loop records each quantity once, whatever it is called
         seen = dict(zip(run.spec.record, records, strict=True))
         records = [seen[what] for _, what in run.entries]
     for (name, what), x in zip(run.entries, records, strict=True):
         if isinstance(what, str):
-            found[name], axes[name] = units.attach(x, known[what]), ts
+            found[name] = units.attach(x, known[what])
         elif run.sampling:
-            found[name], axes[name] = units.attach(x, what.unit(known[what.of])), what.axis(ts, run.sampling)
+            found[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
     last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
-    return Result(ts, found, last, {n: axis for n, axis in axes.items() if axis is not None})
+    return Result(clock(run, dt), found, last, statistics)
+
+
+def clock(run: Run, dt) -> Times:
+    """When a run records."""
+    lead, every, count = run.schedule.lead, run.schedule.every, run.schedule.count
+    return Times(lead, every, count, units.concrete(u.get_magnitude(dt), "dt"), dt.unit)
 
 
 def _only_reverse(run: Run) -> str:
@@ -230,9 +274,7 @@ def _only_once(run: Run) -> str:
 
 def times(run: Run, dt):
     """The time at the end of each recorded step, ``(K,)``."""
-    taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
-    ts = taken * units.concrete(u.get_magnitude(dt), "dt")
-    return u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
+    return clock(run, dt).values
 
 
 def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
@@ -718,7 +760,17 @@ def _execute(run: Run, data: Data):
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
     final = (*step.exit(hoisted, final[:n]), *final[n:])
+    if run.sampling is not None:
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, final[:n]))
+        records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
     return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, final)]
+
+
+def _where(finite, x):
+    """A statistic ``(L,)`` or ``(M, L)`` of the lanes that stayed finite; NaN of the others, whose records ended."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return jnp.where(jnp.broadcast_to(finite, x.shape), x, jnp.nan)
 
 
 def _laid(wires: Wires, run: Run, step: Step, coefs, state) -> Wires:

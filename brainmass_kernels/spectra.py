@@ -23,6 +23,7 @@ import numpy as np
 
 from . import eeg, tables
 from .eeg import RECORDINGS
+from .rounding import at_rest, centred
 from .tables import MIN_POINTS
 
 _POWER_NAMES = ("power", "psd", "spectr", "pxx")
@@ -439,25 +440,33 @@ def aperiodic(freqs, log_power, beside=((6.5, 13.5), (15.0, 25.0))):
     return (np.stack([np.ones(len(freqs)), log_freqs], -1) @ line).T.reshape(np.shape(log_power))
 
 
+#: Decades that a spectrum varies by rounding.
+_FLAT = 1e-6
+
+
 def alpha_peak(freqs, power, band=(7.0, 13.0)):
     """Frequency in Hz of the highest point of each spectrum above its aperiodic line within ``band``.
 
     The flattened log spectrum is smoothed over three points and the maximum refined by a parabola, so that a
-    noisy spectrum does not jump between neighbouring points.
+    noisy spectrum does not jump between neighbouring points. NaN where there is no peak: of a spectrum that is flat
+    there, or has powers that are not positive and finite, and where no frequency is within the band.
     """
-    freqs = np.asarray(freqs, float)
-    log_power = np.log10(np.atleast_2d(np.asarray(power, float)))
+    freqs, rows = np.asarray(freqs, float), np.atleast_2d(np.asarray(power, float))
+    usable = (np.isfinite(rows) & (rows > 0)).all(-1)
+    log_power = np.log10(np.where(usable[:, None], rows, 1.0))
     flat = log_power - aperiodic(freqs, log_power)
     smooth = flat.copy()
     smooth[:, 1:-1] = (flat[:, :-2] + 2 * flat[:, 1:-1] + flat[:, 2:]) / 4
     inside = (freqs >= band[0]) & (freqs <= band[1])
+    rises = np.ptp(smooth[:, inside], axis=-1) > _FLAT if inside.any() else np.zeros(len(smooth), bool)
     at = np.clip(np.where(inside, smooth, -np.inf).argmax(-1), 1, len(freqs) - 2)
     lane = np.arange(len(smooth))
     below, here, above = smooth[lane, at - 1], smooth[lane, at], smooth[lane, at + 1]
     bend = below - 2 * here + above
     shift = np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1.0), 0.0)
     step = (freqs[at + 1] - freqs[at - 1]) / 2
-    return (freqs[at] + np.clip(shift, -0.5, 0.5) * step).reshape(np.shape(power)[:-1])
+    peak = freqs[at] + np.clip(shift, -0.5, 0.5) * step
+    return np.where(usable & rises, peak, np.nan).reshape(np.shape(power)[:-1])
 
 
 def envelope(x, dt, band):
@@ -471,7 +480,8 @@ def envelope(x, dt, band):
 
     Returns
     -------
-    ``(T, ...)``, in the unit of ``x``; its ends feel that the transform takes the record for periodic
+    ``(T, ...)``, in the unit of ``x``, next to 0 for a record at rest (`at_rest`); its ends feel that the transform
+    takes the record for periodic
 
     Raises
     ------
@@ -486,10 +496,14 @@ def envelope(x, dt, band):
     inside = np.clip(np.minimum(freqs - low, high - freqs) / flank + 0.5, 0.0, 1.0)
     # Of the analytic signal, positive frequencies twice and negative ones not at all.
     gain = (2.0 * np.sin(0.5 * np.pi * inside) ** 2).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    whole = jnp.fft.fft(x, axis=0)
+    # A constant is taken off first and comes back at the gain of 0 Hz: its rounding would pass for an oscillation.
+    origin = x[:1]
+    moved = jnp.where(at_rest(x)[None], 0.0, x - origin)
+    whole = jnp.fft.fft(moved, axis=0)
     analytic = jnp.fft.ifft(whole * jnp.broadcast_to(gain, x.shape).astype(whole.dtype), axis=0)
     # A smooth modulus, whose derivative is finite where the signal vanishes.
-    modulus = jnp.sqrt(analytic.real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)
+    real = analytic.real + jnp.broadcast_to(gain[:1] * origin, x.shape)
+    modulus = jnp.sqrt(real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)
     return modulus if unit.is_unitless else u.Quantity(modulus, unit=unit)
 
 
@@ -502,10 +516,9 @@ def correlation(x):
 
     Returns
     -------
-    ``(..., N, N)``; 0 for a region that is constant, differentiable
+    ``(..., N, N)``; 0 for a region at rest (`at_rest`), its own diagonal included, differentiable
     """
-    x = u.get_magnitude(x)
-    x = x - jnp.mean(x, axis=0, keepdims=True)
+    x = jnp.asarray(centred(x))
     covariance = jnp.einsum("t...i,t...j->...ij", x, x, precision="highest")
     power = jnp.einsum("...ii->...i", covariance)
     scale = jnp.where(power > 0, 1.0 / jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0).astype(x.dtype)

@@ -33,6 +33,8 @@ CHUNK_ELSEWHERE = 1_048_576
 #: Where the peak of power is looked for, in Hz.
 PEAKS = np.arange(1.0, 40.5, 0.5)
 _FORMAT = "brainmass_kernels sweep"
+#: Among the records of a file, which points stayed finite.
+_OK = "ok"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +47,26 @@ class Sweep:
     records : by name, ``(*grid)``, or ``(M, *grid)`` with an axis of its own
     record_axes : that axis, such as the frequencies of a spectrum
     about : model, time step, implementation, versions
+    ok : ``(*grid)``, which points stayed finite; the others' statistics are NaN. Of a file that an earlier version
+        wrote, where all records are finite
     """
 
     axes: dict[str, Any]
     records: dict[str, Any]
     record_axes: dict[str, Any]
     about: dict[str, Any]
+    ok: Any = None
+
+    def __post_init__(self):
+        if self.ok is None:
+            finite = (np.isfinite(u.get_magnitude(x)) for x in self.records.values())
+            kept = [x.all(tuple(range(x.ndim - len(self.axes)))) for x in finite]
+            object.__setattr__(self, "ok", np.logical_and.reduce(kept) if kept else np.ones(self.shape, bool))
+
+    @property
+    def _saved(self) -> dict[str, Any]:
+        """The records as a file has them, with `ok` among them."""
+        return {**self.records, _OK: self.ok}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +79,8 @@ class Sweep:
 
     def __repr__(self) -> str:
         grid = " x ".join(f"{len(x)} {name}" for name, x in self.axes.items())
-        return f"Sweep({grid}: {', '.join(self.records)})"
+        diverged = int((~np.asarray(self.ok)).sum())
+        return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the grid with its units and coordinates, as ``.npz``, or through xarray as ``.nc`` or ``.zarr``."""
@@ -95,7 +112,7 @@ class Sweep:
         variables, coords = {}, {}
         for name, axis in [*self.axes.items(), *((_axis_of(n), x) for n, x in self.record_axes.items())]:
             coords[name] = ((name,), np.asarray(u.get_magnitude(axis)), {"units": str(units.unit_of(axis))})
-        for name, x in self.records.items():
+        for name, x in self._saved.items():
             dims = (*([_axis_of(name)] if name in self.record_axes else []), *self.axes)
             variables[name] = (dims, np.asarray(u.get_magnitude(x)), {"units": str(units.unit_of(x))})
         # Not every format keeps the order of its variables.
@@ -168,7 +185,8 @@ def sweep(
         chunks.append(found.records)
         axes = found.record_axes
     joined = {n: _joined(n, [c[n] for c in chunks], grid) for n in chunks[0]}
-    result = Sweep(grid.axes, joined, axes, _about(model, grid, size, key, everything))
+    ok = joined.pop(_OK, None)
+    result = Sweep(grid.axes, joined, axes, _about(model, grid, size, key, everything), ok)
     if out is not None:
         result.save(out)
         parts.remove()
@@ -257,7 +275,9 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
 def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -> _Chunk:
     found = simulate(**_call(model, grid, places, key, everything))
     inside = int((places < grid.points).sum())
-    records = {n: _on_host(x, (..., slice(inside))) for n, x in found.records.items()}
+    if _OK in {*found.records, *grid.axes}:
+        raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
+    records = {n: _on_host(x, (..., slice(inside))) for n, x in {**found.records, _OK: found.ok}.items()}
     return _Chunk(records, {n: _on_host(x) for n, x in found.axes.items()})
 
 
@@ -416,12 +436,13 @@ def _writer(path: str | os.PathLike) -> Callable[[Sweep, Path], None]:
 
 
 def _write_npz(sweep: Sweep, path: Path) -> None:
-    _pack(path, [sweep.axes, sweep.records, sweep.record_axes], sweep.about)
+    _pack(path, [sweep.axes, sweep._saved, sweep.record_axes], sweep.about)
 
 
 def _read_npz(path: Path) -> Sweep:
     (axes, records, record_axes), about = _unpacked(path)
-    return Sweep(axes, records, record_axes, about)
+    ok = records.pop(_OK, None)
+    return Sweep(axes, records, record_axes, about, ok)
 
 
 def _of_xarray(path: Path, kind: str) -> Sweep:
@@ -431,7 +452,7 @@ def _of_xarray(path: Path, kind: str) -> Sweep:
         about, axes, records = (json.loads(data.attrs[n]) for n in ("about", "axes", "records"))
         read = {n: _quantity(np.asarray(x.values), x.attrs["units"]) for n, x in data.variables.items()}
     record_axes = {n: read[_axis_of(n)] for n in records if _axis_of(n) in read}
-    return Sweep({n: read[n] for n in axes}, {n: read[n] for n in records}, record_axes, about)
+    return Sweep({n: read[n] for n in axes}, {n: read[n] for n in records}, record_axes, about, read.get(_OK))
 
 
 def _axis_of(name: str) -> str:
