@@ -139,7 +139,7 @@ def _sweep(arguments) -> int:
     import brainunit as u
     import jax
 
-    from . import models, sweep
+    from . import models, plots, sweep
     from .extras import needs
     from .models.base import check_name
 
@@ -161,7 +161,7 @@ def _sweep(arguments) -> int:
         every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
         progress=not arguments.quiet,
     )  # fmt: skip
-    found.plot().savefig(arguments.picture)
+    plots.save(found.plot(), arguments.picture)
     print(f"{found!r}\n  ran on {found.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
     return 0
 
@@ -228,7 +228,7 @@ def _bench(arguments) -> int:
 
     import json
 
-    from . import bench, plots
+    from . import bench, files, plots
     from .dispatch import platform
     from .extras import needs
 
@@ -246,11 +246,10 @@ def _bench(arguments) -> int:
     print(f"\n{'scheme':<12} {'dt':>8} {'rms error':>12} {'one second takes':>18}")
     for p in points:
         print(f"{p.scheme:<12} {p.dt_ms:>5g} ms {p.rms:>9.2g} mV {p.seconds * 1e3:>15.3g} ms")
-    plots.speed_figure(measured, points, rivals).savefig(arguments.out)
+    plots.save(plots.speed_figure(measured, points, rivals), arguments.out)
     about = {**bench.machine(), "measured": [bench.record(m) for m in measured]}
     about["brainmass"] = [bench.record(r) for r in rivals]
-    with open(arguments.json, "w") as file:
-        json.dump({**about, "work_precision": [p._asdict() for p in points]}, file, indent=1)
+    files.write_text(arguments.json, json.dumps({**about, "work_precision": [p._asdict() for p in points]}, indent=1))
     print(f"\n  wrote {arguments.out} and {arguments.json}")
     return 0
 
@@ -304,7 +303,7 @@ def _fit(arguments) -> int:
         _free(arguments.free) if arguments.free or not saved else None,
         inputs={"E_inp": 220.0 * u.Hz},
         noise={"E_inp": 2.0 * u.Hz * u.second**0.5},
-        starts=_or(arguments.starts, DEFAULTS["starts"]),
+        starts=_or(arguments.starts, None if saved else DEFAULTS["starts"]),
         screen=arguments.screen,
         steps=arguments.steps,
         prune=arguments.prune,
@@ -318,7 +317,7 @@ def _fit(arguments) -> int:
     print(result)
     print(f"\n  ran on {result.implementation}: {result.reason}")
     result.save(arguments.json)
-    plots.figure(result).savefig(arguments.out)
+    plots.save(plots.figure(result), arguments.out)
     print(f"  wrote {arguments.out} and {arguments.json}")
     return 0
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import units
+from . import identity, units
 from .equations import Key, key_of
 from .extras import needs
 from .network import Network
@@ -267,6 +267,15 @@ class Problem:
         """Which implementation the simulations of this fit run on, and why; every argument is checked by it."""
         return self.run({f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}, self.keys(key), explain)
 
+    def program(self, starts: int, key) -> dict[str, str]:
+        """What tells the programs of this fit from those of others, by name, ready for JSON."""
+        z = {f.name: jnp.zeros((self.comparison.count, starts)) for f in self.frees}
+        told = identity.versions() | self.run(z, self.keys(key), identity.of_call)
+        if callable(self.comparison.target):
+            seen = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, self.keys(key))
+            told["target"] = identity.of_function(self.comparison.predict, seen)
+        return told
+
     def predict(self, z, keys):
         return self.comparison.predict(self.run(z, keys, simulate))
 
@@ -422,6 +431,15 @@ def begin(problem: Problem, z, optimiser) -> State:
 def adam():
     optax: Any = needs("optax")
     return optax.adam(LEARNING_RATE, b2=0.99)
+
+
+def optimiser_identity(problem: Problem, optimiser) -> str:
+    """What tells the steps of an optimiser from those of others, their sizes included."""
+    if optimiser == LEVENBERG_MARQUARDT:
+        return LEVENBERG_MARQUARDT
+    z = {f.name: jax.ShapeDtypeStruct((2, 3), jnp.result_type(float)) for f in problem.frees}
+    with jax.numpy_dtype_promotion("standard"):
+        return identity.of_function(optimiser.update, z, jax.eval_shape(optimiser.init, z), z)
 
 
 def _flag(flags, like):

@@ -7,11 +7,12 @@ in the loop (`descent`). Everything a `Fit` reports at the end is measured again
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import descent, models, spectra, targets, units
+from . import descent, files, identity, models, spectra, targets, units
 from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
 from .extras import needs
-from .models.base import check_model, check_name
+from .models.base import Model, check_model, check_name
 from .network import Network
 from .noise import check_key
 from .spectra import Spectrum
@@ -31,6 +32,8 @@ from .spectra import Spectrum
 _FORMAT = ("brainmass_kernels.Fit", 2)
 _EVERY = 5
 _UNDER_WAY = "brainmass_kernels.Fit under way"
+_STARTS = 16
+_SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
 
 
 class Profile(NamedTuple):
@@ -222,7 +225,7 @@ class Fit:
 
         page = plots.figure(self)
         if path is not None:
-            page.savefig(path)
+            plots.save(page, path)
         return page
 
     def to_dataframe(self):
@@ -262,13 +265,18 @@ class Fit:
         record = held["record"]
         comparison = compare(self.target, self.model, record, options, held.get("band"), held.get("background"))
         given = self.model, self.inputs, self.noise
-        return Problem(*given, self.free, comparison, held["realisations"], record, options, ties)
+        problem = Problem(*given, self.free, comparison, held["realisations"], record, options, ties)
+        theirs, ours = held.get("program", {}), problem.program(1, self._key())
+        # In another precision every program is another.
+        if theirs.get("dtype") == ours["dtype"]:
+            _compare_programs(theirs, ours, "model")
+        return problem
 
     # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the fit, and what `fit` needs to go on with it, as JSON."""
-        _write(path, _encode(self))
+        """Write the fit, and what `fit` needs to go on with it, as JSON: whole or not at all, with a checksum."""
+        files.write_document(path, _encode(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike, model=None) -> Fit:
@@ -282,18 +290,17 @@ class Fit:
         Raises
         ------
         FileNotFoundError, ValueError
-            where there is no such file, or it is not a saved fit
+            where there is no such file, it is not a saved fit, or damaged, or the model is not that of the fit
         """
-        saved = _read(path, "resume")
-        try:
+        saved = _read(path, "resume", _SAVED, "take a copy of it, or fit again")
+        with _damaged(path, _SAVED, "take a copy of it, or fit again"):
             form = (saved["format"], saved["version"])
             if form != _FORMAT:
                 raise KeyError(f"{form} is not {_FORMAT}")
-            return _decode(saved, model)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{os.path.basename(path)}: not a fit saved by this brainmass_kernels ({error!r})"
-            ) from error
+            name, linked, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
+        kind = _kind_of(name, linked, values, model)
+        with _damaged(path, _SAVED, "take a copy of it, or fit again"):
+            return _decode(saved, kind, model if isinstance(model, Network) else None)
 
 
 def _row(name: str, value: str, note: str) -> str:
@@ -319,7 +326,7 @@ def fit(
     shared: Sequence[str] = (),
     group: Mapping[str, Any] | None = None,
     regional: Sequence[str] = (),
-    starts: int | Mapping[str, Any] | Fit = 16,
+    starts: int | Mapping[str, Any] | Fit | None = None,
     screen: int = 0,
     prune: int = 0,
     steps: int = 100,
@@ -366,9 +373,9 @@ def fit(
     shared : names that have one value for all targets; the others are each target's own
     group : name to width: the targets' values lie about their own mean, which is free, with this standard deviation
     regional : names of which each region of a network has its own
-    starts : how many (the model's own values, then a Latin hypercube within the bounds), or the starts
-        themselves, name to values (starts,) or (n, starts), or a `Fit` of the same free names, whose starts' best
-        places they are: a few steps of least squares end what gradients began
+    starts : how many (the model's own values, then a Latin hypercube within the bounds), 16 or those of the resumed
+        fit unless given; or the starts themselves, name to values (starts,) or (n, starts), or a `Fit` of the same
+        free names, whose starts' best places they are: a few steps of least squares end what gradients began
     screen : simulate at least this many candidates first, and start each target from those nearest to it
     prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
@@ -387,8 +394,9 @@ def fit(
     patience, tolerance : stop when in this many steps (40, of least squares 8) no target's error has fallen by this
         fraction
     progress : True for a bar on stderr, or a function of `Progress`; it stops the fit by returning True
-    resume : a `Fit` or the path of a saved one, to go on with for ``steps`` more steps; target and free bounds
-        are then its own unless given, and everything given must agree with it
+    resume : a `Fit` or the path of a saved one, to go on with for ``steps`` more steps; target, free bounds and the
+        number of starts are then its own unless given, and everything given must agree with it: the equations of
+        the model, what a function computes and what is recorded as well
     checkpoint : a file that is written as the fit goes; where there is one of this same fit it goes on from there,
         to the result that it would have had
 
@@ -400,8 +408,7 @@ def fit(
     ------
     ValueError, TypeError
         naming the argument, for an unknown name, bounds that are not increasing, a start outside of them, a unit that
-        does not fit, a
-        target that cannot be used, or a resumed fit that was another
+        does not fit, a target that cannot be used, a resumed fit or a checkpoint that is of another fit, or damaged
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
@@ -410,6 +417,7 @@ def fit(
     if not isinstance(model, Network):
         check_model(model, ", or a bk.Network of one")
     check_key(key)
+    checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
     target = saved.target if target is None and saved else targets.as_target(target)
     if free is None and saved:
@@ -424,10 +432,11 @@ def fit(
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
         _check_count(name, value, 0)
-    if isinstance(starts, Fit):
-        starts = starts.places()
-    if not isinstance(starts, Mapping):
-        _check_count("starts", starts, 1)
+    placed: Any = starts.places() if isinstance(starts, Fit) else starts
+    if placed is None:
+        placed = saved.losses.shape[2] if saved else _STARTS
+    if not isinstance(placed, Mapping):
+        _check_count("starts", placed, 1)
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError(f"'clip' got {clip}, but takes a positive number")
     key = jax.random.key(0) if key is None else key
@@ -443,19 +452,23 @@ def fit(
     optimiser = _optimiser(problem, optimiser)
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     _check_count("patience", patience, 1)
+    count = _count(problem, placed, given, key)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     plan = problem.plan(key)
+    settings["program"] = problem.program(count, key)
+    call = None if checkpoint is None else _call(problem, optimiser, placed, screen, clip, prune)
     history, begun = [], 0
-    under_way = _under_way(checkpoint, settings, frees, comparison)
+    under_way = _under_way(checkpoint, settings, frees, comparison, call)
     if under_way:
         state, history = _restore(problem, under_way["state"], optimiser), [*_array(under_way["losses"])]
     elif saved:
         _check_same(saved.settings, saved.free, saved.target, settings, frees, comparison, "resume")
+        _check_starts(saved.losses.shape[2], count, "resume")
         state, history, begun = _restore(problem, saved.state, optimiser), [*saved.losses], len(saved.losses)
     else:
-        z = descent.starts_from(problem, starts, screen, given, key)
+        z = descent.starts_from(problem, placed, screen, given, key)
         state = descent.begin(problem, z, optimiser)
-    keep = None if checkpoint is None else _keeper(checkpoint, settings, frees, comparison)
+    keep = None if checkpoint is None else _keeper(checkpoint, settings, frees, comparison, call)
     path = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with descent.shown(progress, steps) as show:
         state = descent.descend(problem, path, state, history, key, begun, show, keep)
@@ -701,22 +714,67 @@ def _restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
     return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
 
 
+def _count(problem: Problem, starts, given, key) -> int:
+    """How many starts there are, where they are given too."""
+    if not isinstance(starts, Mapping):
+        return int(starts)
+    return descent.starts_from(problem, starts, 0, given, key)[problem.frees[0].name].shape[1]
+
+
+def _call(problem: Problem, optimiser, starts, screen: int, clip: float, prune: int) -> dict[str, Any]:
+    """What decides the way of a fit beside its settings, ready for JSON: a checkpoint goes on along the same way."""
+    told: dict[str, Any] = {"screen": int(screen), "clip": float(clip), "prune": int(prune)}
+    if isinstance(starts, Mapping):
+        values = {f.name: targets.plain(starts[f.name], f.unit, f"starts: {f.name!r}") for f in problem.frees}
+        told["starts"] = {name: descent.fingerprint(x) for name, x in values.items()}
+    else:
+        told["starts"] = int(starts)
+    return told | {"optimiser": descent.optimiser_identity(problem, optimiser)}
+
+
 def _check_same(held, held_free, held_target, settings, frees, comparison, argument: str):
     """Refuse to go on with a fit of something else."""
+    known = _compare_programs(held.get("program"), settings["program"], argument)
     ours = settings | {"free": [(f.name, f.low, f.high) for f in frees]}
     theirs = held | {"free": [(f.name, f.low, f.high) for f in held_free]}
-    for name in ours:
+    # Functions are told apart by what they compute, by their names only where that is not known.
+    for name in [n for n in ours if n != "program" and not (known and n == "function")]:
         if name not in theirs:
             raise ValueError(f"'{argument}' got a fit to another target")
         if ours[name] != theirs[name]:
             raise ValueError(f"'{argument}' got a fit with {name} = {theirs[name]}, but this call has {ours[name]}")
-    if not comparison.same(held_target):
+    if not callable(comparison.target) and not comparison.same(held_target):
         raise ValueError(f"'{argument}' got a fit to another target")
 
 
-def _keeper(path, settings, frees, comparison) -> Callable[[State, list], None]:
+def _compare_programs(theirs: Mapping[str, str] | None, ours: Mapping[str, str], argument: str) -> bool:
+    """Whether two fits are known to compute the same; ValueError where they do not, a warning where none can tell."""
+    if theirs is None:
+        why = "was saved by an earlier version, which kept no trace of the programs"
+    else:
+        versions = identity.versions()
+        programs = ({n: x for n, x in held.items() if n not in versions} for held in (theirs, ours))
+        differing = identity.difference(*programs)
+        if not differing:
+            return True
+        other = [f"{n} {theirs.get(n)}, not {ours[n]}" for n in versions if theirs.get(n) != ours[n]]
+        if not other:
+            raise ValueError(f"'{argument}' got another fit. What differs: {differing}")
+        why = f"was made with {', '.join(other)}, which traces other programs ({differing})"
+    warnings.warn(
+        f"'{argument}' got a fit that {why}: whether the model's equations are the same is not known", stacklevel=4
+    )
+    return False
+
+
+def _check_starts(held: int, given: int, argument: str):
+    if held != given:
+        raise ValueError(f"'{argument}' got a fit with starts = {held}, but this call has {given}")
+
+
+def _keeper(path, settings, frees, comparison, call) -> Callable[[State, list], None]:
     """What writes the state of a fit under way, not more often than takes a tenth of the time."""
-    about = {"format": _UNDER_WAY, "settings": settings, "free": _encode_free(frees)}
+    about = {"format": _UNDER_WAY, "settings": settings, "call": call, "free": _encode_free(frees)}
     about["target"] = _encode_target(comparison.target)
     last, took = 0.0, 0.0
 
@@ -725,48 +783,50 @@ def _keeper(path, settings, frees, comparison) -> Callable[[State, list], None]:
         if time.perf_counter() - last < 10.0 * took:
             return
         began = time.perf_counter()
-        _write(path, about | {"state": _encode_state(_plain_state(state)), "losses": listed(np.stack(history))})
+        document = about | {"state": _encode_state(_plain_state(state)), "losses": listed(np.stack(history))}
+        files.write_document(path, document)
         last = time.perf_counter()
         took = last - began
 
     return keep
 
 
-def _under_way(path, settings, frees, comparison):
+def _under_way(path, settings, frees, comparison, call):
     """What was written of this same fit, where there is such a file."""
     if path is None or not os.path.exists(path):
         return None
-    saved = _read(path, "checkpoint")
+    remedy = "delete it, and the fit begins anew"
+    saved = _read(path, "checkpoint", _CHECKPOINT, remedy)
     if saved.get("format") != _UNDER_WAY:
         raise ValueError(f"'checkpoint' got {os.path.basename(os.fspath(path))}, which is no checkpoint of a fit")
-    free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
-    target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
-    _check_same(saved["settings"], free, target, settings, frees, comparison, "checkpoint")
-    return {"state": _decode_state(saved["state"]), "losses": saved["losses"]}
+    with _damaged(path, _CHECKPOINT, remedy):
+        free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
+        target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
+        state, losses, held = _decode_state(saved["state"]), saved["losses"], dict(saved["settings"])
+        found = {"state": state, "losses": losses}
+        theirs = saved.get("call", {"starts": len(losses[0][0])} if isinstance(call["starts"], int) else {})
+    _check_same(held, free, target, settings, frees, comparison, "checkpoint")
+    for name, value in theirs.items():
+        if value != call[name]:
+            raise ValueError(f"'checkpoint' got a fit with {name} = {value}, but this call has {call[name]}")
+    return found
 
 
-def _write(path, document):
-    """At once or not at all: a file that is read is whole."""
-    path = os.fspath(path)
-    with open(path + ".part", "w") as file:
-        json.dump(document, file, allow_nan=False)
-        file.write("\n")
-    os.replace(path + ".part", path)
-
-
-def _read(path, argument: str) -> dict[str, Any]:
+def _read(path, argument: str, what: str, remedy: str) -> dict[str, Any]:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"'{argument}' got {path}, but there is no file of that name")
+    with _damaged(path, what, remedy):
+        return files.read_document(path)
+
+
+@contextlib.contextmanager
+def _damaged(path, what: str, remedy: str):
+    """Raise what is wrong in a document as one ValueError with the file's name."""
     try:
-        with open(path) as file:
-            saved = json.load(file)
-        if not isinstance(saved, dict):
-            raise TypeError(f"a {type(saved).__name__}")
-        return saved
-    except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        name = os.path.basename(path)
-        raise ValueError(f"{name}: not a fit saved by this brainmass_kernels ({error!r})") from error
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        raise files.damaged(path, what, error, remedy) from error
 
 
 def _encode(fit: Fit) -> dict[str, Any]:
@@ -891,15 +951,34 @@ def _array(nested, missing=np.nan) -> np.ndarray:
     return np.nan_to_num(np.array(nested, float), nan=missing, posinf=np.inf, neginf=-np.inf)
 
 
-def _decode(saved: dict[str, Any], model) -> Fit:
-    name = saved["settings"]["model"]
+def _kind_of(name: str, linked: bool, values: Mapping[str, Any], model) -> type[Model]:
+    """The class of the model of a saved fit.
+
+    Parameters
+    ----------
+    name : of that class
+    linked : whether the fit is of a network
+    values : by name, what the fit has of the model, with units
+    model : what `Fit.load` was given
+    """
     network = model if isinstance(model, Network) else None
     given = network.model if network else model
     kind: Any = type(given) if type(given).__name__ == name else getattr(models, name, None)
+    got = f"'model' got {type(model).__name__}"
     if kind is None:
-        raise ValueError(f"'model' got {type(model).__name__}, but the saved fit is of {name}; give a {name}")
-    if "link" in saved["settings"]["fixed"] and network is None:
-        raise ValueError(f"'model' got {type(model).__name__}, but the saved fit is of a network of {name}; give that")
+        raise ValueError(f"{got}, but the saved fit is of {name}; give a {name}")
+    if linked and network is None:
+        raise ValueError(f"{got}, but the saved fit is of a network of {name}; give that")
+    known = quantities(network or kind(), {}, {})
+    if beyond := [n for n in values if n not in known]:
+        raise ValueError(f"{got}, but the saved fit is of a {name} that has {', '.join(beyond)}; give that")
+    for n, held in values.items():
+        if not units.reads(held["unit"], known[n][0]):
+            raise ValueError(f"{got}, whose {n} is in {known[n][0]}, but the saved fit has it in {held['unit']}")
+    return kind
+
+
+def _decode(saved: dict[str, Any], kind: type[Model], network: Network | None) -> Fit:
     fields, inputs, noise, coupled = {}, {}, {}, {}
     for key, (unit, _) in quantities(network or kind(), {}, {}).items():
         if key not in saved["values"]:
@@ -913,9 +992,8 @@ def _decode(saved: dict[str, Any], model) -> Fit:
     mass, record = kind(**fields), saved["settings"].get("record")
     unit = None
     if saved["target"]["kind"] == "series":
-        known = mass.recordable()[record]
-        text = saved["target"]["unit"]
-        unit = known if text == str(known) else getattr(u, text)
+        known, text = mass.recordable()[record], saved["target"]["unit"]
+        unit = known if units.reads(text, known) else units.parsed(text)
     return Fit(
         parameters={n: units.attach(np.array(x["value"]), unit_of[n]) for n, x in saved["parameters"].items()},
         model=fitted,

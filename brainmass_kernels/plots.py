@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import brainunit as u
 import numpy as np
 
+from . import files
 from .extras import needs
 from .fit import Fit
 from .spectra import Spectrum, alpha_peak
@@ -22,6 +24,15 @@ _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
 #: More panels than this are not readable on one page.
 MAX_PANELS = 25
+
+
+def save(page, path) -> None:
+    """Write a figure, whole or not at all; a name without an ending gets matplotlib's own."""
+    path = Path(path)
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
+    with files.replacing(path) as aside:
+        page.savefig(aside)
 
 
 def figure(fit: Fit, *, which=None):

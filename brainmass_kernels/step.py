@@ -95,6 +95,8 @@ class Step:
 
     Attributes
     ----------
+    written : the programs as the model and the scheme have them, before anything is hoisted: ``"advance"``,
+        ``"observe"`` and in a network ``"send"``, of hoisted arguments in place of coefficients
     setup : hoisted arguments -> coefficients, computed once before the loop
     advance : ``(*coefs, *state, *inputs, *normals) -> state``, the inputs being `StepSpec.arriving`
     send : ``(*coefs, *state) -> what a region sends``, ``None`` without a network
@@ -123,6 +125,7 @@ class Step:
             programs.append(Program(self._retreat, avals, f"step back of {label}"))
         if spec.link:
             programs.append(Program(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}"))
+        self.written = {"advance": programs[0], "observe": programs[1]} | ({"send": programs[-1]} if spec.link else {})
         self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype)
         self.setup = self.parts.setup
         self.advance, self.observe = self.parts.programs[:2]

@@ -96,6 +96,26 @@ def scaled(x, factor: float):
     return x * factor if factor > 1.0 else x / (1.0 / factor)
 
 
+def parsed(text: str) -> Any:
+    """The unit that brainunit prints as ``text``.
+
+    Raises
+    ------
+    ValueError : it prints none so
+    """
+    return UNITLESS if text == str(UNITLESS) else u.parse_unit(text)
+
+
+def reads(text: str, unit) -> bool:
+    """Whether a text is what some brainunit prints of a unit."""
+    if text == str(unit):
+        return True
+    try:
+        return parsed(text) == unit
+    except ValueError:
+        return False
+
+
 def strip(value, unit, name: str, also=None) -> Any:
     """The magnitude of ``value`` in ``unit``, as a float array or number.
 

@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -129,6 +129,37 @@ class Model:
             name: units.strip(getattr(self, name), unit, name, self.also.get(name))
             for name, unit in self.parameter_units().items()
         }
+
+
+def remade(make: Callable, base: type[Model], *arguments) -> Callable:
+    """What pickles a model whose class ``make(base, *arguments)`` made: the class has no place to be found at."""
+
+    def reduce(self: Model):
+        return _blank, (_recipe(type(self)),), dict(vars(self))
+
+    reduce.recipe = make, base, arguments
+    return reduce
+
+
+def _recipe(cls: type[Model]):
+    """How a class was made, from classes that can be imported; of another the class itself."""
+    how = getattr(cls.__dict__.get("__reduce__"), "recipe", None)
+    if how is None:
+        return cls
+    make, base, arguments = how
+    return make, _recipe(base), arguments
+
+
+def _blank(recipe) -> Model:
+    """A model without values, which unpickling puts in."""
+    return object.__new__(_class_of(recipe))
+
+
+def _class_of(recipe) -> type[Model]:
+    if isinstance(recipe, type):
+        return recipe
+    make, base, arguments = recipe
+    return make(_class_of(base), *arguments)
 
 
 class SecondOrderModel(Model):

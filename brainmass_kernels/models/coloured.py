@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import units
-from .base import Model, SecondOrderModel, check_model, check_name, model
+from .base import Model, SecondOrderModel, check_model, check_name, model, remade
 
 
 def coloured(model: Model, name: str, tau: Any) -> Model:
@@ -61,6 +61,7 @@ def _coloured(base: type[Model], name: str) -> type[Model]:
         "__annotations__": {constant: Any},
         "__doc__": f"`{base.__name__}` with Ornstein-Uhlenbeck noise on its input ``{name}``.",
         "__module__": base.__module__.partition(".")[0],
+        "__reduce__": remade(_coloured, base, name),
         constant: 10.0 * base.time_unit,
         "states": {**base.states, state: units.unit_of(base.inputs[name])},
         "as_declared": (*base.as_declared, *([state] if name in base.as_declared else [])),

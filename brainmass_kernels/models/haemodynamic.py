@@ -9,7 +9,7 @@ import brainunit as u
 import jax.numpy as jnp
 
 from .. import units
-from .base import Model, SecondOrderModel, check_model, check_name, model
+from .base import Model, SecondOrderModel, check_model, check_name, model, remade
 
 _FIELDS = {
     "bold_gain": None,
@@ -109,6 +109,7 @@ def _bold(base: type[Model], source: str) -> type[Model]:
         "__annotations__": dict.fromkeys(defaults, Any),
         "__doc__": f"`{base.__name__}` with the blood oxygenation that ``{source}`` causes.",
         "__module__": base.__module__.partition(".")[0],
+        "__reduce__": remade(_bold, base, source),
         **defaults,
         "states": {**base.states, "bold_s": units.UNITLESS / u.second, **dict.fromkeys(_STATES[1:], units.UNITLESS)},
         # The constants, the signal and what drives it count seconds, whatever the model does.

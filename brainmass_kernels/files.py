@@ -1,0 +1,216 @@
+"""Files that are there whole or not at all, and that tell when they are damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+#: The key of a document's own checksum.
+CHECKSUM = "checksum"
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def absolute(path: str | os.PathLike, argument: str, folder: bool = False) -> Path:
+    """A path that stays the same file when the working directory changes.
+
+    Parameters
+    ----------
+    folder : whether a folder is to be written, and no file
+
+    Raises
+    ------
+    ValueError : nothing can be written under that name
+    """
+    whole = Path(os.path.abspath(path))
+    target, got = Path(os.path.realpath(whole)), f"'{argument}' got {os.fspath(path)}"
+    for place in (whole.parent, target.parent):
+        if not place.is_dir():
+            raise ValueError(f"{got}, but there is no folder {place}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(f"{got}, but the folder {place} cannot be written")
+    if target.is_dir() and not folder:
+        raise ValueError(f"{got}, which is a folder")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise ValueError(f"{got}, which cannot be written")
+    return whole
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
+    """A new file, or folder, to be written; it takes the place of ``path`` when the block ends without an error.
+
+    It lies beside what it replaces. On any error it is removed, and what was there stays. A link stays a link: what it
+    leads to is replaced. What is new has the mode that the umask gives, what is replaced keeps its own.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(target.parent))
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file cannot be written", os.fspath(path))
+    aside = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}{target.suffix}")
+    try:
+        if folder:
+            os.mkdir(aside)
+        else:
+            os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield aside
+        _flushed(aside)
+        if target.exists():
+            shutil.copymode(target, aside)
+        _put(aside, target)
+    except BaseException:
+        remove(aside)
+        raise
+    _flush(target.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, at once or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _put(aside: Path, target: Path) -> None:
+    if not (aside.is_dir() and target.is_dir()):
+        os.replace(aside, target)
+        return
+    # A folder that holds something cannot be replaced in one step.
+    old = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}.old")
+    os.replace(target, old)
+    try:
+        os.replace(aside, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+    remove(old)
+
+
+def _flushed(path: Path) -> None:
+    """Everything that was written to a file, or in a folder, is on the disk."""
+    if path.is_dir():
+        for inner in path.rglob("*"):
+            _flush(inner)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders.
+    place = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+# One writer a folder ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from it, and other threads, while the block runs.
+
+    Where the file system has no locks, two may write at once, each file whole.
+
+    Raises
+    ------
+    ValueError : another process has it
+    """
+    if fcntl is None:
+        folder.mkdir(exist_ok=True)
+        yield
+        return
+    place = _locked(folder)
+    try:
+        yield
+    finally:
+        os.close(place)
+
+
+def _locked(folder: Path) -> int:
+    assert fcntl is not None
+    name = folder / "lock"
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            place = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
+        except FileNotFoundError:
+            continue  # Its owner has just moved the folder away.
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return place
+            os.close(place)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise ValueError(
+                f"{folder} is being written by another run: wait until that has ended, or give another name"
+            ) from None
+        if _names(name, place):
+            return place
+        os.close(place)  # The lock of a folder that was moved away meanwhile.
+
+
+def _names(path: Path, place: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(place))
+    except FileNotFoundError:
+        return False
+
+
+# Documents that tell when they are damaged --------------------------------------------------------------------------
+
+
+def write_document(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, with its checksum."""
+    write_text(path, json.dumps({CHECKSUM: checksum(document), **document}, allow_nan=False) + "\n")
+
+
+def read_document(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what `write_document` wrote, or what was written before there were checksums.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : there is no such file, or it is damaged
+    """
+    document = json.loads(Path(path).read_bytes())
+    if not isinstance(document, dict):
+        raise ValueError(f"it holds a {type(document).__name__}")
+    given = document.pop(CHECKSUM, None)
+    if given is not None and given != checksum(document):
+        raise ValueError("its checksum is that of other contents")
+    return document
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """Of a document that is ready for JSON."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def damaged(path: str | os.PathLike, what: str, error: Exception, remedy: str) -> ValueError:
+    """What is raised of a file that cannot be what it should be."""
+    told = str(error) if type(error) is ValueError and str(error) else repr(error)
+    return ValueError(f"{os.path.basename(path)}: not {what}, or damaged ({told}); {remedy}")

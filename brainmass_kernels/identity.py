@@ -1,0 +1,238 @@
+"""What a run computes, as a few letters: the same in every process, and others where anything is computed otherwise.
+
+A file that is written as a run goes, and read when it goes on, holds what tells that run from others. Names do not: a
+drift that was edited has the name that it had. So the programs themselves are hashed, as they were traced: operations,
+shapes, dtypes and constants, but no names of variables, no lines of source and no addresses.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import units
+from ._jax import Literal, call_body, drop_dead
+from .pointwise import CALLS
+from .recording import Reduction
+from .simulate import Data, Run, _prepare, times
+from .step import Step, build
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
+# Where these differ all else may differ with them, and does not say more.
+_BASIC = ("brainmass_kernels", "jax", "dtype")
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def of_run(run: Run) -> dict[str, str]:
+    """What decides the numbers of a run beside its data, by name.
+
+    Returns
+    -------
+    ``dtype``, ``scheme``, ``time unit``, ``equations`` (the step, what is sent in a network, and the scheme's change
+    of coordinates), and for each result ``record <name>``: the quantity and its equation, of a statistic its programs
+    """
+    step = build(run.spec, bool(run.retreat))
+    return {
+        "dtype": str(np.dtype(run.spec.dtype)),
+        "scheme": run.spec.scheme,
+        "time unit": str(run.spec.model.time_unit),
+        "equations": _equations(step),
+        **{f"record {name}": _recorded(what, run, step) for name, what in run.entries},
+    }
+
+
+def of_call(model, duration, dt, **arguments) -> dict[str, str]:
+    """`of_run` of what `simulate` with the same arguments would run, and the states that it starts from."""
+    run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    return {**of_run(run), **{n: x for n, x in of_data(run, data).items() if n.startswith("initial ")}}
+
+
+def of_data(run: Run, data: Data) -> dict[str, str]:
+    """The values that a run starts from, by name: parameters, inputs, noise intensities, initial states."""
+    spec = run.spec
+    named = {**dict(zip(spec.hoisted, data.hoisted)), **dict(zip(spec.varying, data.varying))}
+    return {
+        **{name: of_array(x) for name, x in named.items()},
+        **{f"initial {name}": of_array(x) for name, x in zip(spec.model.states, data.state)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what traces programs: those of one version are not compared with those of another."""
+    from . import __version__
+
+    return {"brainmass_kernels": __version__, "jax": metadata.version("jax")}
+
+
+def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """What differs between two runs, in words; empty where nothing does."""
+    differing = [n for n in (*theirs, *(n for n in ours if n not in theirs)) if theirs.get(n) != ours.get(n)]
+    basic = [n for n in differing if n in _BASIC]
+    return ", ".join(_told(n, theirs.get(n), ours.get(n)) for n in basic or differing)
+
+
+def _told(name: str, theirs: str | None, ours: str | None) -> str:
+    if name == "equations":
+        return "the model's equations"
+    kind, _, of = name.partition(" ")
+    if kind == "record":
+        was = "was not recorded" if theirs is None else "is recorded no more" if ours is None else "is another"
+        return f"'record' ({of} {was})"
+    if kind == "over" and of:
+        return f"'over' (the values of {of})"
+    if theirs is None or ours is None:
+        return f"'{name}' ({'not ' if theirs is None else ''}given then, {'not ' if ours is None else ''}given now)"
+    # Of arrays there are only their shapes and a few letters.
+    return f"'{name}'" if "(" in (theirs[:1], ours[:1]) else f"'{name}' ({theirs} then, {ours} now)"
+
+
+def _equations(step: Step) -> str:
+    spec, written = step.spec, step.written
+    n, aval = len(spec.hoisted), jax.ShapeDtypeStruct((), spec.dtype)
+    entered = jax.make_jaxpr(lambda *flat: step.enter(flat[:n], flat[n:]))(*[aval] * (n + len(spec.model.states)))
+    programs = [written["advance"].jaxpr, *([written["send"].jaxpr] if "send" in written else []), entered]
+    names = [spec.hoisted, tuple(spec.model.states), spec.arriving, spec.noisy]
+    return _hash(repr(names), *map(text_of, programs))
+
+
+def _recorded(what: str | Reduction, run: Run, step: Step) -> str:
+    source = what if isinstance(what, str) else what.of
+    closed = step.written["observe"].jaxpr
+    kept = closed.jaxpr.outvars[run.spec.record.index(source)]
+    seen = text_of(drop_dead(closed.replace(jaxpr=closed.jaxpr.replace(outvars=[kept]))))
+    if isinstance(what, str):
+        return f"{source} {_hash(seen)}"
+    return f"{type(what).__name__} of {source} {_hash(seen, *_statistic(what, run))}"
+
+
+def _statistic(what: Reduction, run: Run) -> list[str]:
+    """The programs of a statistic, its axis, and its unit."""
+    sampling, lanes = run.sampling, math.prod(run.batch)
+    assert sampling is not None
+    like = jax.ShapeDtypeStruct((lanes,), run.spec.dtype)
+    block = jax.ShapeDtypeStruct((min(sampling.block, sampling.count), lanes), run.spec.dtype)
+    start = functools.partial(what.start, sampling=sampling)
+    kept = jax.eval_shape(start, like)
+    add = functools.partial(what.add, sampling=sampling)
+    finish = functools.partial(what.finish, sampling=sampling)
+    first = jax.ShapeDtypeStruct((), jnp.int32)
+    traced = jax.make_jaxpr(start)(like), jax.make_jaxpr(add)(kept, block, first), jax.make_jaxpr(finish)(kept)
+    known = run.spec.model.recordable()[what.of]
+    axis = what.axis(times(run, 1.0 * run.spec.model.time_unit), sampling)
+    told = [] if axis is None else [str(units.unit_of(axis)), of_array(u.get_magnitude(axis))]
+    return [*map(text_of, traced), str(what.unit(known)), *told]
+
+
+# Programs and values ------------------------------------------------------------------------------------------------
+
+
+def of_function(fun: Callable, *avals: Any) -> str:
+    """What a function computes from arguments of these shapes and dtypes, in a few letters."""
+    return _hash(text_of(jax.make_jaxpr(fun)(*avals)))
+
+
+def of_array(value) -> str:
+    """A number as it is, an array as its shape and a few letters."""
+    array = _plain(value)
+    if array.size == 1:
+        return repr(array.reshape(()).item())
+    return f"{array.shape} {_hash(array.tobytes())}"
+
+
+def text_of(closed) -> str:
+    """A closed jaxpr as text without names, source lines or addresses, so that two of one text compute the same."""
+    return _text(closed.jaxpr, closed.consts)
+
+
+def _hash(*parts: str | bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()[:16]
+
+
+def _text(jaxpr, consts) -> str:
+    places: dict[Any, int] = {}
+
+    def place(v) -> str:
+        return _value(v.val, v.aval) if isinstance(v, Literal) else str(places.setdefault(v, len(places)))
+
+    def listed(variables) -> str:
+        return " ".join(map(place, variables))
+
+    def typed(variables) -> str:
+        return " ".join(f"{place(v)}:{_aval(v.aval)}" for v in variables)
+
+    used = {v for vs in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)) for v in vs if not isinstance(v, Literal)}
+    lines = [f"in {typed(jaxpr.invars)}"]
+    lines += [f"const {place(v)} {_value(x, v.aval)}" for v, x in zip(jaxpr.constvars, consts) if v in used]
+    for eqn in jaxpr.eqns:
+        given, name = listed(eqn.invars), eqn.primitive.name
+        if name in CALLS:
+            # Its name, and where it would be placed, compute nothing.
+            said = "call", _text(*call_body(eqn))
+        else:
+            said = name, " ".join(f"{n}={_parameter(x)}" for n, x in sorted(eqn.params.items()))
+        lines.append(f"{typed(eqn.outvars)} = {' '.join(said)} {given}")
+    return "\n".join([*lines, f"out {listed(jaxpr.outvars)}"])
+
+
+def _aval(aval) -> str:
+    return f"{aval.dtype}{list(aval.shape)}" if hasattr(aval, "shape") else type(aval).__name__
+
+
+def _value(value, aval) -> str:
+    array = _key_data(value)
+    small = array.size == 1
+    return f"{_aval(aval)}({array.tobytes().hex() if small else _hash(array.tobytes())})"
+
+
+def _parameter(value) -> str:
+    """A parameter of an operation: what is in it of programs and values; of functions and the like, the name."""
+    if hasattr(value, "jaxpr") and hasattr(value, "consts"):
+        return "{" + _text(value.jaxpr, value.consts) + "}"
+    if hasattr(value, "eqns") and hasattr(value, "invars"):
+        return "{" + _text(value, ()) + "}"
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        array = _key_data(value)
+        return f"{array.dtype}{array.shape}({_hash(array.tobytes())})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(sorted(f"{n}: {_parameter(x)}" for n, x in value.items())) + "}"
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(_parameter, value))) + "}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_parameter, value))})"
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, (str, bytes, int, float, complex, type(None), np.dtype)):
+        return repr(value)
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    text = str(value)
+    return f"{type(value).__qualname__}" if _ADDRESS.search(text) else f"{type(value).__qualname__} {text}"
+
+
+def _key_data(value) -> np.ndarray:
+    """An array of its own dtype, of random keys what they are made of."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    return np.ascontiguousarray(value)
+
+
+def _plain(value) -> np.ndarray:
+    array = np.asarray(value)
+    return np.ascontiguousarray(array, np.float64 if array.dtype.kind == "f" else None)
