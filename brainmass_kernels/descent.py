@@ -735,11 +735,12 @@ def starts_from(problem: Problem, starts, screen: int, given: Mapping[str, Any],
         return {f.name: _laid(problem, f.name, z) for f, z in zip(frees, _given_starts(problem, starts))}
     count = max(starts, math.ceil(screen / (n * starts)) * n * starts)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    # A Latin hypercube: each parameter takes every one of `count` equal slices once.
+    # A Latin hypercube: each parameter takes every one of `count` equal slices once. The draws go by the order of the
+    # names, so that the order in which a user lists them changes nothing.
     position = (
         rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))
     ) / count
-    rows = _away_from_bounds(position)
+    rows = _away_from_bounds(position)[np.argsort(np.argsort([f.name for f in frees]))]
     rows[:, 0] = [float(f.z(given[f.name], "'model'")) for f in frees]
     z = {f.name: jnp.asarray(row) for f, row in zip(frees, rows)}
     keep = None if count == starts else problem.nearest(z, starts, key)
