@@ -63,13 +63,18 @@ def _add_fit(commands):
         "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
     )
     add = fit.add_argument
-    add("--target", metavar="FILE", help=".npz (freqs_hz, power), .csv (frequency, power, ...), or a recording as .edf")
+    add(
+        "--target",
+        metavar="FILE",
+        help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf",
+    )
     add(
         "--channel",
         metavar="NAME",
         action="append",
-        help="of a recording; repeat for more (default: all of EEG or MEG)",
+        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)",
     )
+    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: told from the file)")
     add(
         "--free",
         metavar="NAME=LOW:HIGH",
@@ -344,13 +349,24 @@ def _settings(arguments, saved) -> dict:
 
 
 def _target(arguments, saved):
+    import warnings
+
     from .spectra import load_spectrum, resting_meg
 
     if arguments.target:
-        return load_spectrum(arguments.target, arguments.channel)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return load_spectrum(arguments.target, arguments.channel, arguments.encoding)
     if arguments.channel:
         raise ValueError(f"'--channel' got {arguments.channel[0]}, but there is no --target to read it from")
+    if arguments.encoding:
+        raise ValueError(f"'--encoding' got {arguments.encoding}, but there is no --target to read")
     return None if saved else resting_meg()
+
+
+def _warn(message, *_):
+    """A warning on one line, as an error is."""
+    print(f"brainmass-kernels: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:

@@ -28,7 +28,7 @@ from .equations import Key, key_of
 from .extras import needs
 from .network import Network
 from .sensitivity import sensitivities
-from .simulate import Result, explain, simulate
+from .simulate import PerLane, explain, simulate
 from .targets import Comparison, plain
 
 #: Adam's step in z, where the width between the bounds is about 6.
@@ -73,16 +73,40 @@ class Free:
         return jax.jvp(self.value, (z,), (jnp.ones_like(z),))[1]
 
     def position(self, value):
-        """Where between the bounds a value lies, 0 to 1; values outside are moved inside."""
-        value = np.clip(value, self.low, self.high)
+        """Where between the bounds a value lies, 0 to 1."""
         if self.geometric:
             return np.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
+    def z(self, value, argument: str) -> np.ndarray:
+        """The free variable of a value, of which `value` makes it again to float precision.
 
-def to_z(position):
-    position = np.clip(position, 0.01, 0.99)
+        Raises
+        ------
+        ValueError : a value outside the bounds, which is another model than any that the fit could reach
+        """
+        value = np.asarray(value, float)
+        # What float32 or a sigmoid makes of a bound is the bound.
+        slack = 1e-6 * max(abs(self.low), abs(self.high))
+        outside = ~((value >= self.low - slack) & (value <= self.high + slack))
+        if outside.any():
+            bounds = f"{self.low:g} to {self.high:g}"
+            unit = "" if self.unit is None or self.unit.is_unitless else f" {self.unit}"
+            raise ValueError(
+                f"{argument} got {self.name} = {value[outside].flat[0]:g}{unit}, outside of its bounds {bounds}{unit}: "
+                "take wider bounds in 'free', or another start"
+            )
+        least = np.finfo(jnp.result_type(float)).eps
+        return _logit(np.clip(self.position(np.clip(value, self.low, self.high)), least, 1 - least))
+
+
+def _logit(position):
     return np.log(position / (1 - position))
+
+
+def _away_from_bounds(position):
+    """z of places that nobody asked for, where a gradient is not yet flat."""
+    return _logit(np.clip(position, 0.01, 0.99))
 
 
 class Ties(NamedTuple):
@@ -229,6 +253,7 @@ class Problem:
         lanes = (*np.broadcast_shapes(*(x.shape[:2] for x in z.values())), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
+        inputs = {n: PerLane(x) if n in values else x for n, x in inputs.items()}
         keys = jnp.broadcast_to(keys, (*lanes, *keys.shape[1:])) if noise else None
         return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options, **more)
 
@@ -262,7 +287,7 @@ class Problem:
 
         def of_plain(records, final):
             put = lambda part, values: {n: units.attach(x, unit_of[part][n]) for n, x in values.items()}  # noqa: E731
-            seen = Result(result.ts, put("records", records), put("final", final), result.axes)
+            seen = dataclasses.replace(result, records=put("records", records), final=put("final", final))
             return self.comparison.residuals(self.comparison.predict(seen), data)[0]
 
         bare = lambda found, like: {n: units.strip(found[n], u.get_unit(x), n) for n, x in like.items()}  # noqa: E731
@@ -710,12 +735,14 @@ def starts_from(problem: Problem, starts, screen: int, given: Mapping[str, Any],
         return {f.name: _laid(problem, f.name, z) for f, z in zip(frees, _given_starts(problem, starts))}
     count = max(starts, math.ceil(screen / (n * starts)) * n * starts)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    # A Latin hypercube: each parameter takes every one of `count` equal slices once.
+    # A Latin hypercube: each parameter takes every one of `count` equal slices once. The draws go by the order of the
+    # names, so that the order in which a user lists them changes nothing.
     position = (
         rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))
     ) / count
-    position[:, 0] = [float(f.position(given[f.name])) for f in frees]
-    z = {f.name: jnp.asarray(to_z(row)) for f, row in zip(frees, position)}
+    rows = _away_from_bounds(position)[np.argsort(np.argsort([f.name for f in frees]))]
+    rows[:, 0] = [float(f.z(given[f.name], "'model'")) for f in frees]
+    z = {f.name: jnp.asarray(row) for f, row in zip(frees, rows)}
     keep = None if count == starts else problem.nearest(z, starts, key)
     spread = {name: jnp.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
     return {name: _laid(problem, name, x) for name, x in spread.items()}
@@ -742,4 +769,4 @@ def _given_starts(problem: Problem, starts) -> list[jax.Array]:
     if len(shape) != 2 or shape[0] != n:
         shapes = {name: value.shape for name, value in values.items()}
         raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({n}, starts) of each")
-    return [jnp.broadcast_to(jnp.asarray(to_z(f.position(values[f.name]))), shape) for f in problem.frees]
+    return [jnp.broadcast_to(jnp.asarray(f.z(values[f.name], "'starts'")), shape) for f in problem.frees]

@@ -24,11 +24,13 @@ import numpy as np
 from . import descent, files, identity, models, spectra, targets, units
 from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
 from .extras import needs
-from .models.base import Model, check_name
+from .models.base import Model, check_model, check_name
 from .network import Network
+from .noise import check_key
 from .spectra import Spectrum
 
 _FORMAT = ("brainmass_kernels.Fit", 2)
+_EVERY = 5
 _UNDER_WAY = "brainmass_kernels.Fit under way"
 _STARTS = 16
 _SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
@@ -192,9 +194,8 @@ class Fit:
             values = np.asarray(free.value(jnp.asarray(np.log(position / (1 - position)))))
         else:
             values = np.atleast_1d(np.asarray(targets.plain(values, free.unit, "values"), float))
-        position = np.clip(free.position(values), 0.003, 0.997)
         z = {f: jnp.repeat(x, len(values), 1) for f, x in self._best().items()}
-        along = jnp.asarray(np.log(position / (1 - position)), z[name].dtype)
+        along = jnp.asarray(free.z(values, "'values'"), z[name].dtype)
         z[name] = jnp.broadcast_to(along, z[name].shape)
         problem = dataclasses.replace(problem, ties=problem.ties._replace(frozen=(name,)))
         if len(frees) == 1:
@@ -332,7 +333,7 @@ def fit(
     key=None,
     duration=9 * u.second,
     dt=1 * u.ms,
-    every: int = 5,
+    every: int | None = None,
     transient=1 * u.second,
     realisations: int = 4,
     band: tuple[float, float] = (2.0, 40.0),
@@ -341,7 +342,7 @@ def fit(
     clip: float = 0.1,
     patience: int | None = None,
     tolerance: float = 0.005,
-    record: Any = "eeg",
+    record: Any = None,
     scheme: str | None = None,
     implementation: str | None = None,
     progress: bool | Callable[[Progress], Any] = False,
@@ -358,10 +359,11 @@ def fit(
 
     Parameters
     ----------
-    model : a model with scalar fields, or a `Network` of one; its values are start 0
-    target : `Spectrum`, the path of a ``.npz`` or ``.csv`` file, or a pair (freqs, power), n spectra in all; a
-        `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes are ``(1, starts, realisations)``,
-        which returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
+    model : a model with scalar fields, or a `Network` of one; its values are start 0, and lie within the bounds
+    target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw`` or ``Epochs``, or a pair
+        (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
+        are ``(1, starts, realisations)``, which returns the error of each lane, or residuals
+        ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
         unit of the value they replace
@@ -378,7 +380,11 @@ def fit(
     prune : after each so many steps leave the worse half of the starts; 0, never
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
-    duration, dt, every, transient, record, scheme, implementation : as `simulate` takes them
+    duration, dt, transient, scheme, implementation : as `simulate` takes them
+    every : steps from one record to the next; ``None``, 5, or of a `TimeSeries` as many as give its samples, or those
+        of a resumed fit
+    record : what is compared, a name of an observable or state; ``None``, the model's first observable, or its first
+        state where it has none, or what a resumed fit recorded. Of a function whatever `simulate` takes
     realisations : runs with different noise that one prediction is averaged over
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
@@ -401,17 +407,16 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        naming the argument, for an unknown name, bounds that are not increasing, a unit that does not fit, a
-        target that cannot be used, a resumed fit or a checkpoint that is of another fit, or damaged
+        naming the argument, for an unknown name, bounds that are not increasing, a start outside of them, a unit that
+        does not fit, a target that cannot be used, a resumed fit or a checkpoint that is of another fit, or damaged
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
     needs("optax")
     began = time.perf_counter()
-    if not isinstance(model, Model | Network):
-        raise TypeError(
-            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
-        )
+    if not isinstance(model, Network):
+        check_model(model, ", or a bk.Network of one")
+    check_key(key)
     checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
     saved = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
     target = saved.target if target is None and saved else targets.as_target(target)
@@ -419,6 +424,10 @@ def fit(
         free = {f.name: (f.low, f.high) for f in saved.free}
     inputs, noise = dict(inputs or {}), dict(noise or {})
     frees, given = _resolve_free(model, inputs, noise, free)
+    if record is None:
+        record = _recorded(model, saved)
+    if every is None:
+        every = saved.settings["every"] if saved else _every(target, duration, dt, transient)
     for name, value in {"steps": steps, "every": every, "realisations": realisations}.items():
         _check_count(name, value, 1)
     for name, value in {"screen": screen, "prune": prune}.items():
@@ -480,8 +489,8 @@ def compare(target, model, record, options, band, background) -> targets.Compari
         raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
     check_name(record, mass.recordable(), "record")
     seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
-    steps = {n: 0 if options[n] is None else units.steps_of(options[n], seconds, n) for n in ("duration", "transient")}
-    samples, sampling = (steps["duration"] - steps["transient"]) // options["every"], seconds * options["every"]
+    steps, sampling = _recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
+    samples = steps // options["every"]
     if isinstance(target, targets.TimeSeries):
         return targets.OfSeries(target, record, mass.recordable()[record], samples, regions)
     if isinstance(target, targets.Connectivity):
@@ -489,6 +498,33 @@ def compare(target, model, record, options, band, background) -> targets.Compari
     if network:
         raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
     return targets.OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def _recorded_steps(duration, seconds: float, transient) -> int:
+    """Steps of a run after its transient."""
+    return units.steps_of(duration, seconds, "duration") - (
+        0 if transient is None else units.steps_of(transient, seconds, "transient")
+    )
+
+
+def _every(target, duration, dt, transient) -> int:
+    """Steps between records unless they are given: those that make the samples of a series, where these are whole."""
+    if not isinstance(target, targets.TimeSeries):
+        return _EVERY
+    shape = np.shape(u.get_magnitude(target.values))
+    steps = _recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
+    # (K,), (n, K), (n, K, N), or of a network (K, N).
+    possible = dict.fromkeys((shape[0],) if len(shape) == 1 else shape[-2:] if len(shape) == 2 else shape[1:2])
+    if steps // _EVERY in possible:
+        return _EVERY
+    return next((steps // count for count in possible if count <= steps and steps % count == 0), _EVERY)
+
+
+def _recorded(model, saved: Fit | None) -> str:
+    """What is compared unless another record is named."""
+    mass: Any = model.model if isinstance(model, Network) else model
+    held = saved.settings.get("record") if saved else None
+    return held or next(iter(mass.recordable()))
 
 
 def _ties(model, frees, priors, shared, group, regional) -> Ties:
@@ -872,17 +908,22 @@ def _encode_target(target) -> dict[str, Any]:
     return {"kind": "values", "values": listed(target)}
 
 
-def _decode_target(saved, unit=None) -> Any:
+def _decode_target(saved, unit=None, shown: bool = False) -> Any:
+    """What `_encode_target` made: a target, or where it is ``shown`` a prediction, which need not be one."""
     kind = saved["kind"]
     if kind == "spectra":
         return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
-        values, sigma = units.attach(np.array(saved["values"]), unit), saved["sigma"]
+        values, sigma = units.attach(_array(saved["values"]), unit), saved["sigma"]
+        if shown:
+            return targets.unchecked(targets.TimeSeries, values)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
+        if shown:
+            return targets.unchecked(targets.Connectivity, _array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
     if kind == "function":
         return _Absent(saved["name"])
@@ -964,6 +1005,7 @@ def _decode(saved: dict[str, Any], kind: type[Model], network: Network | None) -
         free=tuple(Free(f["name"], f["low"], f["high"], unit_of[f["name"]]) for f in saved["free"]),
         state=_decode_state(saved["state"]),
         **{key: _array(saved[key]) for key in ("rms", "initial_rms")},
-        **{key: _decode_target(saved[key], unit) for key in ("target", "prediction", "initial_prediction")},
+        target=_decode_target(saved["target"], unit),
+        **{key: _decode_target(saved[key], unit, shown=True) for key in ("prediction", "initial_prediction")},
         **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},
     )

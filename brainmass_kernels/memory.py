@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 def recorded(run: Run) -> int:
-    """Bytes of all records: of those that are stored, and of statistics and the block that these are made of."""
+    """Bytes of all records: of those that are stored, and of statistics, their tables, and the block of records."""
     count, sampling = run.schedule.count, run.sampling
     if sampling is None:
         return count * len(run.entries) * _lane_bytes(run)
     held = [what.size(sampling) if isinstance(what, Reduction) else count for _, what in run.entries]
-    return (sum(held) + min(count, sampling.block) * len(run.spec.record)) * _lane_bytes(run)
+    shared = sum(what.shared(sampling) for _, what in run.entries if isinstance(what, Reduction))
+    held = sum(held) + min(count, sampling.block) * len(run.spec.record)
+    return held * _lane_bytes(run) + shared * run.spec.dtype.itemsize
 
 
 def gradient(run: Run) -> int:

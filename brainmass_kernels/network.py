@@ -19,7 +19,7 @@ import numpy as np
 from . import units
 from ._jax import is_traced
 from .functional import sigmoid
-from .models.base import Model, check_name, refuse_nan
+from .models.base import Model, check_model, check_name, refuse_nan
 
 
 class Kind(NamedTuple):
@@ -129,8 +129,7 @@ class Network:
         self, model: Model, weights, *, delays=None, distances=None, speed=None, coupling: str = "additive",
         source: str | None = None, target: str | None = None, k=None, self_connection: bool = False, **parameters,
     ):  # fmt: skip
-        if not isinstance(model, Model):
-            raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit()")
+        check_model(model)
         check_name(coupling, COUPLINGS, "coupling")
         kind = COUPLINGS[coupling]
         for name in parameters:
@@ -146,6 +145,9 @@ class Network:
         self.delays = _delays(delays, distances, speed, self.regions)
         given = {"k": k} if k is not None else {}
         self.parameters = {**kind.parameters, **parameters, **given}
+        offset = self.parameters.get("b")
+        if isinstance(offset, (int, float)) and offset == 0:
+            self.parameters["b"] = units.attach(0.0, self.parameter_units()["b"])
         if not self.strength_unit.is_unitless and k is None:
             raise ValueError(
                 f"'k' is needed: it turns {source} into {target}, in {units.name_of(self.strength_unit)}, "
@@ -184,10 +186,7 @@ class Network:
         """The parameters of the coupling as plain arrays, by their names in `Link.parameters`."""
         found, unit_of = {}, self.parameter_units()
         for name, value in self.parameters.items():
-            unit = unit_of[name]
-            if name == "b" and isinstance(value, float) and value == 0.0:
-                value = units.attach(value, unit)
-            found[name] = units.strip(value, unit, name)
+            found[name] = units.strip(value, unit_of[name], name)
             refuse_nan(found[name], name)
         if "degree" in self.link.parameters:
             found["degree"] = jnp.sum(self.connections(), axis=-1)
@@ -272,13 +271,13 @@ def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
     if delays is not None and distances is not None:
         raise ValueError("'delays' and 'distances' were both given, but each makes the delays: give one of them")
     if distances is not None:
-        lengths = units.strip(_with_unit(distances, u.mm), u.mm, "distances")
-        rate = units.strip(_with_unit(speed, u.mm / u.ms), u.mm / u.ms, "speed")
+        lengths = units.strip(_wide(_with_unit(distances, u.mm)), u.mm, "distances")
+        rate = units.strip(_wide(_with_unit(speed, u.mm / u.ms)), u.mm / u.ms, "speed")
         if is_traced(rate) or np.ndim(rate) or not rate > 0:
             raise ValueError(f"'speed' got {speed}, but takes one positive speed, known before tracing")
         name, seconds = "distances", lengths / rate * 1e-3
     elif delays is not None:
-        name, seconds = "delays", units.strip(delays, u.second, "delays")
+        name, seconds = "delays", units.strip(_wide(delays), u.second, "delays")
     else:
         return None
     if is_traced(seconds):
@@ -291,6 +290,18 @@ def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
     if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
         raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
     return seconds * (1.0 - np.eye(regions)) if name == "distances" else seconds
+
+
+def _wide(value):
+    """A quantity in float64; of float32 the shortest decimal number, as 0.1 and not 0.100000001."""
+    if not isinstance(value, u.Quantity) or is_traced(value.mantissa):
+        return value
+    given = np.asarray(value.mantissa)
+    if given.dtype == np.float32:
+        given = given.astype(str).astype(np.float64)
+    elif np.issubdtype(given.dtype, np.integer):
+        given = given.astype(np.float64)
+    return u.Quantity(given, unit=value.unit)
 
 
 def _with_unit(value, unit):

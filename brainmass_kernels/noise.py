@@ -86,6 +86,16 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
     return tuple(made[:count])
 
 
+def check_key(key) -> None:
+    """Raise ``TypeError`` unless it is a random key of JAX's, old or new style, or an array of them, or ``None``."""
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    plain = hasattr(key, "dtype") and key.dtype == np.uint32 and np.ndim(key) > 0 and np.shape(key)[-1] in (2, 4)
+    if key is None or typed or plain:
+        return
+    got = f"an array of {key.dtype}, {np.shape(key)}" if hasattr(key, "dtype") else f"{key!r}"
+    raise TypeError(f"'key' got {got}, but takes a random key of JAX's, such as jax.random.key(0)")
+
+
 def lane_seeds(key, batch: tuple[int, ...]) -> jax.Array:
     """The two words of each lane, ``(2, *batch)`` int32.
 

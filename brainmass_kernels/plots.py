@@ -169,8 +169,10 @@ def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
 
 
 def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, *, filled: bool) -> float:
-    """A dot at the alpha peak; returns the power there."""
+    """A dot at the alpha peak, where there is one; returns the power there."""
     at = alpha_peak(spectrum.freqs, spectrum.power)[i]
+    if np.isnan(at):
+        return -math.inf
     level = float(np.interp(at, spectrum.freqs, np.log10(spectrum.power[i])))
     ax.plot(at, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
     return level
@@ -227,7 +229,7 @@ def sweep_figure(sweep: Sweep):
     """What a sweep recorded of each mass: heat maps over two parameters, or curves over one.
 
     Where the least and the largest value were recorded, their difference is drawn in their place, as the amplitude,
-    and a peak frequency is left blank where that is next to nothing.
+    and a peak frequency is left blank where that is next to nothing. Points that diverged are left blank.
 
     Returns
     -------
@@ -273,16 +275,20 @@ def sweep_figure(sweep: Sweep):
 
 def _maps(sweep: Sweep) -> dict[str, Any]:
     """Records with one value a mass, by their labels."""
-    plain = {n: x for n, x in sweep.records.items() if n not in sweep.record_axes}
+    plain = {n: _blank(x, ~np.asarray(sweep.ok)) for n, x in sweep.records.items() if n not in sweep.record_axes}
     for name in [n.removesuffix("_maximum") for n in plain if n.endswith("_maximum")]:
         if f"{name}_minimum" in plain:
             amplitude = plain.pop(f"{name}_maximum") - plain.pop(f"{name}_minimum")
             plain[f"{name}_amplitude"] = amplitude
             if (peak := f"{name}_peak_frequency") in plain:
                 height = np.asarray(u.get_magnitude(amplitude))
-                rests = height < 0.01 * np.nanmax(height)
-                plain[peak] = np.where(rests, np.nan, u.get_magnitude(plain[peak])) * u.get_unit(plain[peak])
+                plain[peak] = _blank(plain[peak], height < 0.01 * np.max(height, initial=0.0, where=height == height))
     return {_labelled(n, x): x for n, x in plain.items()}
+
+
+def _blank(values, where):
+    """Values with NaN in some places, where a picture shows nothing."""
+    return np.where(where, np.nan, u.get_magnitude(values)) * u.get_unit(values)
 
 
 def _labelled(name: str, value) -> str:

@@ -88,8 +88,13 @@ class Program:
         return f"Program({self.label}, {len(self.jaxpr.jaxpr.eqns)} operations)"
 
 
-def check_pointwise(fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str) -> None:
-    """Raise `NotPointwise` unless lane i of each output of ``fun`` depends on lane i of the inputs only."""
+def check_pointwise(
+    fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str, names: Sequence[str] | None = None
+) -> None:
+    """Raise `NotPointwise` unless lane i of each output of ``fun`` depends on lane i of the inputs only.
+
+    ``names`` are those of the outputs, for the error.
+    """
     probes = [jax.ShapeDtypeStruct((_PROBE_LANES,), a.dtype) for a in avals]
     closed = _traced(fun, probes, label)
     if any(np.ndim(c) for c in closed.consts):
@@ -99,9 +104,10 @@ def check_pointwise(fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label:
             f"model, so that it broadcasts to the batch"
         )
     _check_equations(closed.jaxpr, label, "")
-    for var in closed.jaxpr.outvars:
+    for k, var in enumerate(closed.jaxpr.outvars):
         if var.aval.shape not in ((), (_PROBE_LANES,)):
-            raise NotPointwise(f"{label}: returned shape {var.aval.shape} where one value a lane was expected")
+            what = f" for {names[k]}" if names else ""
+            raise NotPointwise(f"{label}: returned shape {var.aval.shape}{what} where one value a lane was expected")
 
 
 def _traced(fun: Callable, probes, label: str):

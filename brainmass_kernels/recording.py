@@ -2,6 +2,7 @@
 
 A kernel runs until a block of records is full; plain jnp reduces the block, and it is forgotten. So a statistic costs a
 kernel neither registers nor a gradient of its own, a spectrum is a matrix product, and memory does not grow with time.
+A long block is reduced part by part, so that no table (of phases, of who belongs to which mean) is as long as the run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import units
+from . import rounding, units
 from .backends.base import Piece, Schedule, pieces
 
 #: Values of one observable that a block may hold, unless that were fewer records than these.
@@ -27,6 +28,8 @@ BLOCK = 2**24
 FEWEST = 32
 #: Blocks that a gradient may keep the state before; of more, groups are run again first.
 KEPT = 64
+#: Values that the table of one statistic may hold, unless that were fewer records than `FEWEST`.
+TABLE = 2**19
 
 
 class Sampling(NamedTuple):
@@ -87,6 +90,10 @@ class Reduction:
         """Values a lane that are held."""
         return 1
 
+    def shared(self, sampling: Sampling) -> int:
+        """Values that are held once for all lanes, such as tables."""
+        return 0
+
     def axis(self, ts, sampling: Sampling) -> Any:
         """What the result's first axis is, given the times of the records; ``None`` for one value a lane."""
         return None
@@ -102,6 +109,27 @@ class Reduction:
     def finish(self, held, sampling: Sampling) -> Any:
         """The result, ``(L,)`` or ``(M, L)``."""
         raise NotImplementedError
+
+
+def in_parts(add: Callable, held, x, first, most: int):
+    """What is held after the records ``x``, at most ``most`` of them added at once; a gradient runs each part again.
+
+    Parameters
+    ----------
+    add : ``(held, x, first) -> held``
+    held, x, first : as in `Reduction.add`
+    """
+    if len(x) <= most:
+        return add(held, x, first)
+    whole = len(x) // most
+
+    def one(held, part):
+        return add(held, *part), None
+
+    parts = x[: whole * most].reshape(whole, most, *x.shape[1:])
+    firsts = first + most * jnp.arange(whole, dtype=jnp.int32)
+    held, _ = lax.scan(jax.checkpoint(one, prevent_cse=False), held, (parts, firsts))
+    return add(held, x[whole * most :], first + whole * most) if len(x) % most else held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,21 +224,31 @@ class Average(Reduction):
     def size(self, sampling):
         return sampling.count // self.per(sampling)
 
+    def shared(self, sampling):
+        part = self._part(sampling)
+        return part * self._rows(part, sampling)
+
     def axis(self, ts, sampling):
         per = self.per(sampling)
         return ts[per - 1 :: per]
 
     def start(self, like, sampling):
-        # A block may begin late in the last mean, and then all its rows must fit behind.
-        return jnp.zeros(
-            (-(-sampling.count // self.per(sampling)) + self._rows(sampling.block, sampling), *like.shape), like.dtype
-        )
+        # A part may begin late in the last mean, and then all its rows must fit behind.
+        rows = -(-sampling.count // self.per(sampling)) + self._rows(self._part(sampling), sampling)
+        return jnp.zeros((rows, *like.shape), like.dtype)
+
+    def _part(self, sampling: Sampling) -> int:
+        """How many records are summed at once; the matrix of who belongs to which mean grows as the square."""
+        return min(sampling.block, max(FEWEST, math.isqrt(TABLE * self.per(sampling))))
 
     def _rows(self, n: int, sampling: Sampling) -> int:
         """How many means so many consecutive records can be part of."""
         return -(-n // self.per(sampling)) + 1
 
     def add(self, held, x, first, sampling):
+        return in_parts(functools.partial(self._add, sampling=sampling), held, x, first, self._part(sampling))
+
+    def _add(self, held, x, first, sampling: Sampling):
         per, rows = self.per(sampling), self._rows(len(x), sampling)
         row = first // per
         ours = (first + jnp.arange(len(x), dtype=jnp.int32)) // per - row
@@ -267,44 +305,90 @@ class Spectrum(Reduction):
     def size(self, sampling):
         return 2 * len(self.freqs) + 2
 
+    def shared(self, sampling):
+        part, whole = self._part(sampling), sampling.count if sampling.count <= TABLE else 0
+        # The turns of a part, the same with its weights, the turns of where parts begin, and the taper.
+        return 2 * (len(self.freqs) + 1) * (2 * part + len(self._begins(sampling))) + whole
+
     def axis(self, ts, sampling):
         return np.array(self.freqs) * u.Hz
 
-    def _weights(self, sampling: Sampling) -> np.ndarray:
-        k = np.arange(sampling.count)
-        return np.ones(len(k)) if self.taper == "boxcar" else 0.5 - 0.5 * np.cos(2 * np.pi * k / sampling.count)
+    def _part(self, sampling: Sampling) -> int:
+        """How many records are summed at once: their turns and those of where parts begin make two small tables."""
+        most = max(FEWEST, TABLE // (2 * len(self.freqs)), math.isqrt(sampling.count))
+        return min(sampling.block, most)
 
-    def _turns(self, k, sampling: Sampling) -> np.ndarray:
-        """``exp(-2 pi i f t)`` at records ``k`` as cosines and sines, ``(2, len(k), F)``."""
-        phase = 2 * np.pi * np.mod(np.outer(k, np.array(self.freqs) * sampling.interval), 1.0)
-        return np.stack([np.cos(phase), -np.sin(phase)])
+    def _begins(self, sampling: Sampling) -> np.ndarray:
+        """The first record of every part of every block."""
+        parts = np.arange(0, sampling.block, self._part(sampling))
+        return (np.arange(0, sampling.count, sampling.block)[:, None] + parts).ravel()
+
+    def _turns(self, k, sampling: Sampling, dtype) -> tuple[jax.Array, jax.Array]:
+        """Cosines and sines of ``2 pi f t`` at records ``k``, and of the taper's half period, ``(len(k), F + 1)``.
+
+        Phases are of float64 and made when the run is built, whatever the precision of the run.
+        """
+        cycles = np.array([*self.freqs, 0.5 / (sampling.count * sampling.interval)]) * sampling.interval
+        phase = 2 * np.pi * np.mod(np.outer(k, cycles), 1.0)
+        return jnp.asarray(np.cos(phase), dtype), jnp.asarray(np.sin(phase), dtype)
 
     def start(self, like, sampling):
         sums = jnp.zeros((2, len(self.freqs), *like.shape), like.dtype)
         return sums, jnp.zeros_like(like), jnp.zeros_like(like)
 
     def add(self, held, x, first, sampling):
+        return in_parts(functools.partial(self._add, sampling=sampling), held, x, first, self._part(sampling))
+
+    def _add(self, held, x, first, sampling: Sampling):
         sums, mean, origin = held
         # Any constant does, as the mean comes off in the end; one that is near keeps the rounding small.
         origin = lax.stop_gradient(jnp.where(first == 0, x[0], origin))
         x = x - origin[None]
-        weights = lax.dynamic_slice_in_dim(jnp.asarray(self._weights(sampling), x.dtype), first, len(x))
-        turns = jnp.asarray(self._turns(np.arange(len(x)), sampling), x.dtype)
-        real, imag = jnp.einsum("ckf,kl->cfl", turns * weights[None, :, None], x, precision=lax.Precision.HIGHEST)
-        starts = np.arange(0, sampling.count, sampling.block)
-        cos, sin = jnp.asarray(self._turns(starts, sampling), x.dtype)[:, first // sampling.block, :, None]
-        sums = sums + jnp.stack([cos * real - sin * imag, cos * imag + sin * real])
+        part, begins = self._part(sampling), self._begins(sampling)
+        row = first // sampling.block * -(-sampling.block // part) + first % sampling.block // part
+        cos, sin = self._turns(np.arange(len(x)), sampling, x.dtype)
+        cos0, sin0 = (table[row] for table in self._turns(begins, sampling, x.dtype))
+        turns = jnp.stack([cos[:, :-1], -sin[:, :-1]])
+        if self.taper == "hann" and sampling.count <= TABLE:
+            whole = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(sampling.count) / sampling.count)
+            taper = lax.dynamic_slice_in_dim(jnp.asarray(whole, x.dtype), first, len(x))
+            turns = turns * taper[None, :, None]
+        elif self.taper == "hann":
+            # The sine of half the angle: a square loses no digits where the window is small.
+            turns = turns * ((sin0[-1] * cos[:, -1] + cos0[-1] * sin[:, -1]) ** 2)[None, :, None]
+        real, imag = jnp.einsum("ckf,kl->cfl", turns, x, precision=lax.Precision.HIGHEST)
+        cos0, sin0 = cos0[:-1, None], sin0[:-1, None]
+        sums = sums + jnp.stack([cos0 * real + sin0 * imag, cos0 * imag - sin0 * real])
         return sums, mean + x.sum(0) / sampling.count, origin
+
+    def _of_ones(self, sampling: Sampling) -> np.ndarray:
+        """What the sums would be of records that are 1, ``(2, F)``."""
+        cycles, count = np.array(self.freqs) * sampling.interval, sampling.count
+        total = _geometric(cycles, count)
+        if self.taper == "hann":
+            sides = _geometric(cycles - 1 / count, count) + _geometric(cycles + 1 / count, count)
+            total = 0.5 * total - 0.25 * sides
+        return np.stack([total.real, total.imag])
 
     def finish(self, held, sampling):
         sums, mean, _ = held
-        weights, turns = self._weights(sampling), self._turns(np.arange(sampling.count), sampling)
-        of_one = jnp.asarray(np.einsum("ckf,k->cf", turns, weights), mean.dtype)
-        real, imag = sums - of_one[..., None] * mean[None, None]
+        of_ones = jnp.asarray(self._of_ones(sampling), mean.dtype)
+        real, imag = sums - of_ones[..., None] * mean[None, None]
         nyquist = 0.5 / sampling.interval
         sides = [1.0 if f == 0 or math.isclose(f, nyquist) else 2.0 for f in self.freqs]
-        scale = np.array(sides) * sampling.interval / (weights**2).sum()
+        # The sum of the squared weights; Hann's two are 0 and 1.
+        squares = sampling.count if self.taper == "boxcar" else 0.375 * sampling.count if sampling.count > 2 else 1.0
+        scale = np.array(sides) * sampling.interval / squares
         return jnp.asarray(scale, mean.dtype)[:, None] * (real**2 + imag**2)
+
+
+def _geometric(cycles: np.ndarray, count: int) -> np.ndarray:
+    """The sum of ``exp(-2 pi i cycles k)`` over ``k < count``."""
+    cycles = cycles - np.round(cycles)
+    half_turns = lambda x: np.pi * (x - 2 * np.round(x / 2))  # noqa: E731
+    below = np.sin(np.pi * cycles)
+    ratio = np.sin(half_turns(cycles * count)) / np.where(below == 0, 1.0, below)
+    return np.exp(-1j * half_turns(cycles * (count - 1))) * np.where(below == 0, count, ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +396,8 @@ class PeakFrequency(Spectrum):
     """The frequency with the greatest power among ``freqs``, one value a lane.
 
     It is refined by the parabola through the logarithms of the power there and on both sides, and so has a derivative;
-    at the first and the last of ``freqs`` it is not refined.
+    at the first and the last of ``freqs`` it is not refined. A mass at rest, whose records differ by no more than
+    rounding (`spectra.at_rest`), has no peak: NaN.
     """
 
     @property
@@ -327,11 +412,25 @@ class PeakFrequency(Spectrum):
     def unit(self, unit):
         return u.Hz
 
+    def size(self, sampling):
+        return super().size(sampling) + 1
+
     def axis(self, ts, sampling):
         return None
 
+    def start(self, like, sampling):
+        return super().start(like, sampling), jnp.zeros_like(like)
+
+    def add(self, held, x, first, sampling):
+        sums, reach = held
+        sums = super().add(sums, x, first, sampling)
+        origin = sums[-1]
+        return sums, jnp.maximum(reach, lax.stop_gradient(jnp.abs(x - origin[None]).max(0)))
+
     def finish(self, held, sampling):
-        power = super().finish(held, sampling)
+        sums, reach = held
+        power = super().finish(sums, sampling)
+        peaked = jnp.isfinite(power).all(0) & ~rounding.within(reach, sums[-1])
         freqs = jnp.asarray(self.freqs, power.dtype)
         top = jnp.argmax(power, axis=0)
         middle = jnp.clip(top, 1, len(freqs) - 2)
@@ -343,7 +442,7 @@ class PeakFrequency(Spectrum):
         bend = (right - left) / (x2 - x0)
         inside = (top == middle) & (bend < 0)
         vertex = 0.5 * (x0 + x1) - left / (2 * jnp.where(inside, bend, -1.0))
-        return jnp.where(inside, vertex, freqs[top])
+        return jnp.where(peaked, jnp.where(inside, vertex, freqs[top]), jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,7 +485,9 @@ class Crossings(Reduction):
         last, count = held
         before = jnp.concatenate([last[None], x[:-1]])
         level = self.level[0]
-        return x[-1], count + ((before < level) & (x >= level)).sum(0).astype(x.dtype)
+        rises = ((before < level) & (x >= level)).sum(0).astype(x.dtype)
+        # A comparison with NaN is false, and would count as none.
+        return x[-1], count + jnp.where(jnp.isfinite(x).all(0), rises, jnp.nan)
 
     def finish(self, held, sampling):
         last, count = held

@@ -9,13 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import dispatch, noise, units
+from . import derivatives, dispatch, noise, units
 from .backends.base import Loop, Request
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
-from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
+from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, clock, no_lanes
 from .step import StepSpec, build
+
+_ONLY_REVERSE = (
+    "forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sensitivities(), which reverse mode "
+    'differentiates: for second derivatives in other ways take simulate() with implementation="scan"'
+)
 
 
 def sensitivities(
@@ -57,19 +62,20 @@ def sensitivities(
     for name in names:
         check_name(name, unit_of, "parameter, held input or noise intensity")
     moved = tuple(list(unit_of).index(n) for n in names)
-    request = Request(_loop(run, moved)[0], math.prod(run.batch), run.spec.dtype, run.platform)
+    request = Request(_loop(run, moved)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     run = run._replace(retreat="", transparent=False, implementation=chosen)
-    records, final, pushed = _run(run, moved, data)
-    known, ts = model.recordable(), times(run, dt)
+    compute = _run if math.prod(run.batch) else no_lanes(_run)
+    records, final, pushed = compute(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
+    known, when = model.recordable(), clock(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
+    place = {what: k for k, what in enumerate(run.spec.record)}
 
     def result(records, final, per) -> Result:
         return Result(
-            ts,
-            {n: units.attach(x, known[what] / per) for (n, what), x in zip(entries, records, strict=True)},
+            when,
+            {n: units.attach(records[place[what]], known[what] / per) for n, what in entries},
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
-            {n: ts for n, _ in entries},
         )
 
     slopes = {n: result(seen, ended, unit_of[n]) for n, (seen, ended) in zip(names, pushed, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import dispatch, memory, noise, recording, testing, units
+from . import derivatives, dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
 from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
 from .equations import Key, key_of
-from .models.base import Model, check_name, refuse_nan
+from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network
+from .noise import check_key
+from .notices import warn
 from .pointwise import pullback, pullback_after
 from .programs import Programs
 from .recording import Reduction, Sampling
@@ -29,6 +31,12 @@ from .step import Step, StepSpec, build
 
 # Inverse steps multiply rounding errors by exp(a dt) each: how far they may go, in `a dt`, to stay within contract 1.
 REACH = 2.0
+# How many of its fastest time constants a step may last; exp(-10) of a state is left after it.
+COARSEST = 10.0
+# Counters of steps stay well within 64 bits.
+MOST_STEPS = 2**53
+# In a run of fewer steps a batch may well have as many lanes.
+SHORTEST = 10
 
 
 class Run(NamedTuple):
@@ -61,6 +69,37 @@ class Data(NamedTuple):
     wires: Wires | None = None  # of a network; its history may be missing, or broadcast to ``(depth, *batch)``
 
 
+class PerLane(NamedTuple):
+    """An input with one value a lane, as its caller knows, however many lanes and steps there are."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When the records of a run were taken: steps and the time of one apart, so that no time is rounded to float32.
+
+    Attributes
+    ----------
+    lead : steps before the first stretch that is recorded
+    every : steps from one record to the next
+    count : how many records there are
+    dt : the time of a step
+    unit : its unit
+    """
+
+    lead: int
+    every: int
+    count: int
+    dt: float
+    unit: Any
+
+    @property
+    def values(self):
+        """``(K,)``, a Quantity of NumPy's float64."""
+        return u.Quantity((self.lead + self.every * np.arange(1, self.count + 1)) * self.dt, unit=self.unit)
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -68,20 +107,34 @@ class Result:
 
     Attributes
     ----------
-    ts : ``(K,)``, the time at the end of each recorded step
+    times : when the records were taken, as steps and the time of one; `ts` are their values
     records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
     final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on. Of a network with
         delays it has the ``history`` too, ``(H, *batch)``
-    axes : what the first axis of a record is: ``ts``, the frequencies of a spectrum, the times of averages
+    statistics : of each record that is one, what it is and what it was made of
     """
 
-    ts: Any
+    times: Times
     records: dict[str, Any]
     final: dict[str, Any]
-    axes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, tuple[Reduction, Sampling]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ts(self):
+        """``(K,)``, the time at the end of each recorded step; NumPy's float64, under ``jit`` and ``vmap`` too."""
+        return self.times.values
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """What the first axis of a record is: `ts`, the frequencies of a spectrum, the times of averages."""
+        ts = self.ts
+        found = {n: self.statistics[n][0].axis(ts, self.statistics[n][1]) if n in self.statistics else ts
+                 for n in self.records}  # fmt: skip
+        return {n: axis for n, axis in found.items() if axis is not None}
 
     def __getitem__(self, name: str):
         check_name(name, self.records, "record")
+        self._look()
         return self.records[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -90,19 +143,43 @@ class Result:
     @property
     def ok(self):
         """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
+        self._look()
         finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
         return functools.reduce(jnp.logical_and, finite)
 
+    def _look(self) -> None:
+        """Warn, the first time that the numbers are there to be looked at, of lanes that did not stay finite."""
+        final = [u.get_magnitude(x) for name, x in self.final.items() if name != "history"]
+        if "_looked" in vars(self) or not all(map(_at_hand, final)):
+            return
+        object.__setattr__(self, "_looked", True)
+        lost = ~functools.reduce(np.logical_and, (np.isfinite(x) for x in final), np.True_)
+        if lost.any():
+            which = "this run" if lost.size == 1 else f"{np.sum(lost):,} of the {lost.size:,} lanes of this run"
+            warn(
+                f"{which} did not stay finite{'' if lost.size == 1 else ' (result.ok says which)'}: take a shorter dt, "
+                f"another scheme, or parameters, inputs and a start within the model's range"
+            )
+
     def __repr__(self) -> str:
+        self._look()
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in self.records.items())
         return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
 
     def tree_flatten(self):
-        return (self.ts, self.records, self.final, self.axes), None
+        return (self.records, self.final), (self.times, tuple(self.statistics.items()))
 
     @classmethod
-    def tree_unflatten(cls, _, children):
-        return cls(*children)
+    def tree_unflatten(cls, static, children):
+        times, statistics = static
+        return cls(times, *children, dict(statistics))
+
+
+def _at_hand(x) -> bool:
+    """Whether an array can be looked at without waiting for it."""
+    if isinstance(x, jax.Array) and not is_traced(x):
+        return not x.is_deleted() and x.is_fully_addressable and x.is_ready()
+    return isinstance(x, np.ndarray)
 
 
 def simulate(
@@ -156,35 +233,48 @@ def simulate(
     """
     run, data = _prepare(**locals())
     memory.check(run)
-    try:
-        records, final = _run(run, data)
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
-            'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
-        ) from error
+    guarded = data if run.transparent else derivatives.in_reverse(data, _only_reverse(run))
+    records, final = (_run if math.prod(run.batch) else no_lanes(_run))(run, guarded)
     network, model = _parts(model)
     known = model.recordable()
-    ts = times(run, dt)
-    found, axes = {}, {}
+    found, statistics = {}, {}
+    if not run.sampling:  # a loop records each quantity once, whatever it is called
+        seen = dict(zip(run.spec.record, records, strict=True))
+        records = [seen[what] for _, what in run.entries]
     for (name, what), x in zip(run.entries, records, strict=True):
         if isinstance(what, str):
-            found[name], axes[name] = units.attach(x, known[what]), ts
+            found[name] = units.attach(x, known[what])
         elif run.sampling:
-            found[name], axes[name] = units.attach(x, what.unit(known[what.of])), what.axis(ts, run.sampling)
+            found[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
     last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
-    return Result(ts, found, last, {n: axis for n, axis in axes.items() if axis is not None})
+    return Result(clock(run, dt), found, last, statistics)
+
+
+def clock(run: Run, dt) -> Times:
+    """When a run records."""
+    lead, every, count = run.schedule.lead, run.schedule.every, run.schedule.count
+    return Times(lead, every, count, units.concrete(u.get_magnitude(dt), "dt"), dt.unit)
+
+
+def _only_reverse(run: Run) -> str:
+    return (
+        f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
+        'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
+    )
+
+
+def _only_once(run: Run) -> str:
+    return (
+        f"a second derivative (hessian, grad of grad) of a run on '{run.implementation}', which has the first only: "
+        'ask simulate() for implementation="scan", which JAX differentiates as often as wanted'
+    )
 
 
 def times(run: Run, dt):
     """The time at the end of each recorded step, ``(K,)``."""
-    taken = run.schedule.lead + run.schedule.every * np.arange(1, run.schedule.count + 1)
-    ts = taken * units.concrete(u.get_magnitude(dt), "dt")
-    return u.Quantity(jnp.asarray(ts, run.spec.dtype), unit=dt.unit)
+    return clock(run, dt).values
 
 
 def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
@@ -222,18 +312,24 @@ def _prepare(
     network, model = _parts(model)
     scheme = _scheme(model, scheme)
     seconds = units.positive_time(dt, u.second, "dt")
-    schedule = _schedule(duration, transient, every, seconds)
+    entries = _entries(model, record)
+    schedule = _schedule(duration, transient, every, seconds, bool(entries))
     parameters = model.magnitudes()
-    _stable(model, scheme, parameters, float(units.strip(dt, model.time_unit, "dt")))
-    given = _inputs(model, inputs)
+    _check_step(model, scheme, parameters, float(units.strip(dt, model.time_unit, "dt")))
+    check_key(key)
+    given, by_lane = _inputs(model, inputs)
     wires, initial, links = None, _mapping(initial, "initial"), {}
     if network:
         wires = _wires(network, initial.pop("history", None), seconds)
         links = network.magnitudes()
     state = _initial(model, initial)
     sigmas = _sigmas(model, noise, key)
-    held = {n: x for n, x in given.items() if not _varies(x, schedule.steps)}
+    held = {n: x for n, x in given.items() if n in by_lane or not _varies(x, schedule.steps)}
     varying = {n: x for n, x in given.items() if n not in held}
+    extents = [*parameters.values(), *state.values(), *sigmas.values(), *links.values()]
+    extents = [np.shape(x) for x in extents] + [_key_batch(key)]
+    extents += [np.shape(wires.weights)[:-1]] if wires else []
+    _check_lengths({n: x for n, x in held.items() if n not in by_lane}, extents, schedule.steps)
     shapes = [np.shape(x) for x in (*parameters.values(), *held.values(), *state.values(), *sigmas.values())]
     shapes += [np.shape(x)[1:] for x in varying.values()] + [_key_batch(key)]
     values = [*parameters.values(), *given.values(), *state.values(), *sigmas.values()]
@@ -252,7 +348,6 @@ def _prepare(
     dtype = _dtype(values)
     if precision not in ("exact", "fast"):
         raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
-    entries = _entries(model, record)
     sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
     spec = StepSpec(
         type(model), scheme, tuple(held), tuple(varying), tuple(sigmas), tuple(sources), np.dtype(dtype),
@@ -271,7 +366,7 @@ def _prepare(
         interpret=testing.interpreting(),
         platform=dispatch.platform(),
         entries=entries,
-        sampling=_sampling(entries, schedule, seconds, math.prod(batch)),
+        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
         depth=int(wires.steps.max()) if wires else 0,
         delays=_counted(wires) if wires else (),
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
@@ -293,10 +388,7 @@ def _parts(model) -> tuple[Network | None, Model]:
     """The network, if it is one, and the model of each lane."""
     if isinstance(model, Network):
         return model, model.model
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(), or a bk.Network of one"
-        )
+    check_model(model, ", or a bk.Network of one")
     return None, model
 
 
@@ -344,10 +436,15 @@ def _scheme(model: Model, scheme: str | None) -> str:
     return scheme
 
 
-def _schedule(duration, transient, every, seconds: float) -> Schedule:
+def _schedule(duration, transient, every, seconds: float, recorded: bool) -> Schedule:
     steps = units.steps_of(duration, seconds, "duration")
     if steps < 1:
         raise ValueError(f"'duration' got {duration}, but takes at least one step")
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"'duration' got {duration}, which is {steps:.3g} steps of dt = {seconds:g} s, but takes at most "
+            f"{MOST_STEPS:.3g} steps"
+        )
     lead = 0 if transient is None else units.steps_of(transient, seconds, "transient")
     if not 0 <= lead <= steps:
         raise ValueError(f"'transient' got {transient}, but takes a time from 0 to the duration ({steps} steps)")
@@ -355,6 +452,10 @@ def _schedule(duration, transient, every, seconds: float) -> Schedule:
         raise TypeError(f"'every' got {every!r}, but takes a whole number of steps")
     if every < 1:
         raise ValueError(f"'every' got {every}, but takes at least 1")
+    if recorded and lead < steps < lead + every:
+        raise ValueError(
+            f"'every' got {every}, but takes at most the {steps - lead} steps that are recorded: nothing would be"
+        )
     return Schedule(steps, lead, int(every))
 
 
@@ -371,10 +472,10 @@ def _retreat(run: Run, hoisted) -> str:
     """Whether rounding stays small over the inverse steps of a segment; where rates are traced, to be asked."""
     if run.transparent or not dispatch.load(run.implementation).retreats or not build(run.spec).retreats:
         return ""
-    growth = [hoisted[run.spec.hoisted.index(b.a)] for b in getattr(run.spec.model, "blocks", ())], hoisted[-1]
+    growth = _rates(run.spec.model, dict(zip(run.spec.hoisted, hoisted))), hoisted[-1]
     if any(is_traced(x) for x in jax.tree.leaves(growth)):
         return "asked"
-    fastest = max(float(np.max(np.abs(rate))) for rate in growth[0]) * float(growth[1])
+    fastest = max(float(np.max(np.abs(rate), initial=0.0)) for rate in growth[0].values()) * float(growth[1])
     return "always" if fastest * _longest(run) <= REACH else ""
 
 
@@ -383,29 +484,67 @@ def _longest(run: Run) -> int:
     return max((piece.length for piece in pieces(run.schedule, run.checkpoint_every)), default=0)
 
 
-def _stable(model: Model, scheme: str, parameters, dt: float) -> None:
-    limit = SCHEMES[scheme].limit
-    if limit is None:
+def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
+    """A step is refused where it cannot be meant, and warned of where it steps over the model's fastest change."""
+    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
+    if scheme == "given":
         return
-    for block in getattr(model, "blocks", ()):
-        rate = parameters[block.a]
-        if not is_traced(rate) and np.max(rate) * dt >= limit:
-            most = limit / float(np.max(rate))
+    if not rounding**2 <= dt <= 1.0 / rounding:
+        raise ValueError(
+            f"'dt' got {dt:g} {model.time_unit}, but takes a time from {rounding**2:.2g} to {1 / rounding:.2g} "
+            f"{model.time_unit}: rounding leaves nothing of another step"
+        )
+    limit = SCHEMES[scheme].limit
+    rates = {n: rate for n, rate in _rates(type(model), parameters).items() if not is_traced(rate) and np.size(rate)}
+    for name, rate in rates.items():
+        fastest = float(np.max(rate)) * dt
+        if limit is not None and fastest >= limit:
             raise ValueError(
-                f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {block.a} = {np.max(rate):g}: "
-                f"it takes dt below {most:.4g} {model.time_unit}. The schemes 'strang' and 'exact' are stable at any dt"
+                f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {name} = "
+                f"{np.max(parameters[name]):g}: it takes dt below {limit * dt / fastest:.4g} {model.time_unit}. The "
+                f"schemes 'strang' and 'exact' are stable at any dt"
             )
+    times = {n: 1.0 / float(np.max(rate)) for n, rate in rates.items() if np.max(rate) > 0.0}
+    if not getattr(model, "blocks", ()):
+        times = _times(model, parameters)
+    name = min(times, key=lambda n: times[n], default="")
+    if not name or not dt > times[name] * (1.0 + 1e-6):
+        return
+    fastest = f"{'1 / ' * (name in rates)}{name} = {times[name]:.4g} {model.time_unit}"
+    kind = type(model).__name__
+    said = f"'dt' got {dt:g} {model.time_unit}, longer than the fastest time constant of {kind}, {fastest}"
+    if name in rates and dt >= COARSEST * times[name]:
+        raise ValueError(f"{said}, by {COARSEST:g} times or more: nothing of the dynamics is left")
+    warn(f"{said}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
 
 
-def _inputs(model: Model, inputs) -> dict[str, Any]:
-    given = dict(model.inputs)
-    for name, value in _mapping(inputs, "inputs").items():
+def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rate of each second-order block as the equations take it, by its parameter."""
+    factors = model.time_factors().parameters
+    return {b.a: units.scaled(values[b.a], factors.get(b.a, 1.0)) for b in getattr(model, "blocks", ())}
+
+
+def _times(model: Model, parameters) -> dict[str, float]:
+    """The shortest of each parameter that is a time, in the model's unit of time."""
+    found = {}
+    for name, unit in model.parameter_units().items():
+        x = parameters[name]
+        if unit.dim == u.second.dim and not is_traced(x) and np.size(x) and np.min(x) > 0.0:
+            found[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
+    return found
+
+
+def _inputs(model: Model, inputs) -> tuple[dict[str, Any], set[str]]:
+    """The magnitude of each input, and which of them are `PerLane`."""
+    told = _mapping(inputs, "inputs")
+    for name in told:
         check_name(name, model.inputs, "input")
-        given[name] = value
+    by_lane = {n for n, x in told.items() if isinstance(x, PerLane)}
+    given = {**model.inputs, **{n: x.value if n in by_lane else x for n, x in told.items()}}
     stripped = {n: units.strip(x, units.unit_of(model.inputs[n]), n) for n, x in given.items()}
     for n, x in stripped.items():
         refuse_nan(x, n)
-    return stripped
+    return stripped, by_lane
 
 
 def _initial(model: Model, initial) -> dict[str, Any]:
@@ -413,7 +552,10 @@ def _initial(model: Model, initial) -> dict[str, Any]:
     for name in given:
         check_name(name, model.states, "state")
     start = {**model.initial, **given}
-    return {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
+    found = {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
+    for n in given:
+        refuse_nan(found[n], n, infinite=True)
+    return found
 
 
 def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
@@ -427,7 +569,10 @@ def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
             unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
         else:
             unit = model.states[name] / model.time_unit**0.5
-        found[name] = units.strip(sigma, unit, f"noise[{name!r}]")
+        found[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
+        refuse_nan(magnitude, f"noise[{name!r}]", infinite=True)
+        if not is_traced(magnitude) and np.any(np.asarray(magnitude) < 0.0):
+            raise ValueError(f"noise[{name!r}] got {np.min(magnitude):g} {unit}, but takes an intensity from 0 on")
     return dict(sorted(found.items()))
 
 
@@ -444,10 +589,14 @@ def _entries(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
     known = model.recordable()
     if record is None:
         record = tuple(model.observables) or tuple(model.states)
-    asked = (record,) if isinstance(record, (str, Reduction)) else record
+    asked = (record,) if isinstance(record, (str, Reduction, type)) else record
+    if not isinstance(asked, Iterable):
+        raise TypeError(f"'record' got {type(asked).__name__}, but takes names, and statistics such as bk.Mean()")
     named = asked.items() if isinstance(asked, Mapping) else [(None, what) for what in asked]
     entries: dict[str, str | Reduction] = {}
     for name, what in named:
+        if isinstance(what, type):
+            raise TypeError(f"'record' got the class {what.__name__}, but takes one of it: bk.{what.__name__}(...)")
         if not isinstance(what, (str, Reduction)):
             raise TypeError(f"'record' got {type(what).__name__}, but takes names, and statistics such as bk.Mean()")
         of = what if isinstance(what, str) else what.of or next(iter(known))
@@ -473,6 +622,25 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampli
 def _varies(x, steps: int) -> bool:
     """An input whose leading axis is the number of steps has one value a step."""
     return np.ndim(x) > 0 and np.shape(x)[0] == steps and steps > 1
+
+
+def _check_lengths(held, extents, steps: int) -> None:
+    """Refuse an input that is held though an axis is nearly as long as the run, unless others have that axis too."""
+    if steps < SHORTEST:
+        return
+    near = {n: [k for k, size in enumerate(np.shape(x)) if abs(size - steps) <= max(1, steps // 100)]
+            for n, x in held.items()}  # fmt: skip
+    known = [*extents, *(np.shape(held[n]) for n, axes in near.items() if not axes)]
+    for name, axes in near.items():
+        shape = np.shape(held[name])
+        for k in axes:
+            back = k - len(shape)
+            if not any(len(other) >= -back and other[back] == shape[k] for other in known):
+                raise ValueError(
+                    f"'{name}' got shape {shape}, but takes one value a step, ({steps},) or ({steps}, *batch), time "
+                    f"first, or values that broadcast to the batch. If {shape[k]} lanes are meant, say so by another "
+                    f"argument, such as a parameter of shape ({shape[k]},)"
+                )
 
 
 def _key_batch(key) -> tuple[int, ...]:
@@ -521,7 +689,22 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
 
 
 def _request(run: Run) -> Request:
-    return Request(loop_of(run)[1], math.prod(run.batch), run.spec.dtype, run.platform)
+    return Request(loop_of(run)[1], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
+
+
+def no_lanes(of):
+    """``of(run, ..., data)`` for a batch of no lanes: empty arrays of the right shapes, and nothing is run."""
+
+    def empty(run: Run, *rest):
+        *static, data = rest
+        batch = tuple(n or 1 for n in run.batch)
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(tuple(n or 1 for n in np.shape(x)), jax.dtypes.result_type(x)), data
+        )
+        like = jax.eval_shape(functools.partial(of, run._replace(batch=batch), *static), one)
+        return jax.tree.map(lambda x: jnp.zeros((*x.shape[: x.ndim - len(batch)], *run.batch), x.dtype), like)
+
+    return empty
 
 
 def _run(run: Run, data: Data):
@@ -577,7 +760,17 @@ def _execute(run: Run, data: Data):
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
     final = (*step.exit(hoisted, final[:n]), *final[n:])
+    if run.sampling is not None:
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, final[:n]))
+        records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
     return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, final)]
+
+
+def _where(finite, x):
+    """A statistic ``(L,)`` or ``(M, L)`` of the lanes that stayed finite; NaN of the others, whose records ended."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return jnp.where(jnp.broadcast_to(finite, x.shape), x, jnp.nan)
 
 
 def _laid(wires: Wires, run: Run, step: Step, coefs, state) -> Wires:
@@ -644,9 +837,10 @@ def _differentiable(run: Run, loop: Loop):
         wanted = Wanted(
             tuple(perturbed), tuple(x.perturbed for x in inputs), wires is not None and wires.weights.perturbed
         )
-        coefs, state, inputs, seeds, wires, near = jax.tree.map(
+        given = jax.tree.map(
             lambda x: x.value, (coefs, state, inputs, seeds, wires, near), is_leaf=lambda x: hasattr(x, "perturbed")
         )
+        coefs, state, inputs, seeds, wires, near = derivatives.once(given, _only_once(run))
         kept = folded(lambda *args: tuple(_forward(backend, loop, every, *args)), _ARGUMENTS)
         records, final, saved = kept(coefs, state, inputs, seeds, wires)
         return (records, final), (coefs, inputs, seeds, wires, near, saved, _Perturbed(wanted))
@@ -654,7 +848,8 @@ def _differentiable(run: Run, loop: Loop):
     def backward(residuals, cotangents):
         coefs, inputs, seeds, wires, near, saved, perturbed = residuals
         wanted = perturbed.wanted
-        ct_records, ct_final = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        ct_records, ct_final = derivatives.once(cotangents, _only_once(run))
         pullbacks = _pullbacks(loop, wanted)
 
         def walk(near, coefs, saved, inputs, seeds, wires, ct_records, ct_final):
@@ -753,6 +948,10 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
 
     @mapped.def_vmap
     def fold(size, batched, *args):
+        if size == 0:
+            one = jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape[int(f) :], x.dtype), args, tuple(batched))
+            like = jax.eval_shape(fun, *one)
+            return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), like), jax.tree.map(lambda _: True, like)
         first = kinds.index("lanes")
         lanes = jax.tree.leaves(args[first])[0].shape[-1]
 

@@ -10,7 +10,6 @@ Golub & Pereyra 1973, SIAM J. Numer. Anal. 10:413).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -22,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .extras import needs
-from .models.base import check_name
+from . import eeg, tables
+from .eeg import RECORDINGS
+from .rounding import at_rest, centred
+from .tables import MIN_POINTS
 
-#: Fewest frequencies that leave the nuisances and a few parameters determined.
-MIN_POINTS = 8
-_FREQ_NAMES = ("freqs_hz", "freqs", "freq", "frequencies", "frequency", "f", "hz")
 _POWER_NAMES = ("power", "psd", "spectr", "pxx")
 
 
@@ -120,90 +118,119 @@ def resting_meg() -> Spectrum:
     return Spectrum(f, 10 ** (-0.382 - 0.82 * np.log10(f) + alpha + beta), "resting MEG (built in)")
 
 
-#: Recordings that MNE reads, of EEG, MEG and electrodes within the brain.
-RECORDINGS = (".edf", ".bdf", ".gdf", ".fif", ".vhdr", ".set")
 #: Seconds of a segment of a recording, whose inverse is the resolution.
 _SEGMENT = 2.0
+#: Segments whose spectra are estimated at once, fewer with zeros beside them: one shape is compiled once.
+_BLOCK = 1024
+#: Text files of columns.
+_TABLES = (".csv", ".tsv")
 
 
-def load_spectrum(path: str | os.PathLike, channel: str | Sequence[str] | None = None) -> Spectrum:
-    """Read a spectrum, or several on one grid, from a ``.npz`` or ``.csv`` file, or make it from a recording.
+def load_spectrum(
+    path: str | os.PathLike | Any, channel: str | Sequence[str] | None = None, encoding: str | None = None
+) -> Spectrum:
+    """Read a spectrum, or several on one grid, from a file of spectra, or make it from a recording.
 
     A ``.npz`` holds one array of frequencies in Hz (``freqs_hz``, ``freqs``, ``f``, ...) and one of powers
-    ((F,), (n, F) or (F, n); ``power...``, ``psd...``, or whichever other array fits). A ``.csv`` holds the
-    frequency in its first column and a power in each other one, with or without a line of names. Points at
-    0 Hz are left out.
+    ((F,), (n, F) or (F, n); ``power...``, ``psd...``, or whichever other array fits).
 
-    Of a recording (``.edf``, ``.bdf``, ``.gdf``, ``.fif``, ``.vhdr``, ``.set``), read through MNE, it is
-    Welch's spectrum over segments of 2 s, without what is annotated as bad, of each channel that is named, or of all
-    its channels of EEG or MEG.
+    A ``.csv`` or ``.tsv`` holds a column of frequencies, named ``freq``, ``Frequency (Hz)`` or the like, and a power in
+    each other column, or in those that are named. Its separator (comma, semicolon, tab, bar or space), decimal mark and
+    encoding are told from the file; row numbers in a column without a name, or named as an index, are left out. Without
+    names the first column is the frequency, unless it holds whole numbers, which could be those of the rows.
+
+    A recording (``.edf``, ``.bdf``, ``.gdf``, ``.fif``, ``.vhdr``, ``.set``, of continuous data or epochs) is read
+    through MNE, and an MNE ``Raw`` or ``Epochs`` is taken as its file is. Of each channel it is Welch's spectrum over
+    windows of 2 s, none of which crosses a joint, a gap, the end of an epoch, or what is annotated as bad or edge. All
+    channels of EEG, MEG and electrodes within the brain are taken, without those that are marked as bad, are flat, or
+    are of eyes, muscles, heart, breath or devices by their type, name or unit; whichever is named is taken.
+
+    Points at 0 Hz are left out.
+
+    Parameters
+    ----------
+    path : of the file, or an MNE ``Raw`` or ``Epochs``
+    channel : the name of a channel of a recording, or of a column of a table, or several; all unless given
+    encoding : of the texts in a table, ``.edf``, ``.bdf`` or ``.set``, such as ``"latin1"``; told from the file unless
+        given
+
+    Warns
+    -----
+    UserWarning
+        naming what is left out: channels that are no EEG, marked as bad or flat, pieces shorter than a window, values
+        that are no numbers
 
     Raises
     ------
     FileNotFoundError
         where there is no such file
     ValueError
-        naming the file, for anything that `Spectrum` refuses, for arrays or columns that cannot be told, and for a
-        channel that is not there
+        naming the file, for anything that `Spectrum` refuses, for arrays or columns that cannot be told, for a
+        channel that is not there or cannot be read, and where nothing is left
+    TypeError
+        for what is neither a path nor a recording
     ImportError
         for a recording, without ``pip install 'brainmass-kernels[eeg]'``
     """
+    if eeg.is_recording(path):
+        if encoding is not None:
+            raise ValueError(f"'encoding' got {encoding!r}, but 'target' is read already")
+        return _of_recording(eeg.read(path, channel))
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"'target' got {type(path).__name__}, but takes a path, or an MNE Raw or Epochs")
     path = os.fspath(path)
     name = os.path.basename(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"'target' got {path}, but there is no file of that name")
-    readers = {".npz": _read_npz, ".csv": _read_csv}
-    kind = os.path.splitext(path)[1].lower()
+    kind = eeg.kind_of(path)
     if kind in RECORDINGS:
-        freqs, power, channels = _read_recording(path, name, channel)
-        name = f"{name}, {channels[0]}" if len(channels) == 1 else name
-    elif kind not in readers:
-        raise ValueError(f"'target' got {name}, which is not one of {', '.join((*readers, *RECORDINGS))}")
-    elif channel is not None:
-        raise ValueError(f"'channel' got {channel!r}, but {name} is a spectrum and no recording")
-    else:
-        freqs, power = readers[kind](path, name)
+        return _of_recording(eeg.read(path, channel, encoding))
+    if kind in _TABLES:
+        freqs, power, channels = tables.read(path, channel, encoding)
+        return _without_zero(freqs, power, name, channels)
+    if kind != ".npz":
+        raise ValueError(f"'target' got {name}, which is not one of {', '.join(('.npz', *_TABLES, *RECORDINGS))}")
+    for argument, value in (("channel", channel), ("encoding", encoding)):
+        if value is not None:
+            raise ValueError(f"'{argument}' got {value!r}, but {name} is a spectrum and no recording")
+    return _without_zero(*_read_npz(path, name), name)
+
+
+def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spectrum:
     keep = freqs != 0
-    return Spectrum(freqs[keep], power[:, keep], name)
+    return Spectrum(freqs[keep], power[:, keep], f"{name}, {channels[0]}" if len(channels) == 1 else name)
 
 
-def _read_recording(path: str, name: str, channel):
-    """Frequencies, powers in square microvolts (of MEG, femtotesla) a Hz, and the names of the channels."""
-    mne = needs("mne", "eeg")
-    try:
-        recording = mne.io.read_raw(path, verbose="error")
-    except (ValueError, RuntimeError, OSError, EOFError) as error:
-        raise ValueError(f"{name}: cannot be read as a recording ({error})") from error
-    if channel is None:
-        kinds = zip(recording.ch_names, recording.get_channel_types(), strict=True)
-        channels = [c for c, kind in kinds if kind in ("eeg", "mag", "grad", "seeg", "ecog")]
-    else:
-        channels = [channel] if isinstance(channel, str) else list(channel)
-    for c in channels:
-        check_name(c, recording.ch_names, f"channel of {name}")
-    if not channels:
-        raise ValueError(f"{name}: holds no channel of EEG or MEG, only {', '.join(recording.ch_names)}; name one")
-    # float32 does not hold the square of a femtotesla.
-    scale = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=channels)]
-    data = recording.get_data(picks=channels, reject_by_annotation="omit", verbose="error")
-    rate = float(recording.info["sfreq"])
-    segment = round(_SEGMENT * rate)
-    if data.shape[1] < segment:
-        raise ValueError(f"{name}: {data.shape[1] / rate:.3g} s are too short, at least {_SEGMENT:g} s are needed")
-    freqs, power = welch((data.T * scale).astype(np.float32), 1 / rate, segment)
-    return freqs, np.asarray(power, float).T, channels
+def _of_recording(found: eeg.Pieces) -> Spectrum:
+    """Welch's spectra of a recording, in square microvolts (of MEG, femtotesla) a Hz."""
+    channels, units, windows = eeg.windows(found, _SEGMENT)
+    powers = []
+    for unit, of_channel in zip(units, windows):
+        total = 0.0
+        for part in np.split(of_channel, range(_BLOCK, len(of_channel), _BLOCK)):
+            # float32 holds neither what is small beside its mean, nor the square of what is large or small.
+            part = part - part.mean(-1, keepdims=True)
+            size = np.sqrt(np.mean(part**2)) or 1.0
+            block = np.zeros((part.shape[-1], _BLOCK), np.float32)
+            block[:, : len(part)] = part.T / size
+            freqs, power = welch(block, 1 / found.rate, len(block))
+            total = total + np.asarray(power, float).sum(-1) * size**2
+        powers.append(total / len(of_channel) * unit**2)
+    return _without_zero(freqs, np.stack(powers), found.name, channels)
 
 
 def _read_npz(path: str, name: str):
     try:
         with np.load(path) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{name}: cannot be read as .npz ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     listed = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
-    freq_key = next((key for want in _FREQ_NAMES for key in arrays if key.lower() == want), None)
+    freq_key = next((key for want in tables.FREQ_NAMES for key in arrays if key.lower() == want), None)
     if freq_key is None:
-        raise ValueError(f"{name}: no array of frequencies (one of {', '.join(_FREQ_NAMES)}); it holds {listed}")
+        raise ValueError(f"{name}: no array of frequencies (one of {', '.join(tables.FREQ_NAMES)}); it holds {listed}")
     freqs = arrays.pop(freq_key)
     if freqs.ndim != 1 or not np.issubdtype(freqs.dtype, np.number):
         raise ValueError(f"{name}: {freq_key} is to be numbers of shape (F,), got {freqs.dtype} {freqs.shape}")
@@ -219,39 +246,6 @@ def _read_npz(path: str, name: str):
     power = fitting[named[0]]
     power = np.atleast_2d(power) if power.shape[-1] == len(freqs) else power.T
     return freqs.astype(float), power.astype(float)
-
-
-def _read_csv(path: str, name: str):
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (number, row) for number, row in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in row)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{name}: cannot be read as .csv ({error})") from error
-    if rows and not any(map(_is_number, rows[0][1])):
-        rows = rows[1:]
-    if not rows:
-        raise ValueError(f"{name}: holds no numbers")
-    width = len(rows[0][1])
-    if width < 2:
-        raise ValueError(f"{name}: {width} column, and two or more are needed: frequency, power, ...")
-    for number, row in rows:
-        if len(row) != width:
-            raise ValueError(f"{name}, line {number}: {len(row)} columns, and {width} in the lines before")
-        wrong = next((cell for cell in row if not _is_number(cell)), None)
-        if wrong is not None:
-            raise ValueError(f"{name}, line {number}: {wrong.strip()!r} is not a number")
-    table = np.array([[float(cell) for cell in row] for _, row in rows])
-    return table[:, 0], table[:, 1:].T
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def welch(x, dt, nperseg: int):
@@ -446,25 +440,33 @@ def aperiodic(freqs, log_power, beside=((6.5, 13.5), (15.0, 25.0))):
     return (np.stack([np.ones(len(freqs)), log_freqs], -1) @ line).T.reshape(np.shape(log_power))
 
 
+#: Decades that a spectrum varies by rounding.
+_FLAT = 1e-6
+
+
 def alpha_peak(freqs, power, band=(7.0, 13.0)):
     """Frequency in Hz of the highest point of each spectrum above its aperiodic line within ``band``.
 
     The flattened log spectrum is smoothed over three points and the maximum refined by a parabola, so that a
-    noisy spectrum does not jump between neighbouring points.
+    noisy spectrum does not jump between neighbouring points. NaN where there is no peak: of a spectrum that is flat
+    there, or has powers that are not positive and finite, and where no frequency is within the band.
     """
-    freqs = np.asarray(freqs, float)
-    log_power = np.log10(np.atleast_2d(np.asarray(power, float)))
+    freqs, rows = np.asarray(freqs, float), np.atleast_2d(np.asarray(power, float))
+    usable = (np.isfinite(rows) & (rows > 0)).all(-1)
+    log_power = np.log10(np.where(usable[:, None], rows, 1.0))
     flat = log_power - aperiodic(freqs, log_power)
     smooth = flat.copy()
     smooth[:, 1:-1] = (flat[:, :-2] + 2 * flat[:, 1:-1] + flat[:, 2:]) / 4
     inside = (freqs >= band[0]) & (freqs <= band[1])
+    rises = np.ptp(smooth[:, inside], axis=-1) > _FLAT if inside.any() else np.zeros(len(smooth), bool)
     at = np.clip(np.where(inside, smooth, -np.inf).argmax(-1), 1, len(freqs) - 2)
     lane = np.arange(len(smooth))
     below, here, above = smooth[lane, at - 1], smooth[lane, at], smooth[lane, at + 1]
     bend = below - 2 * here + above
     shift = np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1.0), 0.0)
     step = (freqs[at + 1] - freqs[at - 1]) / 2
-    return (freqs[at] + np.clip(shift, -0.5, 0.5) * step).reshape(np.shape(power)[:-1])
+    peak = freqs[at] + np.clip(shift, -0.5, 0.5) * step
+    return np.where(usable & rises, peak, np.nan).reshape(np.shape(power)[:-1])
 
 
 def envelope(x, dt, band):
@@ -478,7 +480,8 @@ def envelope(x, dt, band):
 
     Returns
     -------
-    ``(T, ...)``, in the unit of ``x``; its ends feel that the transform takes the record for periodic
+    ``(T, ...)``, in the unit of ``x``, next to 0 for a record at rest (`at_rest`); its ends feel that the transform
+    takes the record for periodic
 
     Raises
     ------
@@ -493,10 +496,14 @@ def envelope(x, dt, band):
     inside = np.clip(np.minimum(freqs - low, high - freqs) / flank + 0.5, 0.0, 1.0)
     # Of the analytic signal, positive frequencies twice and negative ones not at all.
     gain = (2.0 * np.sin(0.5 * np.pi * inside) ** 2).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    whole = jnp.fft.fft(x, axis=0)
+    # A constant is taken off first and comes back at the gain of 0 Hz: its rounding would pass for an oscillation.
+    origin = x[:1]
+    moved = jnp.where(at_rest(x)[None], 0.0, x - origin)
+    whole = jnp.fft.fft(moved, axis=0)
     analytic = jnp.fft.ifft(whole * jnp.broadcast_to(gain, x.shape).astype(whole.dtype), axis=0)
     # A smooth modulus, whose derivative is finite where the signal vanishes.
-    modulus = jnp.sqrt(analytic.real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)
+    real = analytic.real + jnp.broadcast_to(gain[:1] * origin, x.shape)
+    modulus = jnp.sqrt(real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)
     return modulus if unit.is_unitless else u.Quantity(modulus, unit=unit)
 
 
@@ -509,10 +516,9 @@ def correlation(x):
 
     Returns
     -------
-    ``(..., N, N)``; 0 for a region that is constant, differentiable
+    ``(..., N, N)``; 0 for a region at rest (`at_rest`), its own diagonal included, differentiable
     """
-    x = u.get_magnitude(x)
-    x = x - jnp.mean(x, axis=0, keepdims=True)
+    x = jnp.asarray(centred(x))
     covariance = jnp.einsum("t...i,t...j->...ij", x, x, precision="highest")
     power = jnp.einsum("...ii->...i", covariance)
     scale = jnp.where(power > 0, 1.0 / jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0).astype(x.dtype)

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import units
 from .affine import Hoisted, hoist
+from .authoring import check_methods
 from .equations import Key, key_of
 from .models.base import Model
 from .network import COUPLINGS, Link
@@ -107,10 +109,12 @@ class Step:
 
     def __init__(self, spec: StepSpec, retreating: bool = False):
         self.spec = spec
+        self.factors = spec.model.time_factors()
         aval = jax.ShapeDtypeStruct((), spec.dtype)
         n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
         avals = [aval] * (n_hoisted + n_state + len(spec.arriving) + len(spec.noisy))
         label = f"{spec.model.__name__} under '{spec.scheme}'"
+        check_methods(spec.model, spec.scheme, avals, spec.noisy)
         check_pointwise(self._advance, avals, f"the drift of {label}")
         check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
         programs = [
@@ -137,7 +141,7 @@ class Step:
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
         spec = self.spec
         values = dict(zip(spec.hoisted, flat))
-        p = SimpleNamespace(**{n: values[n] for n in spec.parameters})
+        p = SimpleNamespace(**_inside({n: values[n] for n in spec.parameters}, self.factors.parameters))
         n = len(spec.hoisted)
         state = dict(zip(spec.model.states, flat[n:]))
         return p, values, state, flat[n + len(state) :]
@@ -151,17 +155,18 @@ class Step:
     def _moved(self, move, flat):
         spec = self.spec
         p, values, state, rest = self._named(flat)
-        given = dict(zip(spec.arriving, rest))
-        inputs = {n: values[n] for n in spec.constant} | {n: given[n] for n in spec.varying}
+        # By place: an input may be named "coupling" too.
+        inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
         if spec.link:
-            total, own = given["coupling"], self._source(p, values, state)
+            total, own = rest[len(spec.varying)], self._source(p, values, state)
             inputs[spec.link.target] += spec.link.received(total, own, self._of_link(values))
         noise = {
             n: values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
             for n, normal in zip(spec.noisy, rest[len(spec.arriving) :])
         }
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
-        on_states = {n: x for n, x in noise.items() if n not in inputs}
+        on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
+        inputs = _inside(inputs, self.factors.inputs)
         model = Noisy(spec.model, on_states) if on_states else spec.model
         stepped = move(model, state, p, SimpleNamespace(**inputs), values["dt"])
         return [stepped[n] for n in spec.model.states]
@@ -172,9 +177,10 @@ class Step:
         return [seen[n] for n in self.spec.record]
 
     def _seen(self, p, values, state) -> dict[str, Any]:
-        """Everything that can be recorded."""
+        """Everything that can be recorded, in the units declared."""
         state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, values["dt"])
-        return {**state, **self.spec.model.observe(SimpleNamespace(**state), p)}
+        observed = self.spec.model.observe(SimpleNamespace(**state), p)
+        return _outside(state, self.factors.states) | _outside(observed, self.factors.observables)
 
     def _send(self, *flat):
         p, values, state, _ = self._named(flat)
@@ -193,7 +199,8 @@ class Step:
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
         values = dict(zip(self.spec.hoisted, hoisted))
-        rates = [jnp.max(jnp.abs(values[rate] * values["dt"])) for rate in self._rates]
+        rates = _inside(values, self.factors.parameters)
+        rates = [jnp.max(jnp.abs(rates[name] * values["dt"])) for name in self._rates]
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
@@ -205,10 +212,22 @@ class Step:
     def _moving(self, way: str):
         def moved(*flat):
             p, values, state, _ = self._named(flat)
+            state = _inside(state, self.factors.states) if way == "enter" else state
             state = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, state, p, values["dt"])
+            state = _outside(state, self.factors.states) if way == "exit" else state
             return [state[n] for n in self.spec.model.states]
 
         return moved
+
+
+def _inside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
+    """Numbers in the units declared as the model's equations take them; see `Model.time_factors`."""
+    return {n: units.scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
+
+
+def _outside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
+    """The way back of `_inside`."""
+    return {n: units.scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
 
 
 class _Steps(Programs[Step]):

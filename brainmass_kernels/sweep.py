@@ -23,9 +23,10 @@ import numpy as np
 
 from . import dispatch, files, identity, units
 from .extras import needs
-from .models.base import Model, check_name
+from .models.base import Model, check_model, check_name
+from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
-from .simulate import Run, _prepare, explain, simulate, times
+from .simulate import PerLane, Run, _prepare, explain, simulate, times
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
@@ -33,6 +34,8 @@ CHUNK_ELSEWHERE = 1_048_576
 #: Where the peak of power is looked for, in Hz.
 PEAKS = np.arange(1.0, 40.5, 0.5)
 _FORMAT = "brainmass_kernels sweep"
+#: Among the records of a file, which points stayed finite.
+_OK = "ok"
 # Of the manifest of chunks; the first had no traced programs, so that what it was made of cannot be known.
 _VERSION = 2
 _SWEEP, _PARTS = "a sweep saved by this brainmass_kernels", "part of an interrupted sweep"
@@ -53,12 +56,26 @@ class Sweep:
     records : by name, ``(*grid)``, or ``(M, *grid)`` with an axis of its own
     record_axes : that axis, such as the frequencies of a spectrum
     about : model, time step, implementation, versions
+    ok : ``(*grid)``, which points stayed finite; the others' statistics are NaN. Of a file that an earlier version
+        wrote, where all records are finite
     """
 
     axes: dict[str, Any]
     records: dict[str, Any]
     record_axes: dict[str, Any]
     about: dict[str, Any]
+    ok: Any = None
+
+    def __post_init__(self):
+        if self.ok is None:
+            finite = (np.isfinite(u.get_magnitude(x)) for x in self.records.values())
+            kept = [x.all(tuple(range(x.ndim - len(self.axes)))) for x in finite]
+            object.__setattr__(self, "ok", np.logical_and.reduce(kept) if kept else np.ones(self.shape, bool))
+
+    @property
+    def _saved(self) -> dict[str, Any]:
+        """The records as a file has them, with `ok` among them."""
+        return {**self.records, _OK: self.ok}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +88,8 @@ class Sweep:
 
     def __repr__(self) -> str:
         grid = " x ".join(f"{len(x)} {name}" for name, x in self.axes.items())
-        return f"Sweep({grid}: {', '.join(self.records)})"
+        diverged = int((~np.asarray(self.ok)).sum())
+        return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the grid with its units and coordinates, as ``.npz``, or through xarray as ``.nc`` or ``.zarr``.
@@ -107,7 +125,7 @@ class Sweep:
 
     def _checksum(self) -> str:
         """Of all that is saved, whatever the format."""
-        return _checksum([self.axes, self.records, self.record_axes], self.about)
+        return _checksum([self.axes, self._saved, self.record_axes], self.about)
 
     def to_xarray(self):
         """The grid as an ``xarray.Dataset``; units are attributes of its variables and coordinates.
@@ -121,7 +139,7 @@ class Sweep:
         variables, coords = {}, {}
         for name, axis in [*self.axes.items(), *((_axis_of(n), x) for n, x in self.record_axes.items())]:
             coords[name] = ((name,), np.asarray(u.get_magnitude(axis)), {"units": str(units.unit_of(axis))})
-        for name, x in self.records.items():
+        for name, x in self._saved.items():
             dims = (*([_axis_of(name)] if name in self.record_axes else []), *self.axes)
             variables[name] = (dims, np.asarray(u.get_magnitude(x)), {"units": str(units.unit_of(x))})
         # Not every format keeps the order of its variables.
@@ -174,6 +192,7 @@ def sweep(
     ValueError, TypeError : an argument's name, unit, shape or value, or a record's name that ``out`` cannot hold;
         chunks on disk that are damaged, of another sweep, or being written by another run
     """
+    check_key(key)
     grid = _Grid.of(model, over)
     size = min(grid.points, _chunk(chunk))
     record = _default(model) if record is None else record
@@ -188,7 +207,8 @@ def sweep(
             parts = held.enter_context(_parts(out, _identity(model, grid, run, data, size, key)))
         chunks, axes = _all_chunks(model, grid, size, key, everything, parts, say)
         joined = {n: _joined(n, [c[n] for c in chunks], grid) for n in chunks[0]}
-        result = Sweep(grid.axes, joined, axes, _about(model, grid, size, key, everything))
+        ok = joined.pop(_OK, None)
+        result = Sweep(grid.axes, joined, axes, _about(model, grid, size, key, everything), ok)
         if out is not None:
             result.save(out)
             if Sweep.load(out)._checksum() != result._checksum():
@@ -235,11 +255,7 @@ class _Grid:
 
     @classmethod
     def of(cls, model: Model, over: Mapping[str, Any]) -> _Grid:
-        if not isinstance(model, Model):
-            raise TypeError(
-                f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(); a network is swept by "
-                f"giving arrays of shape (networks, 1) to simulate()"
-            )
+        check_model(model, "; a network is swept by giving arrays of shape (networks, 1) to simulate()")
         if not over:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
         known, axes = sweepable(type(model)), {}
@@ -292,7 +308,7 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
         if kind == "noise":
             noise[of] = x
         elif name in model.inputs:
-            inputs[name] = x
+            inputs[name] = PerLane(x)
         else:
             parameters[name] = x
     keys = None if key is None else jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.asarray(places))
@@ -303,7 +319,9 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
 def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -> _Chunk:
     found = simulate(**_call(model, grid, places, key, everything))
     inside = int((places < grid.points).sum())
-    records = {n: _on_host(x, (..., slice(inside))) for n, x in found.records.items()}
+    if _OK in {*found.records, *grid.axes}:
+        raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
+    records = {n: _on_host(x, (..., slice(inside))) for n, x in {**found.records, _OK: found.ok}.items()}
     return _Chunk(records, {n: _on_host(x) for n, x in found.axes.items()})
 
 
@@ -363,7 +381,7 @@ def _identity(model: Model, grid: _Grid, run: Run, data, size: int, key) -> dict
 
 def _check_names(axes: Mapping[str, Any], records, record_axes) -> None:
     """Raise ValueError where a record's name cannot stand in a file, whatever its format."""
-    taken = dict.fromkeys(axes, "swept")
+    taken = {**dict.fromkeys(axes, "swept"), _OK: "that of which points stayed finite"}
     for name in (*records, *(_axis_of(n) for n in record_axes)):
         if name in taken:
             raise ValueError(
@@ -570,7 +588,7 @@ def _writer(path: str | os.PathLike, argument: str = "out") -> Callable[[Sweep, 
 
 
 def _write_npz(sweep: Sweep, path: Path) -> None:
-    _pack(path, [sweep.axes, sweep.records, sweep.record_axes], sweep.about)
+    _pack(path, [sweep.axes, sweep._saved, sweep.record_axes], sweep.about)
 
 
 def _write_zarr(sweep: Sweep, path: Path) -> None:
@@ -579,7 +597,8 @@ def _write_zarr(sweep: Sweep, path: Path) -> None:
 
 def _read_npz(path: Path) -> tuple[Sweep, str | None]:
     (axes, records, record_axes), about, checksum = _unpacked(path)
-    return Sweep(axes, records, record_axes, about), checksum
+    ok = records.pop(_OK, None)
+    return Sweep(axes, records, record_axes, about, ok), checksum
 
 
 def _of_xarray(path: Path, kind: str) -> tuple[Sweep, str | None]:
@@ -593,7 +612,8 @@ def _of_xarray(path: Path, kind: str) -> tuple[Sweep, str | None]:
             n: units.attach(np.asarray(x.values), units.parsed(x.attrs["units"])) for n, x in data.variables.items()
         }
     record_axes = {n: read[_axis_of(n)] for n in records if _axis_of(n) in read}
-    return Sweep({n: read[n] for n in axes}, {n: read[n] for n in records}, record_axes, about), checksum
+    recorded = {n: read[n] for n in records}
+    return Sweep({n: read[n] for n in axes}, recorded, record_axes, about, read.get(_OK)), checksum
 
 
 def _axis_of(name: str) -> str:

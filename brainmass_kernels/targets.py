@@ -17,7 +17,8 @@ import brainunit as u
 import jax.numpy as jnp
 import numpy as np
 
-from . import spectra, units
+from . import eeg, spectra, units
+from .rounding import at_rest
 from .simulate import Result
 from .spectra import Spectrum
 
@@ -39,7 +40,7 @@ class TimeSeries:
 
     Raises
     ------
-    ValueError : values that are not finite or do not vary, a sigma that is not positive
+    ValueError : values that are not finite or vary by rounding alone, a sigma that is not positive
     """
 
     values: Any
@@ -52,9 +53,10 @@ class TimeSeries:
         values = np.asarray(u.get_magnitude(self.values), float)
         if not np.isfinite(values).all():
             raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
-        if values.ndim not in (1, 2, 3) or values.size < 2 or not values.std() > 0:
-            raise ValueError(f"'values' of {self.name} got shape {values.shape} of spread {values.std():g}, but takes "
-                             "(K,) or (n, K) values that vary")  # fmt: skip
+        if values.ndim not in (1, 2, 3) or values.size < 2 or at_rest(_plain_array(self.values).ravel()):
+            spread = np.ptp(values) if values.size else 0.0
+            raise ValueError(f"'values' of {self.name} got shape {values.shape} over a range of {spread:g}, but takes "
+                             "(K,) or (n, K) values that vary by more than rounding")  # fmt: skip
         if self.sigma is not None and not np.min(u.get_magnitude(self.sigma)) > 0:
             raise ValueError(f"'sigma' of {self.name} got {self.sigma}, but takes a positive value")
 
@@ -65,7 +67,7 @@ class Connectivity:
 
     Attributes
     ----------
-    values : ``(N, N)`` or ``(n, N, N)``, symmetric; the diagonal does not count
+    values : ``(N, N)`` or ``(n, N, N)``, symmetric; the diagonal does not count, and becomes 1 where it is not finite
     band : of the oscillation whose amplitudes are correlated (`spectra.envelope`), plain numbers are Hz; ``None``, the
         records themselves, as for BOLD
     sigma : standard deviation of the noise in a correlation, which weighs the data against priors
@@ -73,7 +75,7 @@ class Connectivity:
 
     Raises
     ------
-    ValueError : another shape, or values beyond -1 and 1
+    ValueError : another shape, values beyond -1 and 1, or not finite beside the diagonal
     """
 
     values: Any
@@ -82,9 +84,22 @@ class Connectivity:
     name: str = "functional connectivity"
 
     def __post_init__(self):
-        values = np.asarray(self.values, float)
-        square = values.ndim in (2, 3) and values.shape[-1] == values.shape[-2] and values.shape[-1] > 1
-        if not square or not (np.abs(values) <= 1.0 + 1e-6).all():
+        values = np.array(self.values, float)
+        if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
+            raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
+                             "correlations")  # fmt: skip
+        own = np.eye(values.shape[-1], dtype=bool) & ~np.isfinite(values)
+        if own.any():
+            # A masked diagonal, or Fisher's z of 1.
+            values[own] = 1.0
+            object.__setattr__(self, "values", values)
+        if not np.isfinite(values).all():
+            at = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
+            raise ValueError(
+                f"'values' of {self.name} got {values[at]:g} at {at}, {np.sum(~np.isfinite(values))} such beside the "
+                "diagonal in all, but takes correlations that are finite"
+            )
+        if not (np.abs(values) <= 1.0 + 1e-6).all():
             raise ValueError(
                 f"'values' of {self.name} got shape {values.shape} from {values.min():g} to {values.max():g}, but "
                 "takes (N, N) or (n, N, N) correlations"
@@ -187,6 +202,8 @@ class OfSpectra(Comparison):
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
         power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
+        # Rounding has a spectrum too, which a free gain would bring to any height.
+        power = jnp.where(at_rest(signal)[None], 0.0, power)
         return jnp.moveaxis(power.mean(-1), 0, -1)
 
     def log_model(self, prediction, count: int):
@@ -241,8 +258,11 @@ class OfSeries(Comparison):
         self.target = dataclasses.replace(target, values=units.attach(values, self.data_unit))
         self.count, flat = len(values), values.reshape(len(values), 1, -1)
         self.spread = flat.std(-1, keepdims=True)
-        if not (self.spread > 0).all():
-            raise ValueError(f"'values' of {target.name} does not vary in target {int(self.spread.argmin()) + 1}")
+        still = at_rest(_plain_array(target.values).reshape(len(values), -1).T)
+        if still.any():
+            raise ValueError(
+                f"'values' of {target.name} does not vary by more than rounding in target {int(still.argmax()) + 1}"
+            )
         self.data = (flat / self.spread, self.spread)
         sigma = 0.1 if target.sigma is None else plain(target.sigma, self.data_unit, "sigma") / self.spread.mean()
         self.sigma = float(np.mean(sigma))
@@ -266,6 +286,9 @@ class OfSeries(Comparison):
         if self.target.offset:
             about = jnp.mean(model, -1, keepdims=True), jnp.mean(data, -1, keepdims=True)
         at, wanted = (x - jnp.broadcast_to(mean, lanes) for x, mean in zip((model, data), about))
+        if self.target.offset:
+            # Of a model at rest only rounding is left, which a free gain would fit.
+            at = jnp.where(at_rest(jnp.moveaxis(model, -1, 0))[..., None], 0.0, at)
         scale = jnp.ones_like(at[..., :1])
         if self.target.scale:
             power = jnp.sum(at**2, -1, keepdims=True)
@@ -281,7 +304,7 @@ class OfSeries(Comparison):
         values = values * np.asarray(solved["scale"], float)[lane][:, None] if "scale" in solved else values
         values = values + np.asarray(solved["offset"], float)[lane][:, None] if "offset" in solved else values
         values = values.reshape(len(values), *np.shape(self.target.values)[1:])
-        return TimeSeries(units.attach(values, self.data_unit), name="fit")
+        return unchecked(TimeSeries, units.attach(values, self.data_unit))
 
     def same(self, other) -> bool:
         mine = np.asarray(u.get_magnitude(self.target.values))
@@ -323,7 +346,7 @@ class OfConnectivity(Comparison):
         values = np.broadcast_to(np.eye(regions), (len(chosen), regions, regions)).copy()
         values[:, *self.above] = chosen
         values[:, *self.above[::-1]] = chosen
-        return Connectivity(np.clip(values, -1.0, 1.0), self.target.band, self.sigma, "fit")
+        return unchecked(Connectivity, np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
 
     def same(self, other) -> bool:
         return isinstance(other, Connectivity) and np.array_equal(
@@ -386,6 +409,20 @@ class OfFunction(Comparison):
         return other is self.target or name_of(other) == self.name
 
 
+def unchecked(kind: type, values, **fields):
+    """A prediction as the target has it; a start at rest or one that diverged is shown too, and is no target."""
+    held = {f.name: f.default for f in dataclasses.fields(kind)} | {"values": values, "name": "fit"} | fields
+    shown = object.__new__(kind)
+    for name, value in held.items():
+        object.__setattr__(shown, name, value)
+    return shown
+
+
+def _plain_array(values) -> np.ndarray:
+    """Without a unit, in the precision that it was given in."""
+    return np.asarray(u.get_magnitude(values))
+
+
 def name_of(target) -> str:
     return getattr(target, "name", None) or getattr(target, "__name__", type(target).__name__)
 
@@ -394,13 +431,13 @@ def as_target(target) -> Any:
     """A `Spectrum`, a `TimeSeries`, a `Connectivity` or a function."""
     if isinstance(target, Spectrum | TimeSeries | Connectivity) or callable(target):
         return target
-    if isinstance(target, str | os.PathLike):
+    if isinstance(target, str | os.PathLike) or eeg.is_recording(target):
         return spectra.load_spectrum(target)
     if isinstance(target, tuple | list) and len(target) == 2:
         return Spectrum(*target)
     raise TypeError(
-        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one, a pair "
-        "(freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
+        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one or of a recording, "
+        "an MNE Raw or Epochs, a pair (freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
     )
 
 

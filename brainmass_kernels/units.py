@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import brainunit as u
@@ -29,6 +30,70 @@ def describe(value) -> str:
 
 def name_of(unit) -> str:
     return "dimensionless" if unit.is_unitless else str(unit)
+
+
+def time_factor(unit, time_unit, name: str) -> float:
+    """The factor that turns a magnitude in ``unit`` into one whose time is counted in ``time_unit``.
+
+    What counts is the time in the unit's name: mV/ms has one, a volt has none, though its dimension does. So 2 mV/ms
+    are 2,000 mV/s, and 20 Hz are 0.02/ms.
+
+    Parameters
+    ----------
+    unit : any
+    time_unit : a unit of time
+    name : what has the unit, for errors
+
+    Raises
+    ------
+    ValueError : a unit that was computed in a way that lost the names it was made of
+    """
+    powers = [(unit, _power_of_time(unit))] if _power_of_time(unit) is not None else _times_in(unit, time_unit, name)
+    # math.prod of floats: what is already in ``time_unit`` gives exactly 1.
+    return math.prod((_magnitude(part) / _magnitude(time_unit) ** power) for part, power in powers)
+
+
+def _power_of_time(unit) -> float | None:
+    """How often a unit is a time, such as -1 for Hz; ``None`` if it is more than a time."""
+    power = unit.dim.get_dimension("s")
+    return float(power) if unit.dim == u.second.dim**power else None
+
+
+def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
+    """The parts of a product of units that are times, and how often each is a time."""
+    parts = getattr(unit, "_display_parts", None)
+    if parts is None:
+        # One named unit, or the reciprocal of one: no time of its own. Else brainunit prints SI base units.
+        plain = unit if _has_name(unit) else unit**-1
+        if unit.dim.get_dimension("s") == 0 or (_has_name(plain) and (plain is unit or not _folds_time(plain))):
+            return []
+        raise ValueError(
+            f"'{name}' is in {name_of(unit)}, from which the time cannot be read that is to be converted to the "
+            f"model's time_unit, {name_of(time_unit)}: write it as a product of named units, such as u.mV / u.ms"
+        )
+    found = [(getattr(u, long, None), exponent) for long, _, exponent in parts]
+    powers = [(part**exponent, _power_of_time(part) or 0.0, exponent) for part, exponent in found if part is not None]
+    return [(part, power * exponent) for part, power, exponent in powers if power]
+
+
+def _has_name(unit) -> bool:
+    return not re.search(r"[ */^]", str(unit))
+
+
+def _folds_time(unit) -> bool:
+    """Whether brainunit prints a product with a time by this name, such as mV ms by uWb."""
+    return any(unit.dim == folded.dim for folded in (u.weber, u.coulomb, u.joule, u.katal))
+
+
+def _magnitude(unit) -> float:
+    return float(unit.magnitude)
+
+
+def scaled(x, factor: float):
+    """``x`` times a factor; one below 1 divides by its inverse, so that 10 ms have the bits of 0.01 s."""
+    if factor == 1.0:
+        return x
+    return x * factor if factor > 1.0 else x / (1.0 / factor)
 
 
 def parsed(text: str) -> Any:
@@ -66,6 +131,12 @@ def strip(value, unit, name: str, also=None) -> Any:
     ValueError : the wrong unit
     TypeError : not a real number
     """
+    if isinstance(value, (list, tuple)) and any(isinstance(x, u.Quantity) for x in value):
+        raise TypeError(
+            f"'{name}' got a {type(value).__name__} of quantities, but takes one quantity of several numbers, such as "
+            f"[1.0, 2.0] * u.{unit.dispname if _has_name(unit) and not unit.is_unitless else 'ms'}; "
+            f"u.math.stack makes one of several"
+        )
     if also is not None and isinstance(value, u.Quantity) and u.have_same_dim(value, 1.0 * also):
         unit = also
     if isinstance(value, u.Quantity):
@@ -85,7 +156,7 @@ def real(value, name: str) -> Any:
         value, (int, float, np.generic, np.ndarray, jax.Array)
     ):
         if isinstance(value, (list, tuple)):
-            return real(np.asarray(value), name)
+            return real(_array(value, name), name)
         raise TypeError(f"'{name}' got {type(value).__name__}, but takes a real number or an array of them")
     if isinstance(value, (int, float)):
         return float(value)
@@ -94,6 +165,13 @@ def real(value, name: str) -> Any:
     if jnp.issubdtype(value.dtype, jnp.integer):
         return jnp.asarray(value, jnp.result_type(float))
     raise TypeError(f"'{name}' got dtype {value.dtype}, but takes real numbers (integers are promoted)")
+
+
+def _array(values, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"'{name}' got lists of unequal lengths, but takes an array: {error}") from error
 
 
 def attach(magnitude, unit):
@@ -106,7 +184,7 @@ def steps_of(value, dt, name: str) -> int:
 
     Raises
     ------
-    ValueError : not a whole multiple of ``dt``, or not positive enough to be a duration
+    ValueError : not a whole multiple of ``dt``, not finite, or too many steps to count
     """
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"'{name}' got bool, but takes a time or a whole number of steps")
@@ -116,6 +194,8 @@ def steps_of(value, dt, name: str) -> int:
         raise TypeError(f"'{name}' got {describe(value)}, but takes a time, as 2*u.second, or a number of steps")
     seconds = concrete(strip(value, u.second, name), name)
     count = seconds / dt
+    if not math.isfinite(count):
+        raise ValueError(f"'{name}' got {value}, but takes a finite time")
     if abs(count - round(count)) > 1e-4 * max(1.0, abs(count)) ** 0.5:
         near = round(count) * dt
         raise ValueError(

@@ -317,6 +317,17 @@ def test_every_argument_of_a_fit_gives_another_program(monkeypatch):
     assert {problem(monkeypatch, **change).identity for change in same} == {first.identity}
 
 
+def test_the_order_of_free_names_changes_no_start(monkeypatch):
+    bounds = {"be": (40.0, 80.0), "Ae": (2.0, 5.0), "C": (100.0, 160.0)}
+    draw, key = descent.starts_from, jax.random.key(1)
+    given = {"be": 50.0, "Ae": 3.25, "C": 135.0}
+    orders = list(bounds), list(bounds)[::-1]
+    found = [draw(problem(monkeypatch, free={n: bounds[n] for n in order}), 8, 0, given, key) for order in orders]
+    for name in bounds:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    assert not np.array_equal(found[0]["be"], found[0]["C"])
+
+
 def test_a_fit_of_another_record_is_another_fit():
     arguments = {"starts": 1, "steps": 1, "realisations": 1, "implementation": "scan", **SIMPLE}
     fits = [bk.fit(bk.JansenRit(), distance, record={"x": name}, **arguments) for name in ("eeg", "M")]

@@ -107,6 +107,100 @@ class TestAgainstTheTrajectory:
         np.testing.assert_allclose(got["coarse"] / u.Hz, want, atol=0.05)  # a quarter of the grid's step
 
 
+class TestInParts:
+    """A block as long as the run, reduced part by part: no table of a statistic is as long."""
+
+    COUNT, INTERVAL = 20_011, 1e-3
+    FREQS = np.array([0.0, 0.37, 3.0, 10.0, 17.3, 499.0, 500.0])
+
+    def records(self, dtype=np.float64):
+        t = np.arange(self.COUNT) * self.INTERVAL
+        waves = 5.0 + np.sin(2 * np.pi * 10.0 * t) + 0.3 * np.cos(2 * np.pi * 3.0 * t)
+        noise = np.random.default_rng(0).normal(0.0, 0.5, (2, self.COUNT))
+        return (waves + noise).T.astype(dtype)
+
+    def of(self, what, x, block=10**6):
+        what = what.bound("eeg", u.mV)
+        sampling = recording.Sampling(len(x), self.INTERVAL, min(block, len(x)))
+        held = what.start(x[0], sampling)
+        for first in range(0, len(x), sampling.block):
+            held = what.add(held, x[first : first + sampling.block], first, sampling)
+        return np.asarray(what.finish(held, sampling))
+
+    @pytest.mark.parametrize("taper", ["hann", "boxcar"])
+    @pytest.mark.parametrize("block", [10**6, 3001])
+    def test_a_spectrum_has_the_phases_of_float64(self, monkeypatch, x64, taper, block):
+        monkeypatch.setattr(recording, "TABLE", 2000)
+        x, what = self.records(), bk.Spectrum(self.FREQS, taper=taper)
+        assert what._part(recording.Sampling(self.COUNT, self.INTERVAL, self.COUNT)) == 142
+        t = np.arange(self.COUNT)
+        weights = np.ones(len(x)) if taper == "boxcar" else 0.5 - 0.5 * np.cos(2 * np.pi * t / len(x))
+        turns = np.exp(-2j * np.pi * np.mod(np.outer(self.FREQS * self.INTERVAL, t), 1.0)) * weights
+        sides = np.where((self.FREQS == 0) | (self.FREQS == 500.0), 1.0, 2.0)
+        want = abs(turns @ (x - x.mean(0))) ** 2 * (sides * self.INTERVAL / (weights**2).sum())[:, None]
+        np.testing.assert_allclose(self.of(what, jnp.asarray(x), block), want, rtol=1e-8, atol=1e-18)
+
+    def test_a_spectrum_in_float32(self, monkeypatch):
+        x = self.records(np.float32)
+        freqs = np.arange(1.0, 40.5, 0.5)
+        at_once = self.of(bk.Spectrum(freqs), jnp.asarray(x))
+        peak = self.of(bk.PeakFrequency(freqs), jnp.asarray(x))
+        monkeypatch.setattr(recording, "TABLE", 2000)
+        np.testing.assert_allclose(self.of(bk.Spectrum(freqs), jnp.asarray(x)), at_once, rtol=1e-4)
+        np.testing.assert_allclose(self.of(bk.PeakFrequency(freqs), jnp.asarray(x)), peak, rtol=1e-6)
+
+    @pytest.mark.parametrize("per", [1, 7, 4000])
+    def test_averages(self, monkeypatch, x64, per):
+        monkeypatch.setattr(recording, "TABLE", 3000)
+        x = self.records()
+        want = x[: len(x) // per * per].reshape(-1, per, 2).mean(1)
+        got = self.of(bk.Average(per * u.ms), jnp.asarray(x))
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+    def test_a_gradient(self, monkeypatch, x64):
+        monkeypatch.setattr(recording, "TABLE", 2000)
+        x = jnp.asarray(self.records()[:1000])
+
+        def total(x):
+            what = bk.Spectrum(self.FREQS)
+            sampling = recording.Sampling(len(x), self.INTERVAL, len(x))
+            return jnp.sum(jnp.log1p(what.finish(what.add(what.start(x[0], sampling), x, 0, sampling), sampling)))
+
+        slope, by = jax.grad(total)(x), 1e-5 * np.random.default_rng(1).normal(0.0, 1.0, x.shape)
+        want = (total(x + by) - total(x - by)) / 2
+        assert float(jnp.sum(slope * by)) == pytest.approx(float(want), rel=1e-6)
+
+    def test_two_records(self, x64):
+        x = jnp.asarray([[1.0], [4.0]])
+        got = self.of(bk.Spectrum([100.0]), x)
+        np.testing.assert_allclose(got, 2 * self.INTERVAL * 1.5**2)
+
+    @pytest.mark.parametrize("what", [bk.PeakFrequency(np.arange(1.0, 40.5, 0.5)), bk.Average(100 * u.ms)])
+    def test_tables_do_not_grow_with_time(self, what):
+        """What a program holds for half an hour and for ten: copies of the records alone grow, which a block bounds."""
+
+        def temporary(count):
+            sampling = recording.Sampling(count, 5e-3, count)
+
+            def fun(x):
+                return what.finish(what.add(what.start(x[0], sampling), x, 0, sampling), sampling)
+
+            lowered = jax.jit(fun).lower(jax.ShapeDtypeStruct((count, 1), jnp.float32))
+            analysis = lowered.compile().memory_analysis()
+            text = len(lowered.as_text())
+            return analysis.temp_size_in_bytes + text, 4 * what.shared(sampling)
+
+        (few, told), (many, told_of_many) = temporary(360_000), temporary(7_200_000)
+        assert many < few + 3 * 4 * (7_200_000 - 360_000)
+        assert told_of_many < 4 * told
+        assert told_of_many > 2**20
+
+    def test_explain_tells(self):
+        call = {"every": 10, "record": bk.PeakFrequency(np.arange(1.0, 40.5, 0.5))}
+        short, long = (bk.explain(bk.JansenRit(), t * u.second, 0.5 * u.ms, **call).bytes_recorded for t in (60, 1200))
+        assert short < long < 16 * 2**20
+
+
 class TestWithinAKernel:
     """Every implementation, in its interpreter where it needs one: blocks start late in the noise and the input."""
 

@@ -103,7 +103,7 @@ class Numba:
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, checkpoint_every)
         source = adjoint_source(loop, pullbacks, wanted, shape)
-        partial = -(-lanes // shape.block)
+        partial = -(-lanes // NARROWEST["adjoint"])
         n_coefs = sum(wanted.coefs)
         results = [(lanes,)] * (n_coefs + loop.n_state) + [
             (loop.schedule.steps, partial if uniform else lanes)
@@ -566,8 +566,10 @@ def adjoint_source(
     if not all(uniform):
         return_step.append(k.place("place_c", "n"))
     for j, (name, is_uniform) in enumerate(zip(ct_inputs, uniform)):
-        target = f"ct_input{j} + {shape.itemsize} * (n * blocks + number)"
-        summed = f"total_{shape.dtype}({target}, work + {k.offset(name)}, valid)"
+        # Sums of equally many lanes, whatever the block: its size depends on the number of threads.
+        group = NARROWEST["adjoint"] if k.span == k.block else k.block
+        target = f"ct_input{j} + {shape.itemsize} * (n * groups + {k.block // group} * number)"
+        summed = f"totals_{shape.dtype}({target}, work + {k.offset(name)}, valid, {group})"
         return_step.append(summed if is_uniform else k.gather(name, f"ct_input{j}", "place_c"))
 
     segment = [
@@ -588,7 +590,9 @@ def adjoint_source(
         "adjoint",
         [
             *k.head(coefs),
-            f"blocks = plan[{_PLAN.index('blocks')}]",
+            f"groups = (lanes + {NARROWEST['adjoint'] - 1}) // {NARROWEST['adjoint']}"
+            if k.span == k.block
+            else f"groups = plan[{_PLAN.index('blocks')}]",
             *(f"clear_{shape.dtype}(work + {k.offset(x)}, block)" for x in ct_coefs),
             *(k.spread(x, f"argument(frame, {a})") for x, a in zip(ct_state, final)),
             *(line for a in seeds for line in k.seeds(a)),

@@ -359,25 +359,26 @@ def _row_functions(kind: str, at, one):
         for i in range(block):
             to[i] = one - one
 
-    def total(target, row, valid):
-        """Write the sum of a row, always in the same order."""
-        given = at(row)
-        result = given[0]
-        for i in range(1, valid):
-            result += given[i]
-        at(target)[0] = result
+    def totals(target, row, valid, group):
+        """Write the sums of each so many lanes of a row, always in the same order."""
+        to, given = at(target), at(row)
+        for first in range(0, valid, group):
+            result = given[first]
+            for i in range(first + 1, min(valid, first + group)):
+                result += given[i]
+            to[first // group] = result
 
     made = []
-    for function in (spread, gather, clear, total):
+    for function in (spread, gather, clear, totals):
         # All kinds take words. Kernels that different processes compiled are linked by these names, and a number that
         # counts within one process: functions of different kinds under one name would be taken for each other.
         function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
-        made.append(numba.njit(function, fastmath={"reassoc"} if function is total else False, **_OPTIONS))
+        made.append(numba.njit(function, fastmath={"reassoc"} if function is totals else False, **_OPTIONS))
     return made
 
 
-spread_f32, gather_f32, clear_f32, total_f32 = _row_functions("f32", f32_at, f32(1.0))
-spread_f64, gather_f64, clear_f64, total_f64 = _row_functions("f64", f64_at, f64(1.0))
+spread_f32, gather_f32, clear_f32, totals_f32 = _row_functions("f32", f32_at, f32(1.0))
+spread_f64, gather_f64, clear_f64, totals_f64 = _row_functions("f64", f64_at, f64(1.0))
 spread_i32, _, _, _ = _row_functions("i32", i32_at, i32(1))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
@@ -27,22 +28,35 @@ class Block(NamedTuple):
     a: str
 
 
+class TimeFactors(NamedTuple):
+    """By name, what a magnitude is multiplied with inside a model, where that is not 1."""
+
+    parameters: dict[str, float]
+    inputs: dict[str, float]
+    states: dict[str, float]
+    observables: dict[str, float]
+
+
 class Model:
     """A neural mass model; subclass it under the `model` decorator.
 
-    Inside a model's methods everything is a plain array: parameters, states and inputs in the units declared here, and
-    time in ``time_unit``. Any field may be an array: the fields, inputs and initial states broadcast to the batch.
+    Inside a model's methods everything is a plain array: parameters, states and inputs in the units declared here, but
+    with every time in ``time_unit``. With ``time_unit = u.ms``, a field of 20 Hz is 0.02 there, one of 2 mV/s is 0.002.
+    So the same equations give the same run whatever unit of time a field is declared in. Any field may be an array: the
+    fields, inputs and initial states broadcast to the batch.
 
     Attributes
     ----------
     states : unit of each state, in order
     inputs : default of each input
     observables : unit of each observable, the first is recorded by default
-    time_unit : the time of the drift
+    time_unit : the time of the drift, and of all units in it
     scheme : used where `simulate` is given none
     initial : where a state starts unless `simulate` is told; zero where not named
     pairs : (position, velocity) of the states whose rate is another state, for scheme "symplectic_euler"
     also : a second unit that a field takes, read as if it were the first
+    as_declared : names of fields, inputs, states and observables whose numbers the equations take in the very unit that
+        is declared, whatever time it holds
     """
 
     states: ClassVar[Mapping[str, Any]]
@@ -53,6 +67,12 @@ class Model:
     initial: ClassVar[Mapping[str, Any]] = {}
     pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
     also: ClassVar[Mapping[str, Any]] = {}
+    as_declared: ClassVar[tuple[str, ...]] = ()
+
+    def __new__(cls, *_, **__):
+        if "__dataclass_fields__" not in vars(cls):
+            raise TypeError(f"{cls.__name__} has no decorator: write @bk.model above `class {cls.__name__}`")
+        return super().__new__(cls)
 
     @staticmethod
     def drift(s: SimpleNamespace, p: SimpleNamespace, i: SimpleNamespace) -> dict[str, Any]:
@@ -87,13 +107,24 @@ class Model:
         """The unit of everything that can be recorded: observables, then states."""
         return {**cls.observables, **cls.states}
 
+    @classmethod
+    def time_factors(cls) -> TimeFactors:
+        """What turns a number in the unit declared into the number that the equations take."""
+
+        def factors(unit_of: Mapping[str, Any]) -> dict[str, float]:
+            found = {n: units.time_factor(x, cls.time_unit, n) for n, x in unit_of.items() if n not in cls.as_declared}
+            return {n: factor for n, factor in found.items() if factor != 1.0}
+
+        inputs = {n: units.unit_of(x) for n, x in cls.inputs.items()}
+        return TimeFactors(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+
     def __post_init__(self):
         for name, unit in self.parameter_units().items():
             magnitude = units.strip(getattr(self, name), unit, name, self.also.get(name))
             refuse_nan(magnitude, name)
 
     def magnitudes(self) -> dict[str, Any]:
-        """The parameters as plain arrays in their units."""
+        """The parameters as plain arrays in their units, as declared."""
         return {
             name: units.strip(getattr(self, name), unit, name, self.also.get(name))
             for name, unit in self.parameter_units().items()
@@ -158,13 +189,20 @@ class SecondOrderModel(Model):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def model(cls):
-    """Make a model of a class: a frozen dataclass whose fields are keyword arguments, and a pytree."""
+    """Make a model of a class: a frozen dataclass whose fields are keyword arguments, and a pytree.
+
+    Raises
+    ------
+    TypeError, ValueError : what is wrong in the class, such as an attribute without annotation, by its name
+    """
+    _check_fields(cls)
     for name in inspect.get_annotations(cls):
         default = cls.__dict__.get(name)
         if isinstance(default, u.Quantity):  # unhashable, which a dataclass takes for mutable
             setattr(cls, name, dataclasses.field(default_factory=lambda default=default: default))
     cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
+    _check_declared(cls)
 
     def flatten(self):
         return [(jax.tree_util.GetAttrKey(n), getattr(self, n)) for n in names], None
@@ -188,15 +226,143 @@ def model(cls):
     return cls
 
 
-def refuse_nan(magnitude, name: str) -> None:
-    if not is_traced(magnitude) and np.isnan(magnitude).any():
-        lanes = np.argwhere(np.isnan(np.atleast_1d(magnitude)))
-        raise ValueError(f"'{name}' got NaN (first at {tuple(map(int, lanes[0]))}), but takes finite numbers")
+# What a class declares, checked when it is decorated -----------------------------------------------------------------
+
+
+def _check_fields(cls) -> None:
+    """What a class writes itself: annotations where they belong, and defaults that are one number each."""
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise TypeError(f"@bk.model got {getattr(cls, '__name__', cls)!r}, but takes a subclass of bk.Model")
+    annotated, title = inspect.get_annotations(cls), cls.__name__
+    for name, kind in annotated.items():
+        constant = "ClassVar" in str(kind)
+        if not constant and (hasattr(Model, name) or name in ("states", "blocks", "drive", "step")):
+            raise TypeError(f"{title}.{name} has an annotation, which makes it a parameter: write `{name} = ...`")
+        default = cls.__dict__.get(name)
+        if not constant and (isinstance(default, (list, dict, set)) or np.ndim(u.get_magnitude(default)) > 0):
+            raise ValueError(
+                f"the default of {title}.{name} got {type(u.get_magnitude(default)).__name__}, but takes one number, "
+                f"with its unit; several are given to the model when it is made: {title}({name}=...)"
+            )
+    for base in cls.__mro__[1:]:
+        fields = [n for n, kind in inspect.get_annotations(base).items() if "ClassVar" not in str(kind)]
+        if fields and issubclass(base, Model) and "__dataclass_fields__" not in vars(base):
+            above = base.__name__
+            raise TypeError(f"{above}.{fields[0]} is no parameter of {title}: write @bk.model above `class {above}`")
+    for name, value in vars(cls).items():
+        number = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array, u.Quantity))
+        if number and not (name in annotated or name.startswith("_") or hasattr(Model, name)):
+            raise TypeError(
+                f"{title}.{name} has no annotation, so it is no parameter: write `{name}: Any = {_shown(value)}`, or "
+                f"`{name}: ClassVar = ...` for a constant"
+            )
+
+
+def _shown(value) -> str:
+    text = str(u.get_magnitude(value)) if np.ndim(u.get_magnitude(value)) == 0 else "..."
+    unit = units.unit_of(value)
+    return text if unit.is_unitless else f"{text} * u.{unit}"
+
+
+def _check_declared(cls: type[Model]) -> None:
+    """The declarations of a class, its own and inherited ones, against each other."""
+    title, parameters = cls.__name__, cls.parameters()
+    if not isinstance(getattr(cls, "states", None), Mapping) or not cls.states:
+        near = difflib.get_close_matches("states", [n for n in vars(cls) if n != "states"], n=1)
+        hint = f"; is '{near[0]}' meant?" if near else ""
+        raise TypeError(f"{title}.states is a dict of the unit of each state, such as {{'x': u.mV}}{hint}")
+    for kind in ("states", "observables"):
+        for name, unit in _named(cls, kind).items():
+            if not isinstance(unit, u.Unit):
+                raise TypeError(
+                    f"{title}.{kind}[{name!r}] got {type(unit).__name__}, but takes a unit, such as u.mV or u.UNITLESS"
+                )
+    for name, default in _named(cls, "inputs").items():
+        if isinstance(default, u.Unit):
+            raise TypeError(f"{title}.inputs[{name!r}] got a unit, but takes a default: 0.0 * u.{default}")
+        refuse_nan(units.strip(default, units.unit_of(default), f"{title}.inputs[{name!r}]"), f"inputs[{name!r}]")
+    if not isinstance(cls.time_unit, u.Unit) or cls.time_unit.dim != u.second.dim:
+        raise TypeError(f"{title}.time_unit got {cls.time_unit!r}, but takes a unit of time, such as u.ms")
+    _check_names(cls, parameters)
+    for name, value in _named(cls, "initial").items():
+        check_name(name, cls.states, f"state in {title}.initial")
+        units.strip(value, cls.states[name], f"{title}.initial[{name!r}]")
+    for name, second in _named(cls, "also").items():
+        check_name(name, parameters, f"parameter in {title}.also")
+        first, unit = units.unit_of(parameters[name]), units.unit_of(1.0 * second)
+        if name not in cls.as_declared and _factor(cls, first, name) != _factor(cls, unit, name):
+            raise ValueError(
+                f"{title}.also[{name!r}] is in {units.name_of(unit)}, read as if it were {units.name_of(first)}, but "
+                f"the time of the one is not that of the other in {cls.time_unit}: give both with one unit of time"
+            )
+    cls.time_factors()
+
+
+def _factor(cls: type[Model], unit, name: str) -> float:
+    return units.time_factor(unit, cls.time_unit, name)
+
+
+def _named(cls: type[Model], kind: str) -> Mapping[str, Any]:
+    declared = getattr(cls, kind)
+    if not isinstance(declared, Mapping):
+        raise TypeError(f"{cls.__name__}.{kind} got {type(declared).__name__}, but takes a dict by name")
+    return declared
+
+
+def _check_names(cls: type[Model], parameters) -> None:
+    """One name is one thing, and what is named exists."""
+    title, known = cls.__name__, {"a parameter": parameters, "an input": cls.inputs, "a state": cls.states}
+    for (one, first), (other, second) in itertools.combinations(known.items(), 2):
+        for name in first:
+            if name in second:
+                raise ValueError(f"{title} has '{name}' as {one} and as {other}: give one of them another name")
+    for kind, names in known.items():
+        if "dt" in names:
+            raise ValueError(f"{title} has 'dt' as {kind}, but that is the time step: give it another name")
+    for name in cls.as_declared:
+        check_name(name, [*parameters, *cls.inputs, *cls.recordable()], f"name in {title}.as_declared")
+    for pair in cls.pairs:
+        for name in pair:
+            check_name(name, cls.states, f"state in {title}.pairs")
+    for block in getattr(cls, "blocks", ()):
+        for name in (block.position, block.velocity):
+            check_name(name, cls.states, f"state in {title}.blocks")
+        for name in (block.A, block.a):
+            check_name(name, parameters, f"parameter in {title}.blocks")
+
+
+def check_model(model, takes: str = "") -> None:
+    """Raise ``TypeError`` unless it is a model; ``takes`` is what else can be given.
+
+    Raises
+    ------
+    TypeError : something else, or a class in place of a model of it
+    """
+    if isinstance(model, Model):
+        return
+    if isinstance(model, type):
+        raise TypeError(f"'model' got the class {model.__name__}, but takes a model of it: {model.__name__}()")
+    raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as bk.JansenRit(){takes}")
+
+
+def refuse_nan(magnitude, name: str, infinite: bool = False) -> None:
+    """Raise ``ValueError`` where a value known before tracing has NaN, or infinity where that is refused too."""
+    if is_traced(magnitude):
+        return
+    wrong = np.atleast_1d(~np.isfinite(magnitude) if infinite else np.isnan(magnitude))
+    if wrong.any():
+        place = tuple(map(int, np.argwhere(wrong)[0]))
+        got = "NaN" if np.isnan(np.atleast_1d(magnitude)[place]) else "infinity"
+        raise ValueError(f"'{name}' got {got} (first at {place}), but takes finite numbers")
 
 
 def check_name(name: str, known, what: str, error: type[Exception] = ValueError) -> None:
     """Raise ``error``, with the closest known name, unless ``name`` is one of ``known``."""
     if name not in known:
-        close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-        hint = f"; did you mean '{close[0]}'?" if close else "."
-        raise error(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}")
+        raise error(f"unknown {what} '{name}'{meant(name, known)} Known: {', '.join(known)}")
+
+
+def meant(name: str, known) -> str:
+    """The end of a sentence on an unknown name: the closest known one, if one is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+    return f"; did you mean '{close[0]}'?" if close else "."

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import units
-from .base import Model, SecondOrderModel, check_name, model, remade
+from .base import Model, SecondOrderModel, check_model, check_name, model, remade
 
 
 def coloured(model: Model, name: str, tau: Any) -> Model:
@@ -31,6 +31,7 @@ def coloured(model: Model, name: str, tau: Any) -> Model:
     ----------
     Uhlenbeck and Ornstein 1930, Physical Review 36:823.
     """
+    check_model(model)
     check_name(name, model.inputs, "input")
     cls = _coloured(type(model), name)
     fields = {field: getattr(model, field) for field in type(model).parameters()}
@@ -63,6 +64,7 @@ def _coloured(base: type[Model], name: str) -> type[Model]:
         "__reduce__": remade(_coloured, base, name),
         constant: 10.0 * base.time_unit,
         "states": {**base.states, state: units.unit_of(base.inputs[name])},
+        "as_declared": (*base.as_declared, *([state] if name in base.as_declared else [])),
         **equations,
     }
     return model(type(base.__name__, (base,), body))

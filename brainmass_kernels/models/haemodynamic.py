@@ -9,7 +9,7 @@ import brainunit as u
 import jax.numpy as jnp
 
 from .. import units
-from .base import Model, SecondOrderModel, check_name, model, remade
+from .base import Model, SecondOrderModel, check_model, check_name, model, remade
 
 _FIELDS = {
     "bold_gain": None,
@@ -58,6 +58,7 @@ def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: A
     ----------
     Friston, Harrison and Penny 2003, NeuroImage 19:1273.
     """
+    check_model(model)
     source = next(iter(model.recordable())) if source is None else source
     check_name(source, model.recordable(), "observable or state")
     for name in constants:
@@ -73,8 +74,11 @@ def _bold(base: type[Model], source: str) -> type[Model]:
     unit = base.recordable()[source]
     seconds = float(u.Quantity(1.0, unit=u.second).to_decimal(base.time_unit))
 
+    known = base.time_factors()
+    back = 1.0 / known.observables.get(source, known.states.get(source, 1.0))
+
     def blood(s, p):
-        active = {**vars(s), **base.observe(s, p)}[source]
+        active = units.scaled({**vars(s), **base.observe(s, p)}[source], back)
         f, v, q = s.bold_f, s.bold_v, s.bold_q
         # Of the time of the model a second has so many; constants are in units of seconds.
         volume = jnp.exp(jnp.log(v) / p.bold_alpha)
@@ -108,6 +112,8 @@ def _bold(base: type[Model], source: str) -> type[Model]:
         "__reduce__": remade(_bold, base, source),
         **defaults,
         "states": {**base.states, "bold_s": units.UNITLESS / u.second, **dict.fromkeys(_STATES[1:], units.UNITLESS)},
+        # The constants, the signal and what drives it count seconds, whatever the model does.
+        "as_declared": (*base.as_declared, *defaults, "bold_s"),
         "initial": {**base.initial, **dict.fromkeys(_STATES[1:], 1.0)},
         "observables": {**base.observables, "bold": units.UNITLESS},
         "drift": drift,

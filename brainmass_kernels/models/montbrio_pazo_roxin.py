@@ -44,6 +44,7 @@ class MontbrioPazoRoxin(Model):
     inputs = {"r_inp": 0.0 * u.Hz, "v_inp": 0.0}
     time_unit = u.ms
     initial = {"r": 0.025 * u.Hz, "v": 0.025}
+    as_declared = ("delta", "r", "r_inp")  # brainmass's equations take numbers of Hz beside a tau in ms
 
     @staticmethod
     def drift(s, p, i):
