@@ -471,8 +471,8 @@ def test_made_models_are_copied_and_pickled():
 
 def test_a_class_written_below_a_made_one_is_pickled_by_its_name():
     kind: Any = Below
-    again = pickle.loads(pickle.dumps(kind(tau_E_inp=7 * u.ms)))
-    assert type(again) is Below
+    again: Any = pickle.loads(pickle.dumps(kind(tau_E_inp=7 * u.ms)))
+    assert type(again) is kind
     assert again.tau_E_inp == 7 * u.ms
 
 
