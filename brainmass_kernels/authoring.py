@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .models.base import Model, SecondOrderModel, meant
-from .pointwise import check_pointwise
+from .pointwise import PROBE_LANES, NotPointwise, check_pointwise
 
 _ELSEWHERE = (str(Path(__file__).parent), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"])
 
@@ -97,7 +97,13 @@ def _order(model: type[Model], method: Method, names, probes) -> list[str]:
         returned.extend(n for n in method.names if n in values)
         return ()
 
-    jax.eval_shape(call, *probes)
+    try:
+        jax.eval_shape(call, *(jax.ShapeDtypeStruct((PROBE_LANES,), a.dtype) for a in probes))
+    except _UNCLEAR as error:
+        # Of single numbers JAX says better what cannot be had of them.
+        with contextlib.suppress(*_UNCLEAR):
+            jax.eval_shape(call, *probes)
+        raise error from error.__cause__
     return returned
 
 
@@ -171,6 +177,17 @@ class Unknown(AttributeError):
     """A name that a method reads though the model has none."""
 
 
+class UnclearType(TypeError):
+    """What JAX, NumPy or Python said of an equation, in their words."""
+
+
+class UnclearValue(ValueError):
+    """The same, of a value."""
+
+
+_UNCLEAR = (UnclearType, UnclearValue)
+
+
 class Names(SimpleNamespace):
     """States, parameters or inputs, as a method reads them by attribute."""
 
@@ -214,6 +231,11 @@ def _explained(where: str):
         ) from error
     except (u.UnitMismatchError, u.DimensionMismatchError) as error:
         raise ValueError(f"{where} computes with a unit{_line(error)}, but {_PLAIN}") from error
+    except NotPointwise:
+        raise
+    except (TypeError, ValueError) as error:
+        kind = UnclearType if isinstance(error, TypeError) else UnclearValue
+        raise kind(f"{where} cannot be computed with one value a lane{_line(error)}: {error}") from error
     except Exception as error:
         error.add_note(f"raised in {where}{_line(error)}")
         raise
