@@ -31,14 +31,14 @@ class Method(NamedTuple):
     title : for errors of lanes
     item : what one value in its dict is, in words
     names : which values it returns
-    all : whether all of them are needed
+    optional : of these, what may be left out
     """
 
     name: str
     title: str
     item: str
     names: tuple[str, ...]
-    all: bool = True
+    optional: tuple[str, ...] = ()
 
     @property
     def takes(self) -> str:
@@ -74,8 +74,9 @@ def _methods(model: type[Model], scheme: str, noisy: Sequence[str]) -> list[Meth
             found.append(Method("drive", "the drive", "drive", blocks))
         found.append(Method("drift", "the drift", "rate", states))
     if any(n in states for n in noisy):
-        found.append(Method("diffusion", "the diffusion", "factor", states, all=False))
-    return [*found, Method("observe", "an observable", "number", tuple(model.observables))]
+        found.append(Method("diffusion", "the diffusion", "factor", states, states))
+    # An observable may be a state as it is.
+    return [*found, Method("observe", "an observable", "number", tuple(model.observables), states)]
 
 
 def _caller(model: type[Model], method: Method, names, returned: Sequence[str]) -> Callable:
@@ -145,7 +146,7 @@ def _check_returned(where: str, method: Method, values) -> None:
                 f"{where} returned {name!r}, but {name!r} is no {_thing(method)}{meant(name, method.names)} "
                 f"Known: {known}"
             )
-    missing = [n for n in method.names if n not in values] if method.all else []
+    missing = [n for n in method.names if n not in values and n not in method.optional]
     if missing:
         raise ValueError(
             f"{where} returned no '{missing[0]}': it returns a {method.item} for each of {', '.join(method.names)}"
