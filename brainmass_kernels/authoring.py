@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .models.base import Model, SecondOrderModel, meant
-from .pointwise import check_pointwise
+from .pointwise import PROBE_LANES, NotPointwise, check_pointwise
 
 _ELSEWHERE = (str(Path(__file__).parent), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"])
 
@@ -31,14 +31,14 @@ class Method(NamedTuple):
     title : for errors of lanes
     item : what one value in its dict is, in words
     names : which values it returns
-    all : whether all of them are needed
+    optional : of these, what may be left out
     """
 
     name: str
     title: str
     item: str
     names: tuple[str, ...]
-    all: bool = True
+    optional: tuple[str, ...] = ()
 
     @property
     def takes(self) -> str:
@@ -74,8 +74,9 @@ def _methods(model: type[Model], scheme: str, noisy: Sequence[str]) -> list[Meth
             found.append(Method("drive", "the drive", "drive", blocks))
         found.append(Method("drift", "the drift", "rate", states))
     if any(n in states for n in noisy):
-        found.append(Method("diffusion", "the diffusion", "factor", states, all=False))
-    return [*found, Method("observe", "an observable", "number", tuple(model.observables))]
+        found.append(Method("diffusion", "the diffusion", "factor", states, states))
+    # An observable may be a state as it is.
+    return [*found, Method("observe", "an observable", "number", tuple(model.observables), states)]
 
 
 def _caller(model: type[Model], method: Method, names, returned: Sequence[str]) -> Callable:
@@ -97,7 +98,13 @@ def _order(model: type[Model], method: Method, names, probes) -> list[str]:
         returned.extend(n for n in method.names if n in values)
         return ()
 
-    jax.eval_shape(call, *probes)
+    try:
+        jax.eval_shape(call, *(jax.ShapeDtypeStruct((PROBE_LANES,), a.dtype) for a in probes))
+    except _UNCLEAR as error:
+        # Of single numbers JAX says better what cannot be had of them.
+        with contextlib.suppress(*_UNCLEAR):
+            jax.eval_shape(call, *probes)
+        raise error from error.__cause__
     return returned
 
 
@@ -139,7 +146,7 @@ def _check_returned(where: str, method: Method, values) -> None:
                 f"{where} returned {name!r}, but {name!r} is no {_thing(method)}{meant(name, method.names)} "
                 f"Known: {known}"
             )
-    missing = [n for n in method.names if n not in values] if method.all else []
+    missing = [n for n in method.names if n not in values and n not in method.optional]
     if missing:
         raise ValueError(
             f"{where} returned no '{missing[0]}': it returns a {method.item} for each of {', '.join(method.names)}"
@@ -169,6 +176,17 @@ _PLAIN = "inside a model all values are plain numbers, in the units declared and
 
 class Unknown(AttributeError):
     """A name that a method reads though the model has none."""
+
+
+class UnclearType(TypeError):
+    """What JAX, NumPy or Python said of an equation, in their words."""
+
+
+class UnclearValue(ValueError):
+    """The same, of a value."""
+
+
+_UNCLEAR = (UnclearType, UnclearValue)
 
 
 class Names(SimpleNamespace):
@@ -214,6 +232,11 @@ def _explained(where: str):
         ) from error
     except (u.UnitMismatchError, u.DimensionMismatchError) as error:
         raise ValueError(f"{where} computes with a unit{_line(error)}, but {_PLAIN}") from error
+    except NotPointwise:
+        raise
+    except (TypeError, ValueError) as error:
+        kind = UnclearType if isinstance(error, TypeError) else UnclearValue
+        raise kind(f"{where} cannot be computed with one value a lane{_line(error)}: {error}") from error
     except Exception as error:
         error.add_note(f"raised in {where}{_line(error)}")
         raise

@@ -14,7 +14,7 @@ from jax import lax
 from ._jax import Literal, Primitive, at_source, call_body, drop_dead, eqn_source
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
-_PROBE_LANES = 5
+PROBE_LANES = 5
 
 ELEMENTWISE = frozenset(
     """
@@ -95,7 +95,7 @@ def check_pointwise(
 
     ``names`` are those of the outputs, for the error.
     """
-    probes = [jax.ShapeDtypeStruct((_PROBE_LANES,), a.dtype) for a in avals]
+    probes = [jax.ShapeDtypeStruct((PROBE_LANES,), a.dtype) for a in avals]
     closed = _traced(fun, probes, label)
     if any(np.ndim(c) for c in closed.consts):
         shapes = ", ".join(str(np.shape(c)) for c in closed.consts if np.ndim(c))
@@ -105,7 +105,7 @@ def check_pointwise(
         )
     _check_equations(closed.jaxpr, label, "")
     for k, var in enumerate(closed.jaxpr.outvars):
-        if var.aval.shape not in ((), (_PROBE_LANES,)):
+        if var.aval.shape not in ((), (PROBE_LANES,)):
             what = f" for {names[k]}" if names else ""
             raise NotPointwise(f"{label}: returned shape {var.aval.shape}{what} where one value a lane was expected")
 
@@ -129,7 +129,7 @@ def _check_equations(jaxpr, label: str, source: str) -> None:
         if name == "broadcast_in_dim" and lanes <= {()}:
             continue  # a constant; what uses it is refused if it is not one of scalars and lanes
         reshaped = name in ("broadcast_in_dim", "reshape", "squeeze") and (lanes == {()} or lanes == shapes)
-        if not (name in ELEMENTWISE or reshaped) or not shapes <= {(), (_PROBE_LANES,)}:
+        if not (name in ELEMENTWISE or reshaped) or not shapes <= {(), (PROBE_LANES,)}:
             raise NotPointwise(
                 f"{label}: '{name}' ({where}) is not elementwise. A step must be pointwise: each lane "
                 f"of what it returns may depend on the same lane of its arguments only. Coupling between masses "

@@ -31,8 +31,8 @@ from .step import Step, StepSpec, build
 
 # Inverse steps multiply rounding errors by exp(a dt) each: how far they may go, in `a dt`, to stay within contract 1.
 REACH = 2.0
-# How many of its fastest time constants a step may last; exp(-10) of a state is left after it.
-COARSEST = 10.0
+# How many of a model's fastest time constants a step may last: a warning tells of more than one.
+COARSEST = 1e4
 # Counters of steps stay well within 64 bits.
 MOST_STEPS = 2**53
 # In a run of fewer steps a batch may well have as many lanes.
@@ -178,7 +178,7 @@ class Result:
 def _at_hand(x) -> bool:
     """Whether an array can be looked at without waiting for it."""
     if isinstance(x, jax.Array) and not is_traced(x):
-        return not x.is_deleted() and x.is_fully_addressable and x.is_ready()
+        return not x.is_deleted() and x.is_fully_addressable and x.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
     return isinstance(x, np.ndarray)
 
 
@@ -239,7 +239,7 @@ def simulate(
     known = model.recordable()
     found, statistics = {}, {}
     if not run.sampling:  # a loop records each quantity once, whatever it is called
-        seen = dict(zip(run.spec.record, records, strict=True))
+        seen: dict[Any, Any] = dict(zip(run.spec.record, records, strict=True))
         records = [seen[what] for _, what in run.entries]
     for (name, what), x in zip(run.entries, records, strict=True):
         if isinstance(what, str):
@@ -514,7 +514,7 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
     kind = type(model).__name__
     said = f"'dt' got {dt:g} {model.time_unit}, longer than the fastest time constant of {kind}, {fastest}"
     if name in rates and dt >= COARSEST * times[name]:
-        raise ValueError(f"{said}, by {COARSEST:g} times or more: nothing of the dynamics is left")
+        raise ValueError(f"{said}, {COARSEST:g} times or more: nothing of the dynamics is left")
     warn(f"{said}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
 
 
@@ -949,8 +949,8 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     @mapped.def_vmap
     def fold(size, batched, *args):
         if size == 0:
-            one = jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape[int(f) :], x.dtype), args, tuple(batched))
-            like = jax.eval_shape(fun, *one)
+            each = jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape[int(f) :], x.dtype), args, tuple(batched))
+            like = jax.eval_shape(fun, *each)
             return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), like), jax.tree.map(lambda _: True, like)
         first = kinds.index("lanes")
         lanes = jax.tree.leaves(args[first])[0].shape[-1]

@@ -48,15 +48,16 @@ def time_factor(unit, time_unit, name: str) -> float:
     ------
     ValueError : a unit that was computed in a way that lost the names it was made of
     """
-    powers = [(unit, _power_of_time(unit))] if _power_of_time(unit) is not None else _times_in(unit, time_unit, name)
-    # math.prod of floats: what is already in ``time_unit`` gives exactly 1.
-    return math.prod((_magnitude(part) / _magnitude(time_unit) ** power) for part, power in powers)
+    power = _power_of_time(unit)
+    times = _times_in(unit, time_unit, name) if power is None else [(unit, power)]
+    # What is in ``time_unit`` already gives exactly 1.
+    return math.prod((_magnitude(part) / _magnitude(time_unit) ** power) for part, power in times)
 
 
 def _power_of_time(unit) -> float | None:
     """How often a unit is a time, such as -1 for Hz; ``None`` if it is more than a time."""
-    power = unit.dim.get_dimension("s")
-    return float(power) if unit.dim == u.second.dim**power else None
+    power = float(unit.dim.get_dimension("s"))
+    return power if unit.dim == u.second.dim**power else None
 
 
 def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:

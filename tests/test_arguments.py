@@ -190,10 +190,12 @@ def test_a_step_longer_than_the_fastest_time_constant():
     with pytest.warns(RuntimeWarning, match=r"'dt' got 0.02 s, longer than .* JansenRit, 1 / be = 0.01 s") as told:
         bk.simulate(bk.JansenRit(be=[50.0, 100.0] * u.Hz), 10, 20 * u.ms, implementation="scan")
     assert [w.filename for w in told] == [__file__]
+    with pytest.warns(RuntimeWarning, match=r"'dt' got 0.5 s, longer than .* JansenRit, 1 / be = 0.01 s"):
+        bk.explain(bk.JansenRit(), 10, 500 * u.ms)
     with pytest.raises(
-        ValueError, match=r"'dt' got 0.5 s, longer than .*, by 10 times or more: nothing of the dynamics"
+        ValueError, match=r"'dt' got 200 s, longer than .*, 10000 times or more: nothing of the dynamics"
     ):
-        bk.simulate(bk.JansenRit(), 10, 500 * u.ms)
+        bk.simulate(bk.JansenRit(), 10, 200 * u.second)
     with pytest.warns(RuntimeWarning, match=r"'dt' got 500 ms, longer than .* WilsonCowan, tau_E = 1 ms"):
         bk.simulate(bk.WilsonCowan(), 10, 500 * u.ms, implementation="scan")
     with warnings.catch_warnings():

@@ -67,6 +67,8 @@ DRIFTS = {
         "Mine.drift returned 'r' with the unit kHz, but inside a model all values are plain numbers"),
     "a unit added": (lambda s, p, i: {"r": s.r + 3 * u.mV, "w": s.w}, ValueError,
         r"Mine.drift computes with a unit \(test_model_authors.py:\d+\)"),
+    "shapes that do not fit": (lambda s, p, i: {"r": s.r + jnp.ones(3), "w": s.w}, TypeError,
+        r"Mine.drift cannot be computed with one value a lane \(test_model_authors.py:\d+\): "),
     "a method of self": (lambda self, s, p, i: {"r": s.r, "w": s.w}, TypeError,
         r"Mine.drift takes \(self, s, p, i\), but is called as drift\(s, p, i\): write it as a @staticmethod"),
 }  # fmt: skip

@@ -25,6 +25,7 @@ TABLE = {
 }
 
 pytestmark = pytest.mark.usefixtures("x64")
+COARSE = pytest.mark.filterwarnings("ignore:'dt' got")  # steps over a time constant are meant here
 
 
 @functools.lru_cache
@@ -110,6 +111,7 @@ def run_bare(scheme: str, steps: int, dt: float, **more):
     )
 
 
+@COARSE
 @pytest.mark.parametrize("dt", [1e-8, 1e-4, 6.2e-3, 6.3e-3, 0.5])
 def test_exact_is_the_matrix_exponential(dt):
     """With the drive held a bare block has the flow expm(matrix dt), at any dt, and for a h small or large."""
@@ -123,6 +125,7 @@ def test_exact_is_the_matrix_exponential(dt):
     np.testing.assert_allclose(got - start, want - start, rtol=1e-6, atol=1e-12)
 
 
+@COARSE
 @pytest.mark.parametrize("dt", [1e-4, 6e-3, 0.1])
 def test_strang_is_flow_kick_flow(dt):
     res = run_bare("strang", 2, dt)
@@ -161,6 +164,7 @@ def test_stability_limit(scheme):
     assert largest_eigenvalue(limit * 1.01) > 1.0
 
 
+@COARSE
 def test_schemes_without_a_limit_are_stable_at_any_step():
     for scheme in ("exact", "strang"):
         assert SCHEMES[scheme].limit is None
