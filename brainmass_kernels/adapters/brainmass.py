@@ -214,7 +214,9 @@ class _Reading(NamedTuple):
         if first:
             yield 0, first, min(self.lead, first), 1
         if end > first:
-            yield first, end - first, min(max(lead, 0), end), self.every
+            lead, steps = max(lead, 0), end - first
+            # Less than a stride is recorded as brainmass has it, not at all.
+            yield first, steps, lead if lead + self.every <= steps else steps, self.every
         if tail:
             yield end, self.steps - end, 0, 1
 
