@@ -65,7 +65,8 @@ class Epileptor(Model):
     @staticmethod
     def drift(s, p, i):
         cubic = jnp.where(s.x1 < 0.0, p.b * s.x1 - p.a * s.x1**2, p.slope - s.x2 + 0.6 * (s.z - 4.0) ** 2)
-        linear = 4.0 * (s.x1 - p.x0) + jnp.where(s.z < 0.0, -0.1 * s.z**7, 0.0)
+        # The power has a safe argument where it is not taken: it overflows long before z does.
+        linear = 4.0 * (s.x1 - p.x0) + jnp.where(s.z < 0.0, -0.1 * jnp.where(s.z < 0.0, s.z, 0.0) ** 7, 0.0)
         sigmoidal = p.x0 + sigmoid(s.x1, 3.0, -0.5, 10.0)
         towards = p.modification * sigmoidal + (1.0 - p.modification) * linear
         onto_y2 = jnp.where(s.x2 < -0.25, 0.0, p.aa * (s.x2 + 0.25))

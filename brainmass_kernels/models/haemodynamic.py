@@ -82,7 +82,9 @@ def _bold(base: type[Model], source: str) -> type[Model]:
         f, v, q = s.bold_f, s.bold_v, s.bold_q
         # Of the time of the model a second has so many; constants are in units of seconds.
         volume = jnp.exp(jnp.log(v) / p.bold_alpha)
-        extraction = 1.0 - jnp.exp(jnp.log(1.0 - p.bold_rho) / f)
+        # Without blood all oxygen is taken: exp(.. / f) is 0, where its slope would be 0 times infinity.
+        dry = jnp.abs(f) < 1e-15
+        extraction = jnp.where(dry, 1.0, 1.0 - jnp.exp(jnp.log(1.0 - p.bold_rho) / jnp.where(dry, 1.0, f)))
         rates = {
             "bold_s": p.bold_gain * (active - p.bold_rest) - p.bold_kappa * s.bold_s - p.bold_gamma * (f - 1.0),
             "bold_f": s.bold_s,
