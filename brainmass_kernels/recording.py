@@ -413,24 +413,24 @@ class PeakFrequency(Spectrum):
         return u.Hz
 
     def size(self, sampling):
-        return super().size(sampling) + 1
+        return super().size(sampling) + 2
 
     def axis(self, ts, sampling):
         return None
 
     def start(self, like, sampling):
-        return super().start(like, sampling), jnp.zeros_like(like)
+        return super().start(like, sampling), Mean().start(like, sampling)
 
     def add(self, held, x, first, sampling):
-        sums, reach = held
+        sums, moments = held
         sums = super().add(sums, x, first, sampling)
-        origin = sums[-1]
-        return sums, jnp.maximum(reach, lax.stop_gradient(jnp.abs(x - origin[None]).max(0)))
+        apart = lax.stop_gradient(x - sums[-1][None])
+        return sums, Mean().add(moments, apart, first, sampling)
 
     def finish(self, held, sampling):
-        sums, reach = held
+        sums, (mean, squares) = held
         power = super().finish(sums, sampling)
-        peaked = jnp.isfinite(power).all(0) & ~rounding.within(reach, sums[-1])
+        peaked = jnp.isfinite(power).all(0) & ~rounding.within(squares / sampling.count, sums[-1] + mean)
         freqs = jnp.asarray(self.freqs, power.dtype)
         top = jnp.argmax(power, axis=0)
         middle = jnp.clip(top, 1, len(freqs) - 2)

@@ -28,7 +28,7 @@ class TestAtRest:
     def test_is_relative_to_the_level(self, dtype, level):
         x = np.full(50, level, dtype)
         varied = x.copy()
-        varied[7] *= 1 + 100 * np.finfo(dtype).eps
+        varied[::2] *= 1 + 100 * np.finfo(dtype).eps
         assert rounding.at_rest(x)
         assert not rounding.at_rest(varied)
         x[3:6] = np.nextafter(x[0], np.inf, dtype=dtype)
@@ -42,6 +42,18 @@ class TestAtRest:
         assert rounding.at_rest(np.full(4, 3))
         assert not rounding.at_rest(np.array([3, 4]))
         assert rounding.at_rest(np.full(4, 3.0) * u.mV)
+
+
+    def test_of_what_is_left_of_a_transient(self):
+        x = (8.63 * (1 + 80 * EPS32 * np.exp(-np.arange(1000) / 5.0))).astype(np.float32)
+        assert rounding.at_rest(x)
+        assert not rounding.at_rest(x + np.exp(-np.arange(1000) / 5.0).astype(np.float32))
+
+    def test_where_only_the_first_differs(self):
+        x = np.full(100_000, 14.62, np.float32)
+        x[0] = 0.0
+        assert not rounding.at_rest(x)
+        assert not rounding.at_rest(jnp.asarray(x))
 
 
 class TestCorrelation:

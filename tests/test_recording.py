@@ -99,11 +99,12 @@ class TestAgainstTheTrajectory:
             assert_near(x, u.get_magnitude(at_once[name]), 2e-5)
 
     def test_the_peak_is_that_of_a_fine_grid(self):
+        """And the first of the three, which has come to rest but for what is left of its transient, has none."""
         model = bk.JansenRit(C=jnp.linspace(110.0, 150.0, LANES))
         run = functools.partial(bk.simulate, model, 12_000, DT * u.ms, inputs={"E_inp": 220 * u.Hz}, transient=2000)
         fine = np.arange(6.0, 14.0, 0.01)
         got = run(record={"coarse": bk.PeakFrequency(np.arange(6.0, 14.0, 0.2)), "fine": bk.Spectrum(fine)})
-        want = fine[np.asarray(got["fine"].mantissa).argmax(0)]
+        want = np.where([False, True, True], fine[np.asarray(got["fine"].mantissa).argmax(0)], np.nan)
         np.testing.assert_allclose(got["coarse"] / u.Hz, want, atol=0.05)  # a quarter of the grid's step
 
 
