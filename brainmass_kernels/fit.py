@@ -23,6 +23,7 @@ import numpy as np
 from . import descent, models, spectra, targets, units
 from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
 from .extras import needs
+from .interrupts import heard
 from .models.base import Model, check_name
 from .network import Network
 from .spectra import Spectrum
@@ -307,6 +308,7 @@ def _spread(values, unit="") -> str:
     return f"{np.median(values):.4g} ({np.min(values):.3g} to {np.max(values):.3g}){unit}"
 
 
+@heard
 def fit(
     model,
     target=None,

@@ -18,6 +18,7 @@ from . import dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
 from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
+from .interrupts import heard
 from .models.base import Model, check_name, refuse_nan
 from .network import Network
 from .pointwise import pullback, pullback_after
@@ -102,6 +103,7 @@ class Result:
         return cls(*children)
 
 
+@heard
 def simulate(
     model: Model | Network,
     duration,

@@ -22,6 +22,7 @@ import numpy as np
 
 from . import dispatch, units
 from .extras import needs
+from .interrupts import heard
 from .models.base import Model, check_name
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .simulate import explain, simulate
@@ -108,6 +109,7 @@ class Sweep:
         return plots.sweep_figure(self)
 
 
+@heard
 def sweep(
     model: Model,
     over: Mapping[str, Any],
@@ -258,6 +260,8 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
 
 def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -> _Chunk:
     found = simulate(**_call(model, grid, places, key, everything))
+    # This wait can be interrupted; to copy what is not ready cannot.
+    jax.block_until_ready(found.records)
     inside = int((places < grid.points).sum())
     records = {n: _on_host(x, (..., slice(inside))) for n, x in found.records.items()}
     return _Chunk(records, {n: _on_host(x) for n, x in found.axes.items()})

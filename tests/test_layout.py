@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
     ["_jax", "assembly", "extras"],
-    ["units", "noise", "pointwise"],
+    ["units", "noise", "pointwise", "interrupts"],
     ["functional", "affine", "backends.base", "backends.pallas", "connectome"],
     ["recording"],
     ["models.base"],
