@@ -168,6 +168,7 @@ class Fit:
             result[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
         return result
 
+    @heard
     def profile(self, name: str, values: Any = 11, *, steps: int = 20) -> Profile:
         """The lowest error at each of some values of one parameter, all others fitted again from the fit.
 

@@ -57,6 +57,8 @@ class _Guard:
 
     def __init__(self):
         self.wanted, self.active, self.retrying, self.lock = False, True, False, threading.Lock()
+        #: The error that the caller is dealing with, which may be an earlier interrupt.
+        self.before = sys.exc_info()[1]
 
     def call(self, function: Callable, args, kwargs):
         global _interrupted
@@ -75,8 +77,10 @@ class _Guard:
         finally:
             with self.lock:
                 self.active = False
-            if signal.getsignal(signal.SIGINT) == self.handle:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            last = signal.signal(signal.SIGINT, signal.default_int_handler)
+            if last != self.handle:
+                # The function set another.
+                signal.signal(signal.SIGINT, last)
             sys.unraisablehook = hook
         if self.wanted:
             raise KeyboardInterrupt
@@ -86,7 +90,7 @@ class _Guard:
         self.wanted = True
         if not self.active:
             return
-        if _deaf(frame) or _handled(sys.exc_info()[1]):
+        if _deaf(frame) or _handled(sys.exc_info()[1], self.before):
             return self.retry()
         if _through(frame):
             self.retry()
@@ -136,11 +140,13 @@ def _through(frame: FrameType | None) -> bool:
     return packages <= _THROUGH | sys.stdlib_module_names - {"__main__"}
 
 
-def _handled(error: BaseException | None) -> bool:
+def _handled(error: BaseException | None, before: BaseException | None) -> bool:
     """Whether an interrupt is on its way, and what runs is an `except` or a `finally` that it passes."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    while error is not None and error is not before:
+        if isinstance(error, KeyboardInterrupt):
+            return True
         error = error.__context__
-    return error is not None
+    return False
 
 
 @atexit.register

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 
 from . import dispatch, noise, units
 from .backends.base import Loop, Request
+from .interrupts import heard
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, times
 from .step import StepSpec, build
 
 
+@heard
 def sensitivities(
     model: Model, duration, dt, wrt: str | Sequence[str], **arguments
 ) -> tuple[Result, dict[str, Result]]:

@@ -110,6 +110,16 @@ class TestHeard:
 
         assert interrupts.heard(work)() == "stopped"
 
+    def test_what_runs_after_an_interrupt_can_be_interrupted(self):
+        late = []
+        source = "def work():\n    signal.raise_signal(signal.SIGINT)\n    wait()\n    late.append(1)\n"
+        with pytest.raises(KeyboardInterrupt):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                interrupts.heard(library(source, wait=wait, late=late))()
+        assert not late
+
     def test_a_handler_of_the_users_stays(self):
         seen = []
         before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
