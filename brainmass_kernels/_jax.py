@@ -63,6 +63,18 @@ def gpu_races_found() -> bool:
     return gpu_callbacks.get_races().races_found
 
 
+def clients() -> list[Any]:
+    """What JAX has started so far of its backends; none is started for it."""
+    from jax._src import xla_bridge
+
+    return list(xla_bridge._backends.values())
+
+
+def compiles(frame) -> bool:
+    """Whether a Python frame is the one that waits for XLA's compiler."""
+    return frame.f_code.co_name.startswith("backend_compile") and frame.f_globals.get("__name__", "").startswith("jax.")
+
+
 def eqn_source(eqn) -> str:
     """Where in the user's code an equation came from, as ``file:line``."""
     from jax._src import source_info_util

@@ -7,6 +7,8 @@ import os
 import sys
 from importlib import metadata
 
+from .interrupts import Ending, ending
+
 #: What is fitted unless --free is given: bounds in the declared units, around the values of Jansen & Rit 1995.
 FREE = {
     "Ae": (2.0, 8.0),
@@ -23,14 +25,29 @@ DEFAULTS = {"starts": 16, "seed": 0, "realisations": 8, "duration": 9.0, "band":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for an error that the user can mend."""
+    """Run the command line; returns the exit status, 2 for an error that the user can mend.
+
+    Without ``argv`` it is the process's own command line, which SIGINT and SIGTERM end with 130 and 143.
+    """
+    if argv is not None:
+        return _run(argv)
+    with ending("brainmass-kernels: interrupted") as end:
+        return _run(argv, end)
+
+
+def _run(argv: list[str] | None, end: Ending | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("brainmass-kernels: interrupted", file=sys.stderr)
+        # Otherwise it is told when the process ends.
+        if end is None:
+            print("brainmass-kernels: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        # What was interrupted in C++ may come as another error.
+        if end and end.status:
+            return end.status
         if not isinstance(error, _expected()):
             raise
         print(f"brainmass-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)

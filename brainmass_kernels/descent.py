@@ -344,7 +344,7 @@ class Problem:
         """Predictions on noise that no fit sees, or the same again where there is none."""
         noisy = self.noise or any(f.name.startswith(NOISE) for f in self.frees)
         checks = range(_CHECKS) if noisy else [None]
-        found = [predict(self, z, self.keys(key, check)) for check in checks]
+        found = jax.block_until_ready([predict(self, z, self.keys(key, check)) for check in checks])
         return sum(found[1:], found[0]) / len(found)
 
     def nearest(self, z, starts: int, key) -> np.ndarray:
@@ -353,7 +353,7 @@ class Problem:
         blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
         count = len(blocks[self.frees[0].name])
         parts = [predict(self, {name: b[i] for name, b in blocks.items()}, self.keys(key)) for i in range(count)]
-        found = jnp.stack(parts)
+        found = jnp.stack(jax.block_until_ready(parts))
         found = found.reshape(1, -1, *found.shape[3:])
         error = np.array(self.score(measured(self, found, self.comparison.data)[0]))
         error[:, 0] = -np.inf
@@ -657,6 +657,8 @@ def descend(problem: Problem, plan: Plan, state: State, history: list, key, begu
             state, error = solve(problem, state, keys, data)
         else:
             state, error = follow(problem, plan.optimiser, state, keys, data, plan.clip)
+        # This wait can be interrupted; to compute with what is not ready cannot, where JAX does it at once.
+        jax.block_until_ready(error)
         row = np.full((len(state.alive), starts), np.nan)
         np.put_along_axis(row, np.asarray(state.alive), problem.comparison.measure(error), 1)
         history.append(row)

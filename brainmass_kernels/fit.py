@@ -24,6 +24,7 @@ import numpy as np
 from . import descent, files, identity, models, spectra, targets, units
 from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
 from .extras import needs
+from .interrupts import heard
 from .models.base import Model, check_model, check_name
 from .network import Network
 from .noise import check_key
@@ -172,6 +173,7 @@ class Fit:
             result[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
         return result
 
+    @heard
     def profile(self, name: str, values: Any = 11, *, steps: int = 20) -> Profile:
         """The lowest error at each of some values of one parameter, all others fitted again from the fit.
 
@@ -315,6 +317,7 @@ def _spread(values, unit="") -> str:
     return f"{np.median(values):.4g} ({np.min(values):.3g} to {np.max(values):.3g}){unit}"
 
 
+@heard
 def fit(
     model,
     target=None,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from . import derivatives, dispatch, noise, units
 from .backends.base import Loop, Request
+from .interrupts import heard
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
@@ -23,6 +24,7 @@ _ONLY_REVERSE = (
 )
 
 
+@heard
 def sensitivities(
     model: Model, duration, dt, wrt: str | Sequence[str], **arguments
 ) -> tuple[Result, dict[str, Result]]:

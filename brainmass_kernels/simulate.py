@@ -19,6 +19,7 @@ from ._jax import is_traced
 from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
 from .equations import Key, key_of
+from .interrupts import heard
 from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network
 from .noise import check_key
@@ -182,6 +183,7 @@ def _at_hand(x) -> bool:
     return isinstance(x, np.ndarray)
 
 
+@heard
 def simulate(
     model: Model | Network,
     duration,

@@ -23,6 +23,7 @@ import numpy as np
 
 from . import dispatch, files, identity, units
 from .extras import needs
+from .interrupts import heard
 from .models.base import Model, check_model, check_name
 from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
@@ -154,6 +155,7 @@ class Sweep:
         return plots.sweep_figure(self)
 
 
+@heard
 def sweep(
     model: Model,
     over: Mapping[str, Any],
@@ -318,6 +320,8 @@ def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) 
 
 def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -> _Chunk:
     found = simulate(**_call(model, grid, places, key, everything))
+    # This wait can be interrupted; to copy what is not ready cannot.
+    jax.block_until_ready(found.records)
     inside = int((places < grid.points).sum())
     if _OK in {*found.records, *grid.axes}:
         raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
