@@ -479,12 +479,12 @@ def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(model: Model, parameters) -> dict[str, float]:
-    """The shortest of each parameter that is a time, as the equations take it."""
-    factors, found = model.time_factors().parameters, {}
+    """The shortest of each parameter that is a time, in ``time_unit``."""
+    found = {}
     for name, unit in model.parameter_units().items():
         x = parameters[name]
         if unit.dim == u.second.dim and not is_traced(x) and np.size(x) and np.min(x) > 0.0:
-            found[name] = float(np.min(x)) * factors.get(name, 1.0)
+            found[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
     return found
 
 
