@@ -368,7 +368,7 @@ class Spectrum(Reduction):
         if self.taper == "hann":
             sides = _geometric(cycles - 1 / count, count) + _geometric(cycles + 1 / count, count)
             total = 0.5 * total - 0.25 * sides
-        return np.stack([total.real, total.imag])
+        return np.stack([np.real(total), np.imag(total)])
 
     def finish(self, held, sampling):
         sums, mean, _ = held

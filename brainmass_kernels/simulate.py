@@ -172,8 +172,8 @@ class Result:
 
     @classmethod
     def tree_unflatten(cls, static, children):
-        times, statistics = static
-        return cls(times, *children, dict(statistics))
+        (times, statistics), (records, final) = static, children
+        return cls(times, records, final, dict(statistics))
 
 
 def _at_hand(x) -> bool:

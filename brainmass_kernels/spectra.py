@@ -452,7 +452,7 @@ def alpha_peak(freqs, power, band=(7.0, 13.0)):
     there, or has powers that are not positive and finite, and where no frequency is within the band.
     """
     freqs, rows = np.asarray(freqs, float), np.atleast_2d(np.asarray(power, float))
-    usable = (np.isfinite(rows) & (rows > 0)).all(-1)
+    usable = np.all(np.isfinite(rows) & (rows > 0), axis=-1)
     log_power = np.log10(np.where(usable[:, None], rows, 1.0))
     flat = log_power - aperiodic(freqs, log_power)
     smooth = flat.copy()

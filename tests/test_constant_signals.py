@@ -43,7 +43,6 @@ class TestAtRest:
         assert not rounding.at_rest(np.array([3, 4]))
         assert rounding.at_rest(np.full(4, 3.0) * u.mV)
 
-
     def test_of_what_is_left_of_a_transient(self):
         x = (8.63 * (1 + 80 * EPS32 * np.exp(-np.arange(1000) / 5.0))).astype(np.float32)
         assert rounding.at_rest(x)
