@@ -522,8 +522,9 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
 
 def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
     """The rate of each second-order block as the equations take it, by its parameter."""
-    factors = model.time_factors().parameters
-    return {b.a: units.scaled(values[b.a], factors.get(b.a, 1.0)) for b in getattr(model, "blocks", ())}
+    names = list(dict.fromkeys(b.a for b in getattr(model, "blocks", ())))
+    unit_of = model.parameter_units() if names else {}
+    return {n: units.scaled(values[n], model.time_factor(n, unit_of[n])) for n in names}
 
 
 def _times(model: Model, parameters) -> dict[str, float]:

@@ -112,11 +112,16 @@ class Model:
         """What turns a number in the unit declared into the number that the equations take."""
 
         def factors(unit_of: Mapping[str, Any]) -> dict[str, float]:
-            found = {n: units.time_factor(x, cls.time_unit, n) for n, x in unit_of.items() if n not in cls.as_declared}
+            found = {n: cls.time_factor(n, unit) for n, unit in unit_of.items()}
             return {n: factor for n, factor in found.items() if factor != 1.0}
 
         inputs = {n: units.unit_of(x) for n, x in cls.inputs.items()}
         return TimeFactors(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+
+    @classmethod
+    def time_factor(cls, name: str, unit) -> float:
+        """The factor of one name, which has this unit."""
+        return 1.0 if name in cls.as_declared else units.time_factor(unit, cls.time_unit, name)
 
     def __post_init__(self):
         for name, unit in self.parameter_units().items():
