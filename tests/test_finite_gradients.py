@@ -42,7 +42,7 @@ def on_grid(model) -> tuple[dict, list]:
     lanes = [(key, factor * (float(x) or 1.0)) for key, x in defaults.items() for factor in GRID]
     theta: dict = {"parameters": {}, "inputs": {}, "initial": {}}
     for (kind, n), x in defaults.items():
-        theta[kind][n] = np.float32([value if key == (kind, n) else x for key, value in lanes])
+        theta[kind][n] = np.array([value if key == (kind, n) else x for key, value in lanes], np.float32)
     return theta, [(*key, value) for key, value in lanes]
 
 
