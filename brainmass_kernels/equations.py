@@ -17,6 +17,7 @@ from typing import Any
 
 import brainunit as u
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._jax import is_traced
@@ -147,7 +148,7 @@ class _Reader:
         return self._instance(thing)
 
     def _array(self, array) -> Hashable:
-        if getattr(array, "dtype", None) is not None and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if getattr(array, "dtype", None) is not None and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         values = np.ascontiguousarray(array)
         if values.dtype.hasobject:

@@ -179,6 +179,14 @@ def test_a_model_of_a_model_sees_its_change():
     assert result() == pytest.approx(2.0 * before, rel=1e-5)
 
 
+def test_a_model_of_a_model_is_made_anew_where_that_has_other_states():
+    base = made(lambda s, p, i: {"r": p.rate * (i.c - s.r)})
+    first, again = (type(bk.coloured(base(), "c", tau=1 * u.ms)) for _ in range(2))
+    assert first is again
+    base.states = {"r": u.mV}
+    assert type(bk.coloured(base(), "c", tau=1 * u.ms)).states["r"] == u.mV
+
+
 def test_a_changed_statistic_is_seen():
     @dataclasses.dataclass(frozen=True)
     class Last(bk.Reduction):

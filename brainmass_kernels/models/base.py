@@ -17,6 +17,8 @@ import numpy as np
 
 from .. import functional, units
 from .._jax import is_traced
+from ..equations import Key, key_of
+from ..programs import on_clear
 
 
 class Block(NamedTuple):
@@ -134,6 +136,17 @@ class Model:
             name: units.strip(getattr(self, name), unit, name, self.also.get(name))
             for name, unit in self.parameter_units().items()
         }
+
+
+def derived(make: Callable) -> Callable:
+    """``make(base, *arguments)``, the class of a model made of another, once for what the other is at the time."""
+
+    @functools.lru_cache(maxsize=64)
+    def kept(base: type[Model], _: Key, *arguments) -> type[Model]:
+        return make(base, *arguments)
+
+    on_clear(kept.cache_clear)
+    return functools.wraps(make)(lambda base, *arguments: kept(base, key_of(base), *arguments))
 
 
 def remade(make: Callable, base: type[Model], *arguments) -> Callable:

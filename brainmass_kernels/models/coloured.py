@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 from typing import Any
 
 from .. import units
-from .base import Model, SecondOrderModel, check_model, check_name, model, remade
+from .base import Model, SecondOrderModel, check_model, check_name, derived, model, remade
 
 
 def coloured(model: Model, name: str, tau: Any) -> Model:
@@ -38,7 +37,7 @@ def coloured(model: Model, name: str, tau: Any) -> Model:
     return cls(**fields, **{f"tau_{name}": tau})
 
 
-@functools.lru_cache
+@derived
 def _coloured(base: type[Model], name: str) -> type[Model]:
     """The class of it, one for each model and input."""
     state, constant = f"{name}_noise", f"tau_{name}"

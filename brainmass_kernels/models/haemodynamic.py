@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import brainunit as u
 import jax.numpy as jnp
 
 from .. import units
-from .base import Model, SecondOrderModel, check_model, check_name, model, remade
+from .base import Model, SecondOrderModel, check_model, check_name, derived, model, remade
 
 _FIELDS = {
     "bold_gain": None,
@@ -68,7 +67,7 @@ def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: A
     return _bold(type(model), source)(**fields, **{name: x for name, x in given.items() if x is not None})
 
 
-@functools.lru_cache
+@derived
 def _bold(base: type[Model], source: str) -> type[Model]:
     """The class of it, one for each model and source."""
     unit = base.recordable()[source]
