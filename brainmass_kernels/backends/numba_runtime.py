@@ -554,7 +554,7 @@ def entry(name: str, task, handler):
     file = f"{name}-{_surroundings()}.kernel"
     held = kernel_cache.load(file)
     kept = [_Kept(code) for code in pickle.loads(held)] if held else [_Kept(), _Kept()]
-    publish(name, _callback(task, kept[0]).address)
+    publish(name, _callback(task, kept[0]).address or 0)
     made = _callback(handler, kept[1])
     if any(each.new for each in kept):
         kernel_cache.keep(file, dumps([each.code for each in kept]))
@@ -563,7 +563,7 @@ def entry(name: str, task, handler):
 
 def _callback(function, kept: _Kept) -> CFunc:
     made = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
-    made._cache = kept
+    made._cache = kept  # pyright: ignore[reportAttributeAccessIssue]
     made.compile()
     return made
 
@@ -576,7 +576,7 @@ def _surroundings() -> str:
         numba.__version__,
         llvmlite.__version__,
         sys.implementation.cache_tag,
-        cpu_target.target_context.codegen().magic_tuple(),
+        cpu_target.target_context.codegen().magic_tuple(),  # pyright: ignore[reportAttributeAccessIssue]
         [str(getattr(config, option, None)) for option in options],
     )
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
