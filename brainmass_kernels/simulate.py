@@ -525,10 +525,14 @@ def _run(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
     step, _ = loop_of(run)
     dtype, lanes = run.spec.dtype, math.prod(run.batch)
-    hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
-    state = step.enter(hoisted, [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state])
-    state = tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
-    coefs = step.setup(*hoisted)
+    exact = run.implementation == "numba"
+    spread = functools.partial(_lanes, batch=run.batch, dtype=dtype, of_one=exact)
+    pair, single = (_pair, _single) if exact and lanes == 1 else (lambda x: x, lambda x: x)
+    hoisted = [pair(spread(x)) for x in data.hoisted]
+    state = step.enter(hoisted, [pair(jnp.broadcast_to(spread(x), (lanes,))) for x in data.state])
+    state = tuple(jnp.broadcast_to(single(x), (lanes,)) for x in state)
+    # A backend takes a coefficient of a single lane as one for all.
+    coefs = [x.reshape(()) if lanes == 1 else x for x in map(single, step.setup(*hoisted))]
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
     near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
@@ -559,7 +563,7 @@ def _run(run: Run, data: Data):
         what = [what for _, what in run.entries]
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
-    final = (*step.exit(hoisted, final[:n]), *final[n:])
+    final = (*map(single, step.exit(hoisted, [pair(x) for x in final[:n]])), *final[n:])
     return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, final)]
 
 
@@ -582,10 +586,42 @@ def _laid(wires: Wires, run: Run, step: Step, coefs, state) -> Wires:
     return Wires(weights, jnp.asarray(wires.steps), history, jnp.asarray(wires.ends))
 
 
-def _lanes(x, batch, dtype):
-    """A value as ``()`` where it is one for all lanes, else as ``(L,)``."""
+def _lanes(x, batch, dtype, of_one: bool = False):
+    """A value as ``()`` where it is one for all lanes, else as ``(L,)``.
+
+    ``of_one`` lanes too where the value has an axis of the batch whose length happens to be one.
+    """
     x = jnp.asarray(x, dtype)
-    return x.reshape(()) if x.size == 1 else jnp.broadcast_to(x, batch).reshape(-1)
+    own = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
+    return jnp.broadcast_to(x, batch).reshape(-1) if own else x.reshape(())
+
+
+@jax.custom_vjp
+def _twice(x):
+    """A lane's own value twice, for what XLA computes before and after the loop.
+
+    XLA folds the constants of a product of single numbers, and not those of several: a batch of one lane would differ
+    from the same lane of another in the last bit of its coefficients.
+    """
+    return lax.optimization_barrier(jnp.concatenate([x, x]))
+
+
+def _once(_, cotangents):
+    # XLA would compute the first alone, and round otherwise, where it can fuse the slice; it fuses nothing with a sort.
+    return (lax.sort((lax.iota("int32", 2), cotangents), num_keys=1)[1][:1],)
+
+
+_twice.defvjp(lambda x: (_twice(x), None), _once)
+
+
+def _pair(x):
+    """A value of one lane as one of two, which only those have that are not the same for all lanes."""
+    return _twice(x) if x.ndim else x
+
+
+def _single(x):
+    """The lane of a `_pair`; its cotangent is a pair too."""
+    return lax.optimization_barrier(x)[:1] if x.ndim else x
 
 
 def _rows(x, batch, dtype):
