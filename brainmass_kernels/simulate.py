@@ -525,14 +525,14 @@ def _run(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
     step, _ = loop_of(run)
     dtype, lanes = run.spec.dtype, math.prod(run.batch)
-    exact = run.implementation == "numba"
-    spread = functools.partial(_lanes, batch=run.batch, dtype=dtype, of_one=exact)
-    pair, single = (_pair, _single) if exact and lanes == 1 else (lambda x: x, lambda x: x)
-    hoisted = [pair(spread(x)) for x in data.hoisted]
-    state = step.enter(hoisted, [pair(jnp.broadcast_to(spread(x), (lanes,))) for x in data.state])
-    state = tuple(jnp.broadcast_to(single(x), (lanes,)) for x in state)
+    numba = run.implementation == "numba"
+    hoisted = [_lanes(x, run.batch, dtype, of_one=numba) for x in data.hoisted]
+    given = [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
+    around = _as_in_a_batch if numba and lanes == 1 and any(x.ndim for x in hoisted) else lambda fun, *args: fun(*args)
+    state, coefs = around(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, given)
+    state = tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
     # A backend takes a coefficient of a single lane as one for all.
-    coefs = [x.reshape(()) if lanes == 1 else x for x in map(single, step.setup(*hoisted))]
+    coefs = [x.reshape(()) if lanes == 1 else x for x in coefs]
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
     near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
@@ -563,7 +563,7 @@ def _run(run: Run, data: Data):
         what = [what for _, what in run.entries]
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
-    final = (*map(single, step.exit(hoisted, [pair(x) for x in final[:n]])), *final[n:])
+    final = (*around(step.exit, hoisted, final[:n]), *final[n:])
     return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, final)]
 
 
@@ -596,32 +596,22 @@ def _lanes(x, batch, dtype, of_one: bool = False):
     return jnp.broadcast_to(x, batch).reshape(-1) if own else x.reshape(())
 
 
-@jax.custom_vjp
-def _twice(x):
-    """A lane's own value twice, for what XLA computes before and after the loop.
+def _as_in_a_batch(fun, hoisted, state):
+    """``fun(hoisted, state)`` of a single lane with the bits that it has of several.
 
-    XLA folds the constants of a product of single numbers, and not those of several: a batch of one lane would differ
-    from the same lane of another in the last bit of its coefficients.
+    XLA folds the constants of a product of single numbers, and not those of several; and it rounds otherwise where it
+    fuses in another way. So the lane is computed twice, in a branch, with whose inside XLA fuses nothing around it.
     """
-    return lax.optimization_barrier(jnp.concatenate([x, x]))
 
+    def pair(x):
+        return jnp.concatenate([x, lax.stop_gradient(x)]) if x.ndim else x
 
-def _once(_, cotangents):
-    # XLA would compute the first alone, and round otherwise, where it can fuse the slice; it fuses nothing with a sort.
-    return (lax.sort((lax.iota("int32", 2), cotangents), num_keys=1)[1][:1],)
+    def never(*args):
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(fun, *args))
 
-
-_twice.defvjp(lambda x: (_twice(x), None), _once)
-
-
-def _pair(x):
-    """A value of one lane as one of two, which only those have that are not the same for all lanes."""
-    return _twice(x) if x.ndim else x
-
-
-def _single(x):
-    """The lane of a `_pair`; its cotangent is a pair too."""
-    return lax.optimization_barrier(x)[:1] if x.ndim else x
+    # The time step is the last. XLA cannot know that it is positive.
+    found = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
+    return jax.tree.map(lambda x: x[:1] if x.ndim else x, found)
 
 
 def _rows(x, batch, dtype):
