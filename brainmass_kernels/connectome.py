@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import collections
 import dataclasses
 import importlib.util
+import operator
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import brainunit as u
@@ -17,6 +20,16 @@ import numpy as np
 from . import units
 
 _INSTALL = "pip install 'brainmass-kernels[connectomes]'"
+# What the package tvb-data has, where it is not there to be asked.
+_PACKAGED = (66, 68, 76, 96, 192)
+_TAKEN = "a zip or folder in The Virtual Brain's format, or an npz of weights and lengths"
+# Of each table, the names of its file, or of its array in an npz.
+_NAMES = {
+    "weights": ("weights",),
+    "lengths": ("tract_lengths", "lengths"),
+    "centres": ("centres", "centers"),
+    "labels": ("labels", "region_labels", "names in centres", "names in centers"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +45,8 @@ class Connectome:
 
     Raises
     ------
-    ValueError : matrices that are not square, differ in size, or hold negative or infinite numbers
+    ValueError : matrices that are not square, differ in size, or hold negative or infinite numbers; labels or centres
+        of another number of regions
     """
 
     weights: np.ndarray
@@ -51,10 +65,10 @@ class Connectome:
             raise ValueError("'weights' got NaN or infinite values, but takes finite numbers")
         if not (np.isfinite(lengths).all() and (lengths >= 0).all()):
             raise ValueError("'lengths' got negative or infinite values, but takes finite ones from 0 on")
-        if self.labels and len(self.labels) != len(weights):
-            raise ValueError(f"'labels' got {len(self.labels)} names, but there are {len(weights)} regions")
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "lengths", u.Quantity(lengths, unit=u.mm))
+        object.__setattr__(self, "labels", _labels(self.labels, len(weights)))
+        object.__setattr__(self, "centres", _centres(self.centres, len(weights)))
 
     @property
     def regions(self) -> int:
@@ -69,11 +83,17 @@ class Connectome:
         return dataclasses.replace(self, weights=weights / np.where(scale > 0, scale, 1.0))
 
     def subset(self, which: Sequence) -> Connectome:
-        """Some of the regions, by number or label, in this order."""
-        for name in which:
-            if isinstance(name, str) and name not in self.labels:
-                raise ValueError(f"unknown region '{name}'. Known: {', '.join(self.labels) or 'none has a label'}")
-        chosen = [self.labels.index(name) if isinstance(name, str) else int(name) for name in which]
+        """Some of the regions, each once.
+
+        Parameters
+        ----------
+        which : their numbers or labels, in the order wanted, or a boolean for each region
+
+        Raises
+        ------
+        ValueError : a region that is unknown, named twice or by a label of several; a mask of another length; fractions
+        """
+        chosen = self._chosen(which)
         grid = np.ix_(chosen, chosen)
         return Connectome(
             self.weights[grid],
@@ -82,9 +102,68 @@ class Connectome:
             None if self.centres is None else self.centres[chosen],
         )
 
+    def _chosen(self, which) -> list[int]:
+        """The number of each region that is named."""
+        if isinstance(which, (str, bytes, set, frozenset)) or not isinstance(which, Iterable):
+            raise ValueError(f"'which' got {which!r}, but takes a list of numbers or labels, or a mask")
+        named = list(np.asarray(which) if hasattr(which, "dtype") else which)
+        if named and all(isinstance(each, (bool, np.bool_)) for each in named):
+            if len(named) != self.regions:
+                raise ValueError(f"'which' got a mask of {len(named)}, but takes one of the {self.regions} regions")
+            named = np.flatnonzero(named).tolist()
+        if not named:
+            raise ValueError("'which' got no region, but takes at least one")
+        chosen = [self._number(each) for each in named]
+        twice = [each for each, count in collections.Counter(chosen).items() if count > 1]
+        if twice:
+            names = ", ".join(self.labels[i] if self.labels else str(i) for i in twice)
+            raise ValueError(f"'which' got some regions more than once ({names}), but takes each once")
+        return chosen
+
+    def _number(self, name) -> int:
+        if isinstance(name, str):
+            if name not in self.labels:
+                raise ValueError(f"unknown region '{name}'. Known: {', '.join(self.labels) or 'none has a label'}")
+            if self.labels.count(name) > 1:
+                raise ValueError(f"'which' got '{name}', but {self.labels.count(name)} regions have this label")
+            return self.labels.index(name)
+        try:
+            number = operator.index(name) if not isinstance(name, (bool, np.bool_)) else None
+        except TypeError:
+            number = None
+        if number is None:
+            raise ValueError(f"'which' got {name!r}, but takes whole numbers, labels, or a mask of all regions")
+        if not -self.regions <= number < self.regions:
+            raise ValueError(f"'which' got region {number}, but there are {self.regions}, from 0 to {self.regions - 1}")
+        return number % self.regions
+
     def __repr__(self) -> str:
         count, longest = np.count_nonzero(self.weights), float(self.lengths.mantissa.max())
         return f"Connectome({self.regions} regions, {count:,} connections, tracts to {longest:.4g} mm)"
+
+
+def _labels(labels, regions: int) -> tuple[str, ...]:
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"'labels' got {labels!r}, but takes one name for each of the {regions} regions")
+    if np.ndim(labels) > 1:
+        raise ValueError(f"'labels' got shape {np.shape(labels)}, but takes ({regions},)")
+    names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in labels)
+    if names and len(names) != regions:
+        raise ValueError(f"'labels' got {len(names)} names, but there are {regions} regions")
+    return names
+
+
+def _centres(centres, regions: int) -> np.ndarray | None:
+    if centres is None:
+        return None
+    if isinstance(centres, u.Quantity):
+        centres = units.strip(centres, u.mm, "centres")
+    places = np.asarray(centres, np.float64)
+    if places.shape != (regions, 3):
+        raise ValueError(f"'centres' got shape {places.shape}, but takes ({regions}, 3)")
+    if not np.isfinite(places).all():
+        raise ValueError("'centres' got NaN or infinite values, but takes finite numbers")
+    return places
 
 
 def load_connectome(source: int | str | Path) -> Connectome:
@@ -92,66 +171,231 @@ def load_connectome(source: int | str | Path) -> Connectome:
 
     Parameters
     ----------
-    source : 66, 68, 76, 96 or 192; or a zip or folder in The Virtual Brain's format (``weights.txt``,
-        ``tract_lengths.txt``, ``centres.txt``), or an npz of ``weights``, ``lengths`` and perhaps ``labels``
+    source : 66, 68, 76, 96 or 192; or a zip or folder in The Virtual Brain's format; or an npz of ``weights``,
+        ``lengths`` in mm (or ``tract_lengths``) and perhaps ``labels`` and ``centres``. The Virtual Brain's format is
+        text: ``weights.txt`` and ``tract_lengths.txt``, numbers with spaces, tabs, commas or semicolons in between;
+        ``centres.txt``, in each line a region's label, which may have spaces, and three numbers; perhaps
+        ``labels.txt``, a label a line. Each may be packed, as ``weights.txt.bz2``. All of them lie in one folder
 
     Raises
     ------
     ImportError : ``tvb-data`` is needed and not installed
-    ValueError : a number or a file that it has not, or what a `Connectome` refuses
+    ValueError : a number of regions that ``tvb-data`` has not got; a file that cannot be read, is of another kind, has
+        several connectomes or tables that contradict each other, or what a `Connectome` refuses. The message names
+        the file
 
     References
     ----------
     Sanz-Leon et al. 2013, Frontiers in Neuroinformatics 7:10.
     """
-    if isinstance(source, int):
-        source = _packaged(source)
-    path = Path(source)
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        source = _packaged(int(source))
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"'source' got {source!r}, but takes a number of regions, {_TAKEN}")
+    path = Path(source).expanduser()
     if not path.exists():
         raise ValueError(f"'source' got {str(source)!r}, but there is no such file; by number tvb-data's are taken")
-    if path.suffix == ".npz":
-        with np.load(path) as held:
-            labels = tuple(map(str, held["labels"])) if "labels" in held else ()
-            return Connectome(held["weights"], held["lengths"] * u.mm, labels)
-    texts = dict(_texts(path))
-    for name in ("weights", "tract_lengths"):
-        if name not in texts:
-            raise ValueError(f"{path} has no {name}.txt, but The Virtual Brain's format has")
-    labels, centres = _centres(next((texts[n] for n in ("centres", "centers") if n in texts), ""))
-    return Connectome(_matrix(texts["weights"]), _matrix(texts["tract_lengths"]) * u.mm, labels, centres)
+    try:
+        tables = _arrays(path) if path.suffix == ".npz" else _texts(path)
+        return Connectome(tables["weights"], tables["lengths"] * u.mm, tables.get("labels", ()), tables.get("centres"))
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _packaged(regions: int) -> Path:
     found = importlib.util.find_spec("tvb_data")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError(f"the connectome of {regions} regions is in the package tvb-data: {_INSTALL}")
-    folder = Path(next(iter(found.submodule_search_locations))) / "connectivity"
-    known = {int(m[1]): path for path in folder.glob("*.zip") if (m := re.fullmatch(r"connectivity_(\d+)", path.stem))}
+    known: dict[int, Path] = {n: Path() for n in _PACKAGED}
+    missing = found is None or not found.submodule_search_locations
+    if not missing:
+        folder = Path(next(iter(found.submodule_search_locations))) / "connectivity"  # pyright: ignore
+        stems = {path: re.fullmatch(r"connectivity_(\d+)", path.stem) for path in folder.glob("*.zip")}
+        known = {int(match[1]): path for path, match in stems.items() if match}
     if regions not in known:
         raise ValueError(f"'source' got {regions}, but tvb-data has {', '.join(map(str, sorted(known)))} regions")
+    if missing:
+        raise ImportError(f"the connectome of {regions} regions is in the package tvb-data: {_INSTALL}")
     return known[regions]
 
 
-def _texts(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and contents of each text file, some of which are packed."""
-    if path.is_dir():
-        files = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.is_file()}
-    else:
-        with zipfile.ZipFile(path) as archive:
-            files = {Path(name).name: archive.read(name) for name in archive.namelist()}
-    for name, held in files.items():
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def _gathered(tables: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """Weights, lengths, labels and centres out of tables by the names that a file has for them."""
+    found = {}
+    for what, names in _NAMES.items():
+        present = [name for name in names if name in tables]
+        for other in present[1:]:
+            if not np.array_equal(tables[present[0]], tables[other]):
+                where = _first_difference(tables[present[0]], tables[other]) if what == "labels" else ""
+                raise ValueError(f"its {present[0]} and its {other} differ{where}")
+        if present:
+            found[what] = tables[present[0]]
+        elif what in ("weights", "lengths"):
+            raise ValueError(f"it has no {names[0]}{suffix}; it has {', '.join(sorted(tables)) or 'no table'}")
+    return found
+
+
+def _first_difference(names: Sequence[str], others: Sequence[str]) -> str:
+    if len(names) != len(others):
+        return f": {len(names)} and {len(others)} names"
+    i = next(i for i, (a, b) in enumerate(zip(names, others)) if a != b)
+    return f": region {i} is '{names[i]}' and '{others[i]}'"
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The tables of an npz."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no npz, or one that was cut short")
+    with np.load(path) as held:
+        known = [name for name in held.files if any(name in names for names in _NAMES.values())]
+        tables = {name: held[name] for name in known}
+    for name in _NAMES["labels"]:
+        if name in tables:
+            labels = np.atleast_1d(tables[name]).tolist()
+            tables[name] = [each.decode() if isinstance(each, bytes) else str(each) for each in labels]
+    return _gathered(tables, "")
+
+
+def _texts(path: Path) -> dict[str, Any]:
+    """The tables of a zip or folder, some of which are packed once more."""
+    tables: dict[str, Any] = {}
+    for name, read in sorted((_in_folder(path) if path.is_dir() else _in_zip(path)).items()):
         stem, _, kind = name.partition(".")
-        if kind in ("txt", "txt.bz2"):
-            yield stem, (bz2.decompress(held) if kind == "txt.bz2" else held).decode()
+        if kind not in ("txt", "txt.bz2") or not any(stem in names for names in _NAMES.values()):
+            continue
+        if stem in tables:
+            raise ValueError(f"it has {stem}.txt twice, as text and packed")
+        lines = _lines(bz2.decompress(read()) if kind == "txt.bz2" else read(), name)
+        if stem in _NAMES["centres"]:
+            names, tables[stem] = _places(lines, name)
+            tables |= {f"names in {stem}": names} if names else {}
+        else:
+            tables[stem] = [line for _, line in lines] if stem in _NAMES["labels"] else _matrix(lines, name)
+    return _gathered({name: table for name, table in tables.items() if len(table)}, ".txt")
 
 
-def _matrix(text: str) -> np.ndarray:
-    return np.array([line.split() for line in text.splitlines() if line.strip()], np.float64)
+Files = dict[str, Callable[[], bytes]]
 
 
-def _centres(text: str) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Each line is a label and three numbers."""
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    if not rows:
-        return (), None
-    return tuple(row[0] for row in rows), np.array([row[1:4] for row in rows], np.float64)
+def _in_zip(path: Path) -> Files:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{_kind(path)}, but {_TAKEN} is taken")
+
+    def reader(name: str) -> Callable[[], bytes]:
+        def read() -> bytes:
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(name)
+
+        return read
+
+    folders: dict[str, Files] = collections.defaultdict(dict)
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            place = PurePosixPath(name)
+            # What macOS adds to a zip.
+            if "__MACOSX" in place.parts or place.name.startswith("._"):
+                continue
+            if place.name in folders[str(place.parent)]:
+                raise ValueError(f"it has two files named {name}")
+            folders[str(place.parent)][place.name] = reader(name)
+    return _of_one(folders)
+
+
+def _in_folder(path: Path) -> Files:
+    def files(folder: Path) -> Files:
+        return {file.name: file.read_bytes for file in folder.iterdir() if file.is_file()}
+
+    here = files(path)
+    if any(name.startswith("weights.") for name in here):
+        return here
+    inside = {folder.name: files(folder) for folder in sorted(path.iterdir()) if folder.is_dir()}
+    return _of_one({".": here, **inside})
+
+
+def _of_one(folders: Mapping[str, Files]) -> Files:
+    """The files of the folder that has weights."""
+    having = [name for name, files in folders.items() if {"weights.txt", "weights.txt.bz2"} & files.keys()]
+    if len(having) > 1:
+        raise ValueError(f"it has several connectomes, in {', '.join(sorted(having))}, but one is taken")
+    return folders[having[0]] if having else {}
+
+
+def _kind(path: Path) -> str:
+    """What a file that is no zip seems to be."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"\x89HDF") or head[:6] == b"MATLAB":
+        kind = "a MATLAB" if head[:6] == b"MATLAB" else "an HDF5"
+        return f"it is {kind} file (bk.Connectome takes matrices that another package has read from it)"
+    if head.startswith(b"PK"):
+        return "it is a zip that was cut short"
+    if head and b"\0" not in head:
+        return "it is a text file, one table of several (bk.Connectome takes weights and lengths as arrays)"
+    return "it is of an unknown kind"
+
+
+# Text ---------------------------------------------------------------------------------------------------------------
+
+Lines = list[tuple[int, str]]
+
+
+def _lines(held: bytes, name: str) -> Lines:
+    """The lines that say something, with their numbers."""
+    wide = held.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = held.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not text in UTF-8 ({error})") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _matrix(lines: Lines, name: str) -> np.ndarray:
+    rows = []
+    for number, line in lines:
+        fields = re.split(r"\s*;\s*" if ";" in line else r"\s*,\s*" if "," in line else r"\s+", line)
+        try:
+            rows.append([float(field) for field in fields])
+        except ValueError:
+            raise ValueError(
+                f"{name}, line {number}: {line[:40]!r} is no row of numbers, with points as decimal marks and spaces, "
+                "tabs, commas or semicolons in between"
+            ) from None
+        if len(rows[-1]) != len(rows[0]):
+            raise ValueError(f"{name}, line {number} has {len(rows[-1])} numbers, but the first row has {len(rows[0])}")
+    return np.array(rows, np.float64)
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)", re.IGNORECASE)
+
+
+def _places(lines: Lines, name: str) -> tuple[list[str], np.ndarray]:
+    """The label, if any, and the three numbers that each line ends in."""
+    split = [_fields(line, name, number) for number, line in lines]
+    labelled = [bool(label) for label, _, _ in split]
+    if any(labelled) and not all(labelled):
+        raise ValueError(f"{name}, line {lines[labelled.index(False)][0]} has no label, but others have")
+    if split and all(doubtful for _, _, doubtful in split):
+        raise ValueError(
+            f"{name}, line {lines[0][0]}: {lines[0][1][:60]!r} has more than three numbers, as all lines have, and "
+            "which of them are the centre is not clear: put tabs between the label and the three numbers"
+        )
+    return [label for label, _, _ in split] if any(labelled) else [], np.array([place for _, place, _ in split])
+
+
+def _fields(line: str, name: str, number: int) -> tuple[str, list[float], bool]:
+    """The label and the centre in a line, and whether the label ends in a number that might be one of a centre.
+
+    Words behind the three numbers, as in tvb-data's 66 regions, say nothing.
+    """
+    for separator in ("\t",) if "\t" in line else (";", ",", None):
+        fields = line.split(separator)
+        marks = "".join("n" if _NUMBER.fullmatch(field.strip()) else "-" for field in fields)
+        end = marks.rfind("nnn") + 3
+        if end > 2:
+            label = (separator or " ").join(fields[: end - 3]).strip().strip("\"'")
+            return label, [float(each) for each in fields[end - 3 : end]], separator is None and "nnnn" in marks
+    raise ValueError(f"{name}, line {number}: {line[:60]!r} is no label with three numbers behind it")

@@ -8,13 +8,8 @@ same equations get the same bits wherever they are written, in a run, in its rep
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
 import re
-import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,43 +166,6 @@ class Writer:
 def words(texts: Iterable[str]) -> set[str]:
     """The names in pieces of source."""
     return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
-
-
-# Modules of emitted source -------------------------------------------------------------------------------------------
-
-
-def imported(name: str, text: str):
-    """The module of a source, which is kept in `cache_directory` for what compilers keep beside it."""
-    path = cache_directory() / f"{name}.py"
-    if not path.exists() or path.read_text() != text:
-        _write_atomically(path, text)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    # Compilers find a function's module by its name.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def cache_directory() -> Path:
-    """Where emitted sources and compiled kernels are kept: ``$BRAINMASS_KERNELS_CACHE``, or the user's cache."""
-    if given := os.environ.get("BRAINMASS_KERNELS_CACHE"):
-        path = Path(given)
-    elif sys.platform == "darwin":
-        path = Path.home() / "Library" / "Caches" / "brainmass_kernels"
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """So that another process sees all of it or nothing."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 # Rules that every spelling shares ------------------------------------------------------------------------------------

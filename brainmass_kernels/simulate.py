@@ -728,10 +728,14 @@ def _execute(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units."""
     step, _ = loop_of(run)
     dtype, lanes = run.spec.dtype, math.prod(run.batch)
-    hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
-    state = step.enter(hoisted, [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state])
+    exact = dispatch.load(run.implementation).same_lanes
+    hoisted = [_lanes(x, run.batch, dtype, of_one=exact) for x in data.hoisted]
+    given = [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
+    around = _as_in_a_batch if exact and lanes == 1 and any(x.ndim for x in hoisted) else lambda fun, *args: fun(*args)
+    state, coefs = around(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, given)
     state = tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
-    coefs = step.setup(*hoisted)
+    # A backend takes a coefficient of a single lane as one for all.
+    coefs = [x.reshape(()) if lanes == 1 else x for x in coefs]
     varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
     seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
     near = step.growth(hoisted) * _longest(run) <= REACH if run.retreat == "asked" else None
@@ -762,7 +766,7 @@ def _execute(run: Run, data: Data):
         what = [what for _, what in run.entries]
         records, final = recording.run(run.schedule, run.sampling, what, run.spec.record, launch, state, varying, again)
     n = len(run.spec.model.states)
-    final = (*step.exit(hoisted, final[:n]), *final[n:])
+    final = (*around(step.exit, hoisted, final[:n]), *final[n:])
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, final[:n]))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
@@ -795,10 +799,32 @@ def _laid(wires: Wires, run: Run, step: Step, coefs, state) -> Wires:
     return Wires(weights, jnp.asarray(wires.steps), history, jnp.asarray(wires.ends))
 
 
-def _lanes(x, batch, dtype):
-    """A value as ``()`` where it is one for all lanes, else as ``(L,)``."""
+def _lanes(x, batch, dtype, of_one: bool = False):
+    """A value as ``()`` where it is one for all lanes, else as ``(L,)``.
+
+    ``of_one`` lanes too where the value has an axis of the batch whose length happens to be one.
+    """
     x = jnp.asarray(x, dtype)
-    return x.reshape(()) if x.size == 1 else jnp.broadcast_to(x, batch).reshape(-1)
+    own = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
+    return jnp.broadcast_to(x, batch).reshape(-1) if own else x.reshape(())
+
+
+def _as_in_a_batch(fun, hoisted, state):
+    """``fun(hoisted, state)`` of a single lane with the bits that it has of several.
+
+    XLA folds the constants of a product of single numbers, and not those of several; and it rounds otherwise where it
+    fuses in another way. So the lane is computed twice, in a branch, with whose inside XLA fuses nothing around it.
+    """
+
+    def pair(x):
+        return jnp.concatenate([x, lax.stop_gradient(x)]) if x.ndim else x
+
+    def never(*args):
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(fun, *args))
+
+    # The time step is the last. XLA cannot know that it is positive.
+    found = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
+    return jax.tree.map(lambda x: x[:1] if x.ndim else x, found)
 
 
 def _rows(x, batch, dtype):

@@ -75,10 +75,14 @@ def test_those_of_the_virtual_brain(regions):
     assert 100 < found.lengths.to_decimal(u.mm).max() < 300
 
 
-@packaged
-def test_an_unknown_size_lists_the_known():
-    with pytest.raises(ValueError, match="tvb-data has 66, 68, 76, 96, 192 regions"):
-        bk.load_connectome(77)
+def test_an_unknown_size_lists_the_known(monkeypatch):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'source' got 90, but tvb-data has 66, 68, 76, 96, 192 regions"):
+            bk.load_connectome(np.int64(90))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for source in (True, 76.0, None):
+        with pytest.raises(ValueError, match=f"'source' got {source}, but takes a number of regions, a zip"):
+            bk.load_connectome(source)
 
 
 def test_what_is_wrong_is_said(tmp_path, monkeypatch):
@@ -101,3 +105,186 @@ def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'brainmass-kernels\[connectomes\]'"):
         bk.load_connectome(76)
+
+
+# Files as people have them ------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_read_however_they_are_set_apart(tmp_path):
+    lines = FILES["weights.txt"].decode().splitlines()
+    for k, held in enumerate(
+        ["\n".join(lines).replace(" ", sign) for sign in (",", ", ", ";", "\t", "  ")]
+        + ["\ufeff" + "\r\n".join(lines), "# a comment\n\n" + "\n".join(lines) + "\n\n"]
+    ):
+        found = bk.load_connectome(archive(tmp_path / f"{k}.zip", {**FILES, "weights.txt": held.encode()}))
+        np.testing.assert_array_equal(found.weights, WEIGHTS)
+    found = bk.load_connectome(
+        archive(tmp_path / "wide.zip", {**FILES, "weights.txt": "\n".join(lines).encode("utf-16")})
+    )
+    np.testing.assert_array_equal(found.weights, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels"),
+    [
+        (["V1 (hOc1, left) 1 2 3", "Area 44 4.5 5 6", "V2 -7 8 9e0"], ("V1 (hOc1, left)", "Area 44", "V2")),
+        (["Area 4\t1\t2\t3", "Area 6\t4.5\t5\t6", "Area 44\t-7\t8\t9"], ("Area 4", "Area 6", "Area 44")),
+        (['"V1, left",1,2,3', "V2,4.5,5,6", "V3,-7,8,9"], ("V1, left", "V2", "V3")),
+        (["a 1 2 3 None", "b 4.5 5 6 left", "c -7 8 9"], ("a", "b", "c")),
+        (["1 2 3", "4.5 5 6", "-7 8 9"], ()),
+    ],
+)
+def test_labels_have_spaces_numbers_and_signs(tmp_path, lines, labels):
+    files = {**FILES, "centres.txt": "\n".join(lines).encode()}
+    found = bk.load_connectome(archive(tmp_path / "c.zip", files))
+    assert found.labels == labels
+    np.testing.assert_array_equal(found.centres, [[1, 2, 3], [4.5, 5, 6], [-7, 8, 9]])
+
+
+def test_an_npz_keeps_its_centres_and_decodes_its_labels(tmp_path):
+    places = np.arange(9.0).reshape(3, 3)
+    given = {"weights": WEIGHTS, "tract_lengths": LENGTHS, "labels": np.array([b"A", b"B", b"C"]), "centers": places}
+    np.savez(tmp_path / "c.npz", **given)
+    found = bk.load_connectome(tmp_path / "c.npz")
+    assert found.labels == ("A", "B", "C")
+    np.testing.assert_array_equal(found.centres, places)
+    np.testing.assert_array_equal(found.lengths.to_decimal(u.mm), LENGTHS)
+
+
+def test_what_surrounds_the_files_of_one_connectome_is_left_out(tmp_path):
+    inside = {f"one/{name}": held for name, held in FILES.items()}
+    more = {"one/info.txt": b"\xff", "__MACOSX/one/._weights.txt": b"\0", "one/._weights.txt": b"\0", "read.me": b""}
+    assert bk.load_connectome(archive(tmp_path / "c.zip", {**inside, **more})).labels == ("A", "B", "C")
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    for name, held in FILES.items():
+        (tmp_path / "outer" / "inner" / name).write_bytes(held)
+    assert bk.load_connectome(tmp_path / "outer").regions == 3
+    found = bk.load_connectome(archive(tmp_path / "labels.zip", {**FILES, "labels.txt": b"A\nB\nC\n"}))
+    assert found.labels == ("A", "B", "C")
+
+
+def other(name, held):
+    return {**FILES, name: held}
+
+
+TWO = {f"{subject}/{name}": held for subject in ("sub-1", "sub-2") for name, held in FILES.items()}
+DAMAGED = {
+    "two subjects": (TWO, "several connectomes, in sub-1, sub-2"),
+    "apart": (
+        {"a/weights.txt": text(WEIGHTS), "b/tract_lengths.txt": text(LENGTHS)},
+        r"no tract_lengths.txt; it has w",
+    ),
+    "other labels": (other("labels.txt", b"A\nC\nB\n"), r"labels and its names in centres differ: region 1 is 'C' and"),
+    "fewer labels": (
+        other("region_labels.txt", b"A\nB\n"),
+        "region_labels and its names in centres differ: 2 and 3 names",
+    ),
+    "two centres": (other("centers.txt", b"A 0 0 0\nB 0 0 0\nC 0 0 0\n"), "its centres and its centers differ"),
+    "packed twice": (other("weights.txt.bz2", bz2.compress(b"0")), "it has weights.txt twice"),
+    "damaged bz2": ({"weights.txt.bz2": b"BZh9 and more"}, "Invalid data stream"),
+    "cut bz2": ({"weights.txt.bz2": bz2.compress(text(WEIGHTS))[:-9]}, "ended before"),
+    "empty": (other("tract_lengths.txt", b""), "it has no tract_lengths.txt"),
+    "ragged": (other("weights.txt", b"0 1\n1 0 2\n"), "weights.txt, line 2 has 3 numbers, but the first row has 2"),
+    "decimal commas": (other("weights.txt", b"0,5;1\n1;0\n"), "weights.txt, line 1: '0,5;1' is no row of numbers"),
+    "words": (other("weights.txt", b"# w\n0 a\n"), "weights.txt, line 2: '0 a' is no row of numbers"),
+    "not square": (other("weights.txt", b"0 1 2\n1 0 3\n"), r"'weights' got shape \(2, 3\)"),
+    "other size": (other("tract_lengths.txt", b"0 1\n1 0\n"), r"'lengths' got shape \(2, 2\), but takes \(3, 3\)"),
+    "infinite": (other("weights.txt", b"0 1 inf\n1 0 1\n1 1 0\n"), "'weights' got NaN or infinite"),
+    "negative": (other("tract_lengths.txt", text(-LENGTHS)), "'lengths' got negative"),
+    "few centres": (other("centres.txt", b"A 1 2 3\n"), "'labels' got 1 names, but there are 3"),
+    "no centre": (other("centres.txt", b"A 1 2 3\nB 4 5\nC 6 7 8\n"), "centres.txt, line 2: 'B 4 5' is no label with"),
+    "one label": (other("centres.txt", b"A 1 2 3\n4 5 6\n7 8 9\n"), "centres.txt, line 2 has no label, but others"),
+    "NaN centre": (other("centres.txt", b"A 1 2 3\nB 4 nan 6\nC 7 8 9\n"), "'centres' got NaN"),
+    "four numbers": (
+        other("centres.txt", b"A 1 2 3 4\nB 1 2 3 4\nC 1 2 3 4\n"),
+        "centres.txt, line 1: .* is not clear",
+    ),
+    "latin-1": (other("centres.txt", "\xe9 1 2 3\n".encode("latin-1")), "centres.txt is not text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_zip_that_is_not_clear_is_refused_by_name(tmp_path, kind):
+    files, message = DAMAGED[kind]
+    with pytest.raises(ValueError, match=rf"c\.zip.*{message}"):
+        bk.load_connectome(archive(tmp_path / "c.zip", files))
+
+
+def test_files_of_another_kind_are_refused_by_name(tmp_path):
+    whole = archive(tmp_path / "whole.zip", FILES).read_bytes()
+    for name, held, message in (
+        ("c.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+        ("c.mat", b"MATLAB 5.0 MAT-file" + bytes(99), "a MATLAB file"),
+        ("w.csv", b"0,1\n1,0\n", "a text file, one table of several"),
+        ("cut.zip", whole[:200], "cut short"),
+        ("c.bin", bytes(9), "of an unknown kind"),
+        ("cut.npz", whole[:200], "no npz, or one that was cut short"),
+        ("flipped.zip", whole[:45] + bytes([whole[45] ^ 1]) + whole[46:], "cannot be read: Bad CRC-32"),
+    ):
+        (tmp_path / name).write_bytes(held)
+        with pytest.raises(ValueError, match=rf"{name}\b.*{message}"):
+            bk.load_connectome(tmp_path / name)
+    np.savez(tmp_path / "keys.npz", weights=WEIGHTS, distances=LENGTHS)
+    with pytest.raises(ValueError, match=r"keys\.npz: it has no tract_lengths; it has weights"):
+        bk.load_connectome(tmp_path / "keys.npz")
+    np.savez(tmp_path / "objects.npz", weights=WEIGHTS, lengths=LENGTHS, labels=np.array(["A", None, "C"], object))
+    with pytest.raises(ValueError, match=r"objects\.npz: Object arrays cannot be loaded"):
+        bk.load_connectome(tmp_path / "objects.npz")
+    for subject in ("sub-1", "sub-2"):
+        (tmp_path / "study" / subject).mkdir(parents=True)
+        (tmp_path / "study" / subject / "weights.txt").write_bytes(text(WEIGHTS))
+    with pytest.raises(ValueError, match="study: it has several connectomes, in sub-1, sub-2"):
+        bk.load_connectome(tmp_path / "study")
+
+
+# Some of the regions ------------------------------------------------------------------------------------------------
+
+PLACES = np.arange(9.0).reshape(3, 3)
+NAMED = bk.Connectome(WEIGHTS, LENGTHS * u.mm, ("A", "B", "A"), PLACES * u.mm)
+
+
+@pytest.mark.parametrize("which", [[True, False, True], np.array([True, False, True]), [0, 2], np.array([0, -1])])
+def test_a_mask_selects_and_numbers_may_count_from_the_end(which):
+    part = NAMED.subset(which)
+    np.testing.assert_array_equal(part.weights, WEIGHTS[np.ix_([0, 2], [0, 2])])
+    np.testing.assert_array_equal(part.centres, PLACES[[0, 2]])
+    assert part.labels == ("A", "A")
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ([True, False], "a mask of 2, but takes one of the 3 regions"),
+        ([True, 1], "got True, but takes whole numbers, labels, or a mask"),
+        ([1.0], "got 1.0, but takes whole numbers"),
+        (np.array([0.5]), "but takes whole numbers"),
+        ([3], "got region 3, but there are 3, from 0 to 2"),
+        ([-4], "got region -4"),
+        ([1, "B"], r"more than once \(B\)"),
+        ([0, -3], r"more than once \(A\)"),
+        (["A"], "got 'A', but 2 regions have this label"),
+        ("B", "got 'B', but takes a list"),
+        (1, "got 1, but takes a list"),
+        ({"A", "B"}, "but takes a list"),
+        ([], "got no region"),
+        ([False] * 3, "got no region"),
+    ],
+)
+def test_what_names_no_regions_is_refused(which, message):
+    with pytest.raises(ValueError, match=message):
+        NAMED.subset(which)
+
+
+def test_labels_and_centres_are_those_of_the_regions():
+    of_bytes = bk.Connectome(WEIGHTS, LENGTHS * u.mm, np.array([b"A", b"B", b"C"]), PLACES / 10 * u.cm)
+    assert of_bytes.labels == ("A", "B", "C")
+    np.testing.assert_allclose(of_bytes.centres, PLACES)
+    for labels, centres, message in (
+        ("ABC", None, "'labels' got 'ABC', but takes one name for each of the 3 regions"),
+        (("A",), None, "'labels' got 1 names"),
+        (np.array([["A", "B", "C"]]), None, r"'labels' got shape \(1, 3\)"),
+        ((), PLACES[:2], r"'centres' got shape \(2, 3\), but takes \(3, 3\)"),
+        ((), PLACES * np.nan, "'centres' got NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bk.Connectome(WEIGHTS, LENGTHS * u.mm, labels, centres)

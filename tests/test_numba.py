@@ -280,20 +280,6 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.slow
-def test_a_damaged_source_is_written_again(tmp_path):
-    env = {**os.environ, "BRAINMASS_KERNELS_CACHE": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", AGAIN]
-    here = Path(__file__).parents[1]
-    value = subprocess.run(command, env=env, cwd=here, text=True, capture_output=True, check=True).stdout.split()[1]
-    (source,) = tmp_path.glob("*.py")
-    source.write_text("raise RuntimeError")
-    assert (
-        subprocess.run(command, env=env, cwd=here, text=True, capture_output=True, check=True).stdout.split()[1]
-        == value
-    )
-
-
 KINDS = """
 import sys, jax, jax.numpy as jnp, brainunit as u, brainmass_kernels as bk
 jax.config.update("jax_enable_x64", True)

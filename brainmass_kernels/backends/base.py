@@ -277,6 +277,7 @@ class Backend(Protocol):
     interpretable: bool  # whether `testing.interpret` can run it away from its device
     retreats: bool  # whether its adjoint can walk back by inverse steps
     networks: bool  # whether it runs networks of coupled masses
+    same_lanes: bool  # whether a lane has the same bits alone and in a batch; what surrounds the loop is then built so
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform ("cpu", "gpu", "tpu"), or ``None``."""

@@ -289,6 +289,7 @@ class MosaicGPU:
     interpretable = True
     retreats = True
     networks = False
+    same_lanes = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

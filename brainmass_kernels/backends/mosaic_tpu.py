@@ -488,6 +488,7 @@ class MosaicTPU:
     interpretable = True
     retreats = False
     networks = True
+    same_lanes = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

@@ -2,7 +2,7 @@
 
 Lanes are cut into blocks, whose states lie in rows of a scratch that stays in the first cache; each step is a loop or
 two over the lanes of a block, which LLVM turns into SIMD. Threads take blocks until none is left. XLA calls the
-compiled code itself, through its FFI. An emitted source and what it compiled to are kept on disk.
+compiled code itself, through its FFI. What a source compiled to is kept on disk (`kernel_cache`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import noise
-from ..emit import NUMBA, NUMBA_FAST, Writer, imported, words
+from .. import kernel_cache, noise
+from ..emit import NUMBA, NUMBA_FAST, Writer, words
 from ..pointwise import Program, SplitPullback, pullback
 from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted, Wires
 
@@ -51,6 +51,7 @@ class Numba:
     interpretable = False
     retreats = False
     networks = True
+    same_lanes = True
 
     def unavailable(self, platform: str) -> str | None:
         if platform != "cpu":
@@ -618,14 +619,11 @@ _MODULE = '''"""Emitted by brainmass_kernels for a kernel of its numba backend; 
 
 import math
 
-import numba
 import numpy as np
-from numba import types
 
 from brainmass_kernels.backends.numba_runtime import *
 {also}
 
-@numba.cfunc(types.int64(types.int64), cache=True, error_model="numpy")
 def task(job):
     frame = i64_at(job)[2]
     plan = attribute(frame)
@@ -637,11 +635,9 @@ def task(job):
     return 0
 
 
-publish("{name}", task.address)
 run_here, task_address = call_of("{name}"), address_of("{name}")
 
 
-@numba.cfunc(types.int64(types.int64), cache=True, error_model="numpy")
 def handler(frame):
     if not describe(frame):
         job = (result(frame, {results}) + 63) // 64 * 64
@@ -649,6 +645,9 @@ def handler(frame):
         run_here(job)
         join(job, started)
     return 0
+
+
+handler = entry("{name}", task, handler)
 '''
 _LOCK = threading.Lock()
 
@@ -708,6 +707,6 @@ def _registered(source: Source) -> str:
     }
     digest = hashlib.sha256(_MODULE.format(name="", **parts).encode()).hexdigest()[:24]
     name = f"brainmass_kernels_numba_{source.kind}_{digest}"
-    module = imported(name, _MODULE.format(name=name, **parts))
+    module = kernel_cache.module(name, _MODULE.format(name=name, **parts))
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(module.handler.ctypes), platform="cpu")
     return name

@@ -15,16 +15,28 @@ a part in it.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import operator
+import pickle
+import sys
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import config
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from .. import __version__, kernel_cache
 
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
@@ -511,3 +523,61 @@ def start(job, frame, task, threads):
 def join(job, started):
     for k in range(started):
         _join_thread(i64_at(job)[8 + k], 0)
+
+
+# Compiled once, and kept --------------------------------------------------------------------------------------------
+
+
+class _Kept(NullCache):
+    """What numba asks for the machine code of one function before it compiles it, and gives it afterwards.
+
+    Attributes
+    ----------
+    code : the function as numba takes it apart, or ``None``
+    new : whether it was compiled now
+    """
+
+    def __init__(self, code=None):
+        self.code, self.new = code, False
+
+    def load_overload(self, sig, target_context):
+        if self.code is None:
+            return None
+        target_context.refresh()
+        return CompileResult._rebuild(target_context, *self.code)
+
+    def save_overload(self, sig, cres):
+        self.code, self.new = cres._reduce(), True
+
+
+def entry(name: str, task, handler):
+    """Compile a kernel of this name, or load it: ``handler`` as a C function, which starts ``task`` on threads."""
+    file = f"{name}-{_surroundings()}.kernel"
+    held = kernel_cache.load(file)
+    kept = [_Kept(code) for code in pickle.loads(held)] if held else [_Kept(), _Kept()]
+    publish(name, _callback(task, kept[0]).address or 0)
+    made = _callback(handler, kept[1])
+    if any(each.new for each in kept):
+        kernel_cache.keep(file, dumps([each.code for each in kept]))
+    return made
+
+
+def _callback(function, kept: _Kept) -> CFunc:
+    made = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
+    made._cache = kept  # pyright: ignore[reportAttributeAccessIssue]
+    made.compile()
+    return made
+
+
+def _surroundings() -> str:
+    """What machine code depends on besides its source: the machine, and the versions of all that had a part in it."""
+    options = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+    told = (
+        __version__,
+        numba.__version__,
+        llvmlite.__version__,
+        sys.implementation.cache_tag,
+        cpu_target.target_context.codegen().magic_tuple(),  # pyright: ignore[reportAttributeAccessIssue]
+        [str(getattr(config, option, None)) for option in options],
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ class Scan:
     interpretable = False
     retreats = False
     networks = True
+    same_lanes = False
 
     def unavailable(self, platform: str) -> str | None:
         return None

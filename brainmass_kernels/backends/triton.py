@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import _jax, noise, testing
-from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer, imported
+from .. import _jax, kernel_cache, noise, testing
+from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer
 from ..pointwise import Literal, Program, pullback
 from .base import (
     Adjoint,
@@ -103,6 +103,7 @@ class Triton:
     interpretable = True
     retreats = False
     networks = True
+    same_lanes = False
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
@@ -678,7 +679,7 @@ def compiled_kernel(kind: str, text: str, interpreted: bool):
     runtime = hashlib.sha256(Path(__file__).with_name(f"{runtime_name}.py").read_bytes()).hexdigest()[:16]
     whole = _MODULE.format(runtime=runtime, runtime_name=runtime_name, text=text)
     name = f"brainmass_kernels_{runtime_name}_{kind}_{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
-    return getattr(imported(name, whole), f"brainmass_kernels_triton_{kind}")
+    return getattr(kernel_cache.module(name, whole), f"brainmass_kernels_triton_{kind}")
 
 
 def _as_numbers(words, shape):
