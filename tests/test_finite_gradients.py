@@ -159,6 +159,15 @@ def test_the_transfer_of_wong_wang_far_from_zero():
         np.testing.assert_allclose(_transfer(dtype(x), dtype(d)), value, rtol=accuracy, atol=1e-14)
 
 
+def test_the_slope_of_the_transfer_loses_no_digits_near_zero():
+    z = np.concatenate([-np.geomspace(1e-5, 30.0, 200)[::-1], np.geomspace(1e-5, 30.0, 200)])
+    slope = jax.vmap(jax.grad(lambda x: _transfer(x, jnp.float32(0.16))))(jnp.asarray(z / 0.16, jnp.float32))
+    z = np.longdouble(np.float32(0.16)) * np.asarray(jnp.asarray(z / 0.16, jnp.float32), np.longdouble)
+    away = -np.expm1(-z)
+    expected = np.where(np.abs(z) < 1e-3, 0.5 + z / 6 - z**3 / 180, 1 / away - z * np.exp(-z) / away**2)
+    np.testing.assert_allclose(slope, expected, rtol=3e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("implementation", ["scan", "numba"])
 def test_strong_inhibition_moves_the_gates_and_nothing_else(implementation):
     """A population that does not fire lets its gate decay: d S / d S(0) is what remains of it."""
