@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 # From the bottom up; a module may import from its own line and from those above it.
 LAYERS = [
-    ["_jax", "assembly", "extras"],
+    ["_jax", "_program", "assembly", "extras"],
     ["units", "noise", "pointwise", "interrupts"],
     ["functional", "affine", "backends.base", "backends.pallas", "connectome"],
     ["recording"],
