@@ -187,6 +187,9 @@ class Ending:
             cursor = "\x1b[?25h" if os.isatty(2) else ""
             with contextlib.suppress(OSError):
                 os.write(2, f"{cursor}{self.message}\n".encode())
+        else:
+            # The other thread is about to.
+            time.sleep(_AGAIN)
         os._exit(self.status)
 
 
