@@ -1,5 +1,6 @@
 """Whole neural-mass simulations, and their whole gradients, as one kernel each."""
 
+from . import _program as _program
 from . import testing as testing
 from .adapters.brainmass import fuse as fuse
 from .backends.base import Unsupported as Unsupported

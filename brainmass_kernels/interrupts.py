@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from . import _jax
+from . import _jax, _program
 
 #: Seconds from a signal to the end of a command line that is in the midst of a call that cannot be interrupted.
 GRACE = 1.0
@@ -183,11 +183,13 @@ class Ending:
 
     def leave(self) -> None:
         """End the process without what Python and XLA do at their end, which would wait for what is under way."""
-        if not self._left.acquire(blocking=False):
-            time.sleep(GRACE)  # The other thread is about to end the process.
-        cursor = "\x1b[?25h" if os.isatty(2) else ""
-        with contextlib.suppress(OSError):
-            os.write(2, f"{cursor}{self.message}\n".encode())
+        if self._left.acquire(blocking=False):
+            cursor = "\x1b[?25h" if os.isatty(2) else ""
+            with contextlib.suppress(OSError):
+                os.write(2, f"{cursor}{self.message}\n".encode())
+        else:
+            # The other thread is about to.
+            time.sleep(_AGAIN)
         os._exit(self.status)
 
 
@@ -208,7 +210,8 @@ def ending(message: str) -> Iterator[Ending]:
     does the first where `GRACE` has passed. A signal that the process was told to ignore stays ignored.
     """
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    taken = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
+    taken = {number: signal.getsignal(number) for number in usual}
+    taken = {number: handler for number, handler in taken.items() if handler in (usual[number], _program.stop)}
     told, tell = socket.socketpair()
     tell.setblocking(False)
     end, hook = Ending(message), sys.unraisablehook
