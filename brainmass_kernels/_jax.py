@@ -56,6 +56,14 @@ def triton_call(kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, con
     )
 
 
+def meshless():
+    """A context in which what is traced knows of no mesh: a program that is kept may be used under any other.
+
+    Under a mesh, JAX writes 'reshard' and shardings into what it traces, which no kernel can hold.
+    """
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
 def gpu_races_found() -> bool:
     """Whether the GPU interpreter, asked to look, has seen a race."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]

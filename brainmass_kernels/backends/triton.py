@@ -22,7 +22,7 @@ from jax import lax
 
 from .. import _jax, noise, testing
 from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer, imported
-from ..pointwise import Literal, Program, pullback
+from ..pointwise import Literal, Program
 from .base import (
     Adjoint,
     Forward,
@@ -33,7 +33,9 @@ from .base import (
     Wanted,
     Wires,
     depths,
+    lacking,
     pieces,
+    programs_of,
     segments_in,
     within,
 )  # fmt: skip
@@ -137,7 +139,7 @@ class Triton:
                 f"what {coupling.regions:,} regions sent in {coupling.depth:,} steps, the longest delay, is more than "
                 f"32-bit integers count; implementation 'scan' runs it, or a longer dt"
             )
-        return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
+        return lacking(TRITON.lacks, *programs_of(request.loop))
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
@@ -197,13 +199,6 @@ def installed() -> bool:
 
 def _seeds(seeds) -> tuple:
     return () if seeds is None else (seeds,)
-
-
-@functools.lru_cache(maxsize=256)
-def _lacking(*programs: Program) -> str | None:
-    """Why a step or its adjoint cannot be written, or ``None``."""
-    programs += tuple(pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs)
-    return next(filter(None, map(TRITON.lacks, programs)), None)
 
 
 def spelling(loop: Loop) -> Spelling:
