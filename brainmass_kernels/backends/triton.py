@@ -23,6 +23,7 @@ from jax import lax
 from .. import _jax, noise, testing
 from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer, imported
 from ..pointwise import Literal, Program
+from . import triton_versions
 from .base import (
     Adjoint,
     Forward,
@@ -115,9 +116,9 @@ class Triton:
             )
         if testing.triton_kernels() is not None:
             return None
-        if not installed():
-            return "jax-triton is not installed: pip install 'brainmass-kernels[triton]'"
         capability = _jax.compute_capability()
+        if reason := triton_versions.unfit(capability):
+            return reason
         if capability is not None and 0 < capability < 8.0:
             return f"it needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this one has {capability}"
         return None
@@ -189,12 +190,6 @@ class Triton:
         out = _call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes])
         m = n + loop.n_state
         return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m : m + len(in_lanes)]))
-
-
-@functools.lru_cache
-def installed() -> bool:
-    """Whether jax-triton can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("jax_triton") is not None
 
 
 def _seeds(seeds) -> tuple:
@@ -662,7 +657,13 @@ def _call(source: Source, loop: Loop, layout: Layout, given, shapes) -> Sequence
         kernels.append((kernel, (plan, *given, *shapes), layout))
         return [jnp.zeros(s.shape, s.dtype) for s in shapes]
     return _jax.triton_call(
-        kernel, (plan, *given), shapes, grid=(layout.blocks,), num_warps=layout.warps, constants={"BLOCK": layout.width}
+        kernel,
+        (plan, *given),
+        shapes,
+        grid=(layout.blocks,),
+        num_warps=layout.warps,
+        constants={"BLOCK": layout.width},
+        ptx_version=None if _jax.is_amd() else triton_versions.newest_ptx(),
     )
 
 
