@@ -33,15 +33,38 @@ def is_amd() -> bool:
     return found.platform == "rocm" or "rocm" in getattr(found.client, "platform_version", "").lower()
 
 
-def triton_call(kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, constants: dict[str, Any]):
-    """Call a Triton kernel through `jax_triton`, which took other names up to 0.3 than it does since."""
+def cuda_version() -> tuple[int, int] | None:
+    """The CUDA release that JAX's plugin was built with, (13, 0); ``None`` without a plugin."""
+    from jax._src.lib import cuda_versions
+
+    if cuda_versions is None:
+        return None
+    found = cuda_versions.cuda_runtime_build_version()
+    return found // 1000, found % 1000 // 10
+
+
+def cuda_folder() -> str | None:
+    """Where JAX has found CUDA's packages, or ``None``."""
+    from jax._src.lib import cuda_path
+
+    return cuda_path
+
+
+def triton_call(
+    kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, constants: dict[str, Any], ptx_version: int | None
+):
+    """Call a Triton kernel through `jax_triton`, which took other names up to 0.3 than it does since.
+
+    Before 0.4 it cannot pass ``ptx_version`` on: Triton then writes PTX for the ptxas of its wheel.
+    """
     import inspect
 
     import jax_triton  # pyright: ignore[reportMissingImports]
 
     # Products are fused with sums where the source says so, and nowhere else: a replay must have the bits of the run.
     if "backend_options" in inspect.signature(jax_triton.triton_call).parameters:
-        options = {"out_type": list(shapes), "backend_options": {"enable_fp_fusion": False}}
+        pinned = {} if ptx_version is None else {"ptx_version": ptx_version}
+        options = {"out_type": list(shapes), "backend_options": {"enable_fp_fusion": False, **pinned}}
     else:
         options = {"out_shape": list(shapes), "enable_fp_fusion": False}
     return jax_triton.triton_call(
@@ -54,6 +77,14 @@ def triton_call(kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, con
         **options,
         **constants,
     )
+
+
+def meshless():
+    """A context in which what is traced knows of no mesh: a program that is kept may be used under any other.
+
+    Under a mesh, JAX writes 'reshard' and shardings into what it traces, which no kernel can hold.
+    """
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def gpu_races_found() -> bool:

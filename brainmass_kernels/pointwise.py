@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jax import Literal, Primitive, at_source, call_body, drop_dead, eqn_source
+from ._jax import Literal, Primitive, at_source, call_body, drop_dead, eqn_source, meshless
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
 PROBE_LANES = 5
@@ -57,9 +57,9 @@ class Program:
     """
 
     def __init__(self, fun: Callable, avals: Sequence[jax.ShapeDtypeStruct], label: str = "step"):
-        closed = jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*avals)
         self.label = label
-        self.jaxpr = _inline(closed)
+        with meshless():
+            self.jaxpr = _inline(jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*avals))
         self.in_avals = tuple(v.aval for v in self.jaxpr.jaxpr.invars)
         self.out_avals = tuple(self.jaxpr.out_avals)
 
@@ -112,7 +112,8 @@ def check_pointwise(
 
 def _traced(fun: Callable, probes, label: str):
     try:
-        return jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes)
+        with meshless():
+            return jax.make_jaxpr(lambda *args: tuple(fun(*args)))(*probes)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{label} cannot be traced with one value a lane: {error}") from error
 
@@ -249,7 +250,14 @@ class SplitPullback:
             if level[eqn.outvars[0]] == 2:
                 needed += operands
         needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
-        kept = dict.fromkeys(v for v in needed if level.get(v) == 1)
+
+        def floats(v) -> list:
+            """Only floats are kept: of a truth value or a word, the floats that it is made of."""
+            if v.aval.dtype.kind == "f" or v not in made_by:
+                return [v]
+            return [x for operand in made_by[v][0] for x in floats(operand)]
+
+        kept = dict.fromkeys(x for v in needed if level.get(v) == 1 for x in floats(v) if level.get(x) == 1)
 
         def cost(v) -> float:
             """Operations that make ``v`` from what else is kept."""
@@ -291,19 +299,33 @@ def _part(program: Program, given, wanted) -> Program:
     return Program(fun, [v.aval for v in given], program.label)
 
 
-def _differentiable_tanh(tanh: Callable) -> Callable:
-    """With the derivative 1 - tanh^2, which shares more with the step than JAX's own rule does."""
+def _differentiable(function: Callable, slope: Callable) -> Callable:
+    """A rule for a primitive whose tangent is ``slope(x, y, tangent)``, ``y`` being its value.
 
-    @jax.custom_jvp
-    def function(x):
-        return tanh(x)
+    JAX's own derivatives share less with the step, or hold what a kernel lacks.
+    """
 
-    @function.defjvp
-    def _(primals, tangents):
-        y = tanh(primals[0])
-        return y, tangents[0] * (1 - y * y)
+    def rule(x, **params):
+        @jax.custom_jvp
+        def called(x):
+            return function(x, **params)
 
-    return lambda x, **_: function(x)
+        @called.defjvp
+        def _(primals, tangents):
+            y = called(*primals)
+            return y, slope(primals[0], y, tangents[0])
+
+        return called(x)
+
+    return rule
+
+
+def _slope_of_tanh(x, y, tangent):
+    return tangent * (1 - y * y)
+
+
+def _slope_of_erf(x, y, tangent):
+    return np.asarray(2.0 / math.sqrt(math.pi), x.dtype) * (tangent * jnp.exp(-(x * x)))
 
 
 def evaluate(closed, *args, rules: dict[str, Callable] | None = None) -> tuple:
@@ -365,8 +387,10 @@ RULES: dict[str, Callable] = {
 }
 _DIFFERENTIABLE = {
     **RULES,
-    "tanh": _differentiable_tanh(jnp.tanh),
-    "tanh_absolute": _differentiable_tanh(tanh_absolute.bind),
+    "tanh": _differentiable(lambda x, **_: jnp.tanh(x), _slope_of_tanh),
+    "tanh_absolute": _differentiable(tanh_absolute.bind, _slope_of_tanh),
+    "erf": _differentiable(lax.erf, _slope_of_erf),
+    "erfc": _differentiable(lax.erfc, lambda x, y, tangent: -_slope_of_erf(x, y, tangent)),
 }
 
 

@@ -17,7 +17,7 @@ from test_numba import FUNCTIONS
 
 import brainmass_kernels as bk
 from brainmass_kernels import _jax, dispatch, noise
-from brainmass_kernels.backends import mosaic_gpu, triton
+from brainmass_kernels.backends import mosaic_gpu, triton, triton_versions
 from brainmass_kernels.backends.base import Loop, Schedule
 from brainmass_kernels.emit import TRITON, TRITON_AMD, TRITON_FAST
 from brainmass_kernels.pointwise import ELEMENTWISE, Program, pullback, tanh_absolute
@@ -228,14 +228,14 @@ def test_jax_triton_lowers_a_gradient_to_two_calls(on_gpu, monkeypatch):
 def test_it_is_chosen_on_a_gpu_that_mosaic_does_not_reach(on_gpu, monkeypatch):
     monkeypatch.setattr(_jax, "compute_capability", lambda: 8.0)
     monkeypatch.setattr(mosaic_gpu, "compute_capability", lambda: 8.0)
-    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton_versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
     plan = bk.explain(bk.JansenRit(), 1000, 0.1 * u.ms)
     assert plan.implementation == "triton"
-    monkeypatch.setattr(triton, "installed", lambda: False)
+    monkeypatch.setattr(triton_versions, "version_of", lambda name: None)
     plan = bk.explain(bk.JansenRit(), 1000, 0.1 * u.ms)
     assert plan.implementation == "scan"
     assert "brainmass-kernels[triton]" in plan.passed_over["triton"]
-    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton_versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
     monkeypatch.setattr(_jax, "compute_capability", lambda: 7.5)
     with pytest.raises(bk.Unsupported, match=r"8\.0 \(Ampere\)"):
         bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="triton")

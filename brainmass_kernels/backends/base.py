@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from ..pointwise import Program
+from ..pointwise import Program, pullback
 
 
 class Unsupported(NotImplementedError):
@@ -263,6 +264,35 @@ class Request(NamedTuple):
     lanes: int
     dtype: Any
     platform: str
+
+
+def programs_of(loop: Loop) -> tuple[Program, ...]:
+    """All that a kernel of this loop evaluates on its way forth, and on its way back but for the pullbacks."""
+    maybe = (loop.retreat, loop.coupling.send if loop.coupling else None)
+    return (loop.advance, loop.observe, *(program for program in maybe if program))
+
+
+@functools.lru_cache(maxsize=256)
+def lacking(lacks: Callable[[Program], str | None], *programs: Program) -> str | None:
+    """Why a backend cannot run these programs or their pullbacks, or ``None``.
+
+    A run whose gradient could not be taken is refused as a whole, before it is launched.
+
+    Parameters
+    ----------
+    lacks : of one program, the reason or ``None``
+    """
+    for program in programs:
+        if reason := lacks(program):
+            return reason
+    for program in programs:
+        try:
+            back = pullback(program, [a.dtype.kind == "f" for a in program.in_avals])
+        except NotImplementedError as error:
+            return f"the {program.label} has no gradient: {error}"
+        if reason := lacks(back):
+            return f"in its gradient, {reason}"
+    return None
 
 
 class Backend(Protocol):

@@ -20,8 +20,22 @@ from jax.experimental import pallas as pl
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
 from ..noise import normals
 from ..pointwise import RULES, Program
-from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, depths, pieces, segments_in, within
-from .pallas import added, apply, even_share, fill, grouped, merged, parted
+from .base import (
+    Adjoint,
+    Forward,
+    Loop,
+    Piece,
+    Pullbacks,
+    Request,
+    Wanted,
+    depths,
+    lacking,
+    pieces,
+    programs_of,
+    segments_in,
+    within,
+)  # fmt: skip
+from .pallas import added, apply, even_share, fill, grouped, lacks, merged, parted
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
@@ -279,6 +293,10 @@ def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Cal
     return state
 
 
+def _lacks(program: Program) -> str | None:
+    return lacks(program, SUPPORTED, "GPUs")
+
+
 # The kernels --------------------------------------------------------------------------------------------------------
 
 
@@ -311,13 +329,7 @@ class MosaicGPU:
             return NO_MOSAIC_GPU
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
-        for program in (request.loop.advance, request.loop.observe):
-            if any(jnp.ndim(c) for c in program.jaxpr.consts):
-                return f"the {program.label} holds a constant array; give it as a parameter of the model"
-            for eqn in program.jaxpr.jaxpr.eqns:
-                if eqn.primitive.name not in SUPPORTED:
-                    return f"Mosaic has no '{eqn.primitive.name}' on GPUs"
-        return None
+        return lacking(_lacks, *programs_of(request.loop))
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""

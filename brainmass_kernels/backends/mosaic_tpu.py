@@ -19,14 +19,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..noise import normals
-from ..pointwise import ELEMENTWISE, RULES, SplitPullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires
+from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires, lacking, programs_of
 from .pallas import (
     added,
     apply,
     even_share,
     fill,
     grouped,
+    lacks,
     merged,
     operations,
     parted,
@@ -54,6 +55,11 @@ _TEMPORARIES = 24
 LACKING = frozenset(
     ["acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "cosh", "erfc", "expm1", "reduce_precision", "sinh"]
 )
+_SUPPORTED = (ELEMENTWISE - LACKING) | RULES.keys()
+
+
+def _lacks(program: Program) -> str | None:
+    return lacks(program, _SUPPORTED, "TPUs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,12 +510,8 @@ class MosaicTPU:
         loop = request.loop
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
-        for program in (loop.advance, loop.observe, *([loop.coupling.send] if loop.coupling else [])):
-            if any(jnp.ndim(c) for c in program.jaxpr.consts):
-                return f"the {program.label} holds a constant array; give it as a parameter of the model"
-            for eqn in program.jaxpr.jaxpr.eqns:
-                if eqn.primitive.name in LACKING - RULES.keys() or eqn.primitive.name not in ELEMENTWISE | RULES.keys():
-                    return f"Mosaic has no '{eqn.primitive.name}' on TPUs"
+        if reason := lacking(_lacks, *programs_of(loop)):
+            return reason
         if loop.coupling:
             return _network().unsupported(loop)
         need = 4 * 8 * LANES * 2 * (2 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)

@@ -22,8 +22,8 @@ import numpy as np
 
 from .. import kernel_cache, noise
 from ..emit import NUMBA, NUMBA_FAST, Writer, words
-from ..pointwise import Program, SplitPullback, pullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted, Wires
+from ..pointwise import Program, SplitPullback
+from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted, Wires, lacking, programs_of
 
 # Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
 BLOCK = 64
@@ -65,8 +65,7 @@ class Numba:
     def unsupported(self, request: Request) -> str | None:
         if np.dtype(request.dtype).name not in _SHORT:
             return f"it takes float32 and float64, not {np.dtype(request.dtype)}"
-        coupling = request.loop.coupling
-        return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
+        return lacking(NUMBA.lacks, *programs_of(request.loop))
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
@@ -122,13 +121,6 @@ class Numba:
 def installed() -> bool:
     """Whether numba can be imported; it is not imported to find out."""
     return importlib.util.find_spec("numba") is not None
-
-
-@functools.lru_cache(maxsize=256)
-def _lacking(*programs: Program) -> str | None:
-    """Why a step or its adjoint cannot be written, or ``None``."""
-    programs += tuple(pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs)
-    return next(filter(None, map(NUMBA.lacks, programs)), None)
 
 
 class Shape(NamedTuple):

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Collection
 
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from ..pointwise import TRANSCENDENTAL, Program, evaluate
+from .._jax import eqn_source
+from ..pointwise import RULES, TRANSCENDENTAL, Program, evaluate
+
+
+def lacks(program: Program, supported: Collection[str], where: str) -> str | None:
+    """Why Mosaic cannot hold a program, or ``None``.
+
+    Parameters
+    ----------
+    supported : names of the primitives that it has
+    where : the kind of device, for the message
+    """
+    if any(jnp.ndim(c) for c in program.jaxpr.consts):
+        return f"the {program.label} holds a constant array; give it as a parameter of the model"
+    for eqn in program.jaxpr.jaxpr.eqns:
+        name = eqn.primitive.name
+        if name not in supported:
+            return f"Mosaic has no '{name}' on {where} ({eqn_source(eqn)})"
+        if eqn.params.get("accuracy") is not None and name not in RULES:
+            return f"Mosaic has no '{name}' of a given accuracy on {where} ({eqn_source(eqn)})"
+    return None
 
 
 def parted(values, flags) -> tuple[list, list]:

@@ -22,7 +22,8 @@ from jax import lax
 
 from .. import _jax, kernel_cache, noise, testing
 from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer
-from ..pointwise import Literal, Program, pullback
+from ..pointwise import Literal, Program
+from . import triton_versions
 from .base import (
     Adjoint,
     Forward,
@@ -33,7 +34,9 @@ from .base import (
     Wanted,
     Wires,
     depths,
+    lacking,
     pieces,
+    programs_of,
     segments_in,
     within,
 )  # fmt: skip
@@ -114,9 +117,9 @@ class Triton:
             )
         if testing.triton_kernels() is not None:
             return None
-        if not installed():
-            return "jax-triton is not installed: pip install 'brainmass-kernels[triton]'"
         capability = _jax.compute_capability()
+        if reason := triton_versions.unfit(capability):
+            return reason
         if capability is not None and 0 < capability < 8.0:
             return f"it needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, and this one has {capability}"
         return None
@@ -138,7 +141,7 @@ class Triton:
                 f"what {coupling.regions:,} regions sent in {coupling.depth:,} steps, the longest delay, is more than "
                 f"32-bit integers count; implementation 'scan' runs it, or a longer dt"
             )
-        return _lacking(request.loop.advance, request.loop.observe, *([coupling.send] if coupling else []))
+        return lacking(TRITON.lacks, *programs_of(request.loop))
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
@@ -190,21 +193,8 @@ class Triton:
         return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m : m + len(in_lanes)]))
 
 
-@functools.lru_cache
-def installed() -> bool:
-    """Whether jax-triton can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("jax_triton") is not None
-
-
 def _seeds(seeds) -> tuple:
     return () if seeds is None else (seeds,)
-
-
-@functools.lru_cache(maxsize=256)
-def _lacking(*programs: Program) -> str | None:
-    """Why a step or its adjoint cannot be written, or ``None``."""
-    programs += tuple(pullback(p, [a.dtype.kind == "f" for a in p.in_avals]) for p in programs)
-    return next(filter(None, map(TRITON.lacks, programs)), None)
 
 
 def spelling(loop: Loop) -> Spelling:
@@ -668,7 +658,13 @@ def _call(source: Source, loop: Loop, layout: Layout, given, shapes) -> Sequence
         kernels.append((kernel, (plan, *given, *shapes), layout))
         return [jnp.zeros(s.shape, s.dtype) for s in shapes]
     return _jax.triton_call(
-        kernel, (plan, *given), shapes, grid=(layout.blocks,), num_warps=layout.warps, constants={"BLOCK": layout.width}
+        kernel,
+        (plan, *given),
+        shapes,
+        grid=(layout.blocks,),
+        num_warps=layout.warps,
+        constants={"BLOCK": layout.width},
+        ptx_version=None if _jax.is_amd() else triton_versions.newest_ptx(),
     )
 
 
