@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(
 MODELS = {entry.name: entry.model for entry in bk.list_models()}
 JANSEN_RIT = [s for s, scheme in SCHEMES.items() if not scheme.needs or getattr(bk.JansenRit, scheme.needs, ())]
 STATISTICS = {
-    "mean": (bk.Mean(), bk.Variance()), "extremes": (bk.Minimum(), bk.Maximum()), "spectrum": bk.Spectrum(np.arange(2.0, 40.0, 4.0) * u.Hz),
-    "average": bk.Average(10 * u.ms), "crossings": bk.Crossings(1.0 * u.mV),
+    "mean": (bk.Mean(), bk.Variance()), "extremes": (bk.Minimum(), bk.Maximum()), "average": bk.Average(10 * u.ms),
+    "spectrum": bk.Spectrum(np.arange(2.0, 40.0, 4.0) * u.Hz), "crossings": bk.Crossings(1.0 * u.mV),
 }  # fmt: skip
 
 
