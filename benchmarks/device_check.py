@@ -17,6 +17,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -55,26 +56,44 @@ def numeric_suite(seconds: float) -> dict:
     return {"status": status, "summary": output.splitlines()[-1:] if output else [], "tail": output[-4000:]}
 
 
+class Known(NamedTuple):
+    """A device as JAX names it, and where the ledger has it.
+
+    Attributes
+    ----------
+    mosaic, triton : the ledger's chip for `mosaic_gpu` and for `triton`
+    speed : multiprocessors times boost clock, relative to the card that the ledger counts for
+    """
+
+    mosaic: str | None
+    triton: str | None
+    speed: float = 1.0
+
+
+# The H100 is the H200 with other memory: on the SXM board the same multiprocessors at the same clock.
+_H200 = 132 * 1.98
 CHIPS = {
-    ("mosaic_gpu", "NVIDIA H200"): "h200", ("mosaic_gpu", "NVIDIA B200"): "b200", ("triton", "NVIDIA H200"): "sm_90",
-    ("triton", "NVIDIA A100-SXM4-80GB"): "sm_80", ("triton", "NVIDIA L40S"): "sm_89",
+    "NVIDIA H100 80GB HBM3": Known("h200", "sm_90"), "NVIDIA H100 NVL": Known("h200", "sm_90", 132 * 1.785 / _H200),
+    "NVIDIA H100 PCIe": Known("h200", "sm_90", 114 * 1.755 / _H200), "NVIDIA H200": Known("h200", "sm_90"),
+    "NVIDIA B200": Known("b200", None), "NVIDIA A100-SXM4-40GB": Known(None, "sm_80"),
+    "NVIDIA A100-SXM4-80GB": Known(None, "sm_80"), "NVIDIA L40S": Known(None, "sm_89"),
 }  # fmt: skip
 
 
 def ceiling(case: bench.Case, implementation: str, device: str) -> float | None:
     """Mass-steps a second that the ledger's instruction counts allow, where it has them."""
-    chip = CHIPS.get((implementation, device))
+    known = CHIPS.get(device, Known(None, None))
+    chip = {"mosaic_gpu": known.mosaic, "triton": known.triton}.get(implementation)
     wanted = {
         "chip": chip, "kernel": "forward", "scheme": case.scheme, "precision": case.precision,
         "arguments": "noise" if case.noisy else "plain",
     }  # fmt: skip
     rows = [r for r in json.loads(LEDGER.read_text())["rows"] if "ceiling" in r]
-    forward = [r["ceiling"] for r in rows if wanted.items() <= r.items()]
+    forward = [known.speed * r["ceiling"] for r in rows if wanted.items() <= r.items()]
     if not case.gradient or not forward:
         return max(forward, default=None)
-    back = [
-        r["ceiling"] for r in rows for way in ("gradient", "retreat") if {**wanted, "kernel": way}.items() <= r.items()
-    ]
+    ways = [{**wanted, "kernel": way} for way in ("gradient", "retreat")]
+    back = [known.speed * r["ceiling"] for r in rows for way in ways if way.items() <= r.items()]
     return 1 / (1 / max(forward) + 1 / max(back)) if back else None
 
 

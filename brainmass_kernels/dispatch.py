@@ -62,6 +62,8 @@ class Plan:
     checkpoint_every : steps between checkpoints of a gradient
     operations : arithmetic operations a step and lane, after hoisting
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
+    bytes_copied : held besides by the kernel's own records, where those that are returned are a copy
+    lane_block : of a multiple of so many lanes there is no such copy; 0 where no number of lanes avoids it
     retreat : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
         or "" where it reruns each segment
     block : records that statistics are made of at a time, 0 without any
@@ -80,6 +82,8 @@ class Plan:
     bytes_gradient: int
     retreat: str = ""
     block: int = 0
+    bytes_copied: int = 0
+    lane_block: int = 0
 
     def __str__(self) -> str:
         rows = {
@@ -87,13 +91,25 @@ class Plan:
             "work": f"{self.lanes:,} lanes x {self.steps:,} steps, {self.operations} operations a step and lane",
             "hoisted": f"{self.coefficients} coefficients, computed once before the loop",
             "records": f"{self.records:,} a lane, {_size(self.bytes_recorded)}"
-            + (f", reduced {min(self.block, self.records):,} at a time" if self.block else ""),
+            + (f", reduced {min(self.block, self.records):,} at a time" if self.block else "")
+            + self._copy(),
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
             + _WALKED.get(self.retreat, ""),
         }
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+    def _copy(self) -> str:
+        """What of the records is copied, and which numbers of lanes would avoid it."""
+        if not self.bytes_copied:
+            return ""
+        text = f", and {_size(self.bytes_copied)} while they are copied"
+        if not self.lane_block:
+            return text
+        below = self.lanes // self.lane_block * self.lane_block
+        fitting = [f"{n:,}" for n in (below, below + self.lane_block) if n]
+        return f"{text}: not with a multiple of {self.lane_block} lanes, such as {' or '.join(fitting)}"
 
 
 def _size(count: float) -> str:

@@ -32,6 +32,12 @@ def recorded(run: Run) -> int:
     return held * _lane_bytes(run) + shared * run.spec.dtype.itemsize
 
 
+def copied(run: Run) -> int:
+    """Bytes that a kernel's own records take while they are copied to those that are returned."""
+    count = run.schedule.count if run.sampling is None else min(run.schedule.count, run.sampling.block)
+    return count * len(run.spec.record) * run.copied.lanes * run.spec.dtype.itemsize
+
+
 def gradient(run: Run) -> int:
     """Bytes that a gradient holds beyond the records: checkpoints, and one replayed segment."""
     steps = run.schedule.steps
@@ -74,11 +80,17 @@ def available() -> int | None:
 
 def check(run: Run) -> None:
     """Raise MemoryError where the records cannot fit, naming the argument that would cut them."""
-    needed, limit = recorded(run), available()
+    needed, limit = recorded(run) + copied(run), available()
     if limit is not None and needed > limit:
         fitting = math.ceil(run.schedule.every * needed / limit)
         raise MemoryError(
             f"recording {', '.join(run.spec.record)} needs {needed:,} bytes ({run.schedule.count:,} records of "
             f"{math.prod(run.batch):,} lanes), and this device has {limit:,}: every={fitting} or more would fit, "
-            f"or a longer transient, fewer observables, or a smaller batch"
+            f"or a longer transient, fewer observables, or a smaller batch{_without_a_copy(run)}"
         )
+
+
+def _without_a_copy(run: Run) -> str:
+    if not copied(run) or not run.copied.block:
+        return ""
+    return f"; {copied(run):,} bytes are a copy, which a multiple of {run.copied.block} lanes needs not"

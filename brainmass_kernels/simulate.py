@@ -16,7 +16,7 @@ from jax import lax
 
 from . import derivatives, dispatch, memory, noise, recording, testing, units
 from ._jax import is_traced
-from .backends.base import Backend, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
+from .backends.base import Backend, Copied, Coupling, Loop, Pullbacks, Request, Schedule, Wanted, Wires, pieces
 from .backends.scan import Scan
 from .equations import Key, key_of
 from .interrupts import heard
@@ -57,6 +57,7 @@ class Run(NamedTuple):
     depth: int = 0  # steps of a network's longest delay
     delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
     statistics: Key | None = None  # of the code of the statistics among the entries
+    copied: Copied = Copied()  # what the kernel's records are copied from
     retreat: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
 
 
@@ -298,6 +299,8 @@ def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
         coefficients=len(step.setup.out_avals),
         bytes_recorded=memory.recorded(run),
         bytes_gradient=memory.gradient(run),
+        bytes_copied=memory.copied(run),
+        lane_block=run.copied.block,
         retreat=run.retreat,
         block=run.sampling.block if run.sampling else 0,
     )
@@ -374,7 +377,7 @@ def _prepare(
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
-    run = run._replace(implementation=name)
+    run = run._replace(implementation=name, copied=dispatch.load(name).copied(_request(run)))
     if wires and name == "scan":
         # This loop has no adjoint of its own for networks; a checkpoint has the history, a step all that arrives.
         kept, each = len(state) + run.depth, len(state) + batch[-1]

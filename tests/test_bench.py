@@ -105,6 +105,22 @@ def test_the_ceiling_is_the_ledgers():
     assert device_check.ceiling(bench.Case(1, 10), "triton", "an unknown device") is None
 
 
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "triton"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_an_h100_is_an_h200_with_other_memory(implementation, gradient):
+    case = bench.Case(1, 10, gradient=gradient, precision="fast")
+    sxm, pcie, h200 = (
+        device_check.ceiling(case, implementation, f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H100 PCIe", "H200")
+    )
+    assert sxm == h200
+    assert pcie == pytest.approx(0.7655 * sxm, rel=1e-3)
+
+
+def test_every_chip_that_is_checked_is_in_the_ledger():
+    chips = {r["chip"] for r in json.loads(device_check.LEDGER.read_text())["rows"]}
+    assert {chip for known in device_check.CHIPS.values() for chip in known[:2] if chip} <= chips
+
+
 @pytest.mark.slow
 def test_device_check_writes_what_it_measured(tmp_path, capsys, monkeypatch):
     cases = [bench.Case(4, 100), bench.Case(4, 100, scheme="no such scheme")]

@@ -1,5 +1,7 @@
 """The suites compiled for the accelerator that is here; ``python -m benchmarks.device_check`` runs them first."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,16 @@ def on_device(name: str):
 TestTPUKernels, TestTPU = on_device("mosaic_tpu")
 TestGPUKernels, TestGPU = on_device("mosaic_gpu")
 TestTritonKernels, TestTriton = on_device("triton")
+
+
+@pytest.mark.parametrize("suite", [TestTPUKernels, TestGPUKernels, TestTritonKernels])
+def test_every_suite_can_shorten_its_kernels(suite, monkeypatch):
+    """Wherever the suites themselves are skipped."""
+    module = importlib.import_module(type(suite.backend).__module__)
+    before = {name: x for name, x in vars(module).items() if name.isupper()}
+    suite().shorten(monkeypatch, 2)
+    (changed,) = [name for name, x in before.items() if getattr(module, name) is not x]
+    assert 0 < getattr(module, changed) < before[changed]
 
 
 @pytest.mark.parametrize("kind", ["none", "different"])

@@ -69,3 +69,16 @@ def test_a_program_knows_of_no_mesh(mesh):
     assert str(found.jaxpr) == str(want.jaxpr)
     assert str(back.jaxpr) == str(pullback(want, [True]).jaxpr)
     assert not any(eqn.primitive.name == "reshard" for eqn in back.jaxpr.jaxpr.eqns)
+
+
+def test_a_model_of_brainmass_is_read_under_no_mesh():
+    brainmass, brainstate = pytest.importorskip("brainmass"), pytest.importorskip("brainstate")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with brainstate.environ.context(dt=0.1 * u.ms):
+            model = brainmass.WongWangStep(2)
+            brainstate.nn.init_all_states(model)
+        mesh = jax.make_mesh((2,), ("lanes",), axis_types=(AxisType.Explicit,))
+        with jax.set_mesh(mesh):
+            fused = bk.fuse(model, 0.1 * u.ms, implementation="scan")
+            assert not fused.fallback
+            fused.run(1.0 * u.ms, inputs=lambda i, t: (0.3,))

@@ -24,10 +24,6 @@ class TestKernels(KernelSuite):
         yield
         assert not gpu_races_found()
 
-    @staticmethod
-    def shorten(monkeypatch, steps):
-        monkeypatch.setattr(mosaic_gpu, "SHARED", (steps + 1) * 4 * 3 * mosaic_gpu.THREADS)
-
 
 class TestMosaicGPU(BackendSuite):
     implementation = "mosaic_gpu"

@@ -26,10 +26,6 @@ class TestKernels(KernelSuite):
     backend = BACKEND
     interpret = "plain"
 
-    @staticmethod
-    def shorten(monkeypatch, steps):
-        monkeypatch.setattr(mosaic_tpu, "LONGEST", steps)
-
 
 # Time ---------------------------------------------------------------------------------------------------------------
 

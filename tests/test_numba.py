@@ -31,11 +31,6 @@ FLOAT = jax.ShapeDtypeStruct((), "float32")
 class TestKernels(KernelSuite):
     backend = backend.Numba()
 
-    @staticmethod
-    def shorten(monkeypatch, steps):
-        """Hold few steps of a segment at a time: the block becomes as narrow as it may."""
-        monkeypatch.setattr(backend, "REPLAY", steps)
-
 
 class TestNumba(BackendSuite):
     implementation = "numba"

@@ -35,10 +35,6 @@ class TestKernels(KernelSuite):
     backend = triton.Triton()
     interpret = "plain"
 
-    @staticmethod
-    def shorten(monkeypatch, steps):
-        monkeypatch.setattr(triton, "KEPT", 2 * steps)
-
 
 @needs_interpreter
 class TestTriton(BackendSuite):

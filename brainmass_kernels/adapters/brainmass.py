@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._jax import meshless
 from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
 from ..simulate import explain, simulate
@@ -372,7 +373,8 @@ class _Traced:
 def _traced(step: Callable, given):
     import brainstate
 
-    return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(*given)
+    with meshless():
+        return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(*given)
 
 
 def _opaque(x):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._jax import Literal, at_source, call_body, drop_dead, eqn_source
+from .._jax import Literal, at_source, call_body, drop_dead, eqn_source, meshless
 from ..backends.base import Unsupported
 from ..models.base import Model, model
 from ..pointwise import CALLS, ELEMENTWISE, RULES, Program, evaluate_equation
@@ -707,7 +707,8 @@ def _flattened(closed, outs: Sequence[int]):
         return [found[k] for k in outs]
 
     avals = [v.aval for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)] + [d.aval for d in draws]
-    made = jax.make_jaxpr(fun)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
+    with meshless():
+        made = jax.make_jaxpr(fun)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
     return drop_dead(made), draws
 
 

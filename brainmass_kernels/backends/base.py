@@ -295,6 +295,19 @@ def lacking(lacks: Callable[[Program], str | None], *programs: Program) -> str |
     return None
 
 
+class Copied(NamedTuple):
+    """What a kernel writes before it becomes the arrays that a run returns, where these are other memory.
+
+    Attributes
+    ----------
+    lanes : of the kernel's own arrays; 0 where it writes straight to those that are returned
+    block : of a multiple of so many lanes there is no copy; 0 where no number of lanes avoids it
+    """
+
+    lanes: int = 0
+    block: int = 0
+
+
 class Backend(Protocol):
     """A loop around the step, forward and adjoint.
 
@@ -315,6 +328,10 @@ class Backend(Protocol):
 
     def unsupported(self, request: Request) -> str | None:
         """Why the request cannot run, wherever it is, or ``None`` if it can."""
+        ...
+
+    def copied(self, request: Request) -> Copied:
+        """What is copied of the records."""
         ...
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:

@@ -22,6 +22,7 @@ from ..noise import normals
 from ..pointwise import RULES, Program
 from .base import (
     Adjoint,
+    Copied,
     Forward,
     Loop,
     Piece,
@@ -330,6 +331,12 @@ class MosaicGPU:
         if jnp.dtype(request.dtype) != jnp.float32:
             return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
         return lacking(_lacks, *programs_of(request.loop))
+
+    def copied(self, request: Request) -> Copied:
+        """Whole programs, cut to the lanes of the run."""
+        layout = Layout.choose(request.lanes, most=4)
+        whole = layout.blocks * layout.width
+        return Copied(whole if whole > request.lanes else 0, layout.width)
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""

@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ..noise import normals
 from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires, lacking, programs_of
+from .base import Adjoint, Copied, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires, lacking, programs_of
 from .pallas import (
     added,
     apply,
@@ -518,6 +518,14 @@ class MosaicTPU:
         if need > BUDGET:
             return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
         return None
+
+    def copied(self, request: Request) -> Copied:
+        """Blocks of (rows, 128) lanes, whose layout is another than that of a row of lanes."""
+        coupling = request.loop.coupling
+        if coupling:
+            networks = request.lanes // coupling.regions
+            return Copied(-(-networks // LANES) * LANES * -(-coupling.regions // 8) * 8)
+        return Copied(-(-request.lanes // (8 * LANES)) * 8 * LANES)
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None

@@ -23,7 +23,7 @@ import numpy as np
 from .. import kernel_cache, noise
 from ..emit import NUMBA, NUMBA_FAST, Writer, words
 from ..pointwise import Program, SplitPullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Request, Wanted, Wires, lacking, programs_of
+from .base import Adjoint, Copied, Forward, Loop, Pullbacks, Request, Wanted, Wires, lacking, programs_of
 
 # Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
 BLOCK = 64
@@ -66,6 +66,10 @@ class Numba:
         if np.dtype(request.dtype).name not in _SHORT:
             return f"it takes float32 and float64, not {np.dtype(request.dtype)}"
         return lacking(NUMBA.lacks, *programs_of(request.loop))
+
+    def copied(self, request: Request) -> Copied:
+        """Nothing: it writes straight to what is returned."""
+        return Copied()
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from .. import noise
-from .base import Adjoint, Forward, Loop, Piece, Pullbacks, Request, Wanted, Wires, pieces
+from .base import Adjoint, Copied, Forward, Loop, Piece, Pullbacks, Request, Wanted, Wires, pieces
 
 
 class Scan:
@@ -27,6 +27,10 @@ class Scan:
 
     def unsupported(self, request: Request) -> str | None:
         return None
+
+    def copied(self, request: Request) -> Copied:
+        """Nothing: it writes straight to what is returned."""
+        return Copied()
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         records: list = []

@@ -26,6 +26,7 @@ from ..pointwise import Literal, Program
 from . import triton_versions
 from .base import (
     Adjoint,
+    Copied,
     Forward,
     Loop,
     Piece,
@@ -142,6 +143,10 @@ class Triton:
                 f"32-bit integers count; implementation 'scan' runs it, or a longer dt"
             )
         return lacking(TRITON.lacks, *programs_of(request.loop))
+
+    def copied(self, request: Request) -> Copied:
+        """Nothing: it writes straight to what is returned."""
+        return Copied()
 
     def forward(
         self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
