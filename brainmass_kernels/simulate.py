@@ -146,6 +146,9 @@ class Result:
     def ok(self):
         """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
         self._look()
+        return self._finite()
+
+    def _finite(self):
         finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
         return functools.reduce(jnp.logical_and, finite)
 
@@ -500,7 +503,7 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
             f"{model.time_unit}: rounding leaves nothing of another step"
         )
     limit = SCHEMES[scheme].limit
-    rates = {n: rate for n, rate in _rates(type(model), parameters).items() if not is_traced(rate) and np.size(rate)}
+    rates = {n: x for n, x in _rates(type(model), _known(parameters)).items() if np.size(x)}
     for name, rate in rates.items():
         fastest = float(np.max(rate)) * dt
         if limit is not None and fastest >= limit:
@@ -511,7 +514,7 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
             )
     times = {n: 1.0 / float(np.max(rate)) for n, rate in rates.items() if np.max(rate) > 0.0}
     if not getattr(model, "blocks", ()):
-        times = _times(model, parameters)
+        times = _times(model, _known(parameters))
     name = min(times, key=lambda n: times[n], default="")
     if not name or not dt > times[name] * (1.0 + 1e-6):
         return
@@ -523,19 +526,24 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
     warn(f"{said}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
 
 
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that are known before tracing, as NumPy's: under jit, JAX would trace what is made of its own."""
+    return {n: np.asarray(x) for n, x in values.items() if not is_traced(x)}
+
+
 def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
     """The rate of each second-order block as the equations take it, by its parameter."""
     names = list(dict.fromkeys(b.a for b in getattr(model, "blocks", ())))
     unit_of = model.parameter_units() if names else {}
-    return {n: units.scaled(values[n], model.time_factor(n, unit_of[n])) for n in names}
+    return {n: units.scaled(values[n], model.time_factor(n, unit_of[n])) for n in names if n in values}
 
 
 def _times(model: Model, parameters) -> dict[str, float]:
     """The shortest of each parameter that is a time, in the model's unit of time."""
     found = {}
     for name, unit in model.parameter_units().items():
-        x = parameters[name]
-        if unit.dim == u.second.dim and not is_traced(x) and np.size(x) and np.min(x) > 0.0:
+        x = parameters.get(name, ())
+        if unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
             found[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
     return found
 

@@ -325,7 +325,7 @@ def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -
     inside = int((places < grid.points).sum())
     if _OK in {*found.records, *grid.axes}:
         raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
-    records = {n: _on_host(x, (..., slice(inside))) for n, x in {**found.records, _OK: found.ok}.items()}
+    records = {n: _on_host(x, (..., slice(inside))) for n, x in {**found.records, _OK: found._finite()}.items()}
     return _Chunk(records, {n: _on_host(x) for n, x in found.axes.items()})
 
 

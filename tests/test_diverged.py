@@ -11,6 +11,9 @@ import pytest
 import brainmass_kernels as bk
 from brainmass_kernels import recording
 
+# That a mass diverges is meant here, and warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*did not stay finite:RuntimeWarning")
+
 DT, STEPS = 10 * u.ms, 600
 WAVE = np.sin(2 * np.pi * 2.0 * 0.01 * np.arange(STEPS)).astype(np.float32)
 STATISTICS = {

@@ -271,7 +271,7 @@ def test_the_oldest_programs_are_forgotten():
 
 # Fits ----------------------------------------------------------------------------------------------------------------
 
-SIMPLE = {"free": {"be": (40.0, 80.0)}, "duration": 20, "dt": 1 * u.ms, "every": 5, "transient": None}
+SIMPLE = {"free": {"be": (60.0, 140.0)}, "duration": 20, "dt": 1 * u.ms, "every": 5, "transient": None}
 
 
 class _Begun(Exception):
@@ -304,7 +304,7 @@ def test_every_argument_of_a_fit_gives_another_program(monkeypatch):
     changes = {
         "another record": {"record": {"x": "M"}},
         "a function that does something else": {"target": lambda r: 2.0 * distance(r)},
-        "bounds": {"free": {"be": (40.0, 90.0)}},
+        "bounds": {"free": {"be": (60.0, 150.0)}},
         "another free name": {"free": {"Ae": (2.0, 5.0)}},
         "a fixed field": {"model": bk.JansenRit(Ae=3.3 * u.mV)},
         "an input": {"inputs": {"E_inp": 150 * u.Hz}},
@@ -321,7 +321,7 @@ def test_every_argument_of_a_fit_gives_another_program(monkeypatch):
     found = {name: problem(monkeypatch, **change).identity for name, change in changes.items()}
     assert first.identity not in found.values()
     assert len(set(found.values())) == len(changes)
-    same = [{}, {"key": key}, {"starts": {"be": np.array([50.0, 60.0])}}, {"model": bk.JansenRit(be=60 * u.Hz)}]
+    same = [{}, {"key": key}, {"starts": {"be": np.array([70.0, 80.0])}}, {"model": bk.JansenRit(be=70 * u.Hz)}]
     assert {problem(monkeypatch, **change).identity for change in same} == {first.identity}
 
 

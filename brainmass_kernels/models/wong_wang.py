@@ -74,9 +74,12 @@ def _transfer(x, d):
     z = d * x
     # By its series as far as the quotient cancels: at 0.001 its slope would have lost a tenth in float32.
     small = jnp.abs(z) < 0.1
+    near = jnp.where(small, z, 0.0)
     # In float32 exp(-z) overflows below -88, and its square, which the derivative divides by, below -44.
     away = jnp.where(small, 1.0, jnp.where(z < -40.0, -40.0, z))
-    return jnp.where(small, 1.0 + z * (0.5 + z * (1.0 / 12 - z * z / 720)), away / (1.0 - jnp.exp(-away))) / d
+    return (
+        jnp.where(small, 1.0 + near * (0.5 + near * (1.0 / 12 - near * near / 720)), away / (1.0 - jnp.exp(-away))) / d
+    )
 
 
 @model
