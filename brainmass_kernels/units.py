@@ -62,7 +62,7 @@ def _power_of_time(unit) -> float | None:
 
 def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
     """The parts of a product of units that are times, and how often each is a time."""
-    parts = getattr(unit, "_display_parts", None)
+    parts = _parts(unit)
     if parts is None:
         # One named unit, or the reciprocal of one: no time of its own. Else brainunit prints SI base units.
         plain = unit if _has_name(unit) else unit**-1
@@ -72,9 +72,24 @@ def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
             f"'{name}' is in {name_of(unit)}, from which the time cannot be read that is to be converted to the "
             f"model's time_unit, {name_of(time_unit)}: write it as a product of named units, such as u.mV / u.ms"
         )
-    found = [(getattr(u, long, None), exponent) for long, _, exponent in parts]
-    powers = [(part**exponent, _power_of_time(part) or 0.0, exponent) for part, exponent in found if part is not None]
+    powers = [(part**exponent, _power_of_time(part) or 0.0, exponent) for part, exponent in parts]
     return [(part, power * exponent) for part, power, exponent in powers if power]
+
+
+def _parts(unit) -> list[tuple[Any, float]] | None:
+    """The named units of which a unit was made as a product, and their powers; ``None`` where it tells none."""
+    if hasattr(unit, "_display_parts"):  # brainunit before 0.6, which prints some products by one name
+        parts = unit._display_parts
+        return parts if parts is None else [(getattr(u, long), float(power)) for long, _, power in parts]
+    above, _, below = str(unit).partition(" / ")
+    found = [(m, sign) for text, sign in ((above, 1.0), (below, -1.0)) for m in _FACTOR.finditer(text)]
+    if _has_name(unit) or "kg" in {m[1] for m, _ in found}:  # SI base units: the names were lost
+        return None
+    return [(parsed(m[1]), sign * float(m[2] or 1.0)) for m, sign in found]
+
+
+#: A symbol and its power, as brainunit prints them: mV, s^-2, s^0.5.
+_FACTOR = re.compile(r"([^\W\d_]+)(?:\^(-?[\d.]+))?")
 
 
 def _has_name(unit) -> bool:
