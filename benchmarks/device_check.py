@@ -302,8 +302,8 @@ def main(argv: list[str] | None = None) -> int:
         accelerator = about["platform"] != "cpu" or options.dry
         if not accelerator:
             print("no accelerator here: what runs on the CPU is checked and timed", flush=True)
-        able = [options.implementation] if options.implementation else machine["check"]
-        stages = planned(able, machine["networks"], options.quick, accelerator)
+        able = [options.implementation] if options.implementation else machine["able"]
+        stages = planned(able, machine["connected"], options.quick, accelerator)
         correct, alone = wanted(stages, options.only)
         with ThreadPoolExecutor(max(1, len(correct))) as pool:
             list(pool.map(check.run, correct))

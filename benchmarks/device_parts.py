@@ -94,7 +94,7 @@ def machine(part: Part) -> None:
     on_device = [name for name in runs if name in ACCELERATORS]
     connected = [name for name in runs if dispatch.load(name).networks]
     about |= {"implementations": able, "driver": asked("nvidia-smi", *ASKED_OF_THE_DRIVER, "--format=csv,noheader")}
-    part.note(about=about, check=on_device or runs[:1], networks=connected)
+    part.note(about=about, able=on_device or runs[:1], connected=connected)
 
 
 def asked(*command: str) -> str | None:
