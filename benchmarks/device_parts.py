@@ -8,6 +8,7 @@ item that fails is reported and the next is tried; a CUDA error stays in a proce
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,18 @@ def machine(part: Part) -> None:
     runs = [name for name, why in able.items() if why == "runs here"]
     on_device = [name for name in runs if name in ACCELERATORS]
     connected = [name for name in runs if dispatch.load(name).networks]
+    about["versions"] |= installed("triton", "jax-cuda13-plugin", "libtpu", "brainunit")
     about |= {"implementations": able, "driver": asked("nvidia-smi", *ASKED_OF_THE_DRIVER, "--format=csv,noheader")}
     part.note(about=about, able=on_device or runs[:1], connected=connected)
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are here."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def asked(*command: str) -> str | None:
@@ -114,14 +126,27 @@ def tiny(check):
     return check._replace(lanes=min(check.lanes, 5), steps=60, every=min(check.every, 10))
 
 
-def chosen(part: Part, listed: list) -> dict[str, Any]:
-    """The checks that an implementation takes, by name; of a dry run two, in tiny."""
+def chosen(part: Part, listed: list, few: int = 1) -> dict[str, Any]:
+    """The checks that an implementation takes, by name; of a dry run a few, in tiny."""
     able = [c for c in listed if getattr(c, "dtype", "float32") == "float32" or part.implementation in IN_FLOAT64]
-    return {check.name: tiny(check) for check in able[:2]} if part.dry else {check.name: check for check in able}
+    return {check.name: tiny(check) for check in able[:few]} if part.dry else {check.name: check for check in able}
 
 
-def check_masses(listed: list[cases.Check], part: Part) -> None:
-    part.each(chosen(part, listed), lambda check: checks.run(check, part.implementation), "check")
+def check_forward(part: Part) -> None:
+    check_masses(part, chosen(part, cases.FORWARD_CHECKS))
+
+
+def check_gradient(part: Part) -> None:
+    # The first two are one program.
+    check_masses(part, chosen(part, cases.GRADIENT_CHECKS, few=2))
+
+
+def check_models(part: Part) -> None:
+    check_masses(part, chosen(part, cases.MODEL_CHECKS))
+
+
+def check_masses(part: Part, listed: dict[str, cases.Check]) -> None:
+    part.each(listed, lambda check: checks.run(check, part.implementation), "check")
 
 
 def check_networks(part: Part) -> None:
@@ -268,9 +293,9 @@ def profile(part: Part) -> None:
 
 KINDS: dict[str, Callable[[Part], None]] = {
     "machine": machine,
-    "forward": functools.partial(check_masses, cases.FORWARD_CHECKS),
-    "gradient": functools.partial(check_masses, cases.GRADIENT_CHECKS),
-    "models": functools.partial(check_masses, cases.MODEL_CHECKS),
+    "forward": check_forward,
+    "gradient": check_gradient,
+    "models": check_models,
     "networks": check_networks,
     "large": check_large,
     "speed": speed,
