@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from brainmass_kernels.bench import Case
 
 BATCHES = (1, 128, 4096, 65_536, 1_048_576)
@@ -28,22 +30,128 @@ NETWORKS = (
 
 def device_cases(platform: str) -> list[Case]:
     """In order of what is most worth knowing, as time may run out."""
-    batches = CPU_BATCHES if platform == "cpu" else BATCHES
+    if platform == "cpu":
+        return _device_cases(CPU_BATCHES, "exact")
+    return _device_cases(BATCHES, "fast")
+
+
+def _device_cases(batches: tuple[int, ...], precision: str) -> list[Case]:
     big, mid = batches[-1], batches[2]
-    precision = "exact" if platform == "cpu" else "fast"
-    first = [Case(big, 10_000, precision=precision), Case(big, 10_000, gradient=True, precision=precision)]
-    first += [Case(mid, 10_000, precision=precision), Case(mid, 10_000, gradient=True, precision=precision)]
-    if precision == "fast":
-        first += [Case(big, 10_000), Case(big, 10_000, gradient=True)]
-    rest = [
-        Case(lanes, steps, gradient, noisy, precision=precision)
-        for noisy in (False, True)
-        for steps in (10_000, 1_000)
-        for gradient in (False, True)
-        for lanes in reversed(batches)
-    ]
-    first.append(Case(big, 10_000, scheme="exp_euler", precision=precision))
-    return list(dict.fromkeys([*first, *rest]))
+    plain = [Case(big, 10_000, gradient, precision=precision) for gradient in (False, True)]
+    plain += [Case(lanes, 10_000, precision=precision) for lanes in (mid, *batches)]
+    plain += [Case(mid, 10_000, gradient=True, precision=precision)]
+    rest = [Case(big, 10_000), Case(big, 10_000, noisy=True, precision=precision)]
+    rest += [Case(big, 10_000, scheme="exp_euler", precision=precision), Case(big, 10_000, gradient=True)]
+    rest += [Case(lanes, 1_000, precision=precision) for lanes in reversed(batches)]
+    rest += [Case(lanes, 10_000, gradient=True, precision=precision) for lanes in reversed(batches)]
+    rest += [Case(mid, 10_000), Case(big, 10_000, gradient=True, noisy=True, precision=precision)]
+    return list(dict.fromkeys([*plain, *rest]))
+
+
+def second_cases(platform: str) -> list[Case]:
+    """Of an implementation that is not the first choice of a device: what dispatch chooses by, and two gradients."""
+    plain = [case for case in device_cases(platform) if case.scheme == "strang" and not case.noisy]
+    return [c for c in plain if not c.gradient or (c.lanes >= BATCHES[2] and c.precision == "fast")]
+
+
+# Correctness on a device --------------------------------------------------------------------------------------------
+
+
+class Check(NamedTuple):
+    """A run of every lane of which a float64 scan tells what it should be.
+
+    Attributes
+    ----------
+    lanes : parameters repeat after `checks.PERIOD` of them, so that one reference serves every number
+    driven : one value a step of the first input, and one a step and lane of the second
+    gradient : of a weighed sum of records and final states, in parameters, rows of inputs and the initial state
+    rates : what the parameter ``be`` is multiplied with: a gradient walks back by inverse steps where rates are slow,
+        and replays where they are fast, as the program finds when it runs
+    bound : the largest distance, relative to the norm
+    """
+
+    name: str
+    lanes: int
+    gradient: bool = False
+    bound: float = 1e-5
+    steps: int = 240
+    every: int = 10
+    transient: int = 0
+    noisy: bool = False
+    driven: bool = False
+    statistic: bool = False
+    scheme: str | None = None
+    precision: str = "exact"
+    checkpoint_every: int | None = None
+    model: str = "JansenRit"
+    dtype: str = "float32"
+    rates: float = 1.0
+
+
+# Wide enough for two and for four masses a thread on every GPU with 132 to 148 multiprocessors.
+WIDE = 160_003, 320_003
+SEVERAL = 129
+ALL_INPUTS = {"driven": True, "noisy": True, "every": 7, "transient": 12}
+
+FORWARD_CHECKS = [
+    # A final state alone, near a zero of it, is a harder measure than a run.
+    Check("129 masses", SEVERAL, steps=1000, bound=3e-5),
+    Check("one mass", 1, steps=1000, bound=3e-5),
+    Check("fast", SEVERAL, bound=2e-2, precision="fast"),
+    Check("noise and inputs of both kinds", SEVERAL, **ALL_INPUTS),
+    Check("four masses a thread", WIDE[1]),
+    Check("two masses a thread", WIDE[0]),
+    Check("exp_euler", SEVERAL, scheme="exp_euler"),
+    Check("a statistic of a noisy run", SEVERAL, noisy=True, statistic=True),
+    Check("noise, four masses a thread", WIDE[1], noisy=True),
+]
+# The same program by inverse steps, then by replay: rates are data.
+SLOW_AND_FAST = (("by inverse steps", 1.0), ("by replay", 15.0))
+
+
+def both_ways(check: Check) -> list[Check]:
+    return [check._replace(name=f"{check.name}, {way}", rates=rates) for way, rates in SLOW_AND_FAST]
+
+
+GRADIENT_CHECKS = [
+    *both_ways(Check("129 masses", SEVERAL, True, 1e-4)),
+    *both_ways(Check("1,000 masses, noise and inputs of both kinds", 1000, True, 1e-4, **ALL_INPUTS)),
+    Check("segments of 200 steps", SEVERAL, True, 1e-4, steps=450, every=30, checkpoint_every=200, rates=2.0),
+    Check("exp_euler", SEVERAL, True, 1e-4, scheme="exp_euler"),
+    *both_ways(Check("fast", SEVERAL, True, 2e-2, precision="fast")),
+    Check("float64", SEVERAL, True, 1e-9, dtype="float64", **ALL_INPUTS),
+]
+MODEL_CHECKS = [
+    Check(name, SEVERAL, bound=1e-4, steps=200, every=25, model=name)
+    for name in ("Hopf", "MontbrioPazoRoxin", "Epileptor", "CoombesByrne", "Wendling", "HORN", "LarterBreakspear")
+]
+
+
+class NetworkCheck(NamedTuple):
+    """A network whose records and gradients a float64 scan tells: Hopf masses, diffusive coupling.
+
+    Attributes
+    ----------
+    longest : delays are from 0 to these steps
+    """
+
+    name: str
+    regions: int
+    longest: int
+    networks: int = 3
+    steps: int = 60
+    bound: float = 1e-4
+
+
+NETWORK_CHECKS = [
+    NetworkCheck("7 regions without delays", 7, 0),
+    NetworkCheck("7 regions, each connection with its delay", 7, 48),
+    NetworkCheck("76 regions, each connection with its delay", 76, 30),
+]
+
+# Masses and steps of which the records are more than 32 bits count, and a run of many steps.
+MANY_RECORDS, MANY_STEPS = (2**20, 4200), 1_000_000
+PROFILED = [Case(lanes, 1000, True, precision="fast") for lanes in (1_048_576, 65_536, 128)]
 
 
 def crossover_cases(platform: str) -> list[Case]:

@@ -62,7 +62,8 @@ def from_results(results: list[dict]) -> dict[str, dict]:
     for result in sorted(results, key=lambda result: result["date"]):
         earlier = tables.get(result["device"], {"kept": {}})["kept"]
         tables[result["device"]] = {**about(result), "kept": earlier | plain_forward(result["rows"])}
-    return {kind: {**table, "rows": merged(table.pop("kept"))} for kind, table in tables.items()}
+    timed = {kind: table for kind, table in tables.items() if table["kept"]}
+    return {kind: {**table, "rows": merged(table.pop("kept"))} for kind, table in timed.items()}
 
 
 def about(result: dict) -> dict[str, Any]:
@@ -121,7 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="a size and implementation (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=TABLE, help="the table to update (default: the package's)")
     options = parser.parse_args(argv)
-    new = from_results([json.loads(path.read_text()) for path in options.results]) or here(options.seconds)
+    results = [json.loads(path.read_text()) for path in options.results]
+    new = from_results(results) if results else here(options.seconds)
+    if not new:
+        raise SystemExit("these results time no plain forward run: they are of a quick check, or of parts of one")
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     options.out.write_text(text_of(kept | new))
     print(f"wrote the rows of {', '.join(new)} to {options.out.name}")

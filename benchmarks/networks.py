@@ -137,11 +137,12 @@ def compared(
     if of:
         runs = {name: functools.partial(of, run) for name, run in runs.items()}
     k, few = strengths(batch), min(slow, 500)
-    compiled = {name: functools.partial(_compiled, run, weights, lengths) for name, run in runs.items()}
-    for name in compiled:
-        close(compiled[name](few)(k), compiled["scan"](few)(k), 1e-3)
-    lengths_of = {name: steps if name == "fused" else slow for name in compiled}
-    made = {name: compiled[name](count) for name, count in lengths_of.items()}
+    # Each is compiled once for each length: where the slow ones run no more steps than are compared, once in all.
+    compiled = functools.cache(lambda name, count: _compiled(runs[name], weights, lengths, count))
+    for name in runs:
+        close(compiled(name, few)(k), compiled("scan", few)(k), 1e-3)
+    lengths_of = {name: steps if name == "fused" else slow for name in runs}
+    made = {name: compiled(name, count) for name, count in lengths_of.items()}
     seconds = timed({name: functools.partial(run, k) for name, run in made.items()}, repeats)
     rates = {name: regions * batch * lengths_of[name] / taken for name, taken in seconds.items()}
     ratios = {name: rates["fused"] / rate for name, rate in rates.items() if name != "fused"}

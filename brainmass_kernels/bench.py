@@ -224,7 +224,8 @@ def error(case: Case, implementation: str | None, ours: Callable, theirs: Callab
     if case.gradient:
         return _error_of_gradient(case._replace(steps=_CHECKED, lanes=min(case.lanes, 256)), implementation)
     args = arguments(case.lanes)
-    return _distance(*(f(*args)[: _CHECKED // EVERY] for f in (ours, theirs)))
+    want = theirs(*args)[: _CHECKED // EVERY]
+    return _distance(ours(*args)[: len(want)], want)
 
 
 @functools.lru_cache
@@ -255,26 +256,33 @@ def timed(functions: dict[str, Callable], lanes: int, seconds: float = 0.5) -> d
     for _ in range(5):
         for name, f in functions.items():
             began = time.perf_counter()
-            out = [f(*rotated[i % _ROTATED]) for i in range(queued[name])]
-            jax.block_until_ready(out[-1])
+            out = None
+            for i in range(queued[name]):  # of which one result is held, as a large run has gigabytes
+                out = f(*rotated[i % _ROTATED])
+            jax.block_until_ready(out)
             taken[name].append((time.perf_counter() - began) / queued[name])
             del out
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def measure(case: Case, implementation: str | None = None, seconds: float = 0.5, ours=None, theirs=None) -> Measured:
+def measure(
+    case: Case, implementation: str | None = None, seconds: float = 0.5, ours=None, theirs=None,
+    reference_steps: int | None = None,
+) -> Measured:  # fmt: skip
     """Compare, then time.
 
     Parameters
     ----------
     ours, theirs : the compiled functions, where they have been compiled before
+    reference_steps : the reference runs so many steps in place of the case's; its time is brought to theirs
 
     Raises
     ------
     FloatingPointError : the results disagree, so there is no speed to report
     """
     ours = ours or compiled(fused(case, implementation), case.lanes)
-    theirs = theirs or compiled(reference(case), case.lanes)
+    part = case._replace(steps=reference_steps or case.steps)
+    theirs = theirs or compiled(reference(part), case.lanes)
     distance = error(case, implementation, ours, theirs)
     if not distance <= AGREES[case.precision]:
         raise FloatingPointError(f"{case}: off by {distance:.2g} of the reference, so it has no speed")
@@ -282,7 +290,8 @@ def measure(case: Case, implementation: str | None = None, seconds: float = 0.5,
     took = timed({"ours": ours, "theirs": theirs}, case.lanes, seconds)
     memory: Any = ours.memory_analysis()
     held = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
-    return Measured(case, runs, took["ours"], took["theirs"], distance, held)
+    scan = took["theirs"] * case.steps / part.steps
+    return Measured(case, runs, took["ours"], scan, distance, held)
 
 
 class Rival(NamedTuple):

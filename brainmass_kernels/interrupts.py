@@ -131,7 +131,12 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _deaf(frame: FrameType | None) -> bool:
-    return any(at.f_code.co_name in _DEAF or _jax.compiles(at) for at in _callers(frame))
+    return any(at.f_code.co_name in _DEAF or _jax.compiles(at) or _links(at) for at in _callers(frame))
+
+
+def _links(frame: FrameType) -> bool:
+    """Whether a frame hands LLVM's modules over: left midway, a module has two owners and is freed twice."""
+    return frame.f_globals.get("__name__", "").startswith(("llvmlite.", "numba.core.codegen"))
 
 
 def _through(frame: FrameType | None) -> bool:

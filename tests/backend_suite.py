@@ -266,7 +266,6 @@ def count(operation: str, text: str) -> int:
 SCHEDULES = {
     "checkpoint does not divide T": Case(steps=17, checkpoint=5),
     "transient and every do not divide T": Case(steps=23, lead=3, every=4, checkpoint=7),
-    "every beyond T": Case(steps=10, every=11, checkpoint=3),
     "every beyond the checkpoint": Case(steps=31, lead=7, every=9, checkpoint=4),
     "all transient": Case(steps=12, lead=12, checkpoint=4),
     "one record": Case(steps=16, every=16, checkpoint=4),

@@ -1,4 +1,4 @@
-"""The benchmark command and the device check: right before fast, and what fails is said."""
+"""The benchmark command: right before fast, and what fails is said."""
 
 import argparse
 import importlib.util
@@ -6,10 +6,8 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from benchmarks import device_check
 from benchmarks.cases import device_cases
 from brainmass_kernels import bench, cli
 
@@ -39,6 +37,18 @@ def test_a_wrong_result_has_no_speed(monkeypatch):
     monkeypatch.setattr(bench, "reference", wrong)
     with pytest.raises(FloatingPointError, match="no speed"):
         bench.measure(bench.Case(8, 200), "scan", seconds=0.01)
+
+
+def test_a_reference_of_fewer_steps(monkeypatch):
+    """Its time is brought to the case's steps, and what it ran is compared."""
+    monkeypatch.setattr(bench, "timed", lambda functions, *_: {"ours": 2.0, "theirs": 3.0})
+    found = bench.measure(bench.Case(8, 400), "scan", reference_steps=100)
+    assert (found.seconds, found.reference_seconds, found.ratio) == (2.0, 12.0, 6.0)
+    assert found.error < 1e-5
+    right = bench.reference
+    monkeypatch.setattr(bench, "reference", lambda case: lambda *args: 1.001 * right(case)(*args))
+    with pytest.raises(FloatingPointError, match="no speed"):
+        bench.measure(bench.Case(8, 400), "scan", reference_steps=100)
 
 
 def test_nan_is_wrong(monkeypatch):
@@ -96,48 +106,6 @@ def test_cases_are_told_once_and_the_largest_first():
         assert len(set(cases)) == len(cases)
         assert cases[0].lanes == max(case.lanes for case in cases)
         assert {case.noisy for case in cases} == {case.gradient for case in cases} == {False, True}
-
-
-def test_the_ceiling_is_the_ledgers():
-    forward = device_check.ceiling(bench.Case(1, 10, precision="fast"), "mosaic_gpu", "NVIDIA H200")
-    both = device_check.ceiling(bench.Case(1, 10, gradient=True, precision="fast"), "mosaic_gpu", "NVIDIA H200")
-    assert 1e11 < both < forward < 2e12
-    assert device_check.ceiling(bench.Case(1, 10), "triton", "an unknown device") is None
-
-
-@pytest.mark.parametrize("implementation", ["mosaic_gpu", "triton"])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_an_h100_is_an_h200_with_other_memory(implementation, gradient):
-    case = bench.Case(1, 10, gradient=gradient, precision="fast")
-    sxm, pcie, h200 = (
-        device_check.ceiling(case, implementation, f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H100 PCIe", "H200")
-    )
-    assert sxm == h200
-    assert pcie == pytest.approx(0.7655 * sxm, rel=1e-3)
-
-
-def test_every_chip_that_is_checked_is_in_the_ledger():
-    chips = {r["chip"] for r in json.loads(device_check.LEDGER.read_text())["rows"]}
-    assert {chip for known in device_check.CHIPS.values() for chip in known[:2] if chip} <= chips
-
-
-@pytest.mark.slow
-def test_device_check_writes_what_it_measured(tmp_path, capsys, monkeypatch):
-    cases = [bench.Case(4, 100), bench.Case(4, 100, scheme="no such scheme")]
-    monkeypatch.setattr(device_check, "device_cases", lambda platform: cases)
-    monkeypatch.setattr(device_check, "NETWORKS", ((5, 1.0, 2, 40, False),))
-    # With the promotion that users have: what is written by hand leans on it.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert device_check.main(["--minutes", "2", "--out", str(tmp_path)]) == 1
-    (path,) = tmp_path.glob("*.json")
-    kept = json.loads(path.read_text())
-    assert [row["case"] for row in kept["rows"]] == [str(cases[0])]
-    assert [row["case"] for row in kept["failed"]] == [str(cases[1])]
-    assert np.isfinite(kept["rows"][0]["mass_steps_per_s"])
-    assert [row["what"] for row in kept["networks"]] == ["Jansen-Rit, forward"]
-    printed = capsys.readouterr().out
-    assert "no accelerator here" in printed
-    assert "FAILED" in printed
 
 
 @pytest.mark.slow

@@ -180,3 +180,15 @@ def test_results_of_the_device_check_become_rows(tmp_path):
         # Each by its ratio to the scan beside it, 8 and 4.
         {"lanes": 4096, "steps": 1000, "seconds": {"mosaic_gpu": 1.25, "triton": 2.5, "scan": 10.0}},
     ]
+
+
+def test_a_result_without_timed_runs_replaces_no_row(tmp_path):
+    quick, out = tmp_path / "quick.json", tmp_path / "table.json"
+    quick.write_text(json.dumps(result_of("2026-03-03")))
+    out.write_text("{}")
+    with pytest.raises(SystemExit, match="no plain forward run"):
+        crossovers.main([str(quick), "--out", str(out)])
+    assert out.read_text() == "{}"
+    first = result_of("2026-01-01", (bench.Case(1, 10), "mosaic_gpu", 1.0, 8.0))
+    (table,) = crossovers.from_results([first, result_of("2026-03-03")]).values()
+    assert [row["seconds"] for row in table["rows"]] == [{"mosaic_gpu": 1.0, "scan": 8.0}]

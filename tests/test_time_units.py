@@ -206,8 +206,13 @@ def test_the_time_that_a_unit_names(unit, time, factor):
 
 
 def test_a_unit_whose_time_cannot_be_told_is_refused():
+    """brainunit 0.5 loses the names of this one; since 0.6 it keeps them, and the time is converted."""
+    unit = u.UNITLESS / (u.mV / u.ms)
+    if str(unit) == "ms / mV":
+        assert units.time_factor(unit, u.second, "gain") == pytest.approx(1e-3)
+        return
     with pytest.raises(ValueError, match=r"'gain' is in .* model's time_unit, s: write it as a product of named units"):
-        leaky(u.second, u.ms, u.UNITLESS / (u.mV / u.ms)).time_factors()
+        leaky(u.second, u.ms, unit).time_factors()
 
 
 def test_as_declared_leaves_the_numbers_alone():
