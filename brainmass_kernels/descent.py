@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import identity, units
+from . import dispatch, identity, testing, units
 from .equations import Key, key_of
 from .extras import needs
 from .network import Network
@@ -189,6 +189,7 @@ class Problem:
         return key_of(
             type(self.mass), network, fixed, driven, shaken, self.frees, self.ties, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
+            dispatch.platform(), testing.interpreting(), testing.absent(),
         )  # fmt: skip
 
     # Programs are compiled once for problems that differ in the target's values and the key only.

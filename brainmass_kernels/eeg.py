@@ -12,13 +12,13 @@ import math
 import os
 import re
 import sys
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .extras import needs
 from .models.base import check_name
+from .notices import warn
 from .tables import MIN_POINTS, listed
 
 #: Recordings that MNE reads, of EEG, MEG and electrodes within the brain.
@@ -86,7 +86,7 @@ def kind_of(path: str) -> str:
 
 def say(text: str):
     """A warning to who loads a target."""
-    warnings.warn(text, UserWarning, stacklevel=3)
+    warn(text, UserWarning)
 
 
 def read(source, channel=None, encoding: str | None = None) -> Pieces:

@@ -7,7 +7,9 @@ with the same equations, as by a notebook cell that runs once more, gets the old
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import dis
 import functools
 import hashlib
 import types
@@ -40,9 +42,16 @@ _OF_EVERY_CLASS = frozenset(
     __weakref__ __eq__ __hash__ __setattr__ __delattr__ __qualname__
     """.split()
 )
+# Made by Python for every named tuple.
+_OF_NAMED_TUPLES = frozenset(["__new__", "__getnewargs__", "_asdict", "_make", "_replace"])
 _PLAIN = frozenset([type(None), bool, int, str, bytes])
+# Kinds with parts, of which nothing else need be asked.
+_PARTED = frozenset([types.FunctionType, types.ModuleType, staticmethod, dict, tuple, list, u.Quantity])
 _DEEPEST = 4  # modules of modules
 _LARGE = 256  # bytes of an array, above which a digest stands for it
+# A class of C, such as `int`, keeps more than its attributes, unless it is one of these, or was made as if in Python.
+_SHOWN, _HEAP_TYPE = (object, types.SimpleNamespace), 1 << 9
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(collections.namedtuple("_Pair", "x").x))
 
 
 class Key:
@@ -109,6 +118,9 @@ class _Reader:
             return kind, thing
         if kind is types.CodeType:
             return thing
+        return self._once(thing) if kind in _PARTED else self._other(kind, thing)
+
+    def _other(self, kind: type, thing: Any) -> Hashable:
         if kind is float or isinstance(thing, (float, complex, np.generic)):
             return kind, np.asarray(thing).tobytes()  # tells -0.0 from 0.0, and NaN equals itself
         if isinstance(thing, u.Unit):
@@ -117,6 +129,9 @@ class _Reader:
             return _Same(thing)
         if isinstance(thing, (np.ndarray, jax.Array)):
             return self._array(thing)
+        return self._once(thing)
+
+    def _once(self, thing: Any) -> Hashable:
         if id(thing) in self._begun:
             return "read before", self._begun[id(thing)][0]
         self._begun[id(thing)] = len(self._begun), thing
@@ -127,16 +142,16 @@ class _Reader:
             return self._function(thing)
         if isinstance(thing, u.Quantity):
             return "quantity", self.read(thing.unit), self.read(thing.mantissa)
-        if isinstance(thing, Mapping):
-            return type(thing).__name__, tuple([(self.read(k), self.read(x)) for k, x in thing.items()])
-        if isinstance(thing, (tuple, list)):
-            return type(thing).__qualname__, tuple(map(self.read, thing))
-        if isinstance(thing, (set, frozenset)):
-            return type(thing).__name__, frozenset(map(self.read, thing))
-        if isinstance(thing, types.MethodType):
-            return "method", self.read(thing.__func__), self.read(thing.__self__)
         if isinstance(thing, (staticmethod, classmethod)):
             return type(thing).__name__, self.read(thing.__func__)
+        if isinstance(thing, Mapping):
+            return self._container(thing), tuple([(self.read(k), self.read(x)) for k, x in thing.items()])
+        if isinstance(thing, (tuple, list)):
+            return self._container(thing), tuple(map(self.read, thing))
+        if isinstance(thing, (set, frozenset)):
+            return self._container(thing), frozenset(map(self.read, thing))
+        if isinstance(thing, types.MethodType):
+            return "method", self.read(thing.__func__), self.read(thing.__self__)
         if isinstance(thing, property):
             return "property", self.read(thing.fget)
         if isinstance(thing, functools.partial):
@@ -146,6 +161,13 @@ class _Reader:
         if isinstance(thing, type):
             return self._class(thing)
         return self._instance(thing)
+
+    def _container(self, thing: Any) -> Hashable:
+        """What a container is beside what it contains: a class of the user's may have methods and attributes."""
+        kind = type(thing)
+        if _is_known(kind.__module__) or _is_ours(kind.__module__):
+            return kind.__qualname__
+        return self._class(kind), self.read(_inside(thing))
 
     def _array(self, array) -> Hashable:
         if getattr(array, "dtype", None) is not None and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -174,28 +196,48 @@ class _Reader:
         return _Same(cls) if _is_known(cls.__module__) or cls.__module__ == _MODEL else self._attributes(cls)
 
     def _attributes(self, cls: type) -> Hashable:
-        return tuple((n, self.read(x)) for n, x in vars(cls).items() if n not in _OF_EVERY_CLASS)
+        skipped = _OF_EVERY_CLASS | _OF_NAMED_TUPLES if "_fields" in vars(cls) else _OF_EVERY_CLASS
+        return tuple((n, self.read(x)) for n, x in vars(cls).items() if n not in skipped)
 
     def _instance(self, thing: Any) -> Hashable:
+        kind = type(thing)
+        if isinstance(thing, (jax.custom_jvp, jax.custom_vjp)):  # the function and the rules of its derivative
+            return kind.__qualname__, self.read(dict(vars(thing)))
         inside = getattr(thing, "__wrapped__", None)
         if isinstance(inside, (types.FunctionType, types.MethodType)):  # of jax.jit, functools.lru_cache and so on
-            return type(thing).__qualname__, self.read(inside)
-        if type(thing).__module__ == "builtins" or not hasattr(thing, "__dict__"):
+            return kind.__qualname__, self.read(inside)
+        if kind in _SLOTS:  # instances have the value
+            return kind.__qualname__
+        held = _inside(thing)
+        if not held and not hasattr(thing, "__dict__"):
             return _Same(thing)
-        return self._class(type(thing)), self.read(dict(vars(thing)))
+        whole = all(c in _SHOWN or c.__flags__ & _HEAP_TYPE for c in kind.__mro__)
+        return self._class(kind), self.read(held), None if whole else _Same(thing)
+
+
+def _inside(thing: Any) -> dict[str, Any]:
+    """The attributes of an instance, those in slots too."""
+    slots = [slot for cls in type(thing).__mro__ for slot in _slots(cls) if hasattr(thing, slot)]
+    return {**{slot: getattr(thing, slot) for slot in slots}, **getattr(thing, "__dict__", {})}
+
+
+def _slots(cls: type) -> list[str]:
+    return [name for name, x in vars(cls).items() if isinstance(x, types.MemberDescriptorType)]
 
 
 def _outside(function: types.FunctionType) -> list[tuple[str, Any]]:
     """What a function's code reads beside its arguments, by name, and of modules what it names of them."""
-    names = sorted(_names(function.__code__))
     found = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             found.append((name, cell.cell_contents))
         except ValueError:  # it is not filled yet
             found.append((name, None))
-    if (function.__module__ or "").partition(".")[0] != _HERE:
-        found += [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+    names, of_module = _names(function.__code__)
+    # Not `__module__`, in which a decorator writes the module of what it decorates.
+    module = function.__globals__.get("__name__")
+    if not _is_known(module) and not _is_ours(module):
+        found += [(name, function.__globals__[name]) for name in of_module if name in function.__globals__]
     for path, x in found:  # grows
         if isinstance(x, types.ModuleType) and not _is_known(x.__name__) and path.count(".") < _DEEPEST:
             found += [(f"{path}.{name}", vars(x)[name]) for name in names if name in vars(x)]
@@ -206,8 +248,22 @@ def _is_known(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _LIBRARIES
 
 
+def _is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == _HERE
+
+
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """The names that code reads of its module or as attributes, those of functions inside it too."""
-    inner = (_names(x) for x in code.co_consts if isinstance(x, types.CodeType))
-    return frozenset(code.co_names).union(*inner)
+def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that code reads, those of functions inside it too, in order: all of them, and those of its module.
+
+    An attribute's name is none of the module's: a global `v` does not belong to an equation that reads `s.v`.
+    """
+    found = [x.argval for x in dis.get_instructions(code) if x.opcode in dis.hasname and not _is_attribute(x.opname)]
+    inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
+    names = {*code.co_names, *(n for all_of_it, _ in inner for n in all_of_it)}
+    of_module = {*found, *(n for _, of_it in inner for n in of_it)}
+    return tuple(sorted(names)), tuple(sorted(of_module))
+
+
+def _is_attribute(operation: str) -> bool:
+    return operation.endswith(("_ATTR", "_METHOD"))

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from .interrupts import heard
 from .models.base import Model, check_model, check_name
 from .network import Network
 from .noise import check_key
+from .notices import warn
 from .spectra import Spectrum
 
 _FORMAT = ("brainmass_kernels.Fit", 2)
@@ -764,9 +764,7 @@ def _compare_programs(theirs: Mapping[str, str] | None, ours: Mapping[str, str],
         if not other:
             raise ValueError(f"'{argument}' got another fit. What differs: {differing}")
         why = f"was made with {', '.join(other)}, which traces other programs ({differing})"
-    warnings.warn(
-        f"'{argument}' got a fit that {why}: whether the model's equations are the same is not known", stacklevel=4
-    )
+    warn(f"'{argument}' got a fit that {why}: whether the model's equations are the same is not known", UserWarning)
     return False
 
 

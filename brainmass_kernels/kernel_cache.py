@@ -16,10 +16,11 @@ import sys
 import tempfile
 import types
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .notices import warn
 
 VARIABLE = "BRAINMASS_KERNELS_CACHE"
 _MAGIC = b"brainmass_kernels 1\n"
@@ -173,8 +174,4 @@ def _warn(error: OSError, instead: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(
-            f"compiled kernels cannot be kept where they belong: {error}. {instead}. ${VARIABLE} names another folder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"compiled kernels cannot be kept where they belong: {error}. {instead}. ${VARIABLE} names another folder")

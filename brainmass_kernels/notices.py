@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from pathlib import Path
 
-_HERE = str(Path(__file__).parent)
+import jax
+
+# JAX calls this package back where it traces, as in a fit; emitted sources have no file.
+_NOT_THE_USERS = (*(os.path.dirname(file) + os.sep for file in (__file__, jax.__file__)), "<brainmass_kernels")
 
 
 def warn(message: str, kind: type[Warning] = RuntimeWarning) -> None:
-    """Warn at the innermost line outside this package, so that Python shows it once for each such line."""
+    """Warn at the innermost line outside this package and JAX, so that Python shows it once for each such line."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, kind, stacklevel=level)

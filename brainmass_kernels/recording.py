@@ -397,7 +397,7 @@ class PeakFrequency(Spectrum):
 
     It is refined by the parabola through the logarithms of the power there and on both sides, and so has a derivative;
     at the first and the last of ``freqs`` it is not refined. A mass at rest, whose records differ by no more than
-    rounding (`spectra.at_rest`), has no peak: NaN.
+    rounding (`rounding.at_rest`), has no peak: NaN.
     """
 
     @property

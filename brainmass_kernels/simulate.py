@@ -158,7 +158,7 @@ class Result:
         if "_looked" in vars(self) or not all(map(_at_hand, final)):
             return
         object.__setattr__(self, "_looked", True)
-        lost = ~functools.reduce(np.logical_and, (np.isfinite(x) for x in final), np.True_)
+        lost = ~functools.reduce(np.logical_and, map(np.isfinite, jax.device_get(final)), np.True_)
         if lost.any():
             which = "this run" if lost.size == 1 else f"{np.sum(lost):,} of the {lost.size:,} lanes of this run"
             warn(
@@ -500,7 +500,7 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
     if not rounding**2 <= dt <= 1.0 / rounding:
         raise ValueError(
             f"'dt' got {dt:g} {model.time_unit}, but takes a time from {rounding**2:.2g} to {1 / rounding:.2g} "
-            f"{model.time_unit}: rounding leaves nothing of another step"
+            f"{model.time_unit}: any other step is lost in rounding"
         )
     limit = SCHEMES[scheme].limit
     rates = {n: x for n, x in _rates(type(model), _known(parameters)).items() if np.size(x)}

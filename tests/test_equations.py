@@ -6,6 +6,7 @@ import importlib
 import sys
 import textwrap
 import types
+from typing import NamedTuple
 
 import brainunit as u
 import jax
@@ -62,6 +63,54 @@ def of_inner(k):
     return lambda x: inner(x)
 
 
+class Fixed(NamedTuple):
+    k: float
+
+
+def of_named_tuple(k):
+    class Constants(NamedTuple):
+        x: float = 1.0
+
+        def total(self):
+            return k * self.x
+
+    return Constants()
+
+
+def of_dict(k):
+    class Constants(dict):
+        def total(self):
+            return k
+
+    return Constants(a=1.0)
+
+
+def of_slots(k):
+    @dataclasses.dataclass(slots=True)
+    class Constants:
+        k: float
+
+    return Constants(k)
+
+
+def of_slope(k):
+    @jax.custom_jvp
+    def f(x):
+        return x
+
+    f.defjvp(lambda primals, tangents: (primals[0], k * tangents[0]))
+    return f
+
+
+def of_way_back(k):
+    @jax.custom_vjp
+    def f(x):
+        return x
+
+    f.defvjp(lambda x: (x, None), lambda _, cotangent: (k * cotangent,))
+    return f
+
+
 class Scale:
     def __init__(self, k):
         self.k = k
@@ -80,7 +129,8 @@ class Scale:
     lambda k: k * u.mV,
     lambda k: types.SimpleNamespace(inner=types.SimpleNamespace(k=k)),
     lambda k: Scale(k).__call__,
-], ids=range(12))  # fmt: skip
+    Fixed, of_named_tuple, of_dict, of_slots, of_slope, of_way_back,
+], ids=range(18))  # fmt: skip
 def test_a_key_tells_constants_apart(make):
     assert key_of(make(2.0)) == key_of(make(2.0))
     assert key_of(make(2.0)) != key_of(make(3.0))
@@ -93,6 +143,23 @@ def test_a_key_tells_kinds_and_signs_of_numbers_apart():
     assert key_of(1.0 * u.mV) != key_of(1.0 * u.volt)
     assert key_of(1.0 * u.mV / u.ms) != key_of(1.0 * u.volt / u.second)
     assert key_of({"a": 1, "b": 2}) != key_of({"b": 2, "a": 1})  # states have an order
+
+
+def test_a_key_tells_numbers_of_a_class_of_their_own_apart():
+    class Count(int):
+        pass
+
+    assert key_of(Count(1)) != key_of(Count(2))
+
+
+def test_a_global_with_the_name_of_an_attribute_is_not_read(monkeypatch):
+    """As `V = result["V"]` in a notebook, beside equations that read `s.V`."""
+    model = made(lambda s, p, i: {"r": s.SETTINGS.gain - helper(s.r)})
+    before, here = key_of(model), sys.modules[__name__]
+    monkeypatch.setattr(here, "SETTINGS", np.ones(10))
+    assert key_of(model) == before
+    monkeypatch.setattr(here, "helper", lambda x: jnp.tanh(2.0 * x))
+    assert key_of(model) != before
 
 
 def test_a_key_of_what_refers_to_itself_ends():

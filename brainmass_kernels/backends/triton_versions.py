@@ -25,6 +25,7 @@ _TRITON_OF_OLDEST, _TRITON_OF_OPTIONS = (3, 6), (3, 7)
 _NEWER_FOR_HOPPER = (3, 9)
 
 
+@functools.lru_cache
 def version_of(package: str) -> str | None:
     """The version of an installed package, or ``None``."""
     try:
