@@ -20,8 +20,8 @@ ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bitcast_convert_type cbrt ceil clamp
     convert_element_type copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le
-    log log1p logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    log log1p logistic lt max min mul ne neg nextafter not one_minus_square or pow reduce_precision rem round rsqrt
+    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     """.split()
 )
 # Calls whose body is inlined.
@@ -373,6 +373,7 @@ def _integer_pow(x, *, y, **_):
 
 # Primitives that some backend lacks, in terms of ones that all have. Also the fast way to evaluate the rest.
 RULES: dict[str, Callable] = {
+    "one_minus_square": lambda x, **_: 1 - x * x,  # in JAX's derivative of tanh since 0.11
     "add": lambda x, y, **_: x + y,
     "add_any": lambda x, y, **_: x + y,
     "sub": lambda x, y, **_: x - y,

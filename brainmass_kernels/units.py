@@ -57,7 +57,7 @@ def time_factor(unit, time_unit, name: str) -> float:
 def _power_of_time(unit) -> float | None:
     """How often a unit is a time, such as -1 for Hz; ``None`` if it is more than a time."""
     power = float(unit.dim.get_dimension("s"))
-    return power if unit.dim == u.second.dim**power else None
+    return power if unit.dim == u.second.dim**power else None  # pyright: ignore[reportOperatorIssue]
 
 
 def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
