@@ -51,7 +51,8 @@ _DEEPEST = 4  # modules of modules
 _LARGE = 256  # bytes of an array, above which a digest stands for it
 # A class of C, such as `int`, keeps more than its attributes, unless it is one of these, or was made as if in Python.
 _SHOWN, _HEAP_TYPE = (object, types.SimpleNamespace), 1 << 9
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(collections.namedtuple("_Pair", "x").x))  # pyright: ignore
+_FIELD: Any = collections.namedtuple("_Pair", "x")
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(_FIELD.x))
 
 
 class Key:
