@@ -121,8 +121,10 @@ GRADIENT_CHECKS = [
     *both_ways(Check("fast", SEVERAL, True, 2e-2, precision="fast")),
     Check("float64", SEVERAL, True, 1e-9, dtype="float64", **ALL_INPUTS),
 ]
+# float32 itself is 3.7e-4 from float64 here, on `scan` and `numba` of a CPU as on GPUs: `lfp` is a small difference.
+ILL_CONDITIONED = {"Epileptor": 1e-3}
 MODEL_CHECKS = [
-    Check(name, SEVERAL, bound=1e-4, steps=200, every=25, model=name)
+    Check(name, SEVERAL, bound=ILL_CONDITIONED.get(name, 1e-4), steps=200, every=25, model=name)
     for name in ("Hopf", "MontbrioPazoRoxin", "Epileptor", "CoombesByrne", "Wendling", "HORN", "LarterBreakspear")
 ]
 
