@@ -27,6 +27,7 @@ from . import dispatch, identity, testing, units
 from .equations import Key, key_of
 from .extras import needs
 from .network import Network
+from .notices import warn
 from .sensitivity import sensitivities
 from .simulate import PerLane, explain, simulate
 from .targets import Comparison, plain
@@ -78,6 +79,16 @@ class Free:
             return np.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
+    def outside(self, value) -> np.ndarray:
+        """Whether a value is outside the bounds; what float32 or a sigmoid makes of a bound is the bound."""
+        value, slack = np.asarray(value, float), 1e-6 * max(abs(self.low), abs(self.high))
+        return ~((value >= self.low - slack) & (value <= self.high + slack))
+
+    def told(self, value: float) -> str:
+        """What is said of a value outside the bounds."""
+        unit = "" if self.unit is None or self.unit.is_unitless else f" {self.unit}"
+        return f"{self.name} = {value:g}{unit}, outside of its bounds {self.low:g} to {self.high:g}{unit}"
+
     def z(self, value, argument: str) -> np.ndarray:
         """The free variable of a value, of which `value` makes it again to float precision.
 
@@ -86,15 +97,10 @@ class Free:
         ValueError : a value outside the bounds, which is another model than any that the fit could reach
         """
         value = np.asarray(value, float)
-        # What float32 or a sigmoid makes of a bound is the bound.
-        slack = 1e-6 * max(abs(self.low), abs(self.high))
-        outside = ~((value >= self.low - slack) & (value <= self.high + slack))
+        outside = self.outside(value)
         if outside.any():
-            bounds = f"{self.low:g} to {self.high:g}"
-            unit = "" if self.unit is None or self.unit.is_unitless else f" {self.unit}"
             raise ValueError(
-                f"{argument} got {self.name} = {value[outside].flat[0]:g}{unit}, outside of its bounds {bounds}{unit}: "
-                "take wider bounds in 'free', or another start"
+                f"{argument} got {self.told(value[outside].flat[0])}: take wider bounds in 'free', or another start"
             )
         least = np.finfo(jnp.result_type(float)).eps
         return _logit(np.clip(self.position(np.clip(value, self.low, self.high)), least, 1 - least))
@@ -744,11 +750,41 @@ def starts_from(problem: Problem, starts, screen: int, given: Mapping[str, Any],
         rng.permuted(np.tile(np.arange(count), (len(frees), 1)), axis=1) + rng.random((len(frees), count))
     ) / count
     rows = _away_from_bounds(position)[np.argsort(np.argsort([f.name for f in frees]))]
-    rows[:, 0] = [float(f.z(given[f.name], "'model'")) for f in frees]
+    rows[:, 0] = [_z_of_model(f, given[f.name]) for f in frees]
+    for f in frees:
+        if f.outside(given[f.name]):
+            warn(
+                f"'model' got {f.told(given[f.name])}: start 0 begins at the nearer bound; 'initial_rms' is the model's"
+            )
     z = {f.name: jnp.asarray(row) for f, row in zip(frees, rows)}
     keep = None if count == starts else problem.nearest(z, starts, key)
     spread = {name: jnp.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
     return {name: _laid(problem, name, x) for name, x in spread.items()}
+
+
+def _z_of_model(free: Free, value: float) -> float:
+    """z of the model's own value; where that is outside the bounds, of a place at the nearer one."""
+    if free.outside(value):
+        return float(_away_from_bounds(free.position(np.clip(value, free.low, free.high))))
+    return float(free.z(value, "'model'"))
+
+
+def initial(problem: Problem, first, given: Mapping[str, float]) -> tuple[Problem, dict[str, jax.Array]]:
+    """Where start 0 is measured: the model as it was given, though a bound moved its start; else ``first``."""
+
+    def z_of(problem: Problem):
+        shape = problem.comparison.count, 1
+        row = {f.name: jnp.broadcast_to(jnp.asarray(_z_of_model(f, given[f.name])), shape) for f in problem.frees}
+        return {name: _laid(problem, name, x) for name, x in row.items()}
+
+    moved = any(f.outside(given[f.name]) for f in problem.frees)
+    if not moved or not all(np.allclose(first[name], x) for name, x in z_of(problem).items()):
+        return problem, first
+    wider = (
+        dataclasses.replace(f, low=min(f.low, given[f.name]), high=max(f.high, given[f.name])) for f in problem.frees
+    )
+    whole = dataclasses.replace(problem, frees=tuple(wider))
+    return whole, z_of(whole)
 
 
 def _laid(problem: Problem, name: str, z):

@@ -362,7 +362,8 @@ def fit(
 
     Parameters
     ----------
-    model : a model with scalar fields, or a `Network` of one; its values are start 0, and lie within the bounds
+    model : a model with scalar fields, or a `Network` of one; its values are start 0, which begins at the nearer bound
+        of one that lies outside, with a warning
     target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw`` or ``Epochs``, or a pair
         (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
         are ``(1, starts, realisations)``, which returns the error of each lane, or residuals
@@ -475,7 +476,7 @@ def fit(
     path = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with descent.shown(progress, steps) as show:
         state = descent.descend(problem, path, state, history, key, begun, show, keep)
-    return _report(problem, state, history, key, settings, plan, began)
+    return _report(problem, state, history, key, settings, plan, began, given)
 
 
 # --- arguments ---
@@ -646,10 +647,11 @@ def _bounds(name, bounds, unit) -> tuple[float, float]:
 # --- the result ---
 
 
-def _report(problem: Problem, state: State, history, key, settings, plan, began) -> Fit:
+def _report(problem: Problem, state: State, history, key, settings, plan, began, given) -> Fit:
     """Measure every lane's best again on unseen noise, and choose the best start of each target by that."""
     comparison = problem.comparison
-    found, first = (problem.unseen(z, key) for z in (state.best_z, state.first))
+    begun, first_z = descent.initial(problem, state.first, given)
+    found, first = problem.unseen(state.best_z, key), begun.unseen(first_z, key)
     error, solved = descent.measured(problem, found, comparison.data)
     first_error, first_solved = descent.measured(problem, first, comparison.data)
     score = np.asarray(problem.score(error))
@@ -668,8 +670,8 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began)
         values[f.name] = np.broadcast_to(value, (len(best), *value.shape[1:]))[lane]
     laid = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
     model, inputs, noise = problem.put(laid)
-    solved = {name: np.asarray(value)[lane] for name, value in solved.items()}
-    whole = {name: np.asarray(value) for name, value in descent.measured(problem, found, comparison.data)[1].items()}
+    whole = {name: np.asarray(value) for name, value in solved.items()}
+    solved = {name: value[lane] for name, value in whole.items()}
     return Fit(
         parameters={f.name: units.attach(values[f.name], f.unit) for f in problem.frees},
         model=model,

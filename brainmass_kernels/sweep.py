@@ -27,7 +27,7 @@ from .interrupts import heard
 from .models.base import Model, check_model, check_name
 from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
-from .simulate import PerLane, Run, _prepare, explain, simulate, times
+from .simulate import PerLane, Run, _entries, _prepare, explain, simulate, times
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
@@ -199,6 +199,8 @@ def sweep(
     size = min(grid.points, _chunk(chunk))
     record = _default(model) if record is None else record
     everything = {"duration": duration, "dt": dt, "record": record, **arguments}
+    if _OK in {*dict(_entries(model, record)), *grid.axes}:
+        raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
     say = print if progress is True else progress or (lambda _: None)
     with contextlib.ExitStack() as held:
         parts = _NO_PARTS
@@ -323,8 +325,6 @@ def _run(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -
     # This wait can be interrupted; to copy what is not ready cannot.
     jax.block_until_ready(found.records)
     inside = int((places < grid.points).sum())
-    if _OK in {*found.records, *grid.axes}:
-        raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
     records = {n: _on_host(x, (..., slice(inside))) for n, x in {**found.records, _OK: found._finite()}.items()}
     return _Chunk(records, {n: _on_host(x) for n, x in found.axes.items()})
 

@@ -131,17 +131,30 @@ def test_the_initial_error_is_that_of_the_model(target, gain):
 class TestAStartOutsideTheBounds:
     @pytest.mark.parametrize("value", [9.0, 0.1, 4.001])
     def test_of_the_model(self, target, value):
-        said = rf"'model' got gain = {value:g}, outside of its bounds 0.5 to 4"
-        with pytest.raises(ValueError, match=said):
-            fit(target, Follower(gain=value))
+        """The start moves to the nearer bound, with a warning; the initial error is that of the model as given."""
+        with pytest.warns(RuntimeWarning, match=rf"'model' got gain = {value:g}, outside of its bounds 0.5 to 4"):
+            found = fit(target, Follower(gain=value))
+        wanted = target.values.mantissa
+        want = np.sqrt(np.mean((records(Follower(gain=value), "z").mantissa - wanted) ** 2)) / np.std(wanted)
+        np.testing.assert_allclose(found.initial_rms, want, rtol=1e-4)
+        first = found.free[0].value(found.state["first"]["gain"])
+        assert 0.5 <= float(first[0, 0]) <= 4.0
+        assert abs(float(first[0, 0]) - np.clip(value, 0.5, 4.0)) < 0.1
 
     def test_with_a_unit(self, target):
-        with pytest.raises(ValueError, match="'model' got tau = 50 ms, outside of its bounds 60 to 90 ms"):
+        with pytest.warns(RuntimeWarning, match="'model' got tau = 50 ms, outside of its bounds 60 to 90 ms"):
             fit(target, free={"tau": (60.0, 90.0)})
 
     def test_of_noise_that_was_not_given(self, target):
-        with pytest.raises(ValueError, match=r"'model' got noise\.drive = 0"):
+        with pytest.warns(RuntimeWarning, match=r"'model' got noise\.drive = 0"):
             fit(target, free={"noise.drive": (0.1, 1.0)})
+
+    def test_of_a_fit_that_resumes(self, target):
+        """It is told once, and the initial error stays that of the model."""
+        with pytest.warns(RuntimeWarning, match="'model' got gain = 9"):
+            begun = fit(target, Follower(gain=9.0), steps=1)
+        longer = fit(target, Follower(gain=9.0), steps=1, resume=begun)
+        np.testing.assert_allclose(longer.initial_rms, begun.initial_rms, rtol=1e-6)
 
     def test_among_starts(self, target):
         with pytest.raises(ValueError, match="'starts' got gain = 5, outside of its bounds"):
