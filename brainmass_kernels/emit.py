@@ -181,6 +181,10 @@ def _sub(writer: Writer, eqn, a: str, b: str) -> str:
     return writer.sum(a, b, -1) if dtype.kind == "f" else writer.spelling.wrap(f"{a} - {b}", dtype)
 
 
+def _one_minus_square(writer: Writer, eqn, x: str) -> str:
+    return writer.spelling.fused.format(f"-{x}", x, writer.literal(1, eqn.outvars[0].aval.dtype))
+
+
 def _integer_pow(writer: Writer, eqn, x: str) -> str:
     dtype, power = eqn.outvars[0].aval.dtype, eqn.params["y"]
     one, result, square = writer.literal(1, dtype), None, x
@@ -221,6 +225,7 @@ SHARED: dict[str, str | Rule] = {
     "mul": "{0} * {1}",
     "neg": "-{0}",
     "square": "{0} * {0}",
+    "one_minus_square": _one_minus_square,
     "integer_pow": _integer_pow,
     "copy": "{0}",
     "stop_gradient": "{0}",
