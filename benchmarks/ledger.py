@@ -32,9 +32,8 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
-from brainmass_kernels.backends.base import Loop, Pullbacks, Schedule, Wanted
+from brainmass_kernels.backends.base import Body, Loop, Piece, Pullbacks, Schedule, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
-from brainmass_kernels.backends.pallas import even_share
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.step import StepSpec, build
@@ -275,32 +274,40 @@ def _instructions(row: Row, kernel) -> dict:
     found = _resources(kernel)
     if row.kernel == "gradient" and row.vec > 1:
         return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
-    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
-    layout = (mosaic_gpu.Layout(LANES, row.vec), triton.Layout(LANES, 4, row.vec))
-    # From the outermost loop inwards: a segment and its strides on the way back; forward, strides and their parts.
-    if row.kernel == "gradient":
-        steps = [SEGMENT, EVERY]
-    elif row.kernel == "retreat":
-        program = pullbacks_of(loop, wanted_of(loop, per_mass)).retreat
-        unroll = mosaic_gpu.unrolled(loop, layout[0], program)
-        steps = [SEGMENT, EVERY, even_share(EVERY, unroll)]
-    elif row.chip in TRITON_GPUS:
-        unroll = triton.Text(loop, (), (), None, np.dtype("float32"), layout[1]).unrolled(loop.advance)
-        steps = [STEPS, EVERY, unroll] if 2 * unroll <= EVERY else [STEPS, EVERY * max(1, unroll // EVERY)]
-    else:
-        unroll = mosaic_gpu.unrolled(loop, layout[0], loop.advance)
-        body = min(even_share(EVERY, unroll), EVERY)
-        steps = [EVERY * max(1, unroll // EVERY)] if body == EVERY else [EVERY, body]
+    steps = _steps_of_loops(row)
     total: Counter = Counter()
-    for loop in kernel.loops:
-        depth = sum(outer.first <= loop.first and loop.last <= outer.last for outer in kernel.loops) - 1
+    for loop, each in zip(sorted(kernel.loops, key=lambda loop: (loop.first, -loop.last)), steps, strict=True):
         for kind, n in loop.kinds().items():
-            total[kind] += n / steps[depth] / row.vec
+            total[kind] += n / each / row.vec
     slots, card = sum(total.values()), CARDS[row.chip]
     each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / total["fp32"])
     rate = each * card.multiprocessors * card.clock_ghz * 1e9
     kinds = {kind: round(n, 2) for kind, n in total.items()}
     return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
+
+
+def _steps_of_loops(row: Row) -> list[int]:
+    """Steps of one pass of each loop of a kernel, in the order in which they begin."""
+    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
+    noisy, layout = loop.n_normals > 0, mosaic_gpu.Layout(LANES, row.vec)
+    run, segment = Piece(0, 1, STEPS // EVERY, EVERY, True), Piece(0, STEPS // SEGMENT, SEGMENT // EVERY, EVERY, True)
+
+    def of(piece: Piece, unroll: int) -> list[int]:
+        body = Body.of(piece, unroll, noisy)
+        inner = [] if piece.stride < 2 * body.steps else [body.steps]
+        return ([] if piece.strides < 2 * body.strides else [body.steps]) if body.strides else [piece.stride, *inner]
+
+    if row.chip in TRITON_GPUS:
+        text = triton.Text(loop, (), (), None, np.dtype("float32"), triton.Layout(LANES, 4, row.vec))
+        return [STEPS, *of(run, text.unrolled(loop.advance))]
+    forth = mosaic_gpu.unrolled(loop, layout, loop.advance)
+    if row.kernel not in WAYS_BACK:
+        return of(run, forth)
+    pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
+    if row.kernel == "retreat":
+        return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.retreat))]
+    replay = of(segment._replace(strides=1, stride=SEGMENT), forth)[1:]
+    return [SEGMENT, *replay, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.advance, drawn=False))]
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:

@@ -2,9 +2,10 @@
 
 The bits are Threefry-2x32 (Salmon et al. 2011, SC'11, "Parallel random numbers: as easy as 1, 2, 3") with 13
 rounds, where JAX's own generator takes 20; tests/test_noise.py holds their statistics. They are keyed by (key, lane)
-and counted by (step, stream pair); two words make two normals by Box and Muller. Everything is 32-bit integer and
-float32 arithmetic that Pallas, Triton and numba all have, and any normal can be made again from its counter alone:
-that is how an adjoint replays a noisy run without having stored its noise.
+and counted by (pair of steps, stream); two words make two normals by Box and Muller, one for an even step and one for
+the odd step after it. Everything is 32-bit integer and float32 arithmetic that Pallas, Triton and numba all have, and
+any normal can be made again from its counter alone: that is how an adjoint replays a noisy run without having stored
+its noise.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def _horner(coefficients, x):
     return value
 
 
+def pairs(seeds, half, count: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """For each stream its normals of the steps ``2 * half`` and ``2 * half + 1``."""
+    return tuple(box_muller(*threefry(seeds[0], seeds[1], half, jnp.int32(stream))) for stream in range(count))
+
+
 def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
     """``count`` standard normals a lane for one step.
 
@@ -78,12 +84,45 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
     -------
     ``count`` float32 arrays of the lane shape
     """
-    made, step = [], jnp.asarray(step, jnp.int32)
-    if len(seeds) == 3:
-        step = step + seeds[2]
-    for pair in range((count + 1) // 2):
-        made += box_muller(*threefry(seeds[0], seeds[1], step, jnp.int32(pair)))
-    return tuple(made[:count])
+    return Normals(seeds, step, count)(0)
+
+
+class Normals:
+    """Standard normals of steps in a row: each pair of steps is drawn once, when one of them is asked for.
+
+    Parameters
+    ----------
+    seeds : as for `normals`
+    first : int32 scalar, the first of the steps, counted as for `normals`
+    count : how many streams
+    parity : 0 or 1 where ``first`` is known to be even or odd, if steps are counted from 0; where it is not known,
+        a step's normals are chosen from two
+    """
+
+    def __init__(self, seeds, first, count: int, parity: int | None = None):
+        first, later = jnp.asarray(first, jnp.int32), len(seeds) == 3
+        self.seeds, self.count = seeds, count
+        self.parity = None if later else parity
+        self.first = first + seeds[2] if later else first
+        self._made: dict[int, tuple] = {}
+
+    def __call__(self, j: int) -> tuple[jax.Array, ...]:
+        """Of the step ``first + j``, ``count`` float32 arrays of the lane shape."""
+        if not self.count:
+            return ()
+        if self.parity is not None:
+            k, which = divmod(j + self.parity, 2)
+            return tuple(pair[which] for pair in self._pairs(k))
+        odd, now = self.first & 1 == 1, self._pairs(j // 2)
+        if j % 2 == 0:
+            return tuple(jnp.where(odd, b, a) for a, b in now)
+        return tuple(jnp.where(odd, a, b) for (_, b), (a, _) in zip(now, self._pairs(j // 2 + 1)))
+
+    def _pairs(self, k: int) -> tuple:
+        if k not in self._made:
+            half = lax.shift_right_arithmetic(self.first, jnp.int32(1)) + jnp.int32(k)
+            self._made[k] = pairs(self.seeds, half, self.count)
+        return self._made[k]
 
 
 def check_key(key) -> None:

@@ -61,24 +61,23 @@ def test_bits():
 
 
 def test_seeds_and_normals_by_hand():
-    """Lane, step and stream enter the counter as documented; Box and Muller in float64 gives the normals."""
+    """Lane, pair of steps and stream enter the counter as documented; Box and Muller in float64 gives the normals."""
     key = jax.random.key(42)
     words_of_key = words(jax.random.key_data(key).astype(jnp.int32))
     seeds = noise.lane_seeds(key, (2, 3))
     assert seeds.shape == (2, 2, 3)
-    got = jax.jit(lambda: noise.normals(seeds, 5, 3))()
-    assert len(got) == 3
+    even, odd = jax.jit(lambda: [noise.normals(seeds, step, 3) for step in (4, 5)])()
+    assert len(even) == len(odd) == 3
     for lane in range(6):
         seed = threefry(words_of_key, (lane, MASK), 13)
         assert [words(s)[lane] for s in seeds] == list(seed)
-        for pair in range(2):
-            b0, b1 = threefry(seed, (5, pair), 13)
+        for stream in range(3):
+            b0, b1 = threefry(seed, (2, stream), 13)
             radius = np.sqrt(-2.0 * np.log(((b0 >> 1) + 0.5) / 2.0**31))
             angle = np.pi / 2 * ((b1 >> 30) + (b1 & 0x3FFFFFFF) / 2.0**30 - 0.5)
-            for which, want in ((0, np.cos(angle)), (1, np.sin(angle))):
-                if 2 * pair + which < 3:
-                    normal = float(got[2 * pair + which].reshape(-1)[lane])
-                    assert normal == pytest.approx(radius * want, abs=2e-6 * radius)
+            for made, want in ((even, np.cos(angle)), (odd, np.sin(angle))):
+                normal = float(made[stream].reshape(-1)[lane])
+                assert normal == pytest.approx(radius * want, abs=2e-6 * radius)
 
 
 def test_the_ends_of_the_uniforms():
@@ -133,6 +132,22 @@ def test_no_correlation(power):
         for lag in (1, 2, 3):
             a, b = (np.take(x, range(s, x.shape[axis] - lag + s), axis) for s in (0, lag))
             assert abs(np.mean(a * b)) < 4.5 / np.sqrt(a.size), f"lag {lag} in {name}"
+
+
+@pytest.mark.parametrize("first", [0, 1, 6, 7])
+@pytest.mark.parametrize("later", [None, 0, 5])
+def test_steps_in_a_row(first, later):
+    """The same bits as one by one, in any order, whether or not their parity is known; every pair is drawn once."""
+    seeds = noise.lane_seeds(jax.random.key(5), (9,))
+    origin = 0 if later is None else later
+    if later is not None:
+        seeds = jnp.concatenate([seeds, jnp.full((1, 9), later, jnp.int32)])
+    one_by_one = [noise.normals(seeds[:2], origin + first + j, 2) for j in range(5)]
+    for parity in (None, first % 2):
+        row = noise.Normals(seeds, first, 2, parity)
+        for j in (4, 1, 0, 2, 3):
+            np.testing.assert_array_equal(row(j), one_by_one[j])
+        assert len(row._made) <= 3 + (row.parity is None)
 
 
 def test_keys_differ():

@@ -89,6 +89,45 @@ def _unrecorded(start: int, steps: int, segment: int) -> Iterator[Piece]:
         yield Piece(start + full * segment, 1, 1, steps % segment, False)
 
 
+class Body(NamedTuple):
+    """How the steps of a segment are written out.
+
+    Attributes
+    ----------
+    strides : strides in one body; 0 where a stride takes several bodies
+    steps : steps in one body; what is left over has a shorter one
+    even : whether every body begins an even number of steps after the segment
+    """
+
+    strides: int
+    steps: int
+    even: bool
+
+    @classmethod
+    def of(cls, piece: Piece, most: int, noisy: bool) -> Body:
+        """At most ``most`` steps; of an even number, if it can be, where a step is ``noisy``."""
+        stride = piece.stride
+        if stride <= most:
+            several = min(most // stride, piece.strides)
+            several -= several % 2 if noisy and stride % 2 and 1 < several < piece.strides else 0
+            return cls(several, several * stride, several * stride % 2 == 0 or several == piece.strides)
+        size = even_share(stride, most, 2 if noisy else 1)
+        return cls(0, size, size % 2 == 0 and (stride % 2 == 0 or piece.strides == 1))
+
+
+def even_share(n: int, most: int, unit: int = 1) -> int:
+    """A divisor of ``n`` near ``most`` if there is one, so that nothing is left over; a multiple of ``unit``."""
+    most = most - most % unit or most
+    return next((d for d in range(most, most // 3, -1) if n % d == 0 and d % unit == 0), most)
+
+
+def parity_in(parity: int | None, piece: Piece) -> int | None:
+    """That of the first step of each segment of a piece where it is known, given that of where the pieces begin."""
+    if parity is None or (piece.segments > 1 and piece.length % 2):
+        return None
+    return (parity + piece.start) % 2
+
+
 def segments_in(parts: Sequence[Piece]) -> int:
     return sum(piece.segments for piece in parts)
 

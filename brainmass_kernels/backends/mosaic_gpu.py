@@ -8,6 +8,7 @@ is too long for that, keeps the state before every few steps in device memory an
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
-from ..noise import normals
+from ..noise import Normals
 from ..pointwise import RULES, Program
 from .base import (
     Adjoint,
+    Body,
     Copied,
     Forward,
     Loop,
@@ -31,12 +33,13 @@ from .base import (
     Wanted,
     depths,
     lacking,
+    parity_in,
     pieces,
     programs_of,
     segments_in,
     within,
 )  # fmt: skip
-from .pallas import added, apply, even_share, fill, grouped, lacks, merged, parted
+from .pallas import added, apply, fill, grouped, lacks, merged, parted
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
@@ -46,8 +49,8 @@ _FILLED = 4
 # Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1000
 _UNROLL = 20
-# What two normals count as in it.
-_DRAW = 50
+# What a normal counts as in it: two are drawn at a time, for two steps.
+_DRAW = 36
 LOG2E = 1.4426950408889634
 # Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
 SHARED = 52 * 1024
@@ -217,11 +220,11 @@ class _Lanes:
         uniform = [ref[n] for ref in self.refs["uniform_inputs"]]
         return merged(uniform, self.load(self.refs["lane_inputs"], n), self.call.inputs_in_lanes)
 
-    def draws(self, n) -> tuple:
-        return normals(self.seeds, n, self.loop.n_normals) if self.loop.n_normals else ()
+    def normals(self, first, parity: int | None) -> Normals:
+        return Normals(self.seeds, first, self.loop.n_normals, parity)
 
-    def step(self, n, state) -> tuple:
-        return self.fill(self.apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *self.draws(n)))
+    def step(self, n, state, draws) -> tuple:
+        return self.fill(self.apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *draws))
 
     def observe(self, state) -> tuple:
         return self.fill(self.apply(self.loop.observe, *self.coefs, *state))
@@ -236,37 +239,85 @@ class _Lanes:
 # Time ---------------------------------------------------------------------------------------------------------------
 
 
-def _repeat(count: int, unroll: int, body: Callable, carry, backwards: bool = False):
-    """``carry = body(i, carry)`` for ``i`` from 0 to ``count - 1``, or down; ``unroll`` of them written out."""
-    unroll = max(1, min(unroll, count))
-    whole, left = divmod(count, unroll)
-    split = count - left
+class _Start(NamedTuple):
+    """The number of a first step, and its parity where that is known."""
+
+    step: Any = 0
+    parity: int | None = 0
+
+    def segment(self, piece: Piece, i) -> _Start:
+        """Of a piece's segment ``i``, where the pieces begin here."""
+        return _Start(self.step + piece.start + i * piece.length, parity_in(self.parity, piece))
+
+
+def _repeat(count: int, size: int, body: Callable, carry, backwards: bool = False):
+    """``carry = body(i, n, carry)`` for the ``n`` from ``i`` on: ``size`` at a time of ``count``, or from the last."""
+    size = max(1, min(size, count))
+    whole, left = divmod(count, size)
 
     def rest(carry):
-        for i in range(split, count) if not backwards else reversed(range(split, count)):
-            carry = body(jnp.int32(i), carry)
-        return carry
+        return body(jnp.int32(whole * size), left, carry) if left else carry
 
-    def several(k, carry):
-        start = (whole - 1 - k if backwards else k) * unroll
-        for j in range(unroll) if not backwards else reversed(range(unroll)):
-            carry = body(start + j, carry)
-        return carry
+    def one(k, carry):
+        return body((whole - 1 - k if backwards else k) * size, size, carry)
 
     carry = rest(carry) if backwards else carry
     if whole:
-        carry = lax.fori_loop(jnp.int32(0), jnp.int32(whole), several, carry)
+        carry = lax.fori_loop(jnp.int32(0), jnp.int32(whole), one, carry)
     return carry if backwards else rest(carry)
+
+
+def _segments(piece: Piece, segment: Callable, carry, backwards: bool = False):
+    """``carry = segment(i, carry)`` for each segment of a piece."""
+    return _repeat(piece.segments, 1, lambda i, _, carry: segment(i, carry), carry, backwards)
+
+
+def _steps(
+    lanes: _Lanes, piece: Piece, first: _Start, unroll: int, step: Callable, record: Callable | None, carry,
+    backwards: bool = False,
+):  # fmt: skip
+    """Take the steps of one segment, which begins at ``first``, several written out in one body.
+
+    ``step(j, draw, carry)`` takes the segment's step ``j``, whose normals ``draw()`` gives; ``record(m, carry)`` takes
+    the record at the end of its stride ``m``.
+    """
+    stride = piece.stride
+    form = Body.of(piece, unroll, lanes.loop.n_normals > 0)
+    parity = first.parity if form.even else None
+
+    def body(m, begin, count, carry):
+        """Steps from ``begin`` of stride ``m`` on; those of whole strides are followed by a record."""
+        j0 = m * stride + begin
+        normals = lanes.normals(first.step + j0, parity)
+        for j in reversed(range(count)) if backwards else range(count):
+            k, left = divmod(j + 1, stride)
+            recorded = record if form.strides and left == 0 else None
+            carry = recorded(m + (k - 1), carry) if recorded and backwards else carry
+            carry = step(j0 + j, functools.partial(normals, j), carry)
+            carry = recorded(m + (k - 1), carry) if recorded and not backwards else carry
+        return carry
+
+    if form.strides:
+        return _repeat(piece.strides, form.strides, lambda m, n, carry: body(m, 0, n * stride, carry), carry, backwards)
+
+    def one_stride(m, _, carry):
+        carry = record(m, carry) if record and backwards else carry
+        carry = _repeat(stride, form.steps, lambda j, n, carry: body(m, j, n, carry), carry, backwards)
+        return record(m, carry) if record and not backwards else carry
+
+    return _repeat(piece.strides, 1, one_stride, carry, backwards)
 
 
 def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
     """Steps of a program written out in one body. The interpreter gains nothing by it."""
-    operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * ((loop.n_normals + 1) // 2)
+    operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * loop.n_normals
     return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (operations * layout.vec)))
 
 
-def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Callable | None, save: Callable | None):
-    """Run pieces, the first of which begins at step ``start``.
+def _run_pieces(
+    lanes: _Lanes, parts: Sequence[Piece], start: _Start, state, record: Callable | None, save: Callable | None
+):
+    """Run pieces, the first of which begins at ``start``.
 
     ``record(k, state)`` is called at the end of each stride of a recorded piece; ``save(slot, state)`` before each
     segment. Both count from 0 over all pieces.
@@ -274,21 +325,23 @@ def _run_pieces(lanes: _Lanes, parts: Sequence[Piece], start, state, record: Cal
     unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
     slot = taken = 0
     for piece in parts:
-        steps, strides = even_share(piece.stride, unroll), max(1, unroll // piece.stride)
 
-        def stride(first, k, state, piece=piece, steps=steps):
-            state = _repeat(piece.stride, steps, lambda j, s: lanes.step(first + j, s), state)
-            if piece.recorded and record:
-                record(k, state)
-            return state
-
-        def segment(i, state, piece=piece, strides=strides, slot=slot, taken=taken, stride=stride):
+        def segment(i, state, piece=piece, slot=slot, taken=taken):
             if save:
                 save(slot + i, state)
-            first, k = start + piece.start + i * piece.length, taken + i * piece.records
-            return _repeat(piece.strides, strides, lambda m, s: stride(first + m * piece.stride, k + m, s), state)
+            first, k = start.segment(piece, i), taken + i * piece.records
 
-        state = _repeat(piece.segments, 1, segment, state)
+            def recorded(m, state):
+                assert record is not None
+                record(k + m, state)
+                return state
+
+            return _steps(
+                lanes, piece, first, unroll, lambda j, draw, state: lanes.step(first.step + j, state, draw()),
+                recorded if piece.recorded and record else None, state,
+            )  # fmt: skip
+
+        state = _segments(piece, segment, state)
         slot += piece.segments
         taken += piece.segments * piece.records
     return state
@@ -355,7 +408,7 @@ class MosaicGPU:
         def kernel(lanes: _Lanes):
             refs = lanes.refs
             state = _run_pieces(
-                lanes, parts, 0, lanes.load(refs["initial"]),
+                lanes, parts, _Start(), lanes.load(refs["initial"]),
                 record=(lambda k, state: lanes.store(refs["records"], lanes.observe(state), k)) if obs else None,
                 save=(lambda slot, state: lanes.store(refs["saved"], state, slot)) if checkpoint_every else None,
             )  # fmt: skip
@@ -443,7 +496,7 @@ class _WayBack(NamedTuple):
         if self.pullbacks.retreat is not None:
             carry = walk.retreat(self.pullbacks.retreat, parts, carry)
         else:
-            carry = walk.pieces(parts, 0, 0, refs["saved"], carry, 0)
+            carry = walk.pieces(parts, _Start(), 0, refs["saved"], carry, 0)
         lanes.store(refs["ct_coefs"], carry[0])
         lanes.store(refs["ct_state"], carry[1])
 
@@ -455,8 +508,8 @@ class _Walk(NamedTuple):
     lanes: _Lanes
     in_lanes: Sequence[bool]
 
-    def pieces(self, parts: Sequence[Piece], start, taken, saved, carry, depth: int):
-        """Walk pieces back, of which the first begins at step ``start`` and with record ``taken``."""
+    def pieces(self, parts: Sequence[Piece], start: _Start, taken, saved, carry, depth: int):
+        """Walk pieces back, of which the first begins at ``start`` and with record ``taken``."""
         slots = segments_in(parts)
         taken = taken + sum(p.segments * p.records for p in parts)
         for piece in reversed(parts):
@@ -465,15 +518,15 @@ class _Walk(NamedTuple):
 
             def segment(i, carry, piece=piece, slots=slots, taken=taken):
                 state = self.lanes.load(saved, slots + i)
-                first, k = start + piece.start + i * piece.length, taken + i * piece.records
+                first, k = start.segment(piece, i), taken + i * piece.records
                 if piece.parts or piece.length > self.back.most:
                     return self.long(piece, first, k, state, carry, depth + 1)
                 return self.short(piece, first, k, state, carry)
 
-            carry = _repeat(piece.segments, 1, segment, carry, backwards=True)
+            carry = _segments(piece, segment, carry, backwards=True)
         return carry
 
-    def long(self, piece: Piece, first, k, state, carry, depth: int):
+    def long(self, piece: Piece, first: _Start, k, state, carry, depth: int):
         """A segment too long for shared memory: run it to keep states within it, and walk its parts back."""
         lanes, saved = self.lanes, self.lanes.refs[f"saved {depth}"]
         parts = within(piece, self.back.most)
@@ -482,22 +535,20 @@ class _Walk(NamedTuple):
             carry = self.observed(k, state, carry)
         return self.pieces(parts, first, k, saved, carry, depth)
 
-    def short(self, piece: Piece, first, k, state, carry):
+    def short(self, piece: Piece, first: _Start, k, state, carry):
         """A segment that shared memory holds."""
         self.replay(piece, first, state)
         unroll = unrolled(self.lanes.loop, self.lanes.layout, self.back.pullbacks.advance, drawn=False)
 
-        def stride(m, carry):
-            begin = m * piece.stride
-            if piece.recorded:
-                carry = self.observed(k + m, self.kept(begin + piece.stride)[0], carry)
-            return _repeat(
-                piece.stride, unroll, lambda j, c: self.step(first + begin + j, begin + j, c), carry, backwards=True
-            )
+        def observed(m, carry):
+            return self.observed(k + m, self.kept((m + 1) * piece.stride)[0], carry)
 
-        return _repeat(piece.strides, max(1, unroll // piece.stride), stride, carry, backwards=True)
+        return _steps(
+            self.lanes, piece, first, unroll, lambda j, _, carry: self.step(first.step + j, j, carry),
+            observed if piece.recorded else None, carry, backwards=True,
+        )  # fmt: skip
 
-    def replay(self, piece: Piece, first, state):
+    def replay(self, piece: Piece, first: _Start, state):
         lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
         unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
@@ -506,13 +557,13 @@ class _Walk(NamedTuple):
             for i, x in enumerate(chosen):
                 lanes.keep(ref, x, j, i)
 
-        def step(j, state):
-            draws = lanes.draws(first + j)
+        def step(j, draw, state):
+            draws = draw()
             keep(j, state, draws)
-            loop = lanes.loop
-            return lanes.fill(lanes.apply(loop.advance, *lanes.coefs, *state, *lanes.inputs(first + j), *draws))
+            return lanes.step(first.step + j, state, draws)
 
-        state = _repeat(piece.length, even_share(piece.length, unroll), step, state)
+        whole = piece._replace(strides=1, stride=piece.length, recorded=False)
+        state = _steps(lanes, whole, first, unroll, step, None, state)
         keep(jnp.int32(piece.length), state, lanes.zeros(lanes.loop.n_normals))
 
     def kept(self, j) -> tuple[tuple, tuple]:
@@ -547,25 +598,20 @@ class _Walk(NamedTuple):
         unroll = unrolled(lanes.loop, lanes.layout, program)
         slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)
 
-        def step(n_step, carry):
+        def step(n_step, draw, carry):
             *carry, state = carry
-            given = (*lanes.coefs, *state, *lanes.inputs(n_step), *lanes.draws(n_step))
-            out = lanes.apply(program, *given, *carry[1])
+            out = lanes.apply(program, *lanes.coefs, *state, *lanes.inputs(n_step), *draw(), *carry[1])
             return *self.pulled(n_step, out[:-n], carry), lanes.fill(out[-n:])
 
-        def stride(piece, first, k, carry):
-            *carry, state = carry
-            if piece.recorded:
-                carry = self.observed(k, state, carry)
-            share = even_share(piece.stride, unroll)
-            return _repeat(piece.stride, share, lambda j, c: step(first + j, c), (*carry, state), backwards=True)
-
         def segment(piece, slot, first, k, carry):
+            def observed(m, carry):
+                *carry, state = carry
+                return *self.observed(k + m, state, carry), state
+
             state = lanes.load(lanes.refs["saved"], slot + 1)
-            several = max(1, unroll // piece.stride)
-            *carry, _ = _repeat(
-                piece.strides, several, lambda m, c: stride(piece, first + m * piece.stride, k + m, c),
-                (*carry, state), backwards=True,
+            *carry, _ = _steps(
+                lanes, piece, first, unroll, lambda j, draw, carry: step(first.step + j, draw, carry),
+                observed if piece.recorded else None, (*carry, state), backwards=True,
             )  # fmt: skip
             return tuple(carry)
 
@@ -573,9 +619,9 @@ class _Walk(NamedTuple):
             slots, taken = slots - piece.segments, taken - piece.segments * piece.records
 
             def walked(i, carry, piece=piece, slots=slots, taken=taken):
-                return segment(piece, slots + i, piece.start + i * piece.length, taken + i * piece.records, carry)
+                return segment(piece, slots + i, _Start().segment(piece, i), taken + i * piece.records, carry)
 
-            carry = _repeat(piece.segments, 1, walked, carry, backwards=True)
+            carry = _segments(piece, walked, carry, backwards=True)
         return carry
 
     def observed(self, k, state, carry):

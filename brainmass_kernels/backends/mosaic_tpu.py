@@ -8,6 +8,7 @@ A chunk is also what lies between two checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,13 +19,25 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..noise import normals
+from ..noise import Normals
 from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
-from .base import Adjoint, Copied, Forward, Loop, Pullbacks, Request, Schedule, Wanted, Wires, lacking, programs_of
+from .base import (
+    Adjoint,
+    Copied,
+    Forward,
+    Loop,
+    Pullbacks,
+    Request,
+    Schedule,
+    Wanted,
+    Wires,
+    even_share,
+    lacking,
+    programs_of,
+)  # fmt: skip
 from .pallas import (
     added,
     apply,
-    even_share,
     fill,
     grouped,
     lacks,
@@ -148,22 +161,30 @@ class Cut:
             x = x.reshape(self.groups * self.group, *x.shape[2:])
         return x[self.front : self.front + self.steps]
 
-    def walk(self, first, last, step: Callable, record: Callable, carry):
+    @property
+    def parity(self) -> int | None:
+        """That of the number of the first step of any chunk, if all have the same; phantom steps have numbers too."""
+        return None if self.group % 2 or self.size % 2 else (self.pad + self.front) % 2
+
+    def walk(self, first, last, normals: Callable, step: Callable, record: Callable, carry):
         """Take the steps ``first <= position < last`` of a chunk.
 
-        ``step(position, carry)`` takes one step; ``record(k, on, carry)`` takes the chunk's record ``k``, if ``on``.
+        ``normals(position, parity)`` gives the `Normals` of steps from there on; ``step(position, draw, carry)`` takes
+        one step, whose normals are ``draw()``; ``record(k, on, carry)`` takes the chunk's record ``k``, if ``on``.
         """
         if self.body < self.stride:
-            return self._walk_long(first, last, step, record, carry)
+            return self._walk_long(first, last, normals, step, record, carry)
+        parity = self.parity if self.body % 2 == 0 else None
 
         def one(j, carry):
-            carry = step(j, carry)
+            carry = step(j, functools.partial(normals(j), 0), carry)
             k = jnp.maximum(_div(j + 1, self.stride) - 1, 0)
             return record(k, _rem(j + 1, self.stride) == 0, carry)
 
         def body(i, carry):
+            drawn = normals(i * self.body, parity)
             for j in range(self.body):
-                carry = step(i * self.body + j, carry)
+                carry = step(i * self.body + j, functools.partial(drawn, j), carry)
                 k, left = divmod(j + 1, self.stride)
                 if left == 0:
                     carry = record(i * (self.body // self.stride) + k - 1, True, carry)
@@ -174,18 +195,26 @@ class Cut:
         carry = lax.fori_loop(begin, end, body, carry)
         return lax.fori_loop(jnp.maximum(begin, end) * self.body, last, one, carry)
 
-    def _walk_long(self, first, last, step, record, carry):
+    def _walk_long(self, first, last, normals, step, record, carry):
+        # A stride begins at its first real step.
+        even = not any(n % 2 for n in (self.pad, self.front, self.stride, self.body))
+        parity = self.parity if even else None
+
+        def one(j, carry):
+            return step(j, functools.partial(normals(j), 0), carry)
+
         def stride(s, carry):
             a, b = jnp.maximum(first, s * self.stride), jnp.minimum(last, (s + 1) * self.stride)
             bodies = _div(b - a, self.body)
 
             def body(i, carry):
+                drawn = normals(a + i * self.body, parity)
                 for j in range(self.body):
-                    carry = step(a + i * self.body + j, carry)
+                    carry = step(a + i * self.body + j, functools.partial(drawn, j), carry)
                 return carry
 
             carry = lax.fori_loop(jnp.int32(0), bodies, body, carry)
-            carry = lax.fori_loop(a + bodies * self.body, b, step, carry)
+            carry = lax.fori_loop(a + bodies * self.body, b, one, carry)
             return record(s, b == (s + 1) * self.stride, carry)
 
         begin, end = _div(first, self.stride), _div(last + self.stride - 1, self.stride)
@@ -244,8 +273,11 @@ def _downward(first, last, body, carry):
     return lax.fori_loop(jnp.int32(0), last - first, lambda i, c: body(last - 1 - i, c), carry)
 
 
-def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int = UNROLL) -> Cut:
-    """Cut time into chunks of at most ``most`` steps, of about ``wish`` steps if that is given."""
+def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int = UNROLL, noisy: bool = False) -> Cut:
+    """Cut time into chunks of at most ``most`` steps, of about ``wish`` steps if that is given.
+
+    Bodies of a ``noisy`` step are even where they can be.
+    """
     wish = min(wish or most, most)
     every, lead = schedule.every, schedule.lead
     if schedule.count == 0:
@@ -256,7 +288,7 @@ def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int
         size = _up(-(-every // parts), unroll)
         return Cut(schedule.steps, lead, size, 1, -(-every // size), every, unroll)
     if every > unroll:
-        unit, body = every, even_share(every, unroll)
+        unit, body = every, even_share(every, unroll, 2 if noisy else 1)
     else:
         unit = body = every * max(1, unroll // every)
     # Even shares: a last chunk with a few steps costs as much to start as a full one.
@@ -270,9 +302,12 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _unroll(loop: Loop) -> int:
-    """The interpreter gains nothing by unrolled steps, and compiles each of them slowly."""
-    return 2 if loop.interpret else UNROLL
+def _unroll(loop: Loop) -> tuple[int, bool]:
+    """Steps of a body, and whether they are better even: two steps' normals are drawn at a time.
+
+    The interpreter gains nothing by unrolled steps, and compiles each of them slowly.
+    """
+    return 2 if loop.interpret else UNROLL, loop.n_normals > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +367,7 @@ def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
         return min(LONGEST, int((BUDGET / (4 * rows * LANES) - still) / (a_step or 1)))
 
     rows = block_rows(lanes, _FORWARD, lambda rows: most(rows) >= min(64, loop.schedule.steps))
-    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1), None, _unroll(loop)))
+    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1), None, *_unroll(loop)))
 
 
 class Held(NamedTuple):
@@ -351,7 +386,7 @@ def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: in
     a_step = 2 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
     # A guess at what the pullbacks, which a forward run does not know, need of a step.
     most = (BUDGET / (4 * 8 * LANES) - still) / (a_step + 2 * loop.n_inputs + loop.n_state + loop.n_normals + 2)
-    cut = cut_time(loop.schedule, max(1, min(LONGEST, int(most))), checkpoint_every, _unroll(loop))
+    cut = cut_time(loop.schedule, max(1, min(LONGEST, int(most))), checkpoint_every, *_unroll(loop))
     cost = _FORWARD
     if back:
         cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + back.coefs + 4 * loop.n_state + 2), back.a_step
@@ -459,7 +494,7 @@ def interpreter():
 
 
 def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
-    """The coefficients, and functions of the position that give the inputs and the normals, of the given rows."""
+    """The coefficients, and functions of the position that give the inputs and the `Normals`, of the given rows."""
 
     def splat(scalar):
         return jnp.full(tile, scalar, jnp.float32)
@@ -472,12 +507,10 @@ def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
         uniform = [splat(ref[0, 0, j]) for ref in refs["uniform_inputs"]]
         return merged(uniform, read(refs["lane_inputs"], j, rows), plan.inputs_in_lanes)
 
-    def draws(j):
-        if not loop.n_normals:
-            return ()
-        return normals(read(refs["seeds"], rows), start + j, loop.n_normals)
+    def normals(j, parity=None):
+        return Normals(read(refs["seeds"], rows), start + j, loop.n_normals, parity)
 
-    return coefs, inputs, draws
+    return coefs, inputs, normals
 
 
 def _network():
@@ -619,10 +652,10 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
     state = read(refs["state"])
     if refs["saved"]:
         write(refs["saved"], state, 0)
-    coefs, inputs, draws = _arguments(loop, plan, refs, start, plan.tile)
+    coefs, inputs, normals = _arguments(loop, plan, refs, start, plan.tile)
 
-    def step(j, state):
-        return fill(apply(loop.advance, *coefs, *state, *inputs(j), *draws(j)), plan.tile)
+    def step(j, draw, state):
+        return fill(apply(loop.advance, *coefs, *state, *inputs(j), *draw()), plan.tile)
 
     def record(k, on, state):
         @when(on)
@@ -632,7 +665,7 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
 
         return state
 
-    write(refs["state"], plan.cut.walk(first, last, step, record, state))
+    write(refs["state"], plan.cut.walk(first, last, normals, step, record, state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -697,10 +730,10 @@ class WayBack:
         """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""
         loop, cut, tile = self.loop, self.plan.cut, self.plan.tile
         start, first, last = cut.bounds(chunk)
-        coefs, inputs, draws = _arguments(loop, self.plan, refs, start, tile)
+        coefs, inputs, normals = _arguments(loop, self.plan, refs, start, tile)
 
-        def step(j, state):
-            given, drawn = inputs(j), draws(j)
+        def step(j, draw, state):
+            given, drawn = inputs(j), draw()
             kept = apply(self.advance.keep, *coefs, *state, *given, *drawn)
             write(refs["kept"], fill(kept, tile), j)
             return fill(apply(loop.advance, *coefs, *state, *given, *drawn), tile)
@@ -713,7 +746,7 @@ class WayBack:
 
             return state
 
-        cut.walk(first, last, step, record, read(refs["saved"], 0))
+        cut.walk(first, last, normals, step, record, read(refs["saved"], 0))
 
     def go_back(self, refs, chunk, rows):
         """Walk some rows of the chunk back."""

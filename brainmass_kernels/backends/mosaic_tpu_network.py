@@ -547,9 +547,9 @@ def _forward_kernel(loop: Loop, plan: Layout, form: Form, keep: bool, refs, chun
         sums.arrive(n, arrived.at[place])
 
         def advancing(region, rows):
-            coefs, inputs, draws, tile = of(region, rows)
+            coefs, inputs, normals, tile = of(region, rows)
             state = read(refs["state"], rows)
-            stepped = apply(loop.advance, *coefs, *state, *inputs(j), arrived[place, rows], *draws(j))
+            stepped = apply(loop.advance, *coefs, *state, *inputs(j), arrived[place, rows], *normals(j)(0))
             write(refs["state"], fill(stepped, tile), rows)
 
         _each(form, loop, 16, advancing)
@@ -645,10 +645,10 @@ class _Back:
         """Run the chunk again for some regions, keeping what the pullbacks need of each step."""
         loop, cut, tile = self.loop, self.plan.cut, (rows.size, LANES)
         start, first, last = cut.bounds(chunk)
-        coefs, inputs, draws = _arguments(loop, self.plan, refs, start, tile, rows)
+        coefs, inputs, normals = _arguments(loop, self.plan, refs, start, tile, rows)
 
         def step(j, state):
-            given = (*inputs(j), *read(refs["sums_kept"], j, rows), *draws(j))
+            given = (*inputs(j), *read(refs["sums_kept"], j, rows), *normals(j)(0))
             write(refs["kept"], fill(apply(self.advance.keep, *coefs, *state, *given), tile), j, rows)
             write(refs["kept_send"], fill(apply(self.send.keep, *coefs, *state), tile), j, rows)
             if refs["sent"]:

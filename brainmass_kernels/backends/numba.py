@@ -232,7 +232,7 @@ class _Kernel:
         self.coefs = [f"c{k}" for k in range(loop.n_coefs)]
         self.state = self.rows.add("x", loop.n_state)
         self.inputs = [f"u{k}" for k in range(loop.n_inputs)]
-        self.normals = self.rows.add("z", loop.n_normals)
+        self.normals, self.later = self.rows.add("z", loop.n_normals), self.rows.add("later", loop.n_normals)
         for name, uniform in zip((*self.coefs, *self.inputs), (*shape.uniform_coefs, *shape.uniform_inputs)):
             if not uniform:
                 self.rows.names.append(name)
@@ -360,20 +360,32 @@ class _Kernel:
             for k, (name, uniform) in enumerate(zip(self.inputs, self.shape.uniform_inputs))
         ]
 
-    def draw(self) -> list[str]:
-        """The normals of step ``n``."""
+    def draw(self, first: str) -> list[str]:
+        """The normals of step ``n``, drawn for two steps at a time; ``first`` says whether none was drawn before."""
         if not self.loop.n_normals:
             return []
         word = jax.ShapeDtypeStruct((), "int32")
-        program = Program(lambda k0, k1, n: noise.normals((k0, k1), n, self.loop.n_normals), [word] * 3, "white noise")
+        program = Program(
+            lambda k0, k1, half: sum(noise.pairs((k0, k1), half, self.loop.n_normals), ()), [word] * 3, "white noise"
+        )
         writer = self.writer()
-        drawn = writer.write(program, ["key0", "key1", "counter"])
+        drawn = writer.write(program, ["key0", "key1", "half"])
         seeds = Rows("I", self.block)
         seeds.add("key", 2)
-        stores = {self.rows.at(name): self.cast(value, np.dtype("float32")) for name, value in zip(self.normals, drawn)}
+        rows = [name for both in zip(self.normals, self.later) for name in both]
+        stores = {self.rows.at(name): self.cast(value, np.dtype("float32")) for name, value in zip(rows, drawn)}
         # In a float64 run the rows do not hold float32.
         staged = self.shape.dtype == "f32"
-        return ["counter = i32(n + origin)", *self.lane_loop(writer, stores, [seeds], staged)]
+        copies = [f"{self.rows.at(z)} = {self.rows.at(later)}" for z, later in zip(self.normals, self.later)]
+        return [
+            "counter = i32(n + origin)",
+            f"if {first} or counter & i32(1) == i32(0):",
+            "    half = i32(counter >> i32(1))",
+            *_indented(self.lane_loop(writer, stores, [seeds], staged)),
+            "if counter & i32(1) == i32(1):",
+            f"    for i in range({self.block}):",
+            *_indented(_indented(copies)),
+        ]
 
     def cast(self, value: str, dtype) -> str:
         return value if _SHORT.get(np.dtype(dtype).name) == self.shape.dtype else f"{self.shape.dtype}({value})"
@@ -442,7 +454,7 @@ def forward_source(loop: Loop, shape: Shape, wiring: Callable[[_Kernel], Apart] 
         "    segment_number += 1",
         "    due_save += segment",
         *k.read_inputs(),
-        *k.draw(),
+        *k.draw("n == 0"),
         *coupled.arrive(),
         *k.lane_loop(advance, {k.rows.at(x): v for x, v in zip(k.state, stepped)}, [k.rows]),
         "if n + 1 == due:",
@@ -534,7 +546,7 @@ def adjoint_source(
         "n = start + j",
         slot,
         *k.read_inputs(),
-        *k.draw(),
+        *k.draw("j == 0"),
         *coupled.replay(),
         *k.lane_loop(
             replay,

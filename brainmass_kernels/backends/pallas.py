@@ -80,10 +80,5 @@ def grouped(groups, values) -> dict[str, tuple]:
     return defaultdict(tuple, {name: tuple(itertools.islice(left, count)) for name, count in groups})
 
 
-def even_share(n: int, unroll: int) -> int:
-    """The body of a long stride: a divisor near ``unroll`` if there is one, so that no step is left over."""
-    return next((d for d in range(unroll, unroll // 3, -1) if n % d == 0), unroll)
-
-
 def when(on):
     return pl.when(on) if on is not True else lambda f: f()

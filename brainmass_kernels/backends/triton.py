@@ -26,6 +26,7 @@ from ..pointwise import Literal, Program
 from . import triton_versions
 from .base import (
     Adjoint,
+    Body,
     Copied,
     Forward,
     Loop,
@@ -36,6 +37,7 @@ from .base import (
     Wires,
     depths,
     lacking,
+    parity_in,
     pieces,
     programs_of,
     segments_in,
@@ -48,6 +50,8 @@ _FILLED = 16
 # Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1000
 _UNROLL = 20
+# What a normal counts as in it: two are drawn at a time, for two steps.
+_DRAW = 36
 # Values that an adjoint may keep in registers from the way forth to the way back.
 KEPT = 64
 # Regions of a network, at most: threads of a program.
@@ -249,7 +253,7 @@ class Text:
         self.lines: list[str] = []
         self.depth = 1
         self.functions: list[str] = []
-        self.loops = 0
+        self.loops = self.windows = 0
         # Steps are counted where something depends on their number.
         self.counted = bool(loop.n_inputs or loop.n_normals)
         # The number of the first step, which may come with the seeds; all lanes have come equally far.
@@ -346,8 +350,8 @@ class Text:
             self.function("observe", loop.observe, given[: n + m], self.uniform_step[: n + m])
         if z:
             word = jax.ShapeDtypeStruct((), "int32")
-            draw = Program(lambda k0, k1, i: noise.normals((k0, k1), i, z), [word] * 3, "white noise")
-            self.function("draw", draw, ["key0", "key1", "step"], [False, False, True])
+            draw = Program(lambda k0, k1, half: sum(noise.pairs((k0, k1), half, z), ()), [word] * 3, "white noise")
+            self.function("draw", draw, ["key0", "key1", "half"], [False, False, True])
 
     @staticmethod
     def names(stem: str, count: int, mark: str = "") -> list[str]:
@@ -386,55 +390,67 @@ class Text:
             where = "place, mask=inside, other=0" if each else step
             self.line(f"{name} = tl.load({array} + {where})")
 
-    def step(self, step: str, given: Sequence[str], made: Sequence[str], mark: str = "") -> None:
-        """One step from the states ``given``; with ``mark``, what it read and drew keeps a name of its own."""
+    def step(self, step: str, given: Sequence[str], made: Sequence[str], draw: Callable, mark: str = "") -> None:
+        """One step from the states ``given``; with ``mark``, what it read and drew keeps a name of its own.
+
+        ``draw(names)`` gives the step's normals these names.
+        """
         inputs = self.names("u", self.loop.n_inputs, mark)
         normals = self.names("z", self.loop.n_normals, mark)
         self.read_inputs(step, inputs)
-        self.assign(normals, f"draw(key0, key1, {step}{self.origin}, zero)")
+        draw(normals)
         arguments = [*self.coefs, *given, *inputs, *normals, "zero"]
         self.assign(made, f"advance({', '.join(arguments)})")
 
-    def repeat_steps(self, count: int, unroll: int, step: Callable[[], None]) -> None:
-        """``step`` so many times, some of them written out."""
-        unroll = max(1, min(unroll, count))
-        whole, left = divmod(count, unroll)
+    def repeat_bodies(self, count: int, size: int, body: Callable[[int], None]) -> None:
+        """``body(size)`` as often as it fits, and once more for the rest."""
+        whole, left = divmod(count, size)
         if whole > 1:
             with self.repeat(whole):
-                for _ in range(unroll):
-                    step()
-        else:
-            left = count
-        for _ in range(left):
-            step()
+                body(size)
+        elif whole:
+            body(size)
+        if left:
+            body(left)
 
-    def run(self, parts: Sequence[Piece], save: Sequence[str], record: Callable | None) -> None:
-        """Run pieces from the states in ``x``, the first at the step ``n``, saving from the row ``slot`` on."""
+    def run(self, parts: Sequence[Piece], save: Sequence[str], record: Callable | None, parity: int | None = 0) -> None:
+        """Run pieces from the states in ``x``, the first at the step ``n``, saving from the row ``slot`` on.
+
+        The parity is that of ``n``, where it is known.
+        """
         state = self.names("x", self.loop.n_state)
         unroll = self.unrolled(self.loop.advance)
-
-        def one_step():
-            self.coupled.arrive(state)
-            self.step("n", state, state)
-            if self.counted:
-                self.line("n += 1")
-
         for piece in parts:
+            form = Body.of(piece, unroll, self.loop.n_normals > 0)
+            known = parity_in(parity, piece) if form.even else None
+
+            def body(steps, piece=piece, form=form, known=known):
+                normals = Normals(self, "n", known)
+                for j in range(steps):
+                    self.coupled.arrive(state)
+                    self.step("n", state, state, functools.partial(normals, j))
+                    if self.counted:
+                        self.line("n += 1")
+                    if form.strides and (j + 1) % piece.stride == 0 and piece.recorded and record:
+                        record(state)
+
+            def stride(_, piece=piece, form=form, body=body):
+                self.repeat_bodies(piece.stride, form.steps, body)
+                if piece.recorded and record:
+                    record(state)
+
             with self.repeat(piece.segments):
                 if save:
                     self.store(save, state, "slot")
                     self.line("slot += 1")
-
-                def stride(piece=piece):
-                    self.repeat_steps(piece.stride, unroll, one_step)
-                    if piece.recorded and record:
-                        record(state)
-
-                self.repeat_steps(piece.strides, max(1, unroll // piece.stride), stride)
+                if form.strides:
+                    self.repeat_bodies(piece.strides * piece.stride, form.steps, body)
+                else:
+                    self.repeat_bodies(piece.strides, 1, stride)
 
     def unrolled(self, program: Program) -> int:
         """Steps of a program written out in one body."""
-        operations = 1 + len(program.jaxpr.jaxpr.eqns) + 50 * ((self.loop.n_normals + 1) // 2)
+        operations = 1 + len(program.jaxpr.jaxpr.eqns) + _DRAW * self.loop.n_normals
         return max(1, min(self.coupled.unroll, _BODY // (operations * self.layout.vec)))
 
     def finished(self, kind: str) -> Source:
@@ -472,6 +488,7 @@ class Text:
     def most(self, pullbacks: Pullbacks) -> int:
         """Steps that are written out forth and back."""
         operations = 1 + len(pullbacks.advance.jaxpr.jaxpr.eqns) + len(self.loop.advance.jaxpr.jaxpr.eqns)
+        operations += _DRAW * self.loop.n_normals
         return max(1, min(KEPT // self.loop.n_state, 2 * _BODY // operations, self.coupled.most))
 
     def adjoint(self, parts: Sequence[Piece], pullbacks: Pullbacks, wanted: Wanted) -> Source:
@@ -493,11 +510,47 @@ class Text:
             self.line(f"{name} = zero")
         self.load(back.ct_state, ct_final)
         self.coupled.begin()
-        back.pieces(parts, "0", "0", saved, 0)
+        back.pieces(parts, "0", "0", saved, 0, 0)
         self.store(out_coefs, back.ct_coefs)
         self.store(out_state, back.ct_state)
         self.coupled.end()
         return self.finished("adjoint")
+
+
+class Normals:
+    """Lines that draw the normals of steps in a row, as `noise.Normals` does; ``first`` is the name of the first."""
+
+    def __init__(self, text: Text, first: str, parity: int | None):
+        self.text, self.parity = text, None if text.origin else parity
+        if not text.loop.n_normals:
+            return
+        text.windows += 1
+        self.number = text.windows
+        self.made: set[int] = set()
+        text.line(f"half{self.number} = ({first}{text.origin}) >> 1")
+        if self.parity is None:
+            text.line(f"odd{self.number} = (({first}{text.origin}) & 1) == 1")
+
+    def __call__(self, j: int, names: Sequence[str]) -> None:
+        """Give those of the step ``first + j`` these names."""
+        if not names:
+            return
+        if self.parity is not None:
+            chosen = self.drawn(j + self.parity)
+        else:
+            both = zip(self.drawn(j + 1), self.drawn(j))
+            chosen = [f"tl.where(odd{self.number}, {odd}, {even})" for odd, even in both]
+        for name, value in zip(names, chosen, strict=True):
+            self.text.line(f"{name} = {value}")
+
+    def drawn(self, j: int) -> list[str]:
+        """The names of what is drawn for the step ``j`` after an even one."""
+        text, (k, which) = self.text, divmod(j, 2)
+        names = text.names(f"drawn{self.number}_{k}_", 2 * text.loop.n_normals)
+        if k not in self.made:
+            self.made.add(k)
+            text.assign(names, f"draw(key0, key1, half{self.number} + {k}, zero)")
+        return names[which::2]
 
 
 class Apart:
@@ -558,8 +611,10 @@ class Back:
             self.zeros_seen = text.function("observe_back", pullbacks.observe, given, uniform)
         self.depth = 0
 
-    def pieces(self, parts: Sequence[Piece], start: str, taken: str, saved: Sequence[str], depth: int) -> None:
-        """Walk pieces back, of which the first begins at step ``start`` and with record ``taken``."""
+    def pieces(
+        self, parts: Sequence[Piece], start: str, taken: str, saved: Sequence[str], depth: int, parity: int | None
+    ) -> None:
+        """Walk pieces back, of which the first begins at step ``start``, of such parity, and with record ``taken``."""
         text = self.text
         slot, records = segments_in(parts), sum(p.segments * p.records for p in parts)
         for piece in reversed(parts):
@@ -571,12 +626,13 @@ class Back:
                 first, k = f"first{depth}", f"k{depth}"
                 text.line(f"{first} = {start} + {text.number(piece.start)} + {i} * {text.number(piece.length)}")
                 text.line(f"{k} = {taken} + {text.number(records)} + {i} * {text.number(piece.records)}")
+                known = parity_in(parity, piece)
                 if piece.parts or piece.length > self.most:
-                    self.long(piece, first, k, depth)
+                    self.long(piece, first, k, depth, known)
                 else:
-                    self.short(piece, first, k)
+                    self.short(piece, first, k, known)
 
-    def long(self, piece: Piece, first: str, k: str, depth: int) -> None:
+    def long(self, piece: Piece, first: str, k: str, depth: int, parity: int | None) -> None:
         """Run a segment to keep states within it, and walk its parts back."""
         text, levels = self.text, self.levels[depth]
         parts = within(piece, self.most)
@@ -585,18 +641,19 @@ class Back:
         if text.counted:
             text.line(f"n = {first}")
         text.line("slot = 0")
-        text.run(parts, levels, None)
+        text.run(parts, levels, None, parity)
         text.line("tl.debug_barrier()")
         if piece.parts and piece.recorded:
             self.observed(k, text.names("x", text.loop.n_state))
-        self.pieces(parts, first, k, levels, depth + 1)
+        self.pieces(parts, first, k, levels, depth + 1, parity)
 
-    def short(self, piece: Piece, first: str, k: str) -> None:
+    def short(self, piece: Piece, first: str, k: str, parity: int | None) -> None:
         """Write a segment out, forth and back."""
         text, m = self.text, self.text.loop.n_state
         states = [text.names("x", m), *(text.names("x", m, f"_{j}") for j in range(1, piece.length + 1))]
+        normals = Normals(text, first, parity)
         for j in range(piece.length):
-            text.step(f"({first} + {j})", states[j], states[j + 1], f"_{j}")
+            text.step(f"({first} + {j})", states[j], states[j + 1], functools.partial(normals, j), f"_{j}")
         for j in reversed(range(piece.length)):
             if piece.recorded and (j + 1) % piece.stride == 0:
                 self.observed(f"({k} + {j // piece.stride})", states[j + 1])
