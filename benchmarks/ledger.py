@@ -113,7 +113,9 @@ def _rows_of_masses(chip: str) -> list[Row]:
     return rows + retreats + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
 
 
-def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exact", retreating: bool = False):
+def jansen_rit_loop(
+    scheme: str, arguments: str = "plain", precision: str = "exact", retreating: bool = False, base_two: bool = False
+):
     """The Jansen-Rit loop that is measured, and which of its coefficients three per-mass parameters reach.
 
     Returns
@@ -123,7 +125,7 @@ def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exa
     """
     varying, noisy = (("E_inp",) if arguments == kind else () for kind in ("input", "noise"))
     constant = tuple(name for name in JansenRit.inputs if name not in varying)
-    spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"))
+    spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"), base_two=base_two)
     step = build(spec, retreating)
     per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
     loop = Loop(
@@ -131,6 +133,14 @@ def jansen_rit_loop(scheme: str, arguments: str = "plain", precision: str = "exa
         Schedule(STEPS, 0, EVERY), precision, retreat=step.retreat,
     )  # fmt: skip
     return loop, per_mass
+
+
+def _loop_of(row: Row):
+    """The backend of a row's kernel, and as `jansen_rit_loop`."""
+    backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
+    backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
+    base_two = backend.base_two(row.precision)
+    return backend, *jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat", base_two)
 
 
 def reached(program, flags) -> tuple[bool, ...]:
@@ -169,9 +179,7 @@ def measured_function(row: Row):
     """What a row compiles, its arguments' shapes, and the layout that the backend chose."""
     if row.kernel in NETWORKS:
         return *network_function(row), {}
-    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
-    backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
-    backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
+    backend, loop, per_mass = _loop_of(row)
     shape = jax.ShapeDtypeStruct
     coefs = tuple(shape((LANES,) if row.kernel != "forward" and lane else (), "float32") for lane in per_mass)
     state = (shape((LANES,), "float32"),) * loop.n_state
@@ -288,7 +296,7 @@ def _instructions(row: Row, kernel) -> dict:
 
 def _steps_of_loops(row: Row) -> list[int]:
     """Steps of one pass of each loop of a kernel, in the order in which they begin."""
-    loop, per_mass = jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat")
+    _, loop, per_mass = _loop_of(row)
     noisy, layout = loop.n_normals > 0, mosaic_gpu.Layout(LANES, row.vec)
     run, segment = Piece(0, 1, STEPS // EVERY, EVERY, True), Piece(0, STEPS // SEGMENT, SEGMENT // EVERY, EVERY, True)
 

@@ -87,6 +87,11 @@ def meshless():
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
+def reciprocal(x):
+    """Of an array in Mosaic GPU's registers, by the hardware, within 1 ulp; Mosaic itself has no such function."""
+    return x._pointwise(x._lift_fast_instr("rcp.approx.ftz.f32"))
+
+
 def gpu_races_found() -> bool:
     """Whether the GPU interpreter, asked to look, has seen a race."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]

@@ -13,6 +13,7 @@ found by trying.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._jax import Literal
-from .pointwise import Program, evaluate_equation, tanh_absolute
+from .pointwise import Program, evaluate_equation, logistic2, tanh_absolute
 
 # More candidates than this are left as they are written: each costs one more pass over the step.
 _MOST_TRIALS = 200
@@ -68,8 +69,8 @@ class Form:
 class Graph:
     """Nodes without duplicates, and the algebra of coefficients and forms over them."""
 
-    def __init__(self, dtype):
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype, base_two: bool):
+        self.dtype, self.base_two = np.dtype(dtype), base_two
         self.aval = jax.ShapeDtypeStruct((), self.dtype)
         self.nodes: dict[Any, Node] = {}
         self.sums: dict[Any, Coefficient] = {}
@@ -240,13 +241,19 @@ def _affine_rule(graph: Graph, eqn, form: Callable[[Any], Form]) -> Form | None:
         if name == "mul" and not (a.terms and b.terms):
             return graph.scaled(a, b.const) if a.terms else graph.scaled(b, a.const)
         return None
-    if name == "logistic":  # (1 + tanh(x / 2)) / 2: its slope and offset fold into what surrounds it
-        half = graph.node(graph.scaled(form(v[0]), Coefficient(0.5)))
-        tanh = graph._shared(("tanh", id(half)), lambda: Node("tanh", False, graph.aval, args=(half,)))
-        return Form(Coefficient(0.5), ((tanh, Coefficient(0.5)),))
+    if name == "logistic":
+        return _rate(graph, form(v[0]))
     if name == "copy" or (name == "convert_element_type" and v[0].aval.dtype == graph.dtype):
         return form(v[0])
     return None
+
+
+def _rate(graph: Graph, x: Form) -> Form:
+    """``1 / (1 + exp(-x))`` of what the hardware has; its slopes and offset fold into what surrounds it."""
+    kind, scale = ("logistic2", -1.0 / math.log(2.0)) if graph.base_two else ("tanh", 0.5)
+    scaled = graph.node(graph.scaled(x, Coefficient(scale)))
+    made = graph._shared((kind, id(scaled)), lambda: Node(kind, False, graph.aval, args=(scaled,)))
+    return Form(ZERO, ((made, ONE),)) if graph.base_two else Form(Coefficient(0.5), ((made, Coefficient(0.5)),))
 
 
 def _reciprocal(graph: Graph, c: Coefficient) -> Coefficient:
@@ -335,6 +342,8 @@ class _Evaluator:
             return 1.0 / value[id(n.args[0])]
         if n.kind == "tanh":
             return tanh_absolute.bind(value[id(n.args[0])])
+        if n.kind == "logistic2":
+            return logistic2.bind(value[id(n.args[0])])
         return self._sum(n)
 
     def _sum(self, n: Node):
@@ -391,12 +400,13 @@ class Hoisted:
     operations: tuple[int, ...]
 
 
-def hoist(programs: Sequence[Program], n_hoisted: int, dtype) -> Hoisted:
+def hoist(programs: Sequence[Program], n_hoisted: int, dtype, base_two: bool = False) -> Hoisted:
     """Move what depends on the first ``n_hoisted`` arguments (shared by all programs) out of the programs.
 
-    The remaining arguments of every program must be a prefix of those of the longest one.
+    The remaining arguments of every program must be a prefix of those of the longest one. Logistic functions are made
+    of powers of two, if asked, else of tanh.
     """
-    graph = Graph(dtype)
+    graph = Graph(dtype, base_two)
     outputs = [_cheapest(graph, p, n_hoisted) for p in programs]
     table = _coefficient_nodes(outputs)
     return Hoisted(

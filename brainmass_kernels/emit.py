@@ -520,6 +520,7 @@ TRITON = Spelling(
         "sqrt": "sqrt({0})",
         "rsqrt": "rsqrt({0})",
         "tanh_absolute": "tanh_absolute({0})",
+        "logistic2": "logistic2({0})",
         "logistic": "logistic({0})",
         "pow": "pow({0}, {1})",
         "atan2": "atan2({0}, {1})",

@@ -35,9 +35,12 @@ CALLS = frozenset(
 # tanh where only its absolute error counts: in a firing rate, (1 + tanh) / 2, small results lose their last digits.
 tanh_absolute = Primitive("tanh_absolute")
 tanh_absolute.def_abstract_eval(lambda x: x)
+# 1 / (1 + 2^x), of which firing rates are made where the hardware has powers of two; again absolute errors count.
+logistic2 = Primitive("logistic2")
+logistic2.def_abstract_eval(lambda x: x)
 
 TRANSCENDENTAL = frozenset(
-    ["tanh", "tanh_absolute", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"]
+    ["tanh", "tanh_absolute", "logistic2", "exp", "exp2", "log", "log1p", "logistic", "sin", "cos", "tan", "pow", "erf"]
 )
 # An adjoint makes again, rather than keep from the replay, what takes no more operations than these.
 _CHEAP = 3
@@ -321,6 +324,9 @@ def _differentiable(function: Callable, slope: Callable) -> Callable:
     return rule
 
 
+_LN2 = np.float64(math.log(2.0))
+
+
 def _slope_of_tanh(x, y, tangent):
     return tangent * (1 - y * y)
 
@@ -386,11 +392,13 @@ RULES: dict[str, Callable] = {
     "sign": lambda x, **_: jnp.where(x > 0, jnp.ones_like(x), jnp.where(x < 0, -jnp.ones_like(x), jnp.zeros_like(x))),
     "stop_gradient": lambda x, **_: lax.stop_gradient(x),
     "tanh_absolute": lambda x, **_: jnp.tanh(x),
+    "logistic2": lambda x, **_: 1.0 / (1.0 + jnp.exp2(x)),
 }
 _DIFFERENTIABLE = {
     **RULES,
     "tanh": _differentiable(lambda x, **_: jnp.tanh(x), _slope_of_tanh),
     "tanh_absolute": _differentiable(tanh_absolute.bind, _slope_of_tanh),
+    "logistic2": _differentiable(logistic2.bind, lambda x, y, tangent: tangent * _LN2.astype(x.dtype) * (y * y - y)),
     "erf": _differentiable(lax.erf, _slope_of_erf),
     "erfc": _differentiable(lax.erfc, lambda x, y, tangent: -_slope_of_erf(x, y, tangent)),
 }

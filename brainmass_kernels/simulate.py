@@ -380,7 +380,10 @@ def _prepare(
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     name, _, _ = dispatch.choose(implementation, _request(run))
-    run = run._replace(implementation=name, copied=dispatch.load(name).copied(_request(run)))
+    backend = dispatch.load(name)
+    if backend.base_two(precision):
+        run = run._replace(spec=dataclasses.replace(spec, base_two=True))
+    run = run._replace(implementation=name, copied=backend.copied(_request(run)))
     if wires and name == "scan":
         # This loop has no adjoint of its own for networks; a checkpoint has the history, a step all that arrives.
         kept, each = len(state) + run.depth, len(state) + batch[-1]

@@ -36,6 +36,7 @@ class StepSpec:
     record : observables and states to record
     dtype : of all arithmetic
     link : how regions are coupled, where the lanes are those of networks
+    base_two : whether logistic functions are made of powers of two rather than of tanh
     equations : the key of all that the equations read, and of the settings of JAX that decide how they are traced
     """
 
@@ -47,6 +48,7 @@ class StepSpec:
     record: tuple[str, ...]
     dtype: Any
     link: Link | None = None
+    base_two: bool = False
     equations: Key = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
@@ -126,7 +128,7 @@ class Step:
         if spec.link:
             programs.append(Program(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}"))
         self.written = {"advance": programs[0], "observe": programs[1]} | ({"send": programs[-1]} if spec.link else {})
-        self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype)
+        self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype, spec.base_two)
         self.setup = self.parts.setup
         self.advance, self.observe = self.parts.programs[:2]
         self.retreat = self.parts.programs[2] if retreating else None

@@ -20,7 +20,7 @@ from brainmass_kernels import _jax, dispatch, noise
 from brainmass_kernels.backends import mosaic_gpu, triton, triton_versions
 from brainmass_kernels.backends.base import Loop, Schedule
 from brainmass_kernels.emit import TRITON, TRITON_AMD, TRITON_FAST
-from brainmass_kernels.pointwise import ELEMENTWISE, Program, pullback, tanh_absolute
+from brainmass_kernels.pointwise import ELEMENTWISE, Program, logistic2, pullback, tanh_absolute
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 
@@ -114,17 +114,21 @@ def test_noise_has_the_bits_of_every_other_implementation():
 
 @needs_interpreter
 def test_not_a_number_stays_one_and_infinity_saturates():
-    program = Program(lambda x: (jnp.tanh(x), lax.logistic(x), jnp.maximum(x, 0.0), tanh_absolute.bind(x)), [FLOAT])
-    tanh, logistic, larger, absolute = observed(program, [np.nan, np.inf, -np.inf])
+    program = Program(
+        lambda x: (jnp.tanh(x), lax.logistic(x), jnp.maximum(x, 0.0), tanh_absolute.bind(x), logistic2.bind(x)),
+        [FLOAT],
+    )
+    tanh, logistic, larger, absolute, base_two = observed(program, [np.nan, np.inf, -np.inf])
     np.testing.assert_array_equal(tanh, [np.nan, 1.0, -1.0])
     np.testing.assert_array_equal(logistic, [np.nan, 1.0, 0.0])
     np.testing.assert_array_equal(larger, [np.nan, np.inf, 0.0])
     np.testing.assert_allclose(absolute, [np.nan, 1.0, -1.0], atol=4e-7)
+    np.testing.assert_allclose(base_two, [np.nan, 0.0, 1.0], atol=3e-7)
 
 
 def test_every_elementwise_primitive_is_spelled_or_known_to_be_missing():
     for spelling in (TRITON, TRITON_FAST, TRITON_AMD):
-        assert set(spelling.operations) | {"erf_inv"} >= ELEMENTWISE | {"tanh_absolute"}
+        assert set(spelling.operations) | {"erf_inv"} >= ELEMENTWISE | {"tanh_absolute", "logistic2"}
         assert "erf_inv" not in spelling.operations
 
 

@@ -361,6 +361,10 @@ class Backend(Protocol):
     networks: bool  # whether it runs networks of coupled masses
     same_lanes: bool  # whether a lane has the same bits alone and in a batch; what surrounds the loop is then built so
 
+    def base_two(self, precision: str) -> bool:
+        """Whether a logistic function is cheaper made of powers of two than of tanh."""
+        ...
+
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform ("cpu", "gpu", "tpu"), or ``None``."""
         ...

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors
+from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal
 from ..noise import Normals
 from ..pointwise import RULES, Program
 from .base import (
@@ -51,7 +51,6 @@ _BODY = 1000
 _UNROLL = 20
 # What a normal counts as in it: two are drawn at a time, for two steps.
 _DRAW = 36
-LOG2E = 1.4426950408889634
 # Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
 SHARED = 52 * 1024
 
@@ -174,25 +173,21 @@ class _Lanes:
         uniform = [ref[i] for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
         self.coefs = merged(uniform, self.load(refs["lane_coefs"]), call.coefs_in_lanes)
         self.seeds = self.load(refs["seeds"])
-        self.rules = RULES if self.loop.precision == "fast" else {**RULES, "tanh_absolute": self.tanh_absolute}
+        self.rules = RULES if self.loop.precision == "fast" else {**RULES, "logistic2": self.logistic2}
 
     @property
     def registers(self):
         """How a value lies in the registers of the 128 threads."""
         return plgpu.Layout.WG_STRIDED(self.shape, vec_size=self.layout.vec)
 
-    def tanh_absolute(self, x, **_):
-        """1 - 2 / (1 + exp(2 x)) by the hardware's exp2 and 1 / sqrt, within 7e-7 of tanh."""
-
-        def by_hardware(_, x):
-            root = ((x * (2 * LOG2E)).exp2(approx=True) + 1.0).rsqrt(approx=True)
-            return root * root * -2.0 + 1.0
-
+    def logistic2(self, x, **_):
+        """1 / (1 + 2^x) by the hardware's exp2 and reciprocal, within 3e-7."""
         if jnp.shape(x) != self.shape or self.loop.interpret:
-            root = lax.rsqrt(jnp.exp2(x * jnp.float32(2 * LOG2E)) + 1.0)
-            return 1.0 - 2.0 * (root * root)
+            return RULES["logistic2"](x)
         made = plgpu.ShapeDtypeStruct(self.shape, jnp.float32, layout=self.registers)
-        return plgpu.inline_mgpu(arg_types=(self.registers,), return_type=made)(by_hardware)(x)
+        return plgpu.inline_mgpu(arg_types=(self.registers,), return_type=made)(
+            lambda _, x: reciprocal(x.exp2(approx=True) + 1.0)
+        )(x)
 
     def _register(self, ref):
         return plgpu.load(ref, layout=self.registers, optimized=False)
@@ -362,6 +357,10 @@ class MosaicGPU:
     retreats = True
     networks = False
     same_lanes = False
+
+    def base_two(self, precision: str) -> bool:
+        """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
+        return precision == "exact"
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""

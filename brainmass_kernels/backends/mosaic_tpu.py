@@ -529,6 +529,10 @@ class MosaicTPU:
     networks = True
     same_lanes = False
 
+    def base_two(self, precision: str) -> bool:
+        """The hardware has its own tanh."""
+        return False
+
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
         if platform != "tpu":

@@ -53,6 +53,10 @@ class Numba:
     networks = True
     same_lanes = True
 
+    def base_two(self, precision: str) -> bool:
+        """There is a tanh of one function."""
+        return False
+
     def unavailable(self, platform: str) -> str | None:
         if platform != "cpu":
             return f"it compiles for CPUs, and JAX computes on {platform} here"

@@ -22,6 +22,10 @@ class Scan:
     networks = True
     same_lanes = False
 
+    def base_two(self, precision: str) -> bool:
+        """XLA has a tanh."""
+        return False
+
     def unavailable(self, platform: str) -> str | None:
         return None
 

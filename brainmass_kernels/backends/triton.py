@@ -113,6 +113,10 @@ class Triton:
     networks = True
     same_lanes = False
 
+    def base_two(self, precision: str) -> bool:
+        """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
+        return precision == "exact" and not _jax.is_amd()
+
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
         if platform != "gpu":

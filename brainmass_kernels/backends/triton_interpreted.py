@@ -54,6 +54,12 @@ def _tanh_absolute(x):
     return np.float32(1) - np.float32(2) * _rounded_down(np.float32(1) / (np.float32(1) + power), 1)
 
 
+def _logistic2(x):
+    if x.dtype == np.float64:
+        return 1 / (1 + np.exp2(x))
+    return _rounded_down(np.float32(1) / (np.float32(1) + _rounded_down(np.exp2(x), 2)), 1)
+
+
 def _round_away(x):
     whole = np.trunc(x)
     return np.where(np.abs(x - whole) < 0.5, whole, whole + np.sign(x))
@@ -69,6 +75,7 @@ logistic = fast_logistic = _on_numpy(lambda x: 1 / (1 + np.exp(-x)))
 round = _on_numpy(_round_away)
 erf, erfc = _by_math("erf"), _by_math("erfc")
 tanh_absolute = tanh_absolute_amd = _on_numpy(_tanh_absolute)
+logistic2 = _on_numpy(_logistic2)
 fast_log, fast_tanh = log, tanh
 
 

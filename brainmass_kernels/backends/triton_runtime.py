@@ -41,8 +41,8 @@ from triton.language.extra.libdevice import (
 __all__ = [
     "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device",
     "erf", "erfc", "exp", "exp2", "expm1", "fast_log", "fast_logistic", "fast_tanh", "fmod", "kernel", "log",
-    "log1p", "logistic", "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
-    "tanh_absolute", "tanh_absolute_amd", "tl", "total",
+    "log1p", "logistic", "logistic2", "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan",
+    "tanh", "tanh_absolute", "tanh_absolute_amd", "tl", "total",
 ]  # fmt: skip
 
 INF, NAN = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
@@ -67,6 +67,15 @@ def tanh_absolute(x):
         return tanh(x)
     else:
         return tl.fma(_reciprocal(1.0 + _exp2(x * 2.8853900817779268)), -2.0, 1.0)
+
+
+@triton.jit
+def logistic2(x):
+    """1 / (1 + 2^x), within 3e-7."""
+    if x.dtype == tl.float64:
+        return 1.0 / (1.0 + exp2(x))
+    else:
+        return _reciprocal(1.0 + _exp2(x))
 
 
 @triton.jit
