@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
-_ROUNDS = 13
-_PARITY = 0x1BD11BDA
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+ROUNDS = 13
+PARITY = 0x1BD11BDA
 
 # sin(pi x / 2) / x and cos(pi x / 2) on |x| <= 1/2 in powers of x^2, minimax in float32.
 _SIN = (1.5707963267948966, -0.6459640975062462, 0.07969262624616704, -0.004681754135318688, 0.00016044118478735982)
@@ -30,11 +30,11 @@ def _rotate(x, by: int):
 
 def threefry(k0, k1, c0, c1):
     """Threefry-2x32-13 of counter ``(c0, c1)`` under key ``(k0, k1)``; int32 arrays that broadcast."""
-    keys = (k0, k1, k0 ^ k1 ^ jnp.int32(_PARITY))
+    keys = (k0, k1, k0 ^ k1 ^ jnp.int32(PARITY))
     x0, x1 = c0 + k0, c1 + k1
-    for i in range(_ROUNDS):
+    for i in range(ROUNDS):
         x0 = x0 + x1
-        x1 = _rotate(x1, _ROTATIONS[i % 8]) ^ x0
+        x1 = _rotate(x1, ROTATIONS[i % 8]) ^ x0
         if i % 4 == 3:
             j = i // 4 + 1
             x0 = x0 + keys[j % 3]

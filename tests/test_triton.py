@@ -254,3 +254,27 @@ def test_lanes_fill_the_multiprocessors_first(lanes, most, warps, vec):
     layout = triton.Layout.choose(lanes, most)
     assert (layout.warps, layout.vec) == (warps, vec)
     assert layout.blocks * layout.width >= lanes > (layout.blocks - 1) * layout.width
+
+
+@needs_compiler
+def test_random_words_in_assembly():
+    """The instructions of the hardware's `threefry`, one by one, on Python integers."""
+    from brainmass_kernels.backends.triton_runtime import _threefry_ptx
+
+    mask, rng = 0xFFFFFFFF, np.random.default_rng(3)
+    words = rng.integers(-(2**31), 2**31, (4, 20), dtype=np.int64).astype(np.int32)
+    want = np.stack(noise.threefry(*map(jnp.asarray, words)))
+    for lane in range(20):
+        registers = {f"${k + 2}": int(x) & mask for k, x in enumerate(words[:, lane])}
+        declaration, *instructions, _ = _threefry_ptx().strip("{} ").split(";")
+        assert declaration.startswith(".reg .b32")
+        for line in instructions:
+            name, target, *operands = line.replace(",", " ").split()
+            a, *more = [registers[x] if x in registers else int(x) & mask for x in operands]
+            registers[target] = {
+                "mov.b32": lambda a: a,
+                "xor.b32": lambda a, b: a ^ b,
+                "add.s32": lambda a, b: (a + b) & mask,
+                "shf.l.wrap.b32": lambda a, b, by: ((b << by) | (a >> (32 - by))) & mask,
+            }[name](a, *more)
+        assert [registers["$0"], registers["$1"]] == [int(x) & mask for x in want[:, lane]]

@@ -353,9 +353,36 @@ class Text:
         if self.n_seen:
             self.function("observe", loop.observe, given[: n + m], self.uniform_step[: n + m])
         if z:
-            word = jax.ShapeDtypeStruct((), "int32")
-            draw = Program(lambda k0, k1, half: sum(noise.pairs((k0, k1), half, z), ()), [word] * 3, "white noise")
-            self.function("draw", draw, ["key0", "key1", "half"], [False, False, True])
+            self.draw_function(z)
+
+    def draw_function(self, count: int) -> None:
+        """``draw``, the normals of two steps; compiled for NVIDIA its random words are made by assembly."""
+        words = [jax.ShapeDtypeStruct((), "int32")] * 4
+        if self.loop.interpret or _jax.is_amd():
+            writer = Writer(self.spelling)
+            given = ["key0", "key1", "half", "stream"]
+            made = writer.write(Program(noise.threefry, words, "random words"), given)
+            body = [*writer.lines(made), f"return {', '.join(made)}"]
+            self.functions += [
+                "@device",
+                f"def threefry({', '.join(given)}):",
+                *(f"    {line}" for line in body),
+                "",
+                "",
+            ]
+        self.function(
+            "box_muller", Program(noise.box_muller, words[:2], "white noise"), ["word0", "word1"], [False] * 2
+        )
+        body, drawn = [], []
+        for stream in range(count):
+            both = [f"even{stream}", f"odd{stream}"]
+            body += [
+                f"word0, word1 = threefry(key0, key1, half, {stream})",
+                f"{', '.join(both)} = box_muller(word0, word1, zero)",
+            ]
+            drawn += both
+        body += [f"return {', '.join(drawn)}"]
+        self.functions += ["@device", "def draw(key0, key1, half, zero):", *(f"    {line}" for line in body), "", ""]
 
     @staticmethod
     def names(stem: str, count: int, mark: str = "") -> list[str]:

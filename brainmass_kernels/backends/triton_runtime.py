@@ -38,11 +38,13 @@ from triton.language.extra.libdevice import (
     tanh,
 )  # fmt: skip
 
+from .. import noise
+
 __all__ = [
     "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device",
     "erf", "erfc", "exp", "exp2", "expm1", "fast_log", "fast_logistic", "fast_tanh", "fmod", "kernel", "log",
     "log1p", "logistic", "logistic2", "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan",
-    "tanh", "tanh_absolute", "tanh_absolute_amd", "tl", "total",
+    "tanh", "tanh_absolute", "tanh_absolute_amd", "threefry", "tl", "total",
 ]  # fmt: skip
 
 INF, NAN = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
@@ -58,6 +60,33 @@ def _exp2(x):
 @triton.jit
 def _reciprocal(x):
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+def _threefry_ptx() -> str:
+    """`noise.threefry` in assembly: Triton's compiler takes time for each operation, and its square for all."""
+    keys, lines = ("key0", "key1", "key2"), [".reg .b32 key0, key1, key2, x0, x1;"]
+    lines += ["mov.b32 key0, $2;", "mov.b32 key1, $3;", "xor.b32 key2, key0, key1;"]
+    lines += [f"xor.b32 key2, key2, {noise.PARITY};", "add.s32 x0, $4, key0;", "add.s32 x1, $5, key1;"]
+    for i in range(noise.ROUNDS):
+        lines += ["add.s32 x0, x0, x1;", f"shf.l.wrap.b32 x1, x1, x1, {noise.ROTATIONS[i % 8]};", "xor.b32 x1, x1, x0;"]
+        if i % 4 == 3:
+            j = i // 4 + 1
+            lines += [
+                f"add.s32 x0, x0, {keys[j % 3]};",
+                f"add.s32 x1, x1, {keys[(j + 1) % 3]};",
+                f"add.s32 x1, x1, {j};",
+            ]
+    return "{ " + " ".join([*lines, "mov.b32 $0, x0;", "mov.b32 $1, x1;"]) + " }"
+
+
+_THREEFRY = tl.constexpr(_threefry_ptx())
+
+
+@triton.jit
+def threefry(key0, key1, half, stream):
+    return tl.inline_asm_elementwise(
+        _THREEFRY, "=r,=r,r,r,r,r", [key0, key1, half, stream], (tl.int32, tl.int32), True, 1
+    )
 
 
 @triton.jit
