@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any
 
 import jax
@@ -90,6 +92,23 @@ def meshless():
 def reciprocal(x):
     """Of an array in Mosaic GPU's registers, by the hardware, within 1 ulp; Mosaic itself has no such function."""
     return x._pointwise(x._lift_fast_instr("rcp.approx.ftz.f32"))
+
+
+def store_warp_sums(_, x, ref):
+    """Store the sum of each warp's part of an array in Mosaic GPU's registers, one number a warp; no warp waits."""
+    ir, utils = map(importlib.import_module, ("jaxlib.mlir.ir", "jax.experimental.mosaic.gpu.utils"))
+    arith, memref, vector = (
+        importlib.import_module(f"jaxlib.mlir.dialects.{n}") for n in ("arith", "memref", "vector")
+    )
+    parts = [
+        vector.extract(register, dynamic_position=[], static_position=[k])
+        for register in x.registers.flat
+        for k in range(register.type.shape[0])
+    ]
+    total = utils.warp_tree_reduce(functools.reduce(arith.addf, parts), arith.addf, 32)
+    warp = arith.index_cast(ir.IndexType.get(), utils.warp_idx(sync=False))
+    with utils.single_thread(scope=utils.ThreadSubset.WARP):
+        memref.store(total, ref, [warp])
 
 
 def gpu_races_found() -> bool:

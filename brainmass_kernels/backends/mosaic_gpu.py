@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal
+from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal, store_warp_sums
 from ..noise import Normals
 from ..pointwise import RULES, Program
 from .base import (
@@ -43,7 +43,7 @@ from .pallas import added, apply, fill, grouped, lacks, merged, parted
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
-THREADS = 128
+THREADS, WARPS = 128, 4
 # Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
 _FILLED = 4
 # Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
@@ -203,6 +203,13 @@ class _Lanes:
     def store(self, refs, values, *index) -> None:
         for ref, value in zip(refs, values, strict=True):
             ref[(*index, self.place)] = value
+
+    def store_sums(self, ref, value) -> None:
+        """The sum of each warp's lanes."""
+        if self.loop.interpret:
+            ref[...] = jnp.sum(value.reshape(WARPS, -1), axis=1)
+        else:
+            plgpu.inline_mgpu(arg_types=(self.registers, plgpu.RefType()))(store_warp_sums)(value, ref)
 
     def recall(self, ref, *index):
         """A value that these lanes `keep` in shared memory."""
@@ -440,7 +447,7 @@ class MosaicGPU:
         call.outs["ct_coefs"] = [layout.array()] * back.n_coefs
         steps, in_lanes = loop.schedule.steps, [x for x, w in zip(call.inputs_in_lanes, wanted.inputs) if w]
         call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
-        sums = jax.ShapeDtypeStruct((steps, layout.blocks), jnp.float32)
+        sums = jax.ShapeDtypeStruct((steps, layout.blocks * WARPS), jnp.float32)
         call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
         if pullbacks.retreat is None:
             for depth, slots in enumerate(depths(parts, back.most)):
@@ -588,7 +595,7 @@ class _Walk(NamedTuple):
         series, streams = parted(lanes.fill(ct_inputs), self.in_lanes)
         lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
         for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
-            ref[n, lax.axis_index("block")] = jnp.sum(ct)
+            lanes.store_sums(ref.at[n, pl.ds(lax.axis_index("block") * WARPS, WARPS)], ct)
         return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
     def retreat(self, program: Program, parts: Sequence[Piece], carry):
