@@ -2,7 +2,8 @@
 
 It times forward runs of Jansen-Rit on the device at hand, each implementation in turn in one process, after comparing
 each with `bench.reference`, and replaces the rows of this kind of device in ``brainmass_kernels/crossovers.json``.
-Given result files of `benchmarks.device_check`, it takes their plain forward rows instead and times nothing.
+Given result files of `benchmarks.device_check`, it takes their plain forward rows instead, and those of networks, and
+times nothing.
 """
 
 from __future__ import annotations
@@ -52,18 +53,36 @@ def compiled_alone(case: bench.Case, name: str, names: list[str]):
         return bench.compiled(bench.fused(case, None), case.lanes)
 
 
-def row(lanes: int, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
-    return {"lanes": lanes, "steps": steps, "seconds": {name: float(f"{t:.4g}") for name, t in seconds.items()}}
+def row(lanes: int, steps: int, seconds: dict[str, float], **more: int) -> dict[str, Any]:
+    return {"lanes": lanes, "steps": steps, "seconds": {n: float(f"{t:.4g}") for n, t in seconds.items()}, **more}
 
 
 def from_results(results: list[dict]) -> dict[str, dict]:
     """The tables of the devices of some results, the latest result of each implementation and size."""
     tables: dict[str, dict] = {}
     for result in sorted(results, key=lambda result: result["date"]):
-        earlier = tables.get(result["device"], {"kept": {}})["kept"]
-        tables[result["device"]] = {**about(result), "kept": earlier | plain_forward(result["rows"])}
+        earlier = tables.get(result["device"], {"kept": {}, "networks": {}})
+        kept = earlier["kept"] | plain_forward(result["rows"])
+        tables[result["device"]] = {
+            **about(result), "kept": kept, "networks": earlier["networks"] | of_networks(result.get("networks", [])),
+        }  # fmt: skip
     timed = {kind: table for kind, table in tables.items() if table["kept"]}
-    return {kind: {**table, "rows": merged(table.pop("kept"))} for kind, table in timed.items()}
+    return {
+        kind: {**about(table), "rows": [*merged(table["kept"]), *table["networks"].values()]}
+        for kind, table in timed.items()
+    }
+
+
+def of_networks(found: list[dict]) -> dict[tuple, dict[str, Any]]:
+    """Rows of forward runs of networks, by size."""
+    rows = {}
+    for each in found:
+        if each["what"].endswith("forward") and "implementation" in each:
+            lanes, steps = each["regions"] * each["batch"], each["steps"]
+            rates = each["mass_steps_per_second"]
+            seconds = {each["implementation"]: lanes * steps / rates["fused"], "scan": lanes * steps / rates["scan"]}
+            rows[lanes, steps, each["regions"]] = row(lanes, steps, seconds, regions=each["regions"])
+    return rows
 
 
 def about(result: dict) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
-from brainmass_kernels.backends.base import Body, Loop, Piece, Pullbacks, Schedule, Wanted
+from brainmass_kernels.backends.base import Body, Loop, Piece, Pullbacks, Schedule, Wanted, within
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback, pullback_after
@@ -103,10 +103,8 @@ def _rows_of_masses(chip: str) -> list[Row]:
     if chip in TPU_TOPOLOGIES:
         rows = [Row(chip, kernel, scheme) for kernel in KERNELS[:3] for scheme in SCHEMES]
         return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
-    rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2, 4)]
-    # The adjoint takes one mass a thread; on Hopper it is also seen that two and four would not spill.
-    vecs = (1, 2, 4) if chip == "h200" else (1,)
-    rows += [Row(chip, "gradient", s, "plain", "fast", vec) for s in SCHEMES for vec in vecs]
+    rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2)]
+    rows += [Row(chip, "gradient", s, "plain", "fast", 1) for s in SCHEMES]
     rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
     retreats = [Row(chip, "retreat", "strang", a, "fast", 1) for a in ARGUMENTS[:3]] if chip in GPUS else []
     kernels = ("forward", "gradient", *(["retreat"] if retreats else []))
@@ -280,8 +278,6 @@ def _resources(kernel) -> dict:
 def _instructions(row: Row, kernel) -> dict:
     """Instructions a step and mass, from how many steps a pass of each loop is for."""
     found = _resources(kernel)
-    if row.kernel == "gradient" and row.vec > 1:
-        return found  # compiled to see that it does not spill; its loops take unequal parts of a segment
     steps = _steps_of_loops(row)
     total: Counter = Counter()
     for loop, each in zip(sorted(kernel.loops, key=lambda loop: (loop.first, -loop.last)), steps, strict=True):
@@ -314,8 +310,10 @@ def _steps_of_loops(row: Row) -> list[int]:
     pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
     if row.kernel == "retreat":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.retreat))]
-    replay = of(segment._replace(strides=1, stride=SEGMENT), forth)[1:]
-    return [SEGMENT, *replay, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.advance, drawn=False))]
+    # A segment is run for the states within it, and each part of it is written out, forth and back.
+    most = mosaic_gpu._WayBack.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most
+    part = within(segment, most)[0].length
+    return [SEGMENT, part, part]
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Literal as Literal
@@ -16,8 +17,27 @@ MOSAIC_GPU = VERSION >= (0, 11)
 NO_MOSAIC_GPU = f"it needs jax 0.11 or newer, and this is {jax.__version__}"
 
 
+class Target(NamedTuple):
+    """A device that is compiled for though it is not there.
+
+    Attributes
+    ----------
+    cores : multiprocessors of a GPU, TensorCores of a TPU that share a device
+    capability : of an NVIDIA GPU
+    """
+
+    cores: int
+    capability: float | None = None
+
+
+#: The device that `testing.compile_for` compiles for at this moment.
+TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
 def compute_capability() -> float | None:
     """Of the first GPU, such as 9.0 for Hopper, 0 if it is not NVIDIA's; ``None`` where there is none."""
+    if (target := TARGET.get()) is not None:
+        return target.capability
     found = getattr(jax.devices()[0], "compute_capability", None)
     if found is None:
         return None
@@ -26,7 +46,16 @@ def compute_capability() -> float | None:
 
 def multiprocessors(otherwise: int = 132) -> int:
     """How many multiprocessors the GPU has; of Hopper's 132 where there is no GPU."""
+    if (target := TARGET.get()) is not None:
+        return target.cores
     return getattr(jax.devices()[0], "core_count", None) or otherwise
+
+
+def tensor_cores() -> int:
+    """How many TensorCores work on one kernel of a TPU: two on v4 and v5p, where they make one device."""
+    if (target := TARGET.get()) is not None:
+        return target.cores
+    return (getattr(jax.devices()[0], "num_cores", None) or 1) if jax.default_backend() == "tpu" else 1
 
 
 def is_amd() -> bool:

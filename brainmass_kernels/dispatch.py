@@ -33,14 +33,17 @@ class Row(NamedTuple):
     ----------
     lanes, steps : of a forward run of Jansen-Rit
     seconds : of each implementation that was measured
+    regions : lanes of a network; 0 where lanes are apart
     """
 
     lanes: int
     steps: int
     seconds: Mapping[str, float]
+    regions: int = 0
 
     def __str__(self) -> str:
-        return f"{self.lanes:,} lanes x {self.steps:,} steps"
+        lanes = f"{self.lanes // self.regions:,} networks of {self.regions:,} regions" if self.regions else ""
+        return f"{lanes or f'{self.lanes:,} lanes'} x {self.steps:,} steps"
 
 
 _WALKED = {
@@ -143,7 +146,8 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
             raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
         return name, "asked for by name", {}
     kind = _device_kind(request.platform)
-    row = _nearest(kind, request.lanes, request.loop.schedule.steps)
+    coupling = request.loop.coupling
+    row = _nearest(kind, request.lanes, request.loop.schedule.steps, coupling.regions if coupling else 0)
     passed_over: dict[str, str] = {}
     for candidate in _order(row):
         backend = load(candidate)
@@ -183,13 +187,19 @@ def _device_kind(platform: str) -> str | None:
     return jax.devices()[0].device_kind if here else None
 
 
-def _nearest(kind: str | None, lanes: int, steps: int) -> Row | None:
-    """The measured size nearest to a run, in octaves of lanes and of steps."""
+def _nearest(kind: str | None, lanes: int, steps: int, regions: int = 0) -> Row | None:
+    """The measured size nearest to a run, in octaves of lanes, of steps and of regions.
+
+    Networks are held against networks, where any were measured on this kind of device.
+    """
 
     def distance(row: Row) -> float:
-        return math.hypot(math.log(row.lanes / max(1, lanes)), math.log(row.steps / steps))
+        wider = math.log(row.regions / regions) if row.regions and regions else 0.0
+        return math.hypot(math.log(row.lanes / max(1, lanes)), math.log(row.steps / steps), wider)
 
-    return min(crossovers().get(kind or "", ()), key=distance, default=None)
+    rows = crossovers().get(kind or "", ())
+    alike = [row for row in rows if bool(row.regions) == bool(regions)]
+    return min(alike or [row for row in rows if not row.regions], key=distance, default=None)
 
 
 def _order(row: Row | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import _jax
 from .backends.base import Unsupported
 
 _INTERPRETED = contextvars.ContextVar("brainmass_kernels_interpreted", default="")
@@ -81,6 +82,10 @@ class Gpu(NamedTuple):
     clock_ghz: float
     memory_bytes: int
     bandwidth: int
+
+    def seen(self) -> _jax.Target:
+        """As kernels see it that are laid out for it."""
+        return _jax.Target(self.multiprocessors, float(".".join(map(str, self.capability))))
 
     def target(self) -> str:
         """What XLA compiles for, as the text of its protocol buffer."""
@@ -177,12 +182,22 @@ def _placed(topology, args):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
 
 
+@contextlib.contextmanager
+def _targeting(target: _jax.Target):
+    token = _jax.TARGET.set(target)
+    try:
+        yield
+    finally:
+        _jax.TARGET.reset(token)
+
+
 def _compile_tpu(chip: str, fn, args):
     import jax
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
-    return jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("tpu",)).compile(), {}
+    with _targeting(_jax.Target(getattr(topology.devices[0], "num_cores", None) or 1)):
+        return jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("tpu",)).compile(), {}
 
 
 def _compile_gpu(chip: str, fn, args):
@@ -205,7 +220,7 @@ def _compile_gpu(chip: str, fn, args):
         before = os.environ.get("MOSAIC_GPU_DUMP_TO")
         os.environ["MOSAIC_GPU_DUMP_TO"] = dump
         try:
-            with jax.sharding.use_abstract_mesh(mesh):
+            with jax.sharding.use_abstract_mesh(mesh), _targeting(gpu.seen()):
                 lowered = jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("cuda",))
             executable = lowered.compile()
         finally:

@@ -1,6 +1,7 @@
 """Two fake CPU devices, strict promotion, and our own warnings as errors, before anything imports JAX."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two workers may compile for a TPU at once: no chip is touched.
@@ -16,10 +17,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", f"error:::{module}")
 
 
+# One case of many, mostly: the others of its test are quick.
+SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
+
+
 def pytest_collection_modifyitems(items):
-    """What a class names as `long`, of the tests that it inherits, is marked slow."""
+    """What slow.txt lists is marked slow, and what a class names as `long` of the tests that it inherits."""
     for item in items:
-        if item.name in getattr(item.cls, "long", ()):
+        if item.nodeid.rpartition("tests/")[2] in SLOW or item.name in getattr(item.cls, "long", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -105,7 +105,7 @@ def test_the_order_in_which_implementations_are_tried(seconds, order):
 def test_the_table_holds_known_names_and_each_size_once():
     known = set(bk.implementations())
     for kind, rows in dispatch.crossovers().items():
-        assert len({(row.lanes, row.steps) for row in rows}) == len(rows) > 0, kind
+        assert len({(row.lanes, row.steps, row.regions) for row in rows}) == len(rows) > 0, kind
         for row in rows:
             assert "scan" in row.seconds
             assert set(row.seconds) <= known
@@ -120,6 +120,15 @@ def test_the_table_is_written_as_the_command_writes_it():
 def test_cpus_were_measured_at_the_sizes_of_the_cases():
     sizes = {(row.lanes, row.steps) for row in dispatch.crossovers()["cpu"]}
     assert sizes == {(case.lanes, case.steps) for case in crossover_cases("cpu")}
+
+
+def test_networks_are_held_against_networks(monkeypatch):
+    masses, network = dispatch.Row(76, 1000, {"scan": 2.0, "triton": 1.0}), dispatch.Row(760, 10, {"scan": 1.0}, 76)
+    monkeypatch.setattr(dispatch, "crossovers", lambda: {"one": (masses, network), "other": (masses,)})
+    assert dispatch._nearest("one", 76, 1000) is masses
+    assert dispatch._nearest("one", 76, 1000, regions=76) is network
+    assert dispatch._nearest("other", 760, 10, regions=76) is masses
+    assert str(network) == "10 networks of 76 regions x 10 steps"
 
 
 # The command --------------------------------------------------------------------------------------------------------
@@ -179,6 +188,17 @@ def test_results_of_the_device_check_become_rows(tmp_path):
         {"lanes": 128, "steps": 1000, "seconds": {"mosaic_gpu": 2.0, "scan": 8.0}},
         # Each by its ratio to the scan beside it, 8 and 4.
         {"lanes": 4096, "steps": 1000, "seconds": {"mosaic_gpu": 1.25, "triton": 2.5, "scan": 10.0}},
+    ]
+
+
+def test_networks_of_a_result_become_rows_of_their_own():
+    size = {"regions": 76, "batch": 10, "steps": 100, "mass_steps_per_second": {"fused": 152.0, "scan": 76.0}}
+    forward = {"what": "Jansen-Rit, forward", "implementation": "triton", **size}
+    found = result_of("2026-01-01", (bench.Case(1, 10), "mosaic_gpu", 1.0, 8.0))
+    found["networks"] = [forward, {**forward, "what": "Jansen-Rit, gradient in k"}]
+    (table,) = crossovers.from_results([found]).values()
+    assert table["rows"][1:] == [
+        {"lanes": 760, "steps": 100, "seconds": {"triton": 500.0, "scan": 1000.0}, "regions": 76}
     ]
 
 

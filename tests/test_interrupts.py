@@ -35,6 +35,14 @@ def wait(seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def _heeded():
+    """A shell that started these tests in the background lets them, and what they start, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class TestHeard:
     @pytest.fixture(autouse=True)
     def _as_before(self):

@@ -217,7 +217,7 @@ def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
         # What the compiler puts aside it puts aside outside of steps.
         for loop in [*sums, *steps]:
             assert not {"LDL", "STL"} & set(loop.instructions)
-    assert compiled.cost["spill_bytes"] == 0 or (chip, precision) != ("sm_80", "exact")
+    assert compiled.cost["spill_bytes"] <= 96
 
 
 def sums_up(loop) -> bool:

@@ -44,10 +44,10 @@ from .pallas import added, apply, fill, grouped, lacks, merged, parted
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
 THREADS, WARPS = 128, 4
-# Programs that a multiprocessor should hold before threads take more than one mass: 16 warps hide the latencies.
+# Programs that a multiprocessor should hold before threads take two masses: 16 warps hide the latencies.
 _FILLED = 4
-# Instructions that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
-_BODY = 1000
+# Operations that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
+_BODY = 1500
 _UNROLL = 20
 # What a normal counts as in it: two are drawn at a time, for two steps.
 _DRAW = 36
@@ -87,9 +87,12 @@ class Layout(NamedTuple):
 
     @classmethod
     def choose(cls, lanes: int, most: int) -> Layout:
-        """At most ``most`` masses a thread, once every multiprocessor has its programs."""
-        wide = [v for v in (4, 2) if v <= most and lanes >= multiprocessors() * _FILLED * THREADS * v]
-        return cls(lanes, wide[0] if wide else 1)
+        """One mass a thread: more were no faster on Hopper (benchmarks/results has the H100's times).
+
+        Blackwell adds and multiplies in pairs: at most two, once every multiprocessor has its programs.
+        """
+        pairs = (compute_capability() or 0.0) >= 10.0 and lanes >= multiprocessors() * _FILLED * THREADS * 2
+        return cls(lanes, 2 if pairs and most > 1 else 1)
 
     def lay(self, x, mode: str = "edge"):
         """``(..., L)`` with whole programs; lanes beyond L repeat the last, so that they stay finite."""
@@ -393,13 +396,13 @@ class MosaicGPU:
 
     def copied(self, request: Request) -> Copied:
         """Whole programs, cut to the lanes of the run."""
-        layout = Layout.choose(request.lanes, most=4)
+        layout = Layout.choose(request.lanes, most=2)
         whole = layout.blocks * layout.width
         return Copied(whole if whole > request.lanes else 0, layout.width)
 
     def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
-        layout = Layout.choose(state[0].shape[0], most=4)
+        layout = Layout.choose(state[0].shape[0], most=2)
         parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         obs = loop.n_observables if loop.schedule.count else 0
         call = _Call(loop, layout)

@@ -19,6 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .._jax import tensor_cores
 from ..noise import Normals
 from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
 from .base import (
@@ -352,9 +353,14 @@ class Plan:
 
 
 def block_rows(lanes: int, cost: dict[int, float], fits: Callable[[int], bool]) -> int:
-    """Rows a block that take the least time of those that fit."""
-    eights = -(-lanes // (8 * LANES))
-    return min((rows for rows in cost if rows == 8 or fits(rows)), key=lambda r: (-(-eights * 8 // r) * cost[r], r))
+    """Rows a block that take the least time of those that fit; all cores of a device take blocks."""
+    eights, cores = -(-lanes // (8 * LANES)), tensor_cores()
+
+    def time(rows: int) -> float:
+        blocks = -(-eights * 8 // rows)
+        return -(-blocks // cores) * cost[rows]
+
+    return min((rows for rows in cost if rows == 8 or fits(rows)), key=lambda rows: (time(rows), rows))
 
 
 def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
