@@ -160,7 +160,8 @@ def compared(
         flush=True,
     )
     return {
-        "what": what, "implementation": first_that_runs(), "regions": regions, "connections": connections, "batch": batch, "steps": steps,
+        "what": what, "implementation": first_that_runs(),
+        "regions": regions, "connections": connections, "batch": batch, "steps": steps,
         "steps_of_the_others": slow, "mass_steps_per_second": {n: float(f"{r:.4g}") for n, r in rates.items()},
         "ratios": {n: round(r, 2) for n, r in ratios.items()},
     }  # fmt: skip

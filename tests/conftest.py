@@ -24,7 +24,10 @@ SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
 def pytest_collection_modifyitems(items):
     """What slow.txt lists is marked slow, and what a class names as `long` of the tests that it inherits."""
     for item in items:
-        if item.nodeid.rpartition("tests/")[2] in SLOW or item.name in getattr(item.cls, "long", ()):
+        listed = item.nodeid.rpartition("tests/")[2] in SLOW
+        if listed:
+            item.add_marker(pytest.mark.listed)
+        if listed or item.name in getattr(item.cls, "long", ()):
             item.add_marker(pytest.mark.slow)
 
 
