@@ -279,12 +279,13 @@ def _instructions(row: Row, kernel) -> dict:
     """Instructions a step and mass, from how many steps a pass of each loop is for."""
     found = _resources(kernel)
     steps = _steps_of_loops(row)
-    total: Counter = Counter()
+    total, pairs = Counter(), 0.0
     for loop, each in zip(sorted(kernel.loops, key=lambda loop: (loop.first, -loop.last)), steps, strict=True):
         for kind, n in loop.kinds().items():
             total[kind] += n / each / row.vec
+        pairs += loop.pairs / each / row.vec
     slots, card = sum(total.values()), CARDS[row.chip]
-    each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / total["fp32"])
+    each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / (total["fp32"] + pairs))
     rate = each * card.multiprocessors * card.clock_ghz * 1e9
     kinds = {kind: round(n, 2) for kind, n in total.items()}
     return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
@@ -301,19 +302,23 @@ def _steps_of_loops(row: Row) -> list[int]:
         inner = [] if piece.stride < 2 * body.steps else [body.steps]
         return ([] if piece.strides < 2 * body.strides else [body.steps]) if body.strides else [piece.stride, *inner]
 
+    def in_parts(most: int) -> list[int]:
+        """A segment is run for the states within it, and each part of it is written out, forth and back."""
+        part = within(segment, most)[0].length
+        return [SEGMENT, part, part]
+
     if row.chip in TRITON_GPUS:
         text = triton.Text(loop, (), (), None, np.dtype("float32"), triton.Layout(LANES, 4, row.vec))
-        return [STEPS, *of(run, text.unrolled(loop.advance))]
+        if row.kernel != "gradient":
+            return [STEPS, *of(run, text.unrolled(loop.advance))]
+        return in_parts(text.most(pullbacks_of(loop, wanted_of(loop, per_mass))))
     forth = mosaic_gpu.unrolled(loop, layout, loop.advance)
     if row.kernel not in WAYS_BACK:
         return of(run, forth)
     pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
     if row.kernel == "retreat":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.retreat))]
-    # A segment is run for the states within it, and each part of it is written out, forth and back.
-    most = mosaic_gpu._WayBack.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most
-    part = within(segment, most)[0].length
-    return [SEGMENT, part, part]
+    return in_parts(mosaic_gpu._WayBack.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:

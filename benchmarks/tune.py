@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,23 +82,13 @@ def lowered(case: Case, variant: Variant):
     return jax.jit(bench.fused(case, "mosaic_gpu")).lower(shape, shape, shape)
 
 
-def seconds_of(program, lanes: int, least: float = 0.1) -> float:
-    """The shortest of a few calls."""
-    given, taken, began = bench.arguments(lanes), [], time.perf_counter()
-    jax.block_until_ready(program(*given))
-    while len(taken) < 3 or (time.perf_counter() - began < least and len(taken) < 50):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*given))
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 def timed(case: Case, pool: ThreadPoolExecutor, out: Path) -> None:
     jobs = {variant: pool.submit(lowered(case, variant).compile) for variant in variants(case)}
     for variant, job in jobs.items():
         row: dict[str, Any] = {"case": str(case), **variant._asdict()}
         try:
-            row["rate"] = float(f"{case.mass_steps / seconds_of(job.result(), case.lanes):.4g}")
+            (seconds,) = bench.timed({"": job.result()}, case.lanes, 0.15).values()
+            row["rate"] = float(f"{case.mass_steps / seconds:.4g}")
         except Exception as error:  # reported, and the next is tried
             row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         note(out / LINES, **row)

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+# Blackwell's, each of which does two numbers' work.
+PAIRED = ("FADD2", "FMUL2", "FFMA2")
 # Instructions by what they take up; the rest is addresses, moves and control.
 KINDS = {
-    "fp32": ("FADD", "FMUL", "FFMA", "FSEL", "FSETP", "FMNMX", "FSET", "FCHK", "FSWZADD"),
+    "fp32": ("FADD", "FMUL", "FFMA", *PAIRED, "FSEL", "FSETP", "FMNMX", "FSET", "FCHK", "FSWZADD"),
     "special": ("MUFU",),
     "load": ("LDG", "LDS", "LDL", "LD", "LDC"),
     "store": ("STG", "STS", "STL", "ST"),
@@ -39,6 +41,11 @@ class SassLoop(NamedTuple):
     @property
     def total(self) -> int:
         return sum(n for name, n in self.instructions.items() if name != "NOP")
+
+    @property
+    def pairs(self) -> int:
+        """Instructions that do the float32 work of two."""
+        return sum(self.instructions[name] for name in PAIRED)
 
     def kinds(self) -> dict[str, int]:
         """Instructions by kind; "other" is integer arithmetic, moves and control."""

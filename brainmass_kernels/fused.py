@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from . import units
+from . import derivatives, dispatch, testing, units
+from .backends.base import Unsupported
 from .functional import bounded_input, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
+from .pointwise import Program
 from .schemes import SCHEMES
 from .simulate import simulate
+from .step import StepSpec, build
 
 
 @model
@@ -63,8 +70,9 @@ def sigmoid_sys2nd(
     gain, offset : of the drive; ``gain`` dimensionless, ``offset`` in the unit of ``vmax``
     bound : if given, ``u`` passes through ``bound tanh(u / bound)``
     scheme : a name in `schemes.SCHEMES`
-    implementation : ``None`` is jnp: one elementwise step is one kernel of XLA's own on every device, and a second
-        kernel could move no fewer bytes
+    implementation : ``None`` is jnp, which has every derivative and moves as few bytes as can be but for gradients in
+        parameters. "mosaic_tpu" and "mosaic_gpu" are one Pallas kernel each way, in float32 and reverse mode, and move
+        as few for those too (docs/benchmarks.md); "numba" and "triton" run a loop of one step
 
     Returns
     -------
@@ -92,17 +100,58 @@ def sigmoid_sys2nd(
         else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
     )
     state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
-    stepped = simulate(
-        block,
-        1,
-        units.strip(dt, time, "dt") * u.second,
-        inputs={"potential": units.strip(potential, volt, "potential")},
-        initial=state,
-        record=(),
-        scheme=scheme,
-        implementation=implementation or "scan",
-    ).final
+    step, drive = units.strip(dt, time, "dt"), units.strip(potential, volt, "potential")
+    if implementation in ("mosaic_tpu", "mosaic_gpu"):
+        stepped = _one_kernel(block, state, drive, step, scheme, implementation)
+    else:
+        stepped = simulate(
+            block, 1, step * u.second, inputs={"potential": drive}, initial=state, record=(), scheme=scheme,
+            implementation=implementation or "scan",
+        ).final  # fmt: skip
     return units.attach(stepped["x"], position), units.attach(stepped["v"], position / time)
+
+
+def _one_kernel(block, state, potential, dt, scheme: str, implementation: str) -> dict[str, Any]:
+    """The step by a kernel that reads each array once: what the scheme needs of parameters it makes within."""
+    from .backends import elementwise
+
+    backend, platform = dispatch.load(implementation), dispatch.platform()
+    interpret = testing.interpreting()
+    if reason := not interpret and backend.unavailable(platform):
+        raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
+    values = [*block.magnitudes().values(), potential, dt, *state.values()]
+    kinds = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*kinds) if kinds else jnp.result_type(float)
+    if dtype != jnp.float32:
+        raise Unsupported(
+            f"implementation '{implementation}' cannot run this: it computes in float32 only, not in {dtype}"
+        )
+    values = [jnp.asarray(x, jnp.float32) for x in values]
+    shape = np.broadcast_shapes(*map(np.shape, values))
+    # One element is an array of one; what is one number for all elements stays a number.
+    values = [jnp.broadcast_to(x, shape or (1,)) if np.ndim(x) or not shape else x for x in values]
+    values = derivatives.in_reverse(
+        values, f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sigmoid_sys2nd() on "
+        f"'{implementation}': leave implementation out, for jnp has every derivative",
+    )  # fmt: skip
+    found = elementwise.call(_program(type(block), scheme), values, implementation, interpret)
+    return dict(zip(state, (x.reshape(shape) for x in found)))
+
+
+@functools.lru_cache(maxsize=64)
+def _program(model, scheme: str) -> Program:
+    """``(*parameters, potential, dt, x, v) -> (x, v)``, with nothing hoisted."""
+    spec = StepSpec(model, scheme, ("potential",), (), (), tuple(model.states), np.dtype("float32"))
+    step = build(spec)
+    n = len(spec.hoisted)
+
+    def whole(*values):
+        hoisted, state = values[:n], values[n:]
+        return step.exit(hoisted, step.written["advance"](*hoisted, *step.enter(hoisted, state)))
+
+    avals = [jax.ShapeDtypeStruct((), "float32")] * (n + len(model.states))
+    return Program(whole, avals, f"step of a sigmoid block under '{scheme}'")
 
 
 def _has_unit(value) -> bool:

@@ -1,5 +1,7 @@
 """sigmoid_sys2nd: one fused step."""
 
+import importlib.util
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import pytest
 from scipy.linalg import expm
 
 import brainmass_kernels as bk
+from benchmarks import op_bytes
+from brainmass_kernels import _jax
 
 PLAIN = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56, "dt": 5e-4}
 UNITS = {
@@ -63,6 +67,92 @@ def test_gradient_against_finite_differences(implementation):
         up, down = list(at), list(at)
         up[k], down[k] = at[k] + size, at[k] - size
         np.testing.assert_allclose(g, (loss(*up) - loss(*down)) / (2 * size), rtol=2e-2)
+
+
+KERNELS = [
+    "mosaic_tpu",
+    pytest.param(
+        "mosaic_gpu", marks=pytest.mark.skipif(not _jax.MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
+    ),
+]
+PARAMETERS = ("A", "a", "vmax", "v0", "r")
+
+
+def drawn(shape, several=()):
+    """x, v and potential of a shape, and parameters, of which some are one an element."""
+    rng = np.random.default_rng(4)
+    state = [np.float32(rng.normal(at, size, shape)) for at, size in ((0.1, 0.2), (0.0, 10.0), (6.0, 6.0))]
+    return *state, *(np.float32(PLAIN[n] * rng.uniform(0.9, 1.1, shape if n in several else ())) for n in PARAMETERS)
+
+
+def stepped(values, implementation=None, **more):
+    x, v, potential, *rest = values
+    return bk.sigmoid_sys2nd(
+        x, v, potential, **dict(zip(PARAMETERS, rest)), dt=PLAIN["dt"], implementation=implementation, **more
+    )
+
+
+def loss(values, implementation=None, **more):
+    x, v = stepped(values, implementation, **more)
+    return jnp.sum(jnp.sin(3.0 * x) + 0.01 * v**2)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(
+    ("shape", "several", "more"),
+    [
+        ((), (), {}),
+        ((5,), (), {}),
+        ((1024,), ("a",), {}),
+        ((3, 7, 61), (), {"bound": 2.0}),
+        ((1500,), PARAMETERS, {"scheme": "heun"}),
+    ],
+)
+def test_a_kernel_of_its_own_is_jnp(implementation, shape, several, more):
+    """Both ways, in every argument, of sizes that fill blocks or not; what the kernel does not write is NaN."""
+    values = drawn(shape, several)
+    want = jax.jit(lambda v: (stepped(v, **more), jax.grad(loss)(v, **more)))(values)
+    with bk.testing.interpret():
+        got = jax.jit(lambda v: (stepped(v, implementation, **more), jax.grad(loss)(v, implementation, **more)))(values)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * max(1e-30, float(jnp.max(jnp.abs(b)))))
+
+
+def test_a_kernel_under_vmap_and_its_gradient():
+    x, v, potential, *rest = drawn((4, 6))
+    rates = np.float32([90.0, 100.0, 110.0, 120.0])
+
+    def of(implementation):
+        def one(x, v, potential, a):
+            return loss((x, v, potential, rest[0], a, *rest[2:]), implementation)
+
+        return jax.vmap(jax.value_and_grad(one, (0, 3)))(x, v, potential, rates)
+
+    with bk.testing.interpret():
+        got = of("mosaic_tpu")
+    for a, b in zip(*map(jax.tree.leaves, (got, of(None))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_what_a_kernel_does_not_do_is_refused_in_words(x64):
+    with bk.testing.interpret():
+        with pytest.raises(bk.Unsupported, match="float32 only, not in float64"):
+            stepped([np.float64(x) for x in drawn((3,))], "mosaic_tpu")
+        with pytest.raises(TypeError, match=r"forward-mode.*leave implementation out"):
+            jax.jvp(
+                lambda x: stepped((x, *drawn((3,))[1:]), "mosaic_tpu"), (drawn((3,))[0],), (np.ones(3, np.float32),)
+            )
+    with pytest.raises(bk.Unsupported, match="not 'tpu'"):
+        stepped(drawn((3,)), "mosaic_tpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu")
+@pytest.mark.parametrize(("what", "most"), [("forward", 21), ("in x, v and potential", 44), ("in all", 54)])
+def test_a_kernel_reads_and_writes_each_array_once(what, most):
+    """Counted from the compiled program; jnp moves 280 MB for the last."""
+    assert op_bytes.counted("v5e", "mosaic_tpu", op_bytes.GRADIENTS[what]) <= most
 
 
 def test_inside_users_loops():

@@ -209,10 +209,7 @@ class _Lanes:
 
     def store_sums(self, ref, value) -> None:
         """The sum of each warp's lanes."""
-        if self.loop.interpret:
-            ref[...] = jnp.sum(value.reshape(WARPS, -1), axis=1)
-        else:
-            plgpu.inline_mgpu(arg_types=(self.registers, plgpu.RefType()))(store_warp_sums)(value, ref)
+        store_sums(ref, value, self.registers, self.loop.interpret)
 
     def recall(self, ref, *index):
         """A value that these lanes `keep` in shared memory."""
@@ -239,6 +236,14 @@ class _Lanes:
 
     def zeros(self, count: int) -> tuple:
         return self.fill([0.0] * count)
+
+
+def store_sums(ref, value, layout, interpret: str) -> None:
+    """The sum of each warp's lanes, of a value that lies so in the registers."""
+    if interpret:
+        ref[...] = jnp.sum(value.reshape(WARPS, -1), axis=1)
+    else:
+        plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType()))(store_warp_sums)(value, ref)
 
 
 # Time ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,227 @@
+"""A pointwise program over arrays as one Pallas kernel for TPUs or for Hopper: each array passes through once.
+
+What is one number for all elements stays one: it is read as a scalar and spread within the kernel. The gradient is a
+second kernel, which evaluates the program's pullback: it saves nothing but arguments, reads those that it needs, and
+sums the cotangents of scalars over the elements of each block.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from ..pointwise import RULES, Program, evaluate, pullback
+from . import mosaic_gpu, mosaic_tpu
+from .base import Unsupported
+from .mosaic_gpu import THREADS, WARPS, plgpu
+from .mosaic_tpu import LANES
+from .pallas import apply, fill
+
+# Rows of 128 elements in a block of a TPU: half a megabyte for each of ten arrays, twice.
+_ROWS = 256
+
+
+def call(program: Program, values: Sequence[jax.Array], implementation: str, interpret: str = "") -> tuple:
+    """Evaluate a program on float32 numbers and arrays of one shape.
+
+    Parameters
+    ----------
+    program : pointwise, of as many scalars
+    implementation : "mosaic_tpu" or "mosaic_gpu"
+    interpret : as in `base.Loop`
+
+    Returns
+    -------
+    one array of the arrays' shape for each output
+
+    Raises
+    ------
+    Unsupported : a primitive, or a gradient of one, that the kernel cannot hold
+    """
+    program = _spelled(program)
+    lacks = mosaic_tpu._lacks if implementation == "mosaic_tpu" else mosaic_gpu._lacks
+    wanted = [True] * len(values)
+    reason = lacks(program) or lacks(pullback(program, wanted))
+    if reason:
+        raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
+    return _differentiable(program, implementation, interpret)(*values)
+
+
+def _expm1(x, **_):
+    """By tanh, to its relative accuracy; Mosaic has no other."""
+    half = jnp.tanh(0.5 * x)
+    return 2.0 * half / (1.0 - half)
+
+
+@functools.lru_cache(maxsize=64)
+def _spelled(program: Program) -> Program:
+    """The program without what the kernels lack; parameters are turned into coefficients within them."""
+    rules = {**RULES, "expm1": _expm1}
+    return Program(lambda *values: evaluate(program.jaxpr, *values, rules=rules), program.in_avals, program.label)
+
+
+@functools.lru_cache(maxsize=64)
+def _differentiable(program: Program, implementation: str, interpret: str):
+    @jax.custom_vjp
+    def run(*values):
+        return _mapped(program, implementation, interpret, (), 0)(*values)
+
+    def forward(*primals):
+        values = tuple(x.value for x in primals)
+        return run(*values), (values, _Flags(tuple(x.perturbed for x in primals)))
+
+    def backward(residuals, cts):
+        values, wanted = residuals
+        shape = jnp.broadcast_shapes(*map(jnp.shape, values))
+        cts = [
+            jnp.zeros(shape, jnp.float32) if isinstance(ct, jax.custom_derivatives.SymbolicZero) else ct for ct in cts
+        ]
+        back = pullback(program, wanted.flags)
+        summed = tuple(not jnp.ndim(x) and bool(shape) for x, flag in zip(values, wanted.flags) if flag)
+        found = iter(_mapped(back, implementation, interpret, summed, len(cts))(*values, *cts))
+        return tuple(next(found) if flag else None for flag in wanted.flags)
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return run
+
+
+@jax.tree_util.register_static
+class _Flags:
+    """Which arguments have a cotangent; no data of its own."""
+
+    def __init__(self, flags: tuple[bool, ...]):
+        self.flags = flags
+
+    def __eq__(self, other):
+        return isinstance(other, _Flags) and self.flags == other.flags
+
+    def __hash__(self):
+        return hash(self.flags)
+
+
+@functools.lru_cache(maxsize=128)
+def _mapped(program: Program, implementation: str, interpret: str, summed: tuple[bool, ...], n_cts: int):
+    """The program as one kernel; those of its outputs that are ``summed`` are summed over all elements.
+
+    Its last ``n_cts`` arguments are cotangents. `vmap` makes one larger kernel of it, unless sums are to be taken: of
+    those each element of the batch has its own.
+    """
+    kernel = {"mosaic_tpu": _on_tpu, "mosaic_gpu": _on_gpu}[implementation]
+    flags = summed or (False,) * len(program.out_avals)
+
+    @jax.custom_batching.custom_vmap
+    def run(*values):
+        return tuple(kernel(program, values, flags, n_cts, interpret))
+
+    @run.def_vmap
+    def _(size, batched, *values):
+        if any(flags):
+            each = tuple(x if b else jnp.broadcast_to(x, (size, *jnp.shape(x))) for x, b in zip(values, batched))
+            return lax.map(lambda x: run(*x), each), (True,) * len(flags)
+        shape = jnp.broadcast_shapes(*(jnp.shape(x)[b:] for x, b in zip(values, batched)))
+
+        def wide(x, batched):
+            if batched:
+                x = x.reshape(size, *(1,) * (len(shape) - jnp.ndim(x) + 1), *jnp.shape(x)[1:])
+            return jnp.broadcast_to(x, (size, *shape)) if batched or jnp.ndim(x) else x
+
+        return run(*map(wide, values, batched)), (True,) * len(flags)
+
+    return run
+
+
+def _operands(program: Program, values):
+    """The scalars and the flat arrays that the program reads, and for each of its arguments "scalar", "array" or ""."""
+    kinds = ["array" if jnp.ndim(x) else "scalar" for x in values]
+    kinds = [kind if used else "" for kind, used in zip(kinds, program.uses())]
+    scalars = [x for x, kind in zip(values, kinds) if kind == "scalar"]
+    arrays = [x.reshape(-1) for x, kind in zip(values, kinds) if kind == "array"]
+    return jnp.stack(scalars) if scalars else jnp.zeros((1,), jnp.float32), arrays, kinds
+
+
+def _arguments(kinds, scalars, arrays):
+    """The program's arguments within a kernel; what it does not read is 0."""
+    scalars, arrays = iter(scalars), iter(arrays)
+    return [next(scalars) if k == "scalar" else next(arrays) if k == "array" else 0.0 for k in kinds]
+
+
+def _whole(x, unit: int, mode: str = "edge"):
+    """Up to a multiple of ``unit`` elements: the last repeated, or zeros."""
+    beyond = -x.shape[0] % unit
+    return jnp.pad(x, (0, beyond), mode=mode) if beyond else x
+
+
+def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
+    shape = jnp.broadcast_shapes(*map(jnp.shape, values))
+    size, (scalars, arrays, kinds) = math.prod(shape), _operands(program, values)
+    rows = -(-size // LANES)
+    block = min(_ROWS, -(-rows // 8) * 8)
+    grid = -(-rows // block)
+
+    def kernel(numbers, *refs):
+        ins, outs = refs[: len(arrays)], refs[len(arrays) :]
+        spread = [jnp.full((1, LANES), numbers[k], jnp.float32) for k in range(kinds.count("scalar"))]
+        made = fill(apply(program, *_arguments(kinds, spread, [ref[...] for ref in ins])), (block, LANES))
+        row, lane = (lax.broadcasted_iota(jnp.int32, (block, LANES), axis) for axis in (0, 1))
+        inside = (row + pl.program_id(0) * block) * LANES + lane < size
+        for ref, x, each in zip(outs, made, summed):
+            ref[...] = jnp.sum(jnp.where(inside, x, 0.0).reshape(block // 8, 8, LANES), axis=0) if each else x
+
+    blocks = pl.BlockSpec((block, LANES), lambda i: (i, 0))
+    sums = pl.BlockSpec((8, LANES), lambda i: (i, 0))
+    made = pl.pallas_call(
+        kernel,
+        out_shape=[jax.ShapeDtypeStruct((8 * grid if each else rows, LANES), jnp.float32) for each in summed],
+        grid=(grid,),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *[blocks] * len(arrays)],
+        out_specs=[sums if each else blocks for each in summed],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=mosaic_tpu.interpreter() if interpret else False,
+        name="brainmass_kernels_tpu_step",
+    )(scalars, *(_whole(x, LANES).reshape(rows, LANES) for x in arrays))
+    return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(made, summed)]
+
+
+def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
+    shape = jnp.broadcast_shapes(*map(jnp.shape, values))
+    size, (scalars, arrays, kinds) = math.prod(shape), _operands(program, values)
+    vec = 4 if size % (4 * THREADS) == 0 else 1
+    width = THREADS * vec
+    blocks = -(-size // width)
+    # Cotangents of elements that are not there are 0, so that these add nothing to a sum.
+    modes = ["constant" if n >= len(values) - n_cts else "edge" for n, kind in enumerate(kinds) if kind == "array"]
+    in_registers = plgpu.Layout.WG_STRIDED((width,), vec_size=vec)
+
+    def kernel(numbers, *refs):
+        ins, outs = refs[: len(arrays)], refs[len(arrays) :]
+        block = lax.axis_index("block")
+        place = pl.ds(block * width, width)
+
+        def laid(x):
+            return plgpu.layout_cast(jnp.broadcast_to(jnp.asarray(x, jnp.float32), (width,)), in_registers)
+
+        spread = [laid(numbers[k]) for k in range(kinds.count("scalar"))]
+        loaded = [plgpu.load(ref.at[place], layout=in_registers, optimized=False) for ref in ins]
+        made = [laid(x) for x in apply(program, *_arguments(kinds, spread, loaded))]
+        for ref, x, each in zip(outs, made, summed):
+            if each:
+                mosaic_gpu.store_sums(ref.at[pl.ds(block * WARPS, WARPS)], x, in_registers, interpret)
+            else:
+                ref[place] = x
+
+    made = plgpu.kernel(
+        kernel,
+        out_type=[jax.ShapeDtypeStruct((blocks * (WARPS if each else width),), jnp.float32) for each in summed],
+        grid=(blocks,),
+        grid_names=("block",),
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu._by_lane()),
+        interpret=mosaic_gpu.interpreter(interpret) if interpret else None,
+    )(scalars, *(_whole(x, width, mode) for x, mode in zip(arrays, modes)))
+    return [jnp.sum(x) if each else x[:size].reshape(shape) for x, each in zip(made, summed)]
