@@ -13,6 +13,8 @@ import pytest
 from jax import lax
 from kernel_suite import Case, KernelSuite, make_data, make_loop
 
+import brainmass_kernels as bk
+from brainmass_kernels import _jax
 from brainmass_kernels.backends import mosaic_tpu
 from brainmass_kernels.backends.base import Loop, Pullbacks, Request, Schedule, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, cut_time
@@ -140,3 +142,26 @@ def test_both_kernels_compile_for(chip):
             capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu", **TOGETHER}, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "cores", "rows"), [(1024, 2, 8), (2048, 1, 16), (2048, 2, 8), (4096, 1, 32), (4096, 2, 16)]
+)
+def test_all_cores_of_a_device_get_blocks(monkeypatch, lanes, cores, rows):
+    """v4 and v5p have two that make one device, and take the blocks of a grid in turns."""
+    monkeypatch.setattr(mosaic_tpu, "tensor_cores", lambda: cores)
+    assert mosaic_tpu.block_rows(lanes, mosaic_tpu._FORWARD, lambda rows: True) == rows
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize(("chip", "cores"), [("v5e", 1), pytest.param("v5p", 2, marks=pytest.mark.slow)])
+def test_the_cores_of_a_chip_are_known_while_it_is_compiled_for(chip, cores):
+    seen = []
+
+    def noted(x):
+        seen.append(_jax.tensor_cores())
+        return x + 1.0
+
+    bk.testing.compile_for(chip, noted, jax.ShapeDtypeStruct((8,), "float32"))
+    assert seen == [cores]
+    assert _jax.tensor_cores() == 1

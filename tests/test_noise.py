@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 import brainmass_kernels as bk
 from brainmass_kernels import noise
+from brainmass_kernels.backends.base import Body, Schedule, parity_in, pieces
 
 MASK = 0xFFFFFFFF
 SIGMA = u.Hz * u.second**0.5
@@ -148,6 +151,23 @@ def test_steps_in_a_row(first, later):
         for j in (4, 1, 0, 2, 3):
             np.testing.assert_array_equal(row(j), one_by_one[j])
         assert len(row._made) <= 3 + (row.parity is None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 30), st.integers(1, 40), st.integers(1, 20))
+def test_a_body_begins_at_the_step_of_the_parity_that_is_said(steps, lead, every, segment, most):
+    """And the bodies of a segment are its steps, whole strides where they have several."""
+    for piece in pieces(Schedule(steps, min(lead, steps), every), segment):
+        parity, form = parity_in(0, piece), Body.of(piece, most, noisy=True)
+        stretch = piece.length if form.strides else piece.stride
+        assert 1 <= form.steps <= max(most, 1)
+        assert form.strides * piece.stride in (0, form.steps)
+        for i in range(piece.segments):
+            first = piece.start + i * piece.length
+            assert parity in (None, first % 2)
+            for begin in range(0, piece.length, stretch):
+                starts = range(begin, begin + stretch, form.steps)
+                assert not form.even or not any(start % 2 for start in starts)
 
 
 def test_keys_differ():
