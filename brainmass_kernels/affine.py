@@ -369,7 +369,10 @@ class _Evaluator:
                 symbol = self.values[id(n.const.symbol)]
                 total = symbol + total if n.const.literal else symbol
         plain.sort(key=lambda p: -p[1])
-        if total is None and plain and plain[0][1] > 0:
+        # Of a rate made of tanh the offset is such a constant. Where a rate has none, the state is added last all the
+        # same: so it is rounded once, and the small terms among themselves.
+        rates = any(atom.kind == "logistic2" for _, atom in n.args)
+        if total is None and plain and plain[0][1] > 0 and not (rates and small):
             total = plain.pop(0)[0]
         for x, factor in small:
             total = x * factor if total is None else total + x * factor

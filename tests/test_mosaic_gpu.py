@@ -2,6 +2,10 @@
 
 import importlib
 
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from backend_suite import BackendSuite, Case
 from kernel_suite import KernelSuite
@@ -39,3 +43,38 @@ class TestMosaicGPU(BackendSuite):
         """Where it is replayed; tests/test_retreat.py holds the way back by inverse steps."""
         monkeypatch.setattr(importlib.import_module("brainmass_kernels.simulate"), "REACH", 0.0)
         super().test_replay_is_exact()
+
+
+@pytest.mark.parametrize("reach", [pytest.param(0.0, id="by replay"), pytest.param(None, id="by inverse steps")])
+@pytest.mark.parametrize(
+    ("unroll", "steps", "every", "transient"),
+    [(4, 50, 1, 0), (4, 50, 3, 5), (6, 61, 10, 1), pytest.param(5, 64, 2, 0, marks=pytest.mark.slow)],
+)
+def test_bodies_of_several_steps(monkeypatch, unroll, steps, every, transient, reach):
+    """As on a chip, where the interpreter takes one: noise in pairs, inputs a body ahead, and what is left over."""
+    rng = np.random.default_rng(0)
+    values = {
+        "C": np.linspace(100.0, 150.0, 3, dtype=np.float32), "row": np.float32(rng.normal(200.0, 20.0, steps)),
+        "lanes": np.float32(rng.normal(0.0, 1.0, (steps, 3))),
+    }  # fmt: skip
+
+    def loss(values, implementation):
+        run = bk.simulate(
+            bk.JansenRit(C=values["C"]), steps, 0.1 * u.ms, every=every, transient=transient, scheme="strang",
+            inputs={"E_inp": values["row"] * u.Hz, "M_inp": values["lanes"] * u.mV},
+            noise={"E_inp": 2.0 * u.Hz * u.second**0.5}, key=jax.random.key(1), checkpoint_every=14,
+            implementation=implementation,
+        )  # fmt: skip
+        seen = run["eeg"].mantissa
+        return jnp.sum(jnp.sin(jnp.arange(seen.size).reshape(seen.shape)) * seen) + jnp.sum(run.final["E"].mantissa)
+
+    want = jax.value_and_grad(loss)(values, "scan")
+    monkeypatch.setattr(mosaic_gpu, "unrolled", lambda *_, **__: unroll)
+    if reach is not None:
+        monkeypatch.setattr(importlib.import_module("brainmass_kernels.simulate"), "REACH", reach)
+    bk.clear_caches()
+    with bk.testing.interpret():
+        got = jax.value_and_grad(loss)(values, "mosaic_gpu")
+    bk.clear_caches()
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.max(np.abs(b))))

@@ -49,6 +49,8 @@ _FILLED = 4
 # Operations that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1500
 _UNROLL = 20
+# Values of inputs that a thread may hold for the body after the one that it is in.
+_READ_AHEAD = 40
 # What a normal counts as in it: two are drawn at a time, for two steps.
 _DRAW = 36
 # Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
@@ -225,8 +227,8 @@ class _Lanes:
     def normals(self, first, parity: int | None) -> Normals:
         return Normals(self.seeds, first, self.loop.n_normals, parity)
 
-    def step(self, n, state, draws) -> tuple:
-        return self.fill(self.apply(self.loop.advance, *self.coefs, *state, *self.inputs(n), *draws))
+    def step(self, inputs, state, draws) -> tuple:
+        return self.fill(self.apply(self.loop.advance, *self.coefs, *state, *inputs, *draws))
 
     def observe(self, state) -> tuple:
         return self.fill(self.apply(self.loop.observe, *self.coefs, *state))
@@ -277,6 +279,33 @@ def _repeat(count: int, size: int, body: Callable, carry, backwards: bool = Fals
     return carry if backwards else rest(carry)
 
 
+def _ahead(count: int, size: int, values: int, read: Callable, body: Callable, carry, backwards: bool = False):
+    """As `_repeat`, for ``body(i, n, given, carry)``: what ``read(i, n)`` gives is read while the body before runs.
+
+    It gives ``values`` for each of the ``n``.
+    """
+    size = max(1, min(size, count))
+    whole = count // size
+    if whole < 2 or not 0 < values * size <= _READ_AHEAD:
+        return _repeat(count, size, lambda i, n, carry: body(i, n, read(i, n), carry), carry, backwards)
+
+    def at(k):
+        return (whole - 1 - k if backwards else k) * size
+
+    def one(k, both):
+        given, carry = both
+        later = read(at(jnp.minimum(k + 1, whole - 1)), size)
+        return later, body(at(k), size, given, carry)
+
+    def rest(carry):
+        start, left = jnp.int32(whole * size), count % size
+        return body(start, left, read(start, left), carry) if left else carry
+
+    carry = rest(carry) if backwards else carry
+    _, carry = lax.fori_loop(jnp.int32(0), jnp.int32(whole), one, (read(at(jnp.int32(0)), size), carry))
+    return carry if backwards else rest(carry)
+
+
 def _segments(piece: Piece, segment: Callable, carry, backwards: bool = False):
     """``carry = segment(i, carry)`` for each segment of a piece."""
     return _repeat(piece.segments, 1, lambda i, _, carry: segment(i, carry), carry, backwards)
@@ -288,14 +317,17 @@ def _steps(
 ):  # fmt: skip
     """Take the steps of one segment, which begins at ``first``, several written out in one body.
 
-    ``step(j, draw, carry)`` takes the segment's step ``j``, whose normals ``draw()`` gives; ``record(m, carry)`` takes
-    the record at the end of its stride ``m``.
+    ``step(j, inputs, draw, carry)`` takes the segment's step ``j``, whose normals ``draw()`` gives;
+    ``record(m, carry)`` takes the record at the end of its stride ``m``.
     """
     stride = piece.stride
     form = Body.of(piece, unroll, lanes.loop.n_normals > 0)
     parity = first.parity if form.even else None
 
-    def body(m, begin, count, carry):
+    def read(start, count):
+        return [lanes.inputs(first.step + start + j) for j in range(count)]
+
+    def body(m, begin, count, inputs, carry):
         """Steps from ``begin`` of stride ``m`` on; those of whole strides are followed by a record."""
         j0 = m * stride + begin
         normals = lanes.normals(first.step + j0, parity)
@@ -303,16 +335,22 @@ def _steps(
             k, left = divmod(j + 1, stride)
             recorded = record if form.strides and left == 0 else None
             carry = recorded(m + (k - 1), carry) if recorded and backwards else carry
-            carry = step(j0 + j, functools.partial(normals, j), carry)
+            carry = step(j0 + j, inputs[j], functools.partial(normals, j), carry)
             carry = recorded(m + (k - 1), carry) if recorded and not backwards else carry
         return carry
 
     if form.strides:
-        return _repeat(piece.strides, form.strides, lambda m, n, carry: body(m, 0, n * stride, carry), carry, backwards)
+        return _ahead(
+            piece.strides, form.strides, stride * lanes.loop.n_inputs, lambda m, n: read(m * stride, n * stride),
+            lambda m, n, inputs, carry: body(m, 0, n * stride, inputs, carry), carry, backwards,
+        )  # fmt: skip
 
     def one_stride(m, _, carry):
         carry = record(m, carry) if record and backwards else carry
-        carry = _repeat(stride, form.steps, lambda j, n, carry: body(m, j, n, carry), carry, backwards)
+        carry = _ahead(
+            stride, form.steps, lanes.loop.n_inputs, lambda j, n: read(m * stride + j, n),
+            lambda j, n, inputs, carry: body(m, j, n, inputs, carry), carry, backwards,
+        )  # fmt: skip
         return record(m, carry) if record and not backwards else carry
 
     return _repeat(piece.strides, 1, one_stride, carry, backwards)
@@ -347,7 +385,7 @@ def _run_pieces(
                 return state
 
             return _steps(
-                lanes, piece, first, unroll, lambda j, draw, state: lanes.step(first.step + j, state, draw()),
+                lanes, piece, first, unroll, lambda j, inputs, draw, state: lanes.step(inputs, state, draw()),
                 recorded if piece.recorded and record else None, state,
             )  # fmt: skip
 
@@ -558,7 +596,8 @@ class _Walk(NamedTuple):
             return self.observed(k + m, self.kept((m + 1) * piece.stride)[0], carry)
 
         return _steps(
-            self.lanes, piece, first, unroll, lambda j, _, carry: self.step(first.step + j, j, carry),
+            self.lanes, piece, first, unroll,
+            lambda j, inputs, _, carry: self.step(first.step + j, j, inputs, carry),
             observed if piece.recorded else None, carry, backwards=True,
         )  # fmt: skip
 
@@ -571,10 +610,10 @@ class _Walk(NamedTuple):
             for i, x in enumerate(chosen):
                 lanes.keep(ref, x, j, i)
 
-        def step(j, draw, state):
+        def step(j, inputs, draw, state):
             draws = draw()
             keep(j, state, draws)
-            return lanes.step(first.step + j, state, draws)
+            return lanes.step(inputs, state, draws)
 
         whole = piece._replace(strides=1, stride=piece.length, recorded=False)
         state = _steps(lanes, whole, first, unroll, step, None, state)
@@ -589,11 +628,11 @@ class _Walk(NamedTuple):
         n = lanes.loop.n_state
         return values[:n], values[n:]
 
-    def step(self, n, j, carry):
+    def step(self, n, j, inputs, carry):
         """The pullback of step ``n``, whose state is kept at ``j``."""
         lanes, back = self.lanes, self.back
         state, draws = self.kept(j)
-        out = lanes.apply(back.pullbacks.advance, *lanes.coefs, *state, *lanes.inputs(n), *draws, *carry[1])
+        out = lanes.apply(back.pullbacks.advance, *lanes.coefs, *state, *inputs, *draws, *carry[1])
         return self.pulled(n, out, carry)
 
     def pulled(self, n, out, carry):
@@ -612,9 +651,9 @@ class _Walk(NamedTuple):
         unroll = unrolled(lanes.loop, lanes.layout, program)
         slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)
 
-        def step(n_step, draw, carry):
+        def step(n_step, inputs, draw, carry):
             *carry, state = carry
-            out = lanes.apply(program, *lanes.coefs, *state, *lanes.inputs(n_step), *draw(), *carry[1])
+            out = lanes.apply(program, *lanes.coefs, *state, *inputs, *draw(), *carry[1])
             return *self.pulled(n_step, out[:-n], carry), lanes.fill(out[-n:])
 
         def segment(piece, slot, first, k, carry):
@@ -624,7 +663,8 @@ class _Walk(NamedTuple):
 
             state = lanes.load(lanes.refs["saved"], slot + 1)
             *carry, _ = _steps(
-                lanes, piece, first, unroll, lambda j, draw, carry: step(first.step + j, draw, carry),
+                lanes, piece, first, unroll,
+                lambda j, inputs, draw, carry: step(first.step + j, inputs, draw, carry),
                 observed if piece.recorded else None, (*carry, state), backwards=True,
             )  # fmt: skip
             return tuple(carry)
