@@ -111,6 +111,29 @@ def test_a_batch_of_networks(batched, kind):
 
 
 @needs_interpreter
+@pytest.mark.parametrize(("networks", "n", "kind"), [(5, 5, "different"), (6, 9, "none"), (9, 3, "beyond the run")])
+def test_networks_that_share_a_program(monkeypatch, networks, n, kind):
+    """As many networks as multiprocessors take: four or eight a program, the last of which is not full."""
+    monkeypatch.setattr(triton._jax, "multiprocessors", lambda: 1)
+    layout = triton.Layout.of_networks(networks * n, n)
+    assert layout.together == (8 if networks >= 6 else 4)
+    assert layout.blocks == -(-networks // layout.together)
+    agrees(Setting(n, kind, networks=networks))
+
+
+@pytest.mark.parametrize(
+    ("networks", "regions", "depth", "alike", "together"),
+    [(64, 76, 360, True, 1), (198, 76, 360, True, 2), (1024, 76, 360, True, 8), (1024, 76, 360, False, 1),
+     (1024, 200, 360, True, 4), (1024, 600, 9, True, 1), (1024, 128, 2**21, True, 2)],
+)  # fmt: skip
+def test_networks_share_a_program_once_all_multiprocessors_have_one(networks, regions, depth, alike, together):
+    layout = triton.Layout.of_networks(networks * regions, regions, depth, alike)
+    assert layout.together == together
+    assert together * regions <= layout.width
+    assert (together - 1) * layout.blocks < networks <= together * layout.blocks
+
+
+@needs_interpreter
 @pytest.mark.parametrize("coupling", slow_but({"sigmoidal_jansen_rit"}, ["additive", "sigmoidal_jansen_rit"]))
 def test_couplings(coupling):
     agrees(Setting(5, "different", coupling))

@@ -67,13 +67,15 @@ class Layout(NamedTuple):
     lanes : lanes of the run
     warps : of a program
     vec : masses a thread
-    regions : lanes of a network, each of which then has a program; 0 where lanes are apart
+    regions : lanes of a network, which has a program; 0 where lanes are apart
+    together : networks that share a program
     """
 
     lanes: int
     warps: int
     vec: int
     regions: int = 0
+    together: int = 1
 
     @property
     def width(self) -> int:
@@ -82,7 +84,7 @@ class Layout(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        return -(-self.lanes // (self.regions or self.width))
+        return -(-self.lanes // (self.regions * self.together or self.width))
 
     @classmethod
     def choose(cls, lanes: int, most: int, interpreted: bool = False) -> Layout:
@@ -97,11 +99,19 @@ class Layout(NamedTuple):
         return cls(lanes, 4 if lanes >= several else 1, wide[0] if wide else 1)
 
     @classmethod
-    def of_networks(cls, lanes: int, regions: int) -> Layout:
-        """A region a thread, and two beyond half the threads that a program may have, which leaves them registers."""
-        width = 1 << max(5, (regions - 1).bit_length())
+    def of_networks(cls, lanes: int, regions: int, depth: int = 0, alike: bool = True) -> Layout:
+        """A region a thread, and two beyond half the threads that a program may have, which leaves them registers.
+
+        Networks of the same weights share a program where they are many, for what they read then lies together: eight
+        numbers fill what the memory hands out at once.
+        """
+        most = max(1, 4 * lanes // regions // (3 * _jax.multiprocessors()))
+        counted = 2 * regions * (depth + 2)
+        together = [n for n in (8, 4, 2) if n <= most and n * regions <= REGIONS and n * counted < 2**31]
+        many = together[0] if alike and together else 1
+        width = 1 << max(5, (many * regions - 1).bit_length())
         warps = min(width // WARP, 16)
-        return cls(lanes, warps, width // (WARP * warps), regions)
+        return cls(lanes, warps, width // (WARP * warps), regions, many)
 
 
 class Triton:

@@ -1,4 +1,4 @@
-"""Networks on GPUs: a program is a network, a thread one of its regions, and what arrives is summed in the same kernel.
+"""Networks on GPUs: a program is a network or some, a thread one region, and what arrives is summed in the same kernel.
 
 The kernels are those of `triton`, with lines for what is sent and what arrives. What the regions sent lies in device
 memory in a ring of times as long as the longest delay, which all threads write and, after a barrier, read. A forward
@@ -30,16 +30,17 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
     coupling, schedule = loop.coupling, loop.schedule
     assert coupling is not None
     lanes, dtype, depth = state[0].shape[0], state[0].dtype, coupling.depth
-    layout, saving = Layout.of_networks(lanes, coupling.regions), checkpoint_every is not None
+    saving, batched = checkpoint_every is not None, wires.weights.ndim == 3
+    layout = Layout.of_networks(lanes, coupling.regions, depth, not batched)
     parts = tuple(pieces(schedule, checkpoint_every or max(1, schedule.steps)))
-    wiring = functools.partial(Forth, batched=wires.weights.ndim == 3, saving=saving)
+    wiring = functools.partial(Forth, batched=batched, saving=saving)
     text = Text(loop, coefs, inputs, seeds, dtype, layout, wiring)
     source = text.forward(parts, saving)
     shapes = [(lanes,)] * loop.n_state + [(schedule.count, lanes)] * text.n_seen
     shapes += [(segments_in(parts), lanes)] * loop.n_state if saving else []
-    shapes += [(_ring_size(loop, lanes),), *([(depth, lanes)] if depth else [])]
+    shapes += [(_ring_size(layout, depth),), *([(depth, lanes)] if depth else [])]
     shapes += [(schedule.steps, lanes)] if saving else []
-    given = (*coefs, *state, *inputs, *_seeds(seeds), *_wired(wires, coupling.regions, depth, to_targets=True))
+    given = (*coefs, *state, *inputs, *_seeds(seeds), *_wired(wires, layout, depth, to_targets=True))
     given += (wires.history,) if depth else ()
     out = iter(_call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes]))
     final = tuple(next(out) for _ in range(loop.n_state))
@@ -61,9 +62,9 @@ def adjoint(
     *ct_final, ct_history = ct_final
     *saved, totals = saved
     lanes, dtype, depth = ct_final[0].shape[0], ct_final[0].dtype, coupling.depth
-    layout = Layout.of_networks(lanes, coupling.regions)
-    parts = tuple(pieces(loop.schedule, checkpoint_every))
     batched = wires.weights.ndim == 3
+    layout = Layout.of_networks(lanes, coupling.regions, depth, not batched)
+    parts = tuple(pieces(loop.schedule, checkpoint_every))
     wiring = functools.partial(Return, batched=batched, pullbacks=pullbacks, of_weights=wanted.weights)
     text = Text(loop, coefs, (*inputs, totals), seeds, dtype, layout, wiring)
     source = text.adjoint(parts, pullbacks, wanted._replace(inputs=(*wanted.inputs, True)))
@@ -73,9 +74,9 @@ def adjoint(
     shapes += [(steps, lanes if each else layout.blocks) for each in in_lanes]
     shapes += [(steps, lanes)] if wanted.weights else []
     shapes += [(slots, lanes) for slots in depths(parts, text.most(pullbacks)) for _ in range(loop.n_state)]
-    shapes += [(_ring_size(loop, lanes),), *([(depth, lanes)] if depth else [])]
+    shapes += [(_ring_size(layout, depth),), *([(depth, lanes)] if depth else [])]
     shapes += [(steps, lanes)] if wanted.weights else []
-    given = (*coefs, *inputs, totals, *_seeds(seeds), *_wired(wires, coupling.regions, depth, to_targets=False))
+    given = (*coefs, *inputs, totals, *_seeds(seeds), *_wired(wires, layout, depth, to_targets=False))
     given += (ct_history,) if depth else ()
     given += (*saved, *ct_final, *(ct_records if text.n_seen else ()))
     out = _call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes])
@@ -87,12 +88,11 @@ def adjoint(
     return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m:last]), (of_weights, of_history))
 
 
-def _ring_size(loop: Loop, lanes: int) -> int:
-    depth = loop.coupling.depth if loop.coupling else 0
-    return lanes * (depth + SPARE) * (2 if depth else 1)
+def _ring_size(layout: Layout, depth: int) -> int:
+    return layout.blocks * layout.together * layout.regions * (depth + SPARE) * (2 if depth else 1)
 
 
-def _wired(wires: Wires, regions: int, depth: int, to_targets: bool) -> tuple[jax.Array, ...]:
+def _wired(wires: Wires, layout: Layout, depth: int, to_targets: bool) -> tuple[jax.Array, ...]:
     """Weights, and where each connection reads, of a row all that are read at once: its sources, or its targets."""
     weights = wires.weights if wires.weights.ndim == 2 else jnp.moveaxis(wires.weights, -1, 0)
     weights = jnp.swapaxes(weights, -1, -2) if to_targets else weights
@@ -100,7 +100,8 @@ def _wired(wires: Wires, regions: int, depth: int, to_targets: bool) -> tuple[ja
         return (weights,)
     steps = wires.steps.T if to_targets else wires.steps
     each = 2 * (depth + SPARE)
-    return weights, each * jnp.arange(regions, dtype=jnp.int32)[:, None] - steps.astype(jnp.int32)
+    rows = each * jnp.arange(layout.regions, dtype=jnp.int32)[:, None]
+    return weights, layout.together * (rows - steps.astype(jnp.int32))
 
 
 def _of_weights(wires: Wires, ct_arrived, sent, regions: int) -> jax.Array:
@@ -127,16 +128,22 @@ class _Wiring(Apart):
         super().__init__(text)
         assert text.loop.coupling is not None
         self.regions, self.depth = text.loop.coupling.regions, text.loop.coupling.depth
-        self.batched = batched
+        self.batched, self.together = batched, text.layout.together
 
     def take(self) -> None:
         self.text.arguments += ["weights", *(["reads"] if self.depth else [])]
 
     def place(self) -> None:
         text, regions = self.text, self.regions
-        text.line("region = tl.arange(0, BLOCK)")
-        text.line(f"lane = block * {regions} + region")
-        text.line(f"inside = region < {regions}")
+        if self.together == 1:
+            text.line("region, network = tl.arange(0, BLOCK), block")
+            text.line(f"inside = region < {regions}")
+        else:
+            text.line(f"region = tl.arange(0, BLOCK) // {self.together}")
+            text.line(f"mate = tl.arange(0, BLOCK) % {self.together}")
+            text.line(f"network = block * {self.together} + mate")
+            text.line(f"inside = (region < {regions}) & (network < {text.number(text.layout.lanes // regions)})")
+        text.line(f"lane = network * {regions} + region")
         # Threads beyond the regions read what the last one reads, which takes no mask.
         text.line(f"column = tl.minimum(region, {regions - 1})")
 
@@ -144,35 +151,44 @@ class _Wiring(Apart):
         """Begin with an empty ring.
 
         With delays the times of a region lie together, for the threads that read a region read times near each other,
-        and lie there twice, one ring apart, so that no reader has to come round to the beginning.
+        and lie there twice, one ring apart, so that no reader has to come round to the beginning. Of networks that
+        share a program the numbers of one time lie together.
         """
-        text, regions = self.text, self.regions
+        text, regions, many = self.text, self.regions, self.together
         whole = regions // AT_ONCE * AT_ONCE
-        text.functions += _sum_of_connections(function, regions, bool(self.depth), text.spelling.fused)
+        text.functions += _sum_of_connections(function, regions, bool(self.depth), text.spelling.fused, many)
         # Were the limit of its loop in the text, the compiler would write the loop out.
         self.function, self.times, self.whole = function, text.number(self.depth + SPARE), text.number(whole)
         if self.batched:
             text.line(f"weights += block.to(tl.int64) * {regions**2}")
         each = f"{self.times} * 2" if self.depth else SPARE
-        text.line(f"ring += block.to(tl.int64) * ({each} * {regions})")
-        text.line(f"mine = ring + region * ({each})" if self.depth else "mine = ring + region")
+        text.line(f"ring += block.to(tl.int64) * ({each} * {regions * many})")
+        text.line(f"mine = region * ({each})" if self.depth else "mine = region")
+        if many > 1:
+            text.line(f"mine = mine * {many} + mate")
+        text.line("mine = ring + mine")
         text.line("turn = 0")
+
+    def at(self, time: str) -> str:
+        """The place of a time among those of a region."""
+        return time if self.together == 1 else f"{time} * {self.together}"
 
     def fill(self, time: str, value: str) -> None:
         """Put what was sent before the first step, from the oldest on, into the ring."""
-        self.text.line(f"tl.store(mine + ({time} + {SPARE}), {value}, mask=inside)")
+        self.text.line(f"tl.store(mine + {self.at(f'({time} + {SPARE})')}, {value}, mask=inside)")
 
     def exchange(self, value: str, total: str) -> None:
         """Send a value of each lane, and sum what arrives at each."""
         text = self.text
-        text.line("now = turn" if self.depth else f"now = turn * {self.regions}")
+        text.line(f"now = {self.at('turn')}" if self.depth else f"now = turn * {self.regions * self.together}")
         text.line(f"tl.store(mine + now, {value}, mask=inside)")
         if self.depth:
-            text.line(f"now += {self.times}")
+            text.line(f"now += {self.at(self.times)}")
             text.line(f"tl.store(mine + now, {value}, mask=inside)")
         text.line("tl.debug_barrier()")
         reads = "reads, " if self.depth else ""
-        text.line(f"{total} = {self.function}(ring + now, weights, {reads}column, {self.whole}, zero)")
+        here = "ring + now" if self.together == 1 else "ring + now + mate"
+        text.line(f"{total} = {self.function}({here}, weights, {reads}column, {self.whole}, zero)")
         text.line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
 
@@ -220,7 +236,8 @@ class Forth(_Wiring):
             # Threads may read what others wrote.
             text.line("tl.debug_barrier()")
             with text.repeat(self.depth) as i:
-                text.line(f"sent = tl.load(mine + (turn + {i} + {SPARE}), mask=inside, other=0)")
+                time = self.at(f"(turn + {i} + {SPARE})")
+                text.line(f"sent = tl.load(mine + {time}, mask=inside, other=0)")
                 text.store(["past"], ["sent"], i)
 
 
@@ -290,7 +307,7 @@ class Return(_Wiring):
                 text.store(["ct_history"], ["ct_sent"], i)
 
 
-def _sum_of_connections(name: str, regions: int, delayed: bool, fused: str) -> list[str]:
+def _sum_of_connections(name: str, regions: int, delayed: bool, fused: str, together: int) -> list[str]:
     """A function that sums over all connections of a lane, in a fixed order, beginning with source or target 0."""
     whole = regions // AT_ONCE * AT_ONCE
 
@@ -298,10 +315,10 @@ def _sum_of_connections(name: str, regions: int, delayed: bool, fused: str) -> l
         places = range(0, count * regions, regions)
         lines = [f"place = column + {first} * {regions}", "weight = weights + place"]
         lines += [f"w{k} = tl.load(weight + {place})" for k, place in enumerate(places)]
-        lines += ["read = reads + place"] if delayed else [f"read = here + {first}"]
+        lines += ["read = reads + place"] if delayed else [f"read = here + {first} * {together}"]
         if delayed:
             lines += [f"r{k} = tl.load(read + {place})" for k, place in enumerate(places)]
-        lines += [f"s{k} = tl.load({f'here + r{k}' if delayed else f'read + {k}'})" for k in range(count)]
+        lines += [f"s{k} = tl.load({f'here + r{k}' if delayed else f'read + {k * together}'})" for k in range(count)]
         sums = [f"sum{k % PARTIAL}" for k in range(count)]
         return lines + [f"{total} = {fused.format(f'w{k}', f's{k}', total)}" for k, total in enumerate(sums)]
 
