@@ -1,9 +1,9 @@
 """The whole run as one Pallas kernel for NVIDIA GPUs from Hopper on: the state never leaves the registers.
 
 A program is one warpgroup, 128 threads, each with `vec` masses; programs do not meet. What changes with time is read
-from device memory a body of steps ahead, records and checkpoints are written straight to it. The adjoint walks the checkpointed
-segments backwards: it runs each once more, keeping the state before every step in shared memory, and where a segment
-is too long for that, keeps the state before every few steps in device memory and repeats those in turn.
+from device memory a body of steps ahead, records and checkpoints are written straight to it. The adjoint walks the
+checkpointed segments backwards: it runs each once more, keeping the state before every step in shared memory, and
+where a segment is too long for that, keeps the state before every few steps in device memory and repeats those.
 """
 
 from __future__ import annotations
