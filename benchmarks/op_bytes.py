@@ -26,7 +26,7 @@ PARAMETERS = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56}
 GRADIENTS = {"forward": (), "in x, v and potential": (0, 1, 2), "in A, a, vmax, v0 and r": (3, 4, 5, 6, 7),
              "in all": tuple(range(8))}  # fmt: skip
 CHIPS = {"v5e": "mosaic_tpu", "h200": "mosaic_gpu"}
-_BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "bf16": 2, "s64": 8, "u8": 1, "s8": 1}
+_BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "bf16": 2, "s64": 8, "u8": 1, "s8": 1, "token": 0}
 _FREE = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all")
 
 
@@ -57,6 +57,8 @@ def bytes_of(kind: str) -> int:
     """Of a type as HLO writes it, a tuple's parts together."""
     total = 0
     for name, shape in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", kind):
+        if name not in _BYTES:
+            raise ValueError(f"the program has an array of {name}, whose size this count does not know")
         size = _BYTES[name]
         for n in filter(None, shape.split(",")):
             size *= int(n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import brainunit as u
@@ -15,8 +14,9 @@ from .backends.base import Unsupported
 from .functional import bounded_input, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
+from .programs import Programs
 from .schemes import SCHEMES
-from .simulate import simulate
+from .simulate import PerLane, _prepare, simulate
 from .step import StepSpec, build
 
 
@@ -100,12 +100,13 @@ def sigmoid_sys2nd(
         else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
     )
     state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
-    step, drive = units.strip(dt, time, "dt"), units.strip(potential, volt, "potential")
+    step = units.strip(dt, time, "dt") * u.second
+    drive = PerLane(units.strip(potential, volt, "potential"))
     if implementation in ("mosaic_tpu", "mosaic_gpu"):
         stepped = _one_kernel(block, state, drive, step, scheme, implementation)
     else:
         stepped = simulate(
-            block, 1, step * u.second, inputs={"potential": drive}, initial=state, record=(), scheme=scheme,
+            block, 1, step, inputs={"potential": drive}, initial=state, record=(), scheme=scheme,
             implementation=implementation or "scan",
         ).final  # fmt: skip
     return units.attach(stepped["x"], position), units.attach(stepped["v"], position / time)
@@ -115,43 +116,39 @@ def _one_kernel(block, state, potential, dt, scheme: str, implementation: str) -
     """The step by a kernel that reads each array once: what the scheme needs of parameters it makes within."""
     from .backends import elementwise
 
-    backend, platform = dispatch.load(implementation), dispatch.platform()
+    run, data = _prepare(
+        block, 1, dt, inputs={"potential": potential}, initial=state, record=(), scheme=scheme, implementation="scan"
+    )
     interpret = testing.interpreting()
-    if reason := not interpret and backend.unavailable(platform):
+    reason = not interpret and dispatch.load(implementation).unavailable(dispatch.platform())
+    if not reason and run.spec.dtype != np.float32:
+        reason = f"it computes in float32 only, not in {run.spec.dtype}"
+    if reason:
         raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
-    values = [*block.magnitudes().values(), potential, dt, *state.values()]
-    kinds = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*kinds) if kinds else jnp.result_type(float)
-    if dtype != jnp.float32:
-        raise Unsupported(
-            f"implementation '{implementation}' cannot run this: it computes in float32 only, not in {dtype}"
-        )
-    values = [jnp.asarray(x, jnp.float32) for x in values]
-    shape = np.broadcast_shapes(*map(np.shape, values))
     # One element is an array of one; what is one number for all elements stays a number.
-    values = [jnp.broadcast_to(x, shape or (1,)) if np.ndim(x) or not shape else x for x in values]
+    values = [jnp.asarray(x, jnp.float32) for x in (*data.hoisted, *data.state)]
+    values = [jnp.broadcast_to(x, run.batch or (1,)) if np.ndim(x) or not run.batch else x for x in values]
     values = derivatives.in_reverse(
         values, f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sigmoid_sys2nd() on "
         f"'{implementation}': leave implementation out, for jnp has every derivative",
     )  # fmt: skip
-    found = elementwise.call(_program(type(block), scheme), values, implementation, interpret)
-    return dict(zip(state, (x.reshape(shape) for x in found)))
+    found = elementwise.call(_whole(run.spec), values, implementation, interpret)
+    return dict(zip(state, (x.reshape(run.batch) for x in found)))
 
 
-@functools.lru_cache(maxsize=64)
-def _program(model, scheme: str) -> Program:
+def _written(spec: StepSpec) -> Program:
     """``(*parameters, potential, dt, x, v) -> (x, v)``, with nothing hoisted."""
-    spec = StepSpec(model, scheme, ("potential",), (), (), tuple(model.states), np.dtype("float32"))
-    step = build(spec)
-    n = len(spec.hoisted)
+    step, n = build(spec), len(spec.hoisted)
 
     def whole(*values):
         hoisted, state = values[:n], values[n:]
         return step.exit(hoisted, step.written["advance"](*hoisted, *step.enter(hoisted, state)))
 
-    avals = [jax.ShapeDtypeStruct((), "float32")] * (n + len(model.states))
-    return Program(whole, avals, f"step of a sigmoid block under '{scheme}'")
+    avals = [jax.ShapeDtypeStruct((), "float32")] * (n + len(spec.model.states))
+    return Program(whole, avals, f"step of a sigmoid block under '{spec.scheme}'")
+
+
+_whole = Programs(_written, lambda spec: spec)
 
 
 def _has_unit(value) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,8 @@ def sensitivities(
     moved = tuple(list(unit_of).index(n) for n in names)
     request = Request(_loop(run, moved)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
-    run = run._replace(retreat="", transparent=False, implementation=chosen)
+    spec = dataclasses.replace(run.spec, base_two=dispatch.load(chosen).base_two(run.precision))
+    run = run._replace(spec=spec, retreat="", transparent=False, implementation=chosen)
     compute = _run if math.prod(run.batch) else no_lanes(_run)
     records, final, pushed = compute(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
     known, when = model.recordable(), clock(run, dt)

@@ -51,6 +51,7 @@ class Case(NamedTuple):
     noisy: bool = False
     driven: bool = True
     longest: int | None = None
+    first: int | None = None  # the number of the first step, which comes with the seeds
 
     @property
     def schedule(self):
@@ -80,6 +81,8 @@ def make_data(case: Case):
     state = draw(case.lanes), draw(case.lanes)
     inputs = (draw(case.steps), draw(case.steps, case.lanes)) if case.driven else ()
     seeds = lane_seeds(jax.random.key(1), (case.lanes,)) if case.noisy else None
+    if case.first is not None:
+        seeds = jnp.concatenate([seeds, jnp.full((1, case.lanes), case.first, jnp.int32)])
     count = case.schedule.count
     cts = (draw(count, case.lanes), draw(count, case.lanes)), (draw(case.lanes), draw(case.lanes))
     return coefs, state, inputs, seeds, cts
@@ -102,6 +105,7 @@ CASES = {
     "transient beyond the end": Case(6, 8, 1, 3, 4, driven=False),
     "127 lanes, long strides": Case(31, 4, 9, 127, 10),
     "129 lanes, noise": Case(7, 1, 2, 129, 4, noisy=True),
+    "noise that goes on from an odd step": Case(9, 1, 2, 3, 4, noisy=True, first=7),
     "1000 lanes, one chunk": Case(14, 5, 3, 1000, 40),
     "two blocks": Case(9, 0, 2, 5000, 4, driven=False),
     "strides of several chunks": Case(29, 3, 11, 5, 4, longest=5),

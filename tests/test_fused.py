@@ -12,6 +12,7 @@ from scipy.linalg import expm
 import brainmass_kernels as bk
 from benchmarks import op_bytes
 from brainmass_kernels import _jax
+from brainmass_kernels.backends import elementwise
 
 PLAIN = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56, "dt": 5e-4}
 UNITS = {
@@ -143,8 +144,39 @@ def test_what_a_kernel_does_not_do_is_refused_in_words(x64):
             jax.jvp(
                 lambda x: stepped((x, *drawn((3,))[1:]), "mosaic_tpu"), (drawn((3,))[0],), (np.ones(3, np.float32),)
             )
+        with pytest.raises(TypeError, match=r"second derivative.*leave implementation out"):
+            jax.grad(jax.grad(lambda a: loss((*drawn((3,))[:4], a, *drawn((3,))[5:]), "mosaic_tpu")))(np.float32(100.0))
+        with pytest.raises(ValueError, match="'dt' got"):
+            bk.sigmoid_sys2nd(1.5, -20.0, 4.0, **{**PLAIN, "dt": -1.0}, implementation="mosaic_tpu")
+        if not _jax.MOSAIC_GPU:
+            with pytest.raises(bk.Unsupported, match=r"needs jax 0\.11"):
+                stepped(drawn((3,)), "mosaic_gpu")
     with pytest.raises(bk.Unsupported, match="not 'tpu'"):
         stepped(drawn((3,)), "mosaic_tpu")
+
+
+def test_a_kernel_of_no_elements():
+    with bk.testing.interpret():
+        x, v = stepped(drawn((0, 3)), "mosaic_tpu")
+        grad = jax.grad(loss)(drawn((0,)), "mosaic_tpu")
+    assert x.shape == v.shape == (0, 3)
+    assert float(grad[3]) == 0.0
+
+
+def test_the_same_call_compiles_once():
+    """In a loop of Python, forward and back."""
+    values = drawn((40,))
+
+    def traced() -> int:
+        return elementwise._mapped.cache_info().misses
+
+    with bk.testing.interpret():
+        jax.grad(loss)(values, "mosaic_tpu")
+        before = traced()
+        jax.grad(loss)(values, "mosaic_tpu")
+        assert traced() == before
+    bk.clear_caches()
+    assert elementwise._mapped.cache_info().currsize == 0
 
 
 @pytest.mark.slow

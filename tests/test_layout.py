@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "brainmass_kernels"
 
 
@@ -73,6 +75,25 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_every_line_of_the_list_of_slow_tests_is_a_test():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(pathlib.Path(__file__).parent),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    known = {line.rpartition("tests/")[2] for line in found}
+    listed = pathlib.Path(__file__).with_name("slow.txt").read_text().splitlines()
+    assert set(listed) <= known
+    assert listed == sorted(set(listed))
 
 
 def test_importing_is_quick(tmp_path):

@@ -48,7 +48,7 @@ class TestMosaicGPU(BackendSuite):
 @pytest.mark.parametrize("reach", [pytest.param(0.0, id="by replay"), pytest.param(None, id="by inverse steps")])
 @pytest.mark.parametrize(
     ("unroll", "steps", "every", "transient"),
-    [(4, 50, 1, 0), (4, 50, 3, 5), (6, 61, 10, 1), pytest.param(5, 64, 2, 0, marks=pytest.mark.slow)],
+    [(4, 50, 1, 0), (4, 50, 3, 5), (6, 61, 10, 1), (5, 64, 2, 0)],
 )
 def test_bodies_of_several_steps(monkeypatch, unroll, steps, every, transient, reach):
     """As on a chip, where the interpreter takes one: noise in pairs, inputs a body ahead, and what is left over."""

@@ -17,9 +17,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .. import derivatives
+from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU
 from ..pointwise import RULES, Program, evaluate, pullback
+from ..programs import on_clear
 from . import mosaic_gpu, mosaic_tpu
-from .base import Unsupported
+from .base import Unsupported, lacking
 from .mosaic_gpu import THREADS, WARPS, plgpu
 from .mosaic_tpu import LANES
 from .pallas import apply, fill
@@ -47,17 +50,15 @@ def call(program: Program, values: Sequence[jax.Array], implementation: str, int
     """
     program = _spelled(program)
     lacks = mosaic_tpu._lacks if implementation == "mosaic_tpu" else mosaic_gpu._lacks
-    wanted = [True] * len(values)
-    reason = lacks(program) or lacks(pullback(program, wanted))
+    reason = NO_MOSAIC_GPU if implementation == "mosaic_gpu" and not MOSAIC_GPU else lacking(lacks, program)
     if reason:
         raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
     return _differentiable(program, implementation, interpret)(*values)
 
 
 def _expm1(x, **_):
-    """By tanh, to its relative accuracy; Mosaic has no other."""
-    half = jnp.tanh(0.5 * x)
-    return 2.0 * half / (1.0 - half)
+    """By tanh, to its relative accuracy near 0; Mosaic has no other on TPUs."""
+    return jnp.tanh(0.5 * x) * (jnp.exp(x) + 1.0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -73,23 +74,34 @@ def _differentiable(program: Program, implementation: str, interpret: str):
     def run(*values):
         return _mapped(program, implementation, interpret, (), 0)(*values)
 
+    once = (
+        f"a second derivative (hessian, grad of grad) of sigmoid_sys2nd() on '{implementation}', which has the first "
+        "only: leave implementation out, for jnp has every derivative"
+    )
+
     def forward(*primals):
-        values = tuple(x.value for x in primals)
+        values = derivatives.once(tuple(x.value for x in primals), once)
         return run(*values), (values, _Flags(tuple(x.perturbed for x in primals)))
 
     def backward(residuals, cts):
         values, wanted = residuals
+        values, cts = derivatives.once((values, tuple(cts)), once)
         shape = jnp.broadcast_shapes(*map(jnp.shape, values))
         cts = [
             jnp.zeros(shape, jnp.float32) if isinstance(ct, jax.custom_derivatives.SymbolicZero) else ct for ct in cts
         ]
-        back = pullback(program, wanted.flags)
+        back = _pullback(program, wanted.flags)
         summed = tuple(not jnp.ndim(x) and bool(shape) for x, flag in zip(values, wanted.flags) if flag)
         found = iter(_mapped(back, implementation, interpret, summed, len(cts))(*values, *cts))
         return tuple(next(found) if flag else None for flag in wanted.flags)
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
+
+
+@functools.lru_cache(maxsize=64)
+def _pullback(program: Program, wanted: tuple[bool, ...]) -> Program:
+    return pullback(program, wanted)
 
 
 @jax.tree_util.register_static
@@ -118,6 +130,13 @@ def _mapped(program: Program, implementation: str, interpret: str, summed: tuple
 
     @jax.custom_batching.custom_vmap
     def run(*values):
+        return compiled(*values)
+
+    @jax.jit
+    def compiled(*values):
+        shape = jnp.broadcast_shapes(*map(jnp.shape, values))
+        if not math.prod(shape):
+            return tuple(jnp.zeros(() if each else shape, jnp.float32) for each in flags)
         return tuple(kernel(program, values, flags, n_cts, interpret))
 
     @run.def_vmap
@@ -135,6 +154,10 @@ def _mapped(program: Program, implementation: str, interpret: str, summed: tuple
         return run(*map(wide, values, batched)), (True,) * len(flags)
 
     return run
+
+
+for _kept in (_spelled, _differentiable, _pullback, _mapped):
+    on_clear(_kept.cache_clear)
 
 
 def _operands(program: Program, values):
@@ -184,7 +207,7 @@ def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
         out_specs=[sums if each else blocks for each in summed],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=mosaic_tpu.interpreter() if interpret else False,
-        name="brainmass_kernels_tpu_step",
+        name=f"brainmass_kernels_tpu_step{'_back' if n_cts else ''}",
     )(scalars, *(_whole(x, LANES).reshape(rows, LANES) for x in arrays))
     return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(made, summed)]
 
@@ -216,6 +239,7 @@ def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
             else:
                 ref[place] = x
 
+    kernel.__name__ = f"brainmass_kernels_gpu_step{'_back' if n_cts else ''}"
     made = plgpu.kernel(
         kernel,
         out_type=[jax.ShapeDtypeStruct((blocks * (WARPS if each else width),), jnp.float32) for each in summed],

@@ -279,14 +279,16 @@ def _repeat(count: int, size: int, body: Callable, carry, backwards: bool = Fals
     return carry if backwards else rest(carry)
 
 
-def _ahead(count: int, size: int, values: int, read: Callable, body: Callable, carry, backwards: bool = False):
+def _ahead(
+    count: int, size: int, values: int, most: int, read: Callable, body: Callable, carry, backwards: bool = False
+):
     """As `_repeat`, for ``body(i, n, given, carry)``: what ``read(i, n)`` gives is read while the body before runs.
 
-    It gives ``values`` for each of the ``n``.
+    It gives ``values`` for each of the ``n``, and at most ``most`` are held.
     """
     size = max(1, min(size, count))
     whole = count // size
-    if whole < 2 or not 0 < values * size <= _READ_AHEAD:
+    if whole < 2 or not 0 < values * size <= most:
         return _repeat(count, size, lambda i, n, carry: body(i, n, read(i, n), carry), carry, backwards)
 
     def at(k):
@@ -320,7 +322,7 @@ def _steps(
     ``step(j, inputs, draw, carry)`` takes the segment's step ``j``, whose normals ``draw()`` gives;
     ``record(m, carry)`` takes the record at the end of its stride ``m``.
     """
-    stride = piece.stride
+    stride, most = piece.stride, _READ_AHEAD // lanes.layout.vec
     form = Body.of(piece, unroll, lanes.loop.n_normals > 0)
     parity = first.parity if form.even else None
 
@@ -341,14 +343,14 @@ def _steps(
 
     if form.strides:
         return _ahead(
-            piece.strides, form.strides, stride * lanes.loop.n_inputs, lambda m, n: read(m * stride, n * stride),
+            piece.strides, form.strides, stride * lanes.loop.n_inputs, most, lambda m, n: read(m * stride, n * stride),
             lambda m, n, inputs, carry: body(m, 0, n * stride, inputs, carry), carry, backwards,
         )  # fmt: skip
 
     def one_stride(m, _, carry):
         carry = record(m, carry) if record and backwards else carry
         carry = _ahead(
-            stride, form.steps, lanes.loop.n_inputs, lambda j, n: read(m * stride + j, n),
+            stride, form.steps, lanes.loop.n_inputs, most, lambda j, n: read(m * stride + j, n),
             lambda j, n, inputs, carry: body(m, j, n, inputs, carry), carry, backwards,
         )  # fmt: skip
         return record(m, carry) if record and not backwards else carry
@@ -359,7 +361,7 @@ def _steps(
 def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
     """Steps of a program written out in one body. The interpreter gains nothing by it."""
     operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * loop.n_normals
-    return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (operations * layout.vec)))
+    return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (max(1, operations) * layout.vec)))
 
 
 def _run_pieces(
