@@ -343,7 +343,7 @@ def test_the_whole_script_runs_without_a_chip(tmp_path, capsys):
     assert [row["reference_steps"] for row in found["rows"]] == [1000, 1000]
     assert [row["what"] for row in found["networks"]] == ["Jansen-Rit, forward", "Jansen-Rit, gradient in k"]
     (table,) = crossovers.from_results([found]).values()
-    assert [row["lanes"] for row in table["rows"]] == [4]
+    assert [(row["lanes"], row.get("regions")) for row in table["rows"]] == [(4, None), (10, 5)]
     assert "checks hold" in printed
 
 

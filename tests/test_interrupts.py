@@ -362,7 +362,8 @@ def test_at_any_moment(tmp_path, what):
             continue
         status = process.end(signal.SIGINT)
         told = process.error.read_text()
-        assert status == (130 if process.command else -signal.SIGINT), (k, status, told)
+        # What is interrupted while Python itself shuts down dies of the signal, which a shell calls 130 too.
+        assert status in ((130, -signal.SIGINT) if process.command else (-signal.SIGINT,)), (k, status, told)
         interrupted += 1
         check_fit(process.folder)
         check_sweep(process.folder)
