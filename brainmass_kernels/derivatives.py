@@ -7,6 +7,7 @@ a run pass through `in_reverse`, and the arguments of its forward pass through `
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,14 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
 from ._jax import Primitive, is_traced, set_linearisation
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What a gradient was asked for: hashable, and no data, but kept among the residuals of a `jax.custom_vjp`."""
+
+    value: Any
 
 
 def in_reverse(tree: Any, message: str) -> Any:

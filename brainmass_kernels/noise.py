@@ -10,6 +10,9 @@ its noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,45 +87,58 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
     -------
     ``count`` float32 arrays of the lane shape
     """
-    return Normals(seeds, step, count)(0)
+    return in_a_row(seeds, step, count)(0)
 
 
-class Normals:
-    """Standard normals of steps in a row: each pair of steps is drawn once, when one of them is asked for.
+def in_a_row(seeds, first, count: int, parity: int | None = None) -> Normals:
+    """Standard normals of steps in a row, float32 arrays of the lane shape.
 
     Parameters
     ----------
     seeds : as for `normals`
     first : int32 scalar, the first of the steps, counted as for `normals`
     count : how many streams
-    parity : 0 or 1 where ``first`` is known to be even or odd, if steps are counted from 0; where it is not known,
-        a step's normals are chosen from two
+    parity : 0 or 1 where ``first`` is known to be even or odd, if steps are counted from 0
+    """
+    first, later = jnp.asarray(first, jnp.int32), len(seeds) == 3
+    first = first + seeds[2] if later else first
+
+    def draw(k: int):
+        return pairs(seeds, lax.shift_right_arithmetic(first, jnp.int32(1)) + jnp.int32(k), count)
+
+    def choose(after_odd, after_even):
+        return jnp.where(first & 1 == 1, after_odd, after_even)
+
+    return Normals(draw, choose, None if later else parity)
+
+
+class Normals:
+    """Normals of steps in a row: each pair of steps is drawn once, when one of them is asked for.
+
+    Parameters
+    ----------
+    draw : ``k -> pairs``, for each stream the normals of the ``k``-th even step from the first on, or from the one
+        before it, and of the odd step after that
+    choose : ``(if the first step is odd, if it is even) -> value``; not called where the parity is known
+    parity : of the first step, where it is known
     """
 
-    def __init__(self, seeds, first, count: int, parity: int | None = None):
-        first, later = jnp.asarray(first, jnp.int32), len(seeds) == 3
-        self.seeds, self.count = seeds, count
-        self.parity = None if later else parity
-        self.first = first + seeds[2] if later else first
-        self._made: dict[int, tuple] = {}
+    def __init__(self, draw: Callable[[int], Sequence[tuple]], choose: Callable[[Any, Any], Any], parity: int | None):
+        self.draw, self.choose, self.parity = draw, choose, parity
+        self._made: dict[int, Sequence[tuple]] = {}
 
-    def __call__(self, j: int) -> tuple[jax.Array, ...]:
-        """Of the step ``first + j``, ``count`` float32 arrays of the lane shape."""
-        if not self.count:
-            return ()
+    def __call__(self, j: int) -> tuple:
+        """Of the step ``first + j``, one for each stream."""
         if self.parity is not None:
-            k, which = divmod(j + self.parity, 2)
-            return tuple(pair[which] for pair in self._pairs(k))
-        odd, now = self.first & 1 == 1, self._pairs(j // 2)
-        if j % 2 == 0:
-            return tuple(jnp.where(odd, b, a) for a, b in now)
-        return tuple(jnp.where(odd, a, b) for (_, b), (a, _) in zip(now, self._pairs(j // 2 + 1)))
+            return self._after_even(j + self.parity)
+        return tuple(self.choose(*both) for both in zip(self._after_even(j + 1), self._after_even(j)))
 
-    def _pairs(self, k: int) -> tuple:
+    def _after_even(self, j: int) -> tuple:
+        """Of the step ``j`` after an even one."""
+        k, which = divmod(j, 2)
         if k not in self._made:
-            half = lax.shift_right_arithmetic(self.first, jnp.int32(1)) + jnp.int32(k)
-            self._made[k] = pairs(self.seeds, half, self.count)
-        return self._made[k]
+            self._made[k] = self.draw(k)
+        return tuple(pair[which] for pair in self._made[k])
 
 
 def check_key(key) -> None:

@@ -851,14 +851,6 @@ def _rows(x, batch, dtype):
     return jnp.broadcast_to(x, (x.shape[0], *batch)).reshape(x.shape[0], -1)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Perturbed:
-    """Which coefficients and inputs a gradient was asked for; static, but among residuals."""
-
-    wanted: Wanted
-
-
 _ARGUMENTS = ("coefs", "lanes", "rows", "lanes", Wires("weights", "shared", "lanes", "shared"))  # pyright: ignore
 
 
@@ -886,11 +878,11 @@ def _differentiable(run: Run, loop: Loop):
         coefs, state, inputs, seeds, wires, near = derivatives.once(given, _only_once(run))
         kept = folded(lambda *args: tuple(_forward(backend, loop, every, *args)), _ARGUMENTS)
         records, final, saved = kept(coefs, state, inputs, seeds, wires)
-        return (records, final), (coefs, inputs, seeds, wires, near, saved, _Perturbed(wanted))
+        return (records, final), (coefs, inputs, seeds, wires, near, saved, derivatives.Static(wanted))
 
     def backward(residuals, cotangents):
-        coefs, inputs, seeds, wires, near, saved, perturbed = residuals
-        wanted = perturbed.wanted
+        coefs, inputs, seeds, wires, near, saved, static = residuals
+        wanted = static.value
         cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         ct_records, ct_final = derivatives.once(cotangents, _only_once(run))
         pullbacks = _pullbacks(loop, wanted)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from test_refusals import Gaussian
 
 import brainmass_kernels as bk
 from brainmass_kernels._jax import MOSAIC_GPU
@@ -27,20 +27,6 @@ STATISTICS = {
     "mean": (bk.Mean(), bk.Variance()), "extremes": (bk.Minimum(), bk.Maximum()), "average": bk.Average(10 * u.ms),
     "spectrum": bk.Spectrum(np.arange(2.0, 40.0, 4.0) * u.Hz), "crossings": bk.Crossings(1.0 * u.mV),
 }  # fmt: skip
-
-
-@bk.model
-class Gaussian(bk.Model):
-    """A rate by the error function."""
-
-    gain: float = 1.5
-    states = {"x": u.UNITLESS}
-    inputs = {"push": 0.3}
-    time_unit = u.ms
-
-    @staticmethod
-    def drift(s, p, i):
-        return {"x": lax.erf(p.gain * s.x + i.push) - s.x}
 
 
 def kernels(model, gradient=True, steps=400, **options) -> list[str]:

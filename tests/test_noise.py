@@ -147,7 +147,7 @@ def test_steps_in_a_row(first, later):
         seeds = jnp.concatenate([seeds, jnp.full((1, 9), later, jnp.int32)])
     one_by_one = [noise.normals(seeds[:2], origin + first + j, 2) for j in range(5)]
     for parity in (None, first % 2):
-        row = noise.Normals(seeds, first, 2, parity)
+        row = noise.in_a_row(seeds, first, 2, parity)
         for j in (4, 1, 0, 2, 3):
             np.testing.assert_array_equal(row(j), one_by_one[j])
         assert len(row._made) <= 3 + (row.parity is None)

@@ -23,9 +23,9 @@ from ..pointwise import RULES, Program, evaluate, pullback
 from ..programs import on_clear
 from . import mosaic_gpu, mosaic_tpu
 from .base import Unsupported, lacking
-from .mosaic_gpu import THREADS, WARPS, plgpu
+from .mosaic_gpu import THREADS, WARPS, Layout, plgpu
 from .mosaic_tpu import LANES
-from .pallas import apply, fill
+from .pallas import apply, fill, merged, parted, read
 
 # Rows of 128 elements in a block of a TPU: half a megabyte for each of ten arrays, twice.
 _ROWS = 256
@@ -81,19 +81,20 @@ def _differentiable(program: Program, implementation: str, interpret: str):
 
     def forward(*primals):
         values = derivatives.once(tuple(x.value for x in primals), once)
-        return run(*values), (values, _Flags(tuple(x.perturbed for x in primals)))
+        return run(*values), (values, derivatives.Static(tuple(x.perturbed for x in primals)))
 
     def backward(residuals, cts):
-        values, wanted = residuals
+        values, static = residuals
+        wanted = static.value
         values, cts = derivatives.once((values, tuple(cts)), once)
         shape = jnp.broadcast_shapes(*map(jnp.shape, values))
         cts = [
             jnp.zeros(shape, jnp.float32) if isinstance(ct, jax.custom_derivatives.SymbolicZero) else ct for ct in cts
         ]
-        back = _pullback(program, wanted.flags)
-        summed = tuple(not jnp.ndim(x) and bool(shape) for x, flag in zip(values, wanted.flags) if flag)
+        back = _pullback(program, wanted)
+        summed = tuple(not jnp.ndim(x) and bool(shape) for x, flag in zip(values, wanted) if flag)
         found = iter(_mapped(back, implementation, interpret, summed, len(cts))(*values, *cts))
-        return tuple(next(found) if flag else None for flag in wanted.flags)
+        return tuple(next(found) if flag else None for flag in wanted)
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
@@ -102,20 +103,6 @@ def _differentiable(program: Program, implementation: str, interpret: str):
 @functools.lru_cache(maxsize=64)
 def _pullback(program: Program, wanted: tuple[bool, ...]) -> Program:
     return pullback(program, wanted)
-
-
-@jax.tree_util.register_static
-class _Flags:
-    """Which arguments have a cotangent; no data of its own."""
-
-    def __init__(self, flags: tuple[bool, ...]):
-        self.flags = flags
-
-    def __eq__(self, other):
-        return isinstance(other, _Flags) and self.flags == other.flags
-
-    def __hash__(self):
-        return hash(self.flags)
 
 
 @functools.lru_cache(maxsize=128)
@@ -160,38 +147,27 @@ for _kept in (_spelled, _differentiable, _pullback, _mapped):
     on_clear(_kept.cache_clear)
 
 
-def _operands(program: Program, values):
-    """The scalars and the flat arrays that the program reads, and for each of its arguments "scalar", "array" or ""."""
-    kinds = ["array" if jnp.ndim(x) else "scalar" for x in values]
-    kinds = [kind if used else "" for kind, used in zip(kinds, program.uses())]
-    scalars = [x for x, kind in zip(values, kinds) if kind == "scalar"]
-    arrays = [x.reshape(-1) for x, kind in zip(values, kinds) if kind == "array"]
-    return jnp.stack(scalars) if scalars else jnp.zeros((1,), jnp.float32), arrays, kinds
+def _read(program: Program, values) -> tuple[jax.Array, list[jax.Array], list[bool]]:
+    """The numbers, the flat arrays that the program reads, and for each of its arguments whether it is such an array.
 
-
-def _arguments(kinds, scalars, arrays):
-    """The program's arguments within a kernel; what it does not read is 0."""
-    scalars, arrays = iter(scalars), iter(arrays)
-    return [next(scalars) if k == "scalar" else next(arrays) if k == "array" else 0.0 for k in kinds]
-
-
-def _whole(x, unit: int, mode: str = "edge"):
-    """Up to a multiple of ``unit`` elements: the last repeated, or zeros."""
-    beyond = -x.shape[0] % unit
-    return jnp.pad(x, (0, beyond), mode=mode) if beyond else x
+    An array that it does not read becomes a number, 0.
+    """
+    in_arrays = [used and jnp.ndim(x) > 0 for x, used in zip(values, program.uses())]
+    numbers, arrays = parted([x if each or not jnp.ndim(x) else 0.0 for x, each in zip(values, in_arrays)], in_arrays)
+    return jnp.stack([jnp.float32(0.0), *map(jnp.float32, numbers)]), [x.reshape(-1) for x in arrays], in_arrays
 
 
 def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
     shape = jnp.broadcast_shapes(*map(jnp.shape, values))
-    size, (scalars, arrays, kinds) = math.prod(shape), _operands(program, values)
+    size, (numbers, arrays, in_arrays) = math.prod(shape), _read(program, values)
     rows = -(-size // LANES)
     block = min(_ROWS, -(-rows // 8) * 8)
     grid = -(-rows // block)
 
-    def kernel(numbers, *refs):
+    def kernel(given, *refs):
         ins, outs = refs[: len(arrays)], refs[len(arrays) :]
-        spread = [jnp.full((1, LANES), numbers[k], jnp.float32) for k in range(kinds.count("scalar"))]
-        made = fill(apply(program, *_arguments(kinds, spread, [ref[...] for ref in ins])), (block, LANES))
+        spread = [jnp.full((1, LANES), given[k], jnp.float32) for k in range(1, len(numbers))]
+        made = fill(apply(program, *merged(spread, read(ins), in_arrays)), (block, LANES))
         row, lane = (lax.broadcasted_iota(jnp.int32, (block, LANES), axis) for axis in (0, 1))
         inside = (row + pl.program_id(0) * block) * LANES + lane < size
         for ref, x, each in zip(outs, made, summed):
@@ -208,44 +184,43 @@ def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=mosaic_tpu.interpreter() if interpret else False,
         name=f"brainmass_kernels_tpu_step{'_back' if n_cts else ''}",
-    )(scalars, *(_whole(x, LANES).reshape(rows, LANES) for x in arrays))
+    )(numbers, *(jnp.pad(x, (0, -size % LANES), mode="edge").reshape(rows, LANES) for x in arrays))
     return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(made, summed)]
 
 
 def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
     shape = jnp.broadcast_shapes(*map(jnp.shape, values))
-    size, (scalars, arrays, kinds) = math.prod(shape), _operands(program, values)
-    vec = 4 if size % (4 * THREADS) == 0 else 1
-    width = THREADS * vec
-    blocks = -(-size // width)
+    size, (numbers, arrays, in_arrays) = math.prod(shape), _read(program, values)
+    layout = Layout(size, 4 if size % (4 * THREADS) == 0 else 1)
     # Cotangents of elements that are not there are 0, so that these add nothing to a sum.
-    modes = ["constant" if n >= len(values) - n_cts else "edge" for n, kind in enumerate(kinds) if kind == "array"]
-    in_registers = plgpu.Layout.WG_STRIDED((width,), vec_size=vec)
+    modes = ["constant" if n >= len(values) - n_cts else "edge" for n, each in enumerate(in_arrays) if each]
+    registers = plgpu.Layout.WG_STRIDED((layout.width,), vec_size=layout.vec)
 
-    def kernel(numbers, *refs):
+    def kernel(given, *refs):
         ins, outs = refs[: len(arrays)], refs[len(arrays) :]
         block = lax.axis_index("block")
-        place = pl.ds(block * width, width)
+        place = pl.ds(block * layout.width, layout.width)
 
-        def laid(x):
-            return plgpu.layout_cast(jnp.broadcast_to(jnp.asarray(x, jnp.float32), (width,)), in_registers)
+        def laid(values) -> list:
+            return [plgpu.layout_cast(x, registers) for x in fill(values, (layout.width,))]
 
-        spread = [laid(numbers[k]) for k in range(kinds.count("scalar"))]
-        loaded = [plgpu.load(ref.at[place], layout=in_registers, optimized=False) for ref in ins]
-        made = [laid(x) for x in apply(program, *_arguments(kinds, spread, loaded))]
+        spread = laid([given[k] for k in range(1, len(numbers))])
+        loaded = [plgpu.load(ref.at[place], layout=registers, optimized=False) for ref in ins]
+        made = laid(apply(program, *merged(spread, loaded, in_arrays)))
         for ref, x, each in zip(outs, made, summed):
             if each:
-                mosaic_gpu.store_sums(ref.at[pl.ds(block * WARPS, WARPS)], x, in_registers, interpret)
+                mosaic_gpu.store_sums(ref.at[pl.ds(block * WARPS, WARPS)], x, registers, interpret)
             else:
                 ref[place] = x
 
     kernel.__name__ = f"brainmass_kernels_gpu_step{'_back' if n_cts else ''}"
+    sums = jax.ShapeDtypeStruct((layout.blocks * WARPS,), jnp.float32)
     made = plgpu.kernel(
         kernel,
-        out_type=[jax.ShapeDtypeStruct((blocks * (WARPS if each else width),), jnp.float32) for each in summed],
-        grid=(blocks,),
+        out_type=[sums if each else layout.array() for each in summed],
+        grid=(layout.blocks,),
         grid_names=("block",),
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu._by_lane()),
         interpret=mosaic_gpu.interpreter(interpret) if interpret else None,
-    )(scalars, *(_whole(x, width, mode) for x, mode in zip(arrays, modes)))
-    return [jnp.sum(x) if each else x[:size].reshape(shape) for x, each in zip(made, summed)]
+    )(numbers, *map(layout.lay, arrays, modes))
+    return [jnp.sum(x) if each else layout.unlay(x).reshape(shape) for x, each in zip(made, summed)]

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal, store_warp_sums
-from ..noise import Normals
+from ..noise import Normals, in_a_row
 from ..pointwise import RULES, Program
 from .base import (
     Adjoint,
@@ -225,7 +225,7 @@ class _Lanes:
         return merged(uniform, self.load(self.refs["lane_inputs"], n), self.call.inputs_in_lanes)
 
     def normals(self, first, parity: int | None) -> Normals:
-        return Normals(self.seeds, first, self.loop.n_normals, parity)
+        return in_a_row(self.seeds, first, self.loop.n_normals, parity)
 
     def step(self, inputs, state, draws) -> tuple:
         return self.fill(self.apply(self.loop.advance, *self.coefs, *state, *inputs, *draws))

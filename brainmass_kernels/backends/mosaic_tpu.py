@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .._jax import tensor_cores
-from ..noise import Normals
+from ..noise import in_a_row
 from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
 from .base import (
     Adjoint,
@@ -514,7 +514,7 @@ def _arguments(loop: Loop, plan: Plan, refs, start, tile, rows=slice(None)):
         return merged(uniform, read(refs["lane_inputs"], j, rows), plan.inputs_in_lanes)
 
     def normals(j, parity=None):
-        return Normals(read(refs["seeds"], rows), start + j, loop.n_normals, parity)
+        return in_a_row(read(refs["seeds"], rows), start + j, loop.n_normals, parity)
 
     return coefs, inputs, normals
 

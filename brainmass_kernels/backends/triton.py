@@ -466,10 +466,10 @@ class Text:
             known = parity_in(parity, piece) if form.even else None
 
             def body(steps, piece=piece, form=form, known=known):
-                normals = Normals(self, "n", known)
+                draw = normals(self, "n", known)
                 for j in range(steps):
                     self.coupled.arrive(state)
-                    self.step("n", state, state, functools.partial(normals, j))
+                    self.step("n", state, state, functools.partial(draw, j))
                     if self.counted:
                         self.line("n += 1")
                     if form.strides and (j + 1) % piece.stride == 0 and piece.recorded and record:
@@ -558,40 +558,34 @@ class Text:
         return self.finished("adjoint")
 
 
-class Normals:
-    """Lines that draw the normals of steps in a row, as `noise.Normals` does; ``first`` is the name of the first."""
+def normals(text: Text, first: str, parity: int | None) -> Callable[[int, Sequence[str]], None]:
+    """Lines that draw the normals of steps in a row, the number of the first of which has a name.
 
-    def __init__(self, text: Text, first: str, parity: int | None):
-        self.text, self.parity = text, None if text.origin else parity
-        if not text.loop.n_normals:
-            return
-        text.windows += 1
-        self.number = text.windows
-        self.made: set[int] = set()
-        text.line(f"half{self.number} = ({first}{text.origin}) >> 1")
-        if self.parity is None:
-            text.line(f"odd{self.number} = (({first}{text.origin}) & 1) == 1")
+    Returns
+    -------
+    ``(j, names)``, which gives those of the step ``first + j`` these names
+    """
+    count, known = text.loop.n_normals, None if text.origin else parity
+    if not count:
+        return lambda j, names: None
+    text.windows += 1
+    number = text.windows
+    text.line(f"half{number} = ({first}{text.origin}) >> 1")
+    if known is None:
+        text.line(f"odd{number} = (({first}{text.origin}) & 1) == 1")
 
-    def __call__(self, j: int, names: Sequence[str]) -> None:
-        """Give those of the step ``first + j`` these names."""
-        if not names:
-            return
-        if self.parity is not None:
-            chosen = self.drawn(j + self.parity)
-        else:
-            both = zip(self.drawn(j + 1), self.drawn(j))
-            chosen = [f"tl.where(odd{self.number}, {odd}, {even})" for odd, even in both]
-        for name, value in zip(names, chosen, strict=True):
-            self.text.line(f"{name} = {value}")
+    def draw(k: int):
+        names = text.names(f"drawn{number}_{k}_", 2 * count)
+        text.assign(names, f"draw(key0, key1, half{number} + {k}, zero)")
+        return [*zip(names[::2], names[1::2])]
 
-    def drawn(self, j: int) -> list[str]:
-        """The names of what is drawn for the step ``j`` after an even one."""
-        text, (k, which) = self.text, divmod(j, 2)
-        names = text.names(f"drawn{self.number}_{k}_", 2 * text.loop.n_normals)
-        if k not in self.made:
-            self.made.add(k)
-            text.assign(names, f"draw(key0, key1, half{self.number} + {k}, zero)")
-        return names[which::2]
+    row = noise.Normals(draw, lambda odd, even: f"tl.where(odd{number}, {odd}, {even})", known)
+
+    def give(j: int, names: Sequence[str]) -> None:
+        for name, value in zip(names, row(j), strict=True):
+            text.line(f"{name} = {value}")
+
+    return give
 
 
 class Apart:
@@ -692,9 +686,9 @@ class Back:
         """Write a segment out, forth and back."""
         text, m = self.text, self.text.loop.n_state
         states = [text.names("x", m), *(text.names("x", m, f"_{j}") for j in range(1, piece.length + 1))]
-        normals = Normals(text, first, parity)
+        draw = normals(text, first, parity)
         for j in range(piece.length):
-            text.step(f"({first} + {j})", states[j], states[j + 1], functools.partial(normals, j), f"_{j}")
+            text.step(f"({first} + {j})", states[j], states[j + 1], functools.partial(draw, j), f"_{j}")
         for j in reversed(range(piece.length)):
             if piece.recorded and (j + 1) % piece.stride == 0:
                 self.observed(f"({k} + {j // piece.stride})", states[j + 1])
