@@ -110,9 +110,7 @@ def bounded_input(x, bound=_DEFAULT_BOUND, *, lower=None, upper=None):
     value, unit = _split(x, "x")
     if lower is None and upper is None:
         limit: Any = bound if bound is _DEFAULT_BOUND else units.strip(bound, unit, "bound")
-        # An infinite bound would be inf * 0.
-        if not is_traced(limit) and not np.all((np.asarray(limit) > 0) & np.isfinite(limit)):
-            raise ValueError(f"'bound' got {bound}, but takes a positive finite value")
+        check_bound(limit, bound)
         _check_shapes(x=value, bound=limit)
         return units.attach(limit * jnp.tanh(value / limit), unit)
     if bound is not _DEFAULT_BOUND:
@@ -212,6 +210,12 @@ def _split(value, name: str) -> tuple[Any, Any]:
         return units.real(value, name), units.UNITLESS
     unit = units.UNITLESS if value.unit.has_same_dim(units.UNITLESS) else value.unit
     return units.strip(value, unit, name), unit
+
+
+def check_bound(magnitude, given) -> None:
+    """Raise unless it is positive and finite, or traced: an infinite bound would be inf * 0."""
+    if not is_traced(magnitude) and not np.all((np.asarray(magnitude) > 0) & np.isfinite(magnitude)):
+        raise ValueError(f"'bound' got {given}, but takes a positive finite value")
 
 
 def _in_unit(value, unit, name: str) -> Any:

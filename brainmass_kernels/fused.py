@@ -11,7 +11,7 @@ import numpy as np
 
 from . import derivatives, dispatch, testing, units
 from .backends.base import Unsupported
-from .functional import bounded_input, sigmoid
+from .functional import bounded_input, check_bound, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
 from .programs import Programs
@@ -94,11 +94,12 @@ def sigmoid_sys2nd(
         "gain": units.strip(gain, units.UNITLESS, "gain"),
         "offset": units.strip(offset, rate, "offset") if _has_unit(offset) or offset != 0.0 else 0.0,
     }
-    block = (
-        _SigmoidBlock(**plain)
-        if bound is None
-        else _BoundedSigmoidBlock(**plain, bound=units.strip(bound, rate, "bound"))
-    )
+    if bound is None:
+        block = _SigmoidBlock(**plain)
+    else:
+        limit = units.strip(bound, rate, "bound")
+        check_bound(limit, bound)
+        block = _BoundedSigmoidBlock(**plain, bound=limit)
     state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
     step = units.strip(dt, time, "dt") * u.second
     drive = PerLane(units.strip(potential, volt, "potential"))

@@ -155,6 +155,12 @@ def test_what_a_kernel_does_not_do_is_refused_in_words(x64):
         stepped(drawn((3,)), "mosaic_tpu")
 
 
+@pytest.mark.parametrize("bound", [-1.0, 0.0, np.inf, np.nan, np.array([2.0, -2.0])])
+def test_a_bound_that_is_none_is_refused(bound):
+    with pytest.raises(ValueError, match=r"'bound' got .*, but takes a positive finite value"):
+        bk.sigmoid_sys2nd(1.5, -20.0, 4.0, **PLAIN, bound=bound)
+
+
 def test_a_kernel_of_no_elements():
     with bk.testing.interpret():
         x, v = stepped(drawn((0, 3)), "mosaic_tpu")
