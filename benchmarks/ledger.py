@@ -36,7 +36,7 @@ from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, P
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, ReversePass, plan_run
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback, pullback_after
-from brainmass_kernels.schedule import Body, Schedule, SegmentGroup
+from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
 
@@ -78,8 +78,8 @@ class Row(NamedTuple):
 
     Attributes
     ----------
-    kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "inverse steps", the gradient
-        by inverse steps; "network" and "network_gradient" are those of 76 regions, all connected
+    kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "inverse steps", the
+        gradient by them; "network" and "network_gradient" are those of 76 regions, all connected
     arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
     precision : as in `simulate`; a TPU has one only
     vec : masses a thread; 0 on a TPU

@@ -195,14 +195,14 @@ def connections_of(network: Network, dt: float) -> Connections:
     return Connections(weights, steps, edges)  # pyright: ignore[reportArgumentType]
 
 
-def _history(network: Network, history, depth: int, dt: float):
+def _history(network: Network, history: Any, depth: int, dt: float):
     """What was sent before the first step, ``(depth, *batch)``; ``None`` where none is given."""
     if history is None:
         return None
     if not depth:
         raise ValueError("'history' was given, but this network has no delays")
     if callable(history):
-        history: Any = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
+        history = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
         history = history[:, None] if np.ndim(history) == 1 else history
     if history is None:
         return None

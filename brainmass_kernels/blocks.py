@@ -1,4 +1,4 @@
-"""Runs cut into blocks of records, which statistics reduce one after the other, or into parts with checkpoints between."""
+"""Runs cut into blocks of records, which statistics reduce in turn, or into parts with checkpoints in between."""
 
 from __future__ import annotations
 

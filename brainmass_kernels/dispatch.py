@@ -68,8 +68,8 @@ class Plan:
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
     bytes_copied : held besides by the kernel's own records, where those that are returned are a copy
     lane_block : of a multiple of so many lanes there is no such copy; 0 where no number of lanes avoids it
-    inverse_steps : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
-        or "" where it reruns each segment
+    inverse_steps : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run
+        time, or "" where it reruns each segment
     block : records that statistics are made of at a time, 0 without any
     """
 

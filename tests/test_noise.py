@@ -13,7 +13,7 @@ from scipy import stats
 
 import brainmass_kernels as bk
 from brainmass_kernels import noise
-from brainmass_kernels.schedule import Body, Schedule, parity_in
+from brainmass_kernels.schedule import Body, Schedule, parity_in, segment_groups
 
 MASK = 0xFFFFFFFF
 SIGMA = u.Hz * u.second**0.5

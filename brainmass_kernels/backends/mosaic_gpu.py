@@ -563,7 +563,7 @@ class _Walk(NamedTuple):
     in_lanes: Sequence[bool]
 
     def groups(self, parts: Sequence[SegmentGroup], start: _Start, taken, saved, carry, depth: int):
-        """ReversePass pieces back, of which the first begins at ``start`` and with record ``taken``."""
+        """Walk groups back, of which the first begins at ``start`` and with record ``taken``."""
         slots = segments_in(parts)
         taken = taken + sum(p.segments * p.records for p in parts)
         for piece in reversed(parts):
@@ -648,7 +648,7 @@ class _Walk(NamedTuple):
         return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
     def invert(self, program: Program, parts: Sequence[SegmentGroup], carry):
-        """ReversePass pieces back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
+        """Walk groups back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
         lanes, n = self.lanes, self.lanes.loop.n_state
         unroll = unrolled(lanes.loop, lanes.layout, program)
         slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)

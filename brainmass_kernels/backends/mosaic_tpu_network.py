@@ -457,7 +457,8 @@ def _copy(refs, source, target) -> None:
 def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
     """Run networks; with ``checkpoint_every``, also keep the state before each chunk and the sums of all steps."""
     (coefs, inputs, seeds, connections), (state, history) = operands, initial
-    assert connections is not None and history is not None
+    assert connections is not None
+    assert history is not None
     form, lanes = Form.of(_coupling(loop)), state[0].shape[0]
     plan = _plan(loop, form, coefs, inputs, lanes, checkpoint_every)
     cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0

@@ -27,7 +27,8 @@ AHEAD = 1024
 def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
     (coefs, inputs, seeds, connections), state = operands, initial.state
     coupling, steps = loop.coupling, loop.schedule.steps
-    assert coupling is not None and connections is not None
+    assert coupling is not None
+    assert connections is not None
     lanes, dtype, regions = state[0].shape[0], state[0].dtype, coupling.regions
     shape = _shape(coefs, inputs, seeds, dtype, regions, "forward")
     keep = checkpoint_every is not None
@@ -66,7 +67,9 @@ def adjoint(
 ) -> Adjoint:  # fmt: skip
     (coefs, inputs, seeds, connections), (ct_final, ct_history) = operands, cotangents.final
     coupling, steps = loop.coupling, loop.schedule.steps
-    assert coupling is not None and connections is not None and ct_history is not None
+    assert coupling is not None
+    assert connections is not None
+    assert ct_history is not None
     lanes, dtype, regions = ct_final[0].shape[0], ct_final[0].dtype, coupling.regions
     shape = _shape(coefs, inputs, seeds, dtype, regions, "adjoint")
     source = adjoint_source(
@@ -264,8 +267,8 @@ class ForwardCoupling(_Coupled):
 class ReverseCoupling(_Coupled):
     """What is sent and what arrives, backwards.
 
-    Arguments: as of `ForwardCoupling`, then all that was sent, and the cotangent of the last history. Results: the cotangent of
-    the first history, and of the weights where they are wanted.
+    Arguments: as of `ForwardCoupling`, then all that was sent, and the cotangent of the last history. Results: the
+    cotangent of the first history, and of the weights where they are wanted.
     """
 
     def __init__(self, kernel: _Kernel, kept: Rows, pullbacks: Pullbacks, wanted: Wanted):

@@ -131,7 +131,8 @@ def _unrolled(ring, n: int):
 def _coupled(coupling: Coupling, operands: Operands, carry: Carry, n):
     """The coupling's sum of each lane at step ``n``, and the ring after it."""
     connections, (state, ring) = operands.connections, carry
-    assert connections is not None and ring is not None
+    assert connections is not None
+    assert ring is not None
     (sent,) = coupling.send(*operands.coefs, *state)
     sent = jnp.broadcast_to(sent, state[0].shape).reshape(-1, coupling.regions).T
     weights = connections.weights

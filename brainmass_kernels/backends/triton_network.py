@@ -30,7 +30,8 @@ SPARE = 2
 def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
     (coefs, inputs, seeds, connections), (state, history) = operands, initial
     coupling, schedule = loop.coupling, loop.schedule
-    assert coupling is not None and connections is not None
+    assert coupling is not None
+    assert connections is not None
     lanes, dtype, depth = state[0].shape[0], state[0].dtype, coupling.depth
     saving, batched = checkpoint_every is not None, connections.weights.ndim == 3
     layout = Layout.of_networks(lanes, coupling.regions, depth, not batched)
@@ -61,7 +62,8 @@ def adjoint(
 ) -> Adjoint:  # fmt: skip
     (coefs, inputs, seeds, connections), (ct_final, ct_history) = operands, cotangents.final
     coupling, steps = loop.coupling, loop.schedule.steps
-    assert coupling is not None and connections is not None
+    assert coupling is not None
+    assert connections is not None
     *saved, totals, history = saved
     lanes, dtype, depth = ct_final[0].shape[0], ct_final[0].dtype, coupling.depth
     batched = connections.weights.ndim == 3
