@@ -75,17 +75,18 @@ class Runs:
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(draw(regions, regions), C)
 
     def all(self):
-        for scheme in ("strang", "exp_euler", "heun") if self.small else SCHEMES:
-            yield f"scheme {scheme}", lambda scheme=scheme: self.of_masses(scheme=scheme)
-        yield "fast", lambda: self.of_masses(precision="fast")
-        yield "statistics", lambda: self.of_masses(record=STATISTICS)
-        yield "checkpoints", lambda: self.of_masses(checkpoint_every=3, transient=5)
+        """By name, few of them where an interpreter compiles each slowly."""
+        yield "scheme strang", lambda: self.of_masses(scheme="strang")
+        yield "statistics", lambda: self.of_masses(record=STATISTICS, scheme="exp_euler", precision="fast")
         if self.name != "mosaic_gpu":
-            for delays in (None, 4 * u.ms):
-                yield f"network, delays {delays}", lambda delays=delays: self.of_network(delays)
-        for model in (
-            () if self.small else (bk.Wendling(), bk.Hopf(), bk.Epileptor(), bk.WongWang(), bk.MontbrioPazoRoxin())
-        ):
+            yield "network", lambda: self.of_network(4 * u.ms)
+        if self.small:
+            return
+        for scheme in (name for name in SCHEMES if name != "given"):
+            yield f"scheme {scheme}", lambda scheme=scheme: self.of_masses(scheme=scheme)
+        yield "checkpoints", lambda: self.of_masses(checkpoint_every=3, transient=5)
+        yield "network without delays", lambda: self.of_network(None)
+        for model in (bk.Wendling(), bk.Hopf(), bk.Epileptor(), bk.WongWang(), bk.MontbrioPazoRoxin()):
             yield type(model).__name__, lambda model=model: self.of_model(model)
 
 
