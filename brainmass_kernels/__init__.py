@@ -8,9 +8,11 @@ from .connectome import load_connectome as load_connectome
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .errors import Unsupported as Unsupported
-from .fit import Fit as Fit
-from .fit import Profile as Profile
-from .fit import fit as fit
+from .fitting.fit import fit as fit
+from .fitting.result import Fit as Fit
+from .fitting.result import Profile as Profile
+from .fitting.targets import Connectivity as Connectivity
+from .fitting.targets import TimeSeries as TimeSeries
 from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid
@@ -69,7 +71,5 @@ from .simulate import explain as explain
 from .simulate import simulate as simulate
 from .sweep import Sweep as Sweep
 from .sweep import sweep as sweep
-from .targets import Connectivity as Connectivity
-from .targets import TimeSeries as TimeSeries
 
 __version__ = "0.1.0"

@@ -12,12 +12,12 @@ import numpy as np
 
 from . import files
 from .extras import needs
-from .fit import Fit
+from .fitting.targets import Connectivity, TimeSeries
 from .spectra import Spectrum, alpha_peak
-from .targets import Connectivity, TimeSeries
 
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
+    from .fitting.result import Fit
     from .sweep import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
