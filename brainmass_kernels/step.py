@@ -76,7 +76,8 @@ class StepSpec:
         """The arguments that do not change during a run, the first of ``values``, by group and name."""
         rest = iter(values)
         groups = (self.parameters, self.constant, self.noisy, self.coupled)
-        return Unchanging(*({n: next(rest) for n in names} for names in groups), next(rest))
+        parameters, inputs, noise, coupling = ({n: next(rest) for n in names} for names in groups)
+        return Unchanging(parameters, inputs, noise, coupling, next(rest))
 
     @property
     def arriving(self) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ class Step:
         self.invertible = invertible(spec.model, spec.scheme, spec.noisy)
 
     def _named(self, flat):
-        """Flat arguments as what does not change, the parameters as the equations take them, the state, and the rest."""
+        """Flat arguments as what does not change, the parameters of the equations, the state, and the rest."""
         spec = self.spec
         known, n = spec.unchanging(flat), len(spec.hoisted)
         p = SimpleNamespace(**_inside(known.parameters, self.factors.parameters))

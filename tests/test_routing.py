@@ -50,10 +50,10 @@ def test_plain_bounds_of_a_noise_are_in_the_models_unit_of_time():
     """Of a fit, as of a sweep and of the command line."""
     unit = u.mV * u.ms**0.5
     target = bk.TimeSeries(np.linspace(0.0, 1.0, 10) * u.mV)
-    arguments = dict(duration=20 * u.ms, dt=1 * u.ms, every=2, transient=None, starts=1, steps=1, realisations=2)
     found = fit(
-        Slow(), target, {"noise.push": (1.0, 3.0)}, noise={"push": 2.0 * unit}, implementation="scan", **arguments
-    )
+        Slow(), target, {"noise.push": (1.0, 3.0)}, noise={"push": 2.0 * unit}, duration=20 * u.ms, dt=1 * u.ms,
+        every=2, transient=None, starts=1, steps=1, realisations=2, implementation="scan",
+    )  # fmt: skip
     assert found.free[0].unit == unit
     assert 1.0 <= found.parameters["noise.push"].to_decimal(unit)[0] <= 3.0
     grid = bk.sweep(
