@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import units
-from ._jax import Literal, call_body, drop_dead
-from .pointwise import CALLS
+from ._jax import Literal
+from .jaxprs import CALLS, call_body, drop_dead, read_by, variables
 from .recording import Reduction
 from .simulate import Data, Run, _prepare, times
 from .step import Step, build
@@ -177,7 +177,7 @@ def _text(jaxpr, consts) -> str:
     def typed(variables) -> str:
         return " ".join(f"{place(v)}:{_aval(v.aval)}" for v in variables)
 
-    used = {v for vs in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)) for v in vs if not isinstance(v, Literal)}
+    used = {*variables(jaxpr.outvars), *read_by(jaxpr.eqns)}
     lines = [f"in {typed(jaxpr.invars)}"]
     lines += [f"const {place(v)} {_value(x, v.aval)}" for v, x in zip(jaxpr.constvars, consts) if v in used]
     for eqn in jaxpr.eqns:

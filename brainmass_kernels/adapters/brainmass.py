@@ -22,9 +22,10 @@ from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
 from ..simulate import explain, simulate
 from ..units import UNITLESS, positive_time
+from .classify import Arriving, Key, Number, State
 from .couplings import SENT, Wiring
+from .fused_step import FusedStep
 from .jansen_rit_tr import fused_between_trs, trs_of
-from .lanes import Arriving, Key, Number, Parts, State
 
 VERSIONS = ("0.1.1",)
 _INSTALL = "pip install 'brainmass-kernels[brainmass]'"
@@ -357,7 +358,7 @@ class _Traced:
             else:
                 arguments += values
             place += len(written)
-        self.parts = Parts(closed, arguments, places, range(len(leaves)), type(model).__name__)
+        self.parts = FusedStep(closed, arguments, places, range(len(leaves)), type(model).__name__)
         if wiring and self.parts.lanes != (wiring.regions,):
             raise Unsupported(
                 f"the states of {type(model).__name__} have the shape {self.parts.lanes}, and those of regions that "

@@ -21,7 +21,7 @@ import numpy as np
 from ..backends.base import Unsupported
 from ..models.base import Model
 from ..network import COUPLINGS, Network
-from .lanes import ARRIVING
+from .lower import ARRIVING
 
 # The state of a traced step that is what each region last sent.
 SENT = "last sent"
