@@ -56,16 +56,17 @@ def _lines(cells: list[list[str]], widths: list[int]) -> Iterator[str]:
 
 def list_models() -> Catalogue:
     """The models of the library, by name; print it for a table of states, inputs, observables, schemes and papers."""
-    found = sorted(_library(Model), key=lambda cls: cls.__name__.lower())
+    found = sorted(set(_library(Model)), key=lambda cls: cls.__name__.lower())
     return Catalogue(
         Entry(m.__name__, m, tuple(m.states), tuple(m.inputs), tuple(m.observables), m.scheme, _paper(m)) for m in found
     )
 
 
 def _library(cls: type[Model]) -> Iterator[type[Model]]:
-    """Subclasses in this folder that can be made, each once."""
+    """Subclasses in this folder that can be made, without those that only hold what several models share."""
     for sub in cls.__subclasses__():
-        if "__dataclass_fields__" in vars(sub) and sub.__module__.startswith(f"{__package__}."):
+        is_model = "__dataclass_fields__" in vars(sub) and not sub.__name__.startswith("_")
+        if is_model and sub.__module__.startswith(f"{__package__}."):
             yield sub
         yield from _library(sub)
 
