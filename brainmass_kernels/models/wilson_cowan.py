@@ -90,14 +90,12 @@ def _refractory_rates(s, p, onto_E, onto_I):
 class WilsonCowan(_Refractory, _Weights, _Populations):
     """Wilson and Cowan's two populations; names, units and defaults as in `brainmass.WilsonCowanStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(wEE rE - wIE rI + rE_inp) - rE
         tau_I rI' = (1 - r rI) S_I(wEI rE - wII rI + rI_inp) - rI
-        S(x) = 1 / (1 + exp(-a (x - theta))) - 1 / (1 + exp(a theta))
+        S_k(x) = 1 / (1 + exp(-a_k (x - theta_k))) - 1 / (1 + exp(a_k theta_k))    (k = E, I)
 
-    States: the active fractions ``rE`` and ``rI`` of the two populations, dimensionless.
-    Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response.
+    - States: the active fractions ``rE`` and ``rI`` of the two populations, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response.
 
     Parameters
     ----------
@@ -121,12 +119,11 @@ class WilsonCowan(_Refractory, _Weights, _Populations):
 class WilsonCowanNoSaturation(_Weights, _Populations):
     """`WilsonCowan` without refractoriness, as in `brainmass.WilsonCowanNoSaturationStep`.
 
-    ::
-
         tau_E rE' = S_E(wEE rE - wIE rI + rE_inp) - rE
         tau_I rI' = S_I(wEI rE - wII rI + rI_inp) - rI
 
-    States, inputs and the responses S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response (S as in `WilsonCowan`).
 
     Parameters
     ----------
@@ -150,12 +147,12 @@ class WilsonCowanNoSaturation(_Weights, _Populations):
 class WilsonCowanSymmetric(_ExcitatoryInhibitory):
     """`WilsonCowan` with one time constant and one response, as in `brainmass.WilsonCowanSymmetricStep`.
 
-    ::
-
         tau rE' = (1 - r rE) S(wEE rE - wIE rI + rE_inp) - rE
         tau rI' = (1 - r rI) S(wEI rE - wII rI + rI_inp) - rI
+        S(x) = 1 / (1 + exp(-a (x - theta))) - 1 / (1 + exp(a theta))
 
-    States, inputs and the response S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response.
 
     Parameters
     ----------
@@ -190,12 +187,11 @@ class WilsonCowanSymmetric(_ExcitatoryInhibitory):
 class WilsonCowanSimplified(_Populations):
     """`WilsonCowan` with one excitatory and one inhibitory weight, as in `brainmass.WilsonCowanSimplifiedStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(w_exc rE - w_inh rI + rE_inp) - rE
         tau_I rI' = (1 - r rI) S_I(w_exc rE - w_inh rI + rI_inp) - rI
 
-    States, inputs and the responses S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response (S as in `WilsonCowan`).
 
     Parameters
     ----------
@@ -224,12 +220,11 @@ class WilsonCowanSimplified(_Populations):
 class WilsonCowanLinear(_ExcitatoryInhibitory):
     """`WilsonCowan` with a rectifier for its response, as in `brainmass.WilsonCowanLinearStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) max(wEE rE - wIE rI + rE_inp, 0) - rE
         tau_I rI' = (1 - r rI) max(wEI rE - wII rI + rI_inp, 0) - rI
 
-    States and inputs are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the rectifier.
 
     Parameters
     ----------
@@ -261,12 +256,11 @@ class WilsonCowanLinear(_ExcitatoryInhibitory):
 class WilsonCowanDivisive(_Divisive):
     """`WilsonCowan` whose inhibition divides the response, as in `brainmass.WilsonCowanDivisiveStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(wEE rE + rE_inp) / (sigma_E + wEI rI) - rE
         tau_I rI' = (1 - r rI) S_I(wIE rE + rI_inp) / (sigma_I + wII rI) - rI
 
-    States, inputs and the responses S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response (S as in `WilsonCowan`).
 
     Parameters
     ----------
@@ -295,12 +289,11 @@ class WilsonCowanDivisive(_Divisive):
 class WilsonCowanDivisiveInput(_Divisive):
     """`WilsonCowan` whose inhibition divides the recurrent input, as in `brainmass.WilsonCowanDivisiveInputStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(wEE rE / (sigma_E + wEI rI) + rE_inp) - rE
         tau_I rI' = (1 - r rI) S_I(wIE rE / (sigma_I + wII rI) + rI_inp) - rI
 
-    States, inputs and the responses S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response (S as in `WilsonCowan`).
 
     Parameters
     ----------
@@ -324,15 +317,13 @@ class WilsonCowanDivisiveInput(_Divisive):
 class WilsonCowanAdaptive(_Refractory, _Weights, _Populations):
     """`WilsonCowan` with an adaptation current in each population, as in `brainmass.WilsonCowanAdaptiveStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(wEE rE - wEI rI + rE_inp - aE) - rE
         tau_I rI' = (1 - r rI) S_I(wIE rE - wII rI + rI_inp - aI) - rI
         tau_aE aE' = b_E rE - aE
         tau_aI aI' = b_I rI - aI
 
-    States: the active fractions ``rE`` and ``rI`` and the adaptation currents ``aE`` and ``aI``, dimensionless.
-    Inputs and the responses S are those of `WilsonCowan`.
+    - States: the active fractions ``rE`` and ``rI`` and the adaptation currents ``aE`` and ``aI``, dimensionless.
+    - Inputs: ``rE_inp`` and ``rI_inp``, dimensionless, inside the response (S as in `WilsonCowan`).
 
     Parameters
     ----------
@@ -369,14 +360,13 @@ class WilsonCowanAdaptive(_Refractory, _Weights, _Populations):
 class WilsonCowanThreePopulation(_Populations):
     """`WilsonCowan` with a third, modulating population, as in `brainmass.WilsonCowanThreePopulationStep`.
 
-    ::
-
         tau_E rE' = (1 - r rE) S_E(wEE rE - wEI rI + wEM rM + rE_inp) - rE
         tau_I rI' = (1 - r rI) S_I(wIE rE - wII rI + wIM rM + rI_inp) - rI
         tau_M rM' = (1 - r rM) S_M(wME rE - wMI rI + wMM rM + rM_inp) - rM
+        S_k(x) = 1 / (1 + exp(-a_k (x - theta_k))) - 1 / (1 + exp(a_k theta_k))    (k = E, I, M)
 
-    States: the active fractions ``rE``, ``rI`` and ``rM``, dimensionless. The responses S are those of `WilsonCowan`.
-    Inputs: ``rE_inp``, ``rI_inp`` and ``rM_inp``, dimensionless.
+    - States: the active fractions ``rE``, ``rI`` and ``rM``, dimensionless.
+    - Inputs: ``rE_inp``, ``rI_inp`` and ``rM_inp``, dimensionless, inside the response.
 
     Parameters
     ----------
