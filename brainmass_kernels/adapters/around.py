@@ -1,4 +1,4 @@
-"""Values of a step that are computed around the loop: before it held ones and rows, after it what mixes lanes."""
+"""Values of a step that are computed around the loop: before it constants and rows, after it outputs that mix lanes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .classify import Axes, Classified, Level
 
 
 class Values:
-    """Values of a classified step; each held one is made once."""
+    """Values of a classified step; each constant is computed once."""
 
     def __init__(self, step: Classified):
         self.step = step
-        self._made: dict[Any, Any] = dict(step.known)
+        self._known: dict[Any, Any] = dict(step.known)
 
     def compact(self, v):
-        """A value that no step changes, of size 1 along the axes that it is only copied along."""
+        """A constant, of size 1 along the axes that it is only copied along."""
         if isinstance(v, Literal):
             return v.val
-        for eqn in self.step.needed_for([v], set(self._made)):
+        for eqn in self.step.needed_for([v], set(self._known)):
             if self.step.level[eqn.outvars[0]] is Level.STATIC:
                 with jax.ensure_compile_time_eval():
                     self._make(eqn)
             else:
                 self._make(eqn)
-        return self._made[v]
+        return self._known[v]
 
     def _make(self, eqn) -> None:
         name = eqn.primitive.name
@@ -38,22 +38,22 @@ class Values:
             x, shape = jnp.asarray(self.compact(eqn.invars[0])), [1] * eqn.outvars[0].aval.ndim
             for k, size in zip(eqn.params["broadcast_dimensions"], x.shape):
                 shape[k] = size
-            self._made[eqn.outvars[0]] = x.reshape(shape)
+            self._known[eqn.outvars[0]] = x.reshape(shape)
         elif name in ELEMENTWISE or name == "exprel":
-            self._made[eqn.outvars[0]] = evaluate_equation(eqn, [self.compact(v) for v in eqn.invars], {})
+            self._known[eqn.outvars[0]] = evaluate_equation(eqn, [self.compact(v) for v in eqn.invars], {})
         else:
-            self._made |= zip(eqn.outvars, jaxprs.bind(eqn, [self.full(v) for v in eqn.invars]))
+            self._known |= zip(eqn.outvars, jaxprs.bind(eqn, [self.full(v) for v in eqn.invars]))
 
     def full(self, v):
-        """A value that no step changes, in its own shape."""
+        """A constant in its own shape."""
         x = self.compact(v)
         return x if isinstance(v, Literal) or jnp.shape(x) == v.aval.shape else jnp.broadcast_to(x, v.aval.shape)
 
-    def evaluated(self, wanted, given: dict) -> list:
-        """Values made of ``given``, by variable, and of held ones."""
-        eqns = self.step.needed_for(wanted, {*given, *self._made})
+    def evaluated(self, wanted, known: dict) -> list:
+        """What follows from the values ``known``, by variable, and from constants."""
+        eqns = self.step.needed_for(wanted, {*known, *self._known})
         read = jaxprs.read_by(eqns) | set(jaxprs.variables(wanted))
-        env = {v: self.full(v) for v in read if self.step.level[v] <= Level.HELD} | given
+        env = {v: self.full(v) for v in read if self.step.level[v] <= Level.CONSTANT} | known
         jaxprs.compute([eqn for eqn in eqns if env.keys().isdisjoint(eqn.outvars)], env)
         return [jaxprs.value_of(v, env) for v in wanted]
 

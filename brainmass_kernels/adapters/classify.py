@@ -1,9 +1,9 @@
-"""What each value of a step on arrays depends on: its text alone, what a run holds, the step's number, or its lane.
+"""What each value of a step on arrays depends on: nothing, constants of the run, the step's number, or its lane.
 
 A simulation's step usually works on whole arrays of masses. Its jaxpr has four kinds of values: those that follow from
-the text of the program, those that are held during a run (parameters, and all that is made of them), those that change
-with the number of the step (inputs), and those that depend on the states. The last make the loop, see `lower`; the
-others are computed around it by any JAX function, see `around`. A normal drawn for each lane becomes one of the loop's.
+the text of the program, the constants of a run (parameters, and what follows from them), those that change with the
+number of the step (inputs), and those that depend on the states. The last make up the loop, see `lower`. The others are
+computed around it, by any JAX function, see `around`. A normal that is drawn for each lane becomes one of the loop's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Level(enum.IntEnum):
     """What a value depends on, at most."""
 
     STATIC = 0  # the program's text
-    HELD = 1  # parameters, and whatever else no step changes
+    CONSTANT = 1  # parameters, and whatever else no step changes
     ROW = 2  # the number of the step
     LANE = 3  # the states, the sum that arrives from other lanes, and normals drawn for each lane
 
@@ -107,7 +107,7 @@ class Classified:
         self.lanes = self._checked_lanes()
 
         self.known: dict[Any, Any] = dict(zip(self.jaxpr.constvars, flat.consts))
-        self.level: dict[Any, Level] = dict.fromkeys(self.known, Level.HELD)
+        self.level: dict[Any, Level] = dict.fromkeys(self.known, Level.CONSTANT)
         self.copies: dict[Any, tuple[Any, Axes]] = {}
         self.number: Any = None
         self.arriving: list[Any] = []
@@ -171,24 +171,24 @@ class Classified:
                 self.arriving.append(v)
                 return Level.LANE
             case Key():
-                return Level.HELD
+                return Level.CONSTANT
             case _Draw():
-                return self._level_of_draw(v) if is_live else Level.HELD
+                return self._level_of_draw(v) if is_live else Level.CONSTANT
         self.known[v] = kind
-        return Level.HELD
+        return Level.CONSTANT
 
     def _level_of_draw(self, v) -> Level:
         if v.aval.shape == self.lanes:
             self.normals.append(v)
             return Level.LANE
-        # No lane has a draw to itself that several share: it is made before the loop.
+        # A draw that several lanes share belongs to none of them: it is made before the loop.
         self.shared_normals.append(v)
         return Level.ROW
 
     def _level_of(self, eqn) -> Level:
         level = max((self.level[v] for v in jaxprs.variables(eqn.invars)), default=Level.STATIC)
         if eqn.primitive.name == "optimization_barrier":
-            return max(level, Level.HELD)
+            return max(level, Level.CONSTANT)
         if level is Level.ROW and eqn.primitive.name in ELEMENTWISE:
             rows = [self.source(v)[0] for v in jaxprs.variables(eqn.invars) if self.level[v] is Level.ROW]
             # One value a step and lane takes memory: what makes more lanes of a row is left to the loop.
@@ -211,15 +211,15 @@ class Classified:
 
     # What needs what ------------------------------------------------------------------------------------------------
 
-    def needed_for(self, outs, given: set) -> list:
-        """The equations that make ``outs`` from ``given`` and from arguments, in order."""
-        return jaxprs.needed_for(outs, self.jaxpr.eqns, given)
+    def needed_for(self, outs, known: set) -> list:
+        """The equations that make ``outs`` from the variables ``known`` and from arguments, in order."""
+        return jaxprs.needed_for(outs, self.jaxpr.eqns, known)
 
     def follows_step(self, v, eqns) -> bool:
-        """Whether equations make ``v`` of states after a step, the step's number and held values only."""
-        made = {v for eqn in self.jaxpr.eqns for v in eqn.outvars}
-        free = {self.number, *jaxprs.variables(self.after), *made}
-        return all(o in free or self.level[o] <= Level.HELD for o in jaxprs.read_by(eqns) | {v})
+        """Whether equations make ``v`` from states after a step, the step's number and constants only."""
+        results = {v for eqn in self.jaxpr.eqns for v in eqn.outvars}
+        free = {self.number, *jaxprs.variables(self.after), *results}
+        return all(o in free or self.level[o] <= Level.CONSTANT for o in jaxprs.read_by(eqns) | {v})
 
 
 # Equations that only move axes --------------------------------------------------------------------------------------
@@ -241,8 +241,8 @@ def _by_sizes(eqn, axes: Axes) -> Axes | None:
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if [n for n in before if n > 1] != [n for n in after if n > 1]:
         return None
-    kept = iter([a for a, n in zip(axes, before) if n > 1])
-    return tuple(next(kept) if n > 1 else None for n in after)
+    with_size = iter([a for a, n in zip(axes, before) if n > 1])
+    return tuple(next(with_size) if n > 1 else None for n in after)
 
 
 MOVES = {

@@ -44,10 +44,10 @@ class FusedStep:
 
     # Before the loop ------------------------------------------------------------------------------------------------
 
-    def held_values(self) -> dict[str, Any]:
+    def constant_values(self) -> dict[str, Any]:
         """What the loop reads and no step changes, by name; each broadcasts to the lanes."""
-        held = zip(self.equations.held, self._lowered.held, strict=True)
-        return {n: spread(self._values.compact(v), axes, self.lanes, 0) for n, (v, axes) in held}
+        constants = zip(self.equations.constants, self._lowered.constants, strict=True)
+        return {n: spread(self._values.compact(v), axes, self.lanes, 0) for n, (v, axes) in constants}
 
     def row_values(self, steps: int, key) -> dict[str, Any]:
         """What the loop reads at each of ``steps`` steps, each ``(steps, ...)`` and broadcasting to the lanes.
@@ -101,7 +101,7 @@ class FusedStep:
         return outputs
 
     def _states_of(self, v) -> list[int]:
-        """Which of the states after a step an output is made of."""
+        """Which states after a step an output reads."""
         after = self._step.after
         eqns = self._step.needed_for([v], set(jaxprs.variables(after)))
         read = {*jaxprs.read_by(eqns), *jaxprs.variables([v])}
@@ -116,7 +116,7 @@ class FusedStep:
         ]
 
         def one(number, states):
-            given = {**{step.after[k]: x for k, x in zip(reads, states)}, step.number: number}
-            return jnp.asarray(self._values.evaluated([v], given)[0], v.aval.dtype)
+            known = {**{step.after[k]: x for k, x in zip(reads, states)}, step.number: number}
+            return jnp.asarray(self._values.evaluated([v], known)[0], v.aval.dtype)
 
         return jax.vmap(one)(numbers, states)

@@ -1,8 +1,7 @@
 """The loop of a classified step, as programs of one lane: each operation is checked to be elementwise over the lanes.
 
-What a program of the loop reads has a place: in the program itself, among the held values, among the rows of inputs, or
-among what the loop has made. Its arguments are, in this order, held values, states, rows, normals, and the sum that
-arrives from other lanes.
+A program of the loop reads static values, constants of the run, rows of inputs, and values of its own. Its arguments
+are, in this order, constants, states, rows, normals, and the sum that arrives from other lanes.
 """
 
 from __future__ import annotations
@@ -44,20 +43,20 @@ _AFTER = Record("", (), after=True)
 
 @dataclasses.dataclass(frozen=True)
 class Equations:
-    """The loop's programs; equal where their texts are, so that one model is made of them and compiled once.
+    """The loop's programs. Those of equal text are equal, so that one model is made of them and compiled once.
 
     Attributes
     ----------
     label : whose step it is
-    states, held, rows, normals, arriving, observables : the names of each
+    states, constants, rows, normals, arriving, observables : the names of each
     text : what the programs say
-    advance : ``(*held, *states, *rows, *normals, *arriving) -> states``
-    observe : ``(*held, *states) -> observables``
+    advance : ``(*constants, *states, *rows, *normals, *arriving) -> states``
+    observe : ``(*constants, *states) -> observables``
     """
 
     label: str
     states: tuple[str, ...]
-    held: tuple[str, ...]
+    constants: tuple[str, ...]
     rows: tuple[str, ...]
     normals: tuple[str, ...]
     arriving: tuple[str, ...]
@@ -69,19 +68,19 @@ class Equations:
     @functools.lru_cache(maxsize=256)  # noqa: B019 a few kilobytes each
     def model(self) -> type[Model]:
         """A model whose scheme is "given"."""
-        held, states, rest = self.held, self.states, (*self.rows, *self.normals, *self.arriving)
+        constants, states, rest = self.constants, self.states, (*self.rows, *self.normals, *self.arriving)
 
         def step(s: SimpleNamespace, p: SimpleNamespace, i: SimpleNamespace) -> dict[str, Any]:
-            flat = [vars(p)[n] for n in held] + [vars(s)[n] for n in states] + [vars(i)[n] for n in rest]
+            flat = [vars(p)[n] for n in constants] + [vars(s)[n] for n in states] + [vars(i)[n] for n in rest]
             return dict(zip(states, self.advance(*flat), strict=True))
 
         def observe(s: SimpleNamespace, p: SimpleNamespace) -> dict[str, Any]:
-            flat = [vars(p)[n] for n in held] + [vars(s)[n] for n in states]
+            flat = [vars(p)[n] for n in constants] + [vars(s)[n] for n in states]
             return dict(zip(self.observables, self.observe(*flat), strict=True))
 
         body = {
-            "__annotations__": dict.fromkeys(held, Any),
-            **dict.fromkeys(held, 0.0),
+            "__annotations__": dict.fromkeys(constants, Any),
+            **dict.fromkeys(constants, 0.0),
             "states": dict.fromkeys(states, UNITLESS),
             "inputs": dict.fromkeys(rest, 0.0),
             "observables": dict.fromkeys(self.observables, UNITLESS),
@@ -97,13 +96,13 @@ class Lowered(NamedTuple):
 
     Attributes
     ----------
-    held, rows : the variable of each held value and of each row that the loop reads, with its axes
+    constants, rows : the variable of each constant and of each row that the loop reads, with its axes
     extra : names of what the loop carries to the end of a step in order to record it, as further states
     records : where each output comes from
     """
 
     equations: Equations
-    held: tuple[tuple[Any, Axes], ...]
+    constants: tuple[tuple[Any, Axes], ...]
     rows: tuple[tuple[Any, Axes], ...]
     extra: tuple[str, ...]
     records: tuple[Record, ...]
@@ -124,8 +123,8 @@ class _Ref(NamedTuple):
 
     Attributes
     ----------
-    kind : "static", "held", "row" or "lane"
-    at : the value if it is static, its place among held values or rows, or the variable of the loop
+    kind : "static", "constant", "row" or "lane"
+    at : the value if it is static, its place among constants or rows, or the variable of the loop
     """
 
     kind: str
@@ -143,7 +142,7 @@ class _Lowering:
     Attributes
     ----------
     axes : of each value of the loop
-    held, rows : places of the values that are read, by variable and axes
+    constants, rows : places of the values that are read, by variable and axes
     advance, observe : the operations of the two programs
     extra, observables : names of the outputs that the first carries, and of those that the second makes
     """
@@ -152,7 +151,7 @@ class _Lowering:
         self.step, self.values = step, values
         self.from_outside = [*step.normals, *step.arriving]
         self.axes: dict[Any, Axes] = {v: step.aligned(v) for v in (*step.before, *self.from_outside)}
-        self.held: dict[tuple[Any, Axes], int] = {}
+        self.constants: dict[tuple[Any, Axes], int] = {}
         self.rows: dict[tuple[Any, Axes], int] = {}
         self.advance: list[_Operation] = []
         self.observe: list[_Operation] = []
@@ -165,10 +164,10 @@ class _Lowering:
         following = [self.ref(v, self.axes_of_next(v, old)) for old, v in zip(step.before, step.after)]
         records = tuple(self.record(k, v) for k, v in enumerate(step.outputs))
         following += [self.ref(v, self.axes_of(v)) for v in self.extra]
-        seen = [self.ref(v, self.axes[v]) for v in self.observables]
+        observed = [self.ref(v, self.axes[v]) for v in self.observables]
         extra = tuple(self.extra.values())
-        equations = self.equations(following, seen, (*step.names, *extra))
-        return Lowered(equations, tuple(self.held), tuple(self.rows), extra, records)
+        equations = self.equations(following, observed, (*step.names, *extra))
+        return Lowered(equations, tuple(self.constants), tuple(self.rows), extra, records)
 
     def axes_of(self, v) -> Axes:
         return self.axes.get(v) or self.step.aligned(v)
@@ -256,7 +255,7 @@ class _Lowering:
         return tuple(axes)
 
     def name_free_axes(self, eqn, v, axes: list) -> None:
-        """Where a held value varies along an axis that no state has named, it is the lanes' own axis there."""
+        """Where a constant varies along an axis that no state has named, it is the lanes' own axis there."""
         lanes = self.step.lanes
         source, to = self.step.source(v)
         for k, size in zip(to, source.aval.shape):
@@ -286,29 +285,31 @@ class _Lowering:
         if level is Level.STATIC and np.size(self.values.compact(source)) == 1:
             return _Ref("static", np.asarray(self.values.compact(source)).reshape(()), dtype)
         key = source, tuple(axes[k] if k is not None and n > 1 else None for k, n in zip(to, source.aval.shape))
-        kind, places = ("row", self.rows) if level is Level.ROW else ("held", self.held)
+        kind, places = ("row", self.rows) if level is Level.ROW else ("constant", self.constants)
         return _Ref(kind, places.setdefault(key, len(places)), dtype)
 
     # Programs -------------------------------------------------------------------------------------------------------
 
-    def equations(self, following: list[_Ref], seen: list[_Ref], states: tuple[str, ...]) -> Equations:
-        step, label, n_held = self.step, self.step.label, len(self.held)
-        n_first = n_held + len(states)
-        places = {v: k for k, v in enumerate(step.before, n_held)}
+    def equations(self, following: list[_Ref], observed: list[_Ref], states: tuple[str, ...]) -> Equations:
+        step, label, n_constants = self.step, self.step.label, len(self.constants)
+        n_first = n_constants + len(states)
+        places = {v: k for k, v in enumerate(step.before, n_constants)}
         places |= {v: k for k, v in enumerate(self.from_outside, n_first + len(self.rows))}
-        after = {v: k for k, v in enumerate(step.after, n_held) if not isinstance(v, Literal)}
+        after = {v: k for k, v in enumerate(step.after, n_constants) if not isinstance(v, Literal)}
         scalar = jax.ShapeDtypeStruct((), step.dtype)
         n_all = n_first + len(self.rows) + len(self.from_outside)
+        advance = _flat(self.advance, following, places, n_first, step.dtype)
+        observe = _flat(self.observe, observed, after, n_first, step.dtype)
         programs = (
-            Program(_flat(self.advance, following, places, n_first, step.dtype), [scalar] * n_all, f"step of {label}"),
-            Program(_flat(self.observe, seen, after, n_first, step.dtype), [scalar] * n_first, f"records of {label}"),
+            Program(advance, [scalar] * n_all, f"step of {label}"),
+            Program(observe, [scalar] * n_first, f"records of {label}"),
         )
-        held, rows, normals = (
+        constants, rows, normals = (
             tuple(f"{kind}{k}" for k in range(count))
-            for kind, count in (("held", n_held), ("input", len(self.rows)), ("normal", len(step.normals)))
+            for kind, count in (("constant", n_constants), ("input", len(self.rows)), ("normal", len(step.normals)))
         )
         return Equations(
-            label, states, held, rows, normals, (ARRIVING,) * len(step.arriving), tuple(self.observables.values()),
+            label, states, constants, rows, normals, (ARRIVING,) * len(step.arriving), tuple(self.observables.values()),
             tuple(text_of(program.jaxpr) for program in programs), *programs,
         )  # fmt: skip
 
@@ -317,18 +318,18 @@ def _flat(operations: list[_Operation], outs: Sequence[_Ref], places: dict, n_fi
     """A function of flat arguments that runs operations; ``places`` are those of its variables among the arguments."""
 
     def fun(*flat):
-        made = {v: flat[k] for v, k in places.items()}
+        values = {v: flat[k] for v, k in places.items()}
 
         def read(ref: _Ref):
             if ref.kind == "static":
                 return ref.at
             if ref.kind == "lane":
-                return made[ref.at]
-            return cast(flat[ref.at if ref.kind == "held" else n_first + ref.at], ref.dtype)
+                return values[ref.at]
+            return cast(flat[ref.at if ref.kind == "constant" else n_first + ref.at], ref.dtype)
 
         for eqn, refs in operations:
             operands = [read(r) for r in refs]
-            made[eqn.outvars[0]] = operands[0] if only_moves(eqn) else evaluate_equation(eqn, operands, _RULES)
+            values[eqn.outvars[0]] = operands[0] if only_moves(eqn) else evaluate_equation(eqn, operands, _RULES)
         return [jnp.asarray(read(r), dtype) for r in outs]
 
     return fun
