@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import jaxprs
 from .._jax import Literal, meshless
-from ..backends.base import Unsupported
+from ..errors import Unsupported
 from ..pointwise import ELEMENTWISE
 
 # What `jax.random.normal` is called in a jaxpr.

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import jaxprs
 from .._jax import Literal, eqn_source
-from ..backends.base import Unsupported
+from ..errors import Unsupported
 from ..identity import text_of
 from ..models.base import Model, model
 from ..pointwise import ELEMENTWISE, RULES, Program, evaluate_equation
