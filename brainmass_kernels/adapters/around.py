@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from .. import jaxprs
 from .._jax import Literal
 from ..pointwise import ELEMENTWISE, evaluate_equation
-from .classify import Axes, Classified, Level
+from .classify import Axes, ClassifiedStep, Level
 
 
 class Values:
     """Values of a classified step; each constant is computed once."""
 
-    def __init__(self, step: Classified):
+    def __init__(self, step: ClassifiedStep):
         self.step = step
         self._known: dict[Any, Any] = dict(step.known)
 

@@ -231,18 +231,18 @@ class _Run:
         if self.coupling:
             self.coupling.start()
         update = simulator.model.update if update is None else update
-        self.traced = _Traced(simulator.model, update, read, simulator._build_measure(monitors), self.coupling)
+        self.traced = _TracedStep(simulator.model, update, read, simulator._build_measure(monitors), self.coupling)
         self.step = self.traced.step
         self.tail = self.coupling.tail if self.coupling else 0
 
     def result(self) -> dict[str, Any]:
         step, records, state, last = self.step, [], self._start(), None
         for arguments in self._stages():
-            done = simulate(**arguments, initial=state)
-            state = done.final
-            records.append({n: done[n] for n in step.needed()})
+            run = simulate(**arguments, initial=state)
+            state = run.final
+            records.append({n: run[n] for n in step.needed()})
         if self.tail:
-            last, first = done[SENT], self.read.steps - len(done.ts)
+            last, first = run[SENT], self.read.steps - len(run.ts)
             wanted = self.read.recorded()
             wanted = wanted[wanted >= first] - first
             records[-1] = {n: x[wanted] for n, x in records[-1].items()}
@@ -294,7 +294,7 @@ def _joined(records: list[dict[str, Any]], names) -> dict[str, Any]:
     return {n: jnp.concatenate([r[n] for r in records]) if len(records) > 1 else records[0][n] for n in names}
 
 
-class _Traced:
+class _TracedStep:
     """One step of a model, traced through brainstate and taken apart.
 
     Attributes

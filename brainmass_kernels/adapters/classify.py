@@ -62,7 +62,7 @@ class _Draw(NamedTuple):
 Axes = tuple[int | None, ...]
 
 
-class Classified:
+class ClassifiedStep:
     """One step on arrays, with what each of its values depends on.
 
     Parameters

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .. import jaxprs
 from .._jax import Literal
 from .around import Values, narrowed, spread
-from .classify import Classified
+from .classify import ClassifiedStep
 from .lower import cast, lower
 
 
@@ -20,7 +20,7 @@ class FusedStep:
 
     Parameters
     ----------
-    closed, arguments, states, outputs, label : as `Classified` takes them
+    closed, arguments, states, outputs, label : as `ClassifiedStep` takes them
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class FusedStep:
     """
 
     def __init__(self, closed, arguments: Sequence[Any], states: dict[str, int], outputs: Sequence[int], label: str):
-        self._step = Classified(closed, arguments, states, outputs, label)
+        self._step = ClassifiedStep(closed, arguments, states, outputs, label)
         self._values = Values(self._step)
         self._lowered = lower(self._step, self._values)
         self.equations, self.extra = self._lowered.equations, self._lowered.extra

@@ -24,7 +24,7 @@ from ..models.base import Model, model
 from ..pointwise import ELEMENTWISE, RULES, Program, evaluate_equation
 from ..units import UNITLESS
 from .around import Values
-from .classify import Axes, Classified, Level, moved_axes, only_moves
+from .classify import Axes, ClassifiedStep, Level, moved_axes, only_moves
 
 # The input of the loop that is what arrives from other lanes.
 ARRIVING = "arriving"
@@ -91,7 +91,7 @@ class Equations:
         return model(type(self.label, (Model,), body))
 
 
-class Lowered(NamedTuple):
+class LoweredStep(NamedTuple):
     """The loop of a step, and what it takes and gives.
 
     Attributes
@@ -108,7 +108,7 @@ class Lowered(NamedTuple):
     records: tuple[Record, ...]
 
 
-def lower(step: Classified, values: Values) -> Lowered:
+def lower(step: ClassifiedStep, values: Values) -> LoweredStep:
     """The loop of a step.
 
     Raises
@@ -147,7 +147,7 @@ class _Lowering:
     extra, observables : names of the outputs that the first carries, and of those that the second makes
     """
 
-    def __init__(self, step: Classified, values: Values):
+    def __init__(self, step: ClassifiedStep, values: Values):
         self.step, self.values = step, values
         self.from_outside = [*step.normals, *step.arriving]
         self.axes: dict[Any, Axes] = {v: step.aligned(v) for v in (*step.before, *self.from_outside)}
@@ -158,7 +158,7 @@ class _Lowering:
         self.extra: dict[Any, str] = {}
         self.observables: dict[Any, str] = {}
 
-    def lowered(self) -> Lowered:
+    def lowered(self) -> LoweredStep:
         step = self.step
         self.advance += self.operations(step.needed_for(step.after, set(step.before)))
         following = [self.ref(v, self.axes_of_next(v, old)) for old, v in zip(step.before, step.after)]
@@ -167,7 +167,7 @@ class _Lowering:
         observed = [self.ref(v, self.axes[v]) for v in self.observables]
         extra = tuple(self.extra.values())
         equations = self.equations(following, observed, (*step.names, *extra))
-        return Lowered(equations, tuple(self.constants), tuple(self.rows), extra, records)
+        return LoweredStep(equations, tuple(self.constants), tuple(self.rows), extra, records)
 
     def axes_of(self, v) -> Axes:
         return self.axes.get(v) or self.step.aligned(v)
