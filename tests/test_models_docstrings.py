@@ -17,10 +17,13 @@ KNOWN = {"exp": math.exp, "tanh": math.tanh, "pi": math.pi, "max": max, "min": m
 each = pytest.mark.parametrize("name", MODELS)
 
 
+def text_of(cls: type[bk.Model]) -> str:
+    return inspect.getdoc(cls) or ""
+
+
 def equations(cls: type[bk.Model]) -> list[tuple[str, str]]:
     """The two sides of each equation: the indented lines, each written out for every k that it names."""
-    text = inspect.getdoc(cls)
-    lines = "\n".join(re.findall(r"^    (.*)", text.partition("Parameters\n---")[0], re.M))
+    lines = "\n".join(re.findall(r"^    (.*)", text_of(cls).partition("Parameters\n---")[0], re.M))
     found = []
     for line in re.sub(r"\n {2,}", " ", lines).splitlines():
         line, _, values = line.partition("(k = ")
@@ -64,7 +67,7 @@ def test_the_equations_shown_are_those_of_the_drift(name, x64):
     s, p, i = ({n: float(x) for n, x in zip(names, rng.uniform(0.2, 1.5, len(names)))} for names in
                (cls.states, cls.parameters(), cls.inputs))  # fmt: skip
     velocities, definitions, rates = dict(cls.pairs), {}, {}
-    shared = equations(bk.WilsonCowan) if "`WilsonCowan`" in cls.__doc__ else []
+    shared = equations(bk.WilsonCowan) if "`WilsonCowan`" in text_of(cls) else []
     for left, right in [*(e for e in shared if "'" not in e[0]), *equations(cls)]:
         if "'" in left:
             rates[left] = right
@@ -87,12 +90,12 @@ def test_the_equations_shown_are_those_of_the_drift(name, x64):
 @each
 def test_every_name_has_its_place(name):
     cls = MODELS[name]
-    text = inspect.getdoc(cls)
+    text = text_of(cls)
     assert re.search(r"^- States?: ", text, re.M)
     described = text[text.index("- State") :]
     assert {*cls.states, *cls.inputs, *cls.observables} <= set(re.findall(r"``(\w+)``", described))
-    listed = re.search(r"Parameters\n-+\n(.*?)\n\n", text, re.S)[1]
-    heads = re.findall(r"^([\w, ]+) :", listed, re.M)
+    _, _, listed = text.partition("Parameters\n----------\n")
+    heads = re.findall(r"^([\w, ]+) :", listed.partition("\n\n")[0], re.M)
     assert sorted(n for head in heads for n in head.split(", ")) == sorted(cls.parameters())
     _, _, references = text.partition("References\n----------\n")
     assert re.search(r"\d{4}, .*?\d+:\w+|pages \d+", references.replace("\n", " "))
