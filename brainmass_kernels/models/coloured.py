@@ -18,17 +18,17 @@ def coloured(model: Model, name: str, tau: Any) -> Model:
 
     Parameters
     ----------
-    model : any
-    name : of the input
+    model : any model
+    name : name of the input
     tau : correlation time, in any unit of time; an array broadcasts to the batch
 
     Raises
     ------
-    ValueError : an unknown input, or a unit that is none of time
+    ValueError : an unknown input, or a unit that is no unit of time
 
     References
     ----------
-    Uhlenbeck and Ornstein 1930, Physical Review 36:823.
+    Uhlenbeck and Ornstein 1930, Physical Review 36:823-841.
     """
     check_model(model)
     check_name(name, model.inputs, "input")
@@ -39,7 +39,7 @@ def coloured(model: Model, name: str, tau: Any) -> Model:
 
 @derived
 def _coloured(base: type[Model], name: str) -> type[Model]:
-    """The class of it, one for each model and input."""
+    """The class of the model with noise, one for each model and input."""
     state, constant = f"{name}_noise", f"tau_{name}"
 
     def moved(s, i):
@@ -51,7 +51,7 @@ def _coloured(base: type[Model], name: str) -> type[Model]:
     if issubclass(base, SecondOrderModel):
         equations = {
             "drive": staticmethod(lambda s, p, i: base.drive(s, p, moved(s, i))),
-            # The blocks' rates follow from the drive of the class that is asked.
+            # `SecondOrderModel.drift` takes the drive from the class that calls it.
             "drift": classmethod(lambda cls, s, p, i: {**base.drift.__func__(cls, s, p, i), **process(s, p)}),
         }
     else:
