@@ -41,7 +41,7 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.mark.parametrize("page", ["design.md", *(p for p in PAGES if p.startswith("internals/"))])
 def test_files_that_are_named_are_there(page):
-    named = re.findall(r"\b[\w/]+\.(?:py|json)\b|(?<=`)[\w/]+/(?=`)", PAGES[page])
+    named = re.findall(r"\b[a-z_\d/]+\.(?:py|json)\b|(?<=`)[\w/]+/(?=`)", PAGES[page])
     assert not {name for name in named if not any((place / name).exists() for place in (ROOT, PACKAGE))}
 
 
