@@ -19,6 +19,7 @@ DOCS, PACKAGE = ROOT / "docs", ROOT / "brainmass_kernels"
 PAGES = {str(p.relative_to(DOCS)): p.read_text() for p in sorted(DOCS.rglob("*.md"))}
 # Those of docs/models.md run in tests/test_models_page.py.
 WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name != "models.md"]
+INTERNALS = ["design.md", *(name for name in PAGES if name.startswith("internals/"))]
 SLOW = {"brainmass.md", "fitting.md", "gradients.md", "networks.md"}
 # What JAX asks of a tree's node.
 OF_JAX = {"tree_flatten", "tree_unflatten"}
@@ -39,10 +40,17 @@ def test_every_page_is_in_the_navigation():
     assert not {page for page in PAGES if f": {page}\n" not in navigation}
 
 
-@pytest.mark.parametrize("page", ["design.md", *(p for p in PAGES if p.startswith("internals/"))])
+@pytest.mark.parametrize("page", INTERNALS)
 def test_files_that_are_named_are_there(page):
     named = re.findall(r"\b[a-z_\d/]+\.(?:py|json)\b|(?<=`)[\w/]+/(?=`)", PAGES[page])
     assert not {name for name in named if not any((place / name).exists() for place in (ROOT, PACKAGE))}
+
+
+@pytest.mark.parametrize("page", INTERNALS)
+def test_names_of_the_code_are_in_the_code(page):
+    source = "\n".join(path.read_text() for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py"))
+    named = set(re.findall(r"`(?:\w+\.)*([A-Z][\w]{3,}|_?[a-z]+(?:_[a-z]+)+)`", PAGES[page]))
+    assert not named - set(re.findall(r"\w+", source))
 
 
 # The API ------------------------------------------------------------------------------------------------------------
