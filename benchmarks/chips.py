@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from brainmass_kernels.bench import Case
 
-from .ledger import CARDS, ISSUE
-
-LEDGER = Path(__file__).with_name("ledger.json")
+from .ledger import CARDS, ISSUE, read_rows
 
 
 class Chip(NamedTuple):
@@ -62,7 +58,7 @@ LAUNCH = 25e-6, 40e-6
 @functools.lru_cache
 def counted() -> tuple[dict, ...]:
     """The ledger's rows of kernels whose rate is bounded by their instructions."""
-    return tuple(row for row in json.loads(LEDGER.read_text())["rows"] if "ceiling" in row)
+    return tuple(row for row in read_rows() if "ceiling" in row)
 
 
 def bound(case: Case, implementation: str, device: str, kernels: tuple[str, ...]) -> float | None:
@@ -84,7 +80,7 @@ def ceiling(case: Case, implementation: str, device: str) -> float | None:
     forward = bound(case, implementation, device, ("forward",))
     if not case.gradient or forward is None:
         return forward
-    back = bound(case, implementation, device, ("gradient", "retreat"))
+    back = bound(case, implementation, device, ("gradient", "inverse steps"))
     return back and 1 / (1 / forward + 1 / back)
 
 
@@ -96,7 +92,7 @@ def expected(case: Case, implementation: str, device: str) -> float | None:
     known = CHIPS.get(device)
     if known is None or known.triton != "sm_90":
         return None
-    parts = [("forward",)] + [("gradient", "retreat")] * case.gradient
+    parts = [("forward",)] + [("gradient", "inverse steps")] * case.gradient
     seconds = 0.0
     for kernels, launch in zip(parts, LAUNCH):
         kind = case.precision + " noise" * case.noisy + " back" * (kernels != ("forward",))

@@ -32,20 +32,23 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
-from brainmass_kernels.backends.base import Body, Loop, Piece, Pullbacks, Schedule, Wanted, within
-from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, WayBack, plan_run
+from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, ReversePass, plan_run
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback, pullback_after
+from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
 
 LEDGER = Path(__file__).with_name("ledger.json")
+# Names that earlier ledgers have.
+FORMER = {"retreat": "inverse steps", "turn": "rows_per_pass"}
 SCHEMES = ("strang", "exp_euler")
-KERNELS = ("forward", "forward_per_lane", "gradient", "retreat", "network", "network_gradient")
+KERNELS = ("forward", "forward_per_lane", "gradient", "inverse steps", "network", "network_gradient")
 # Lets a process load libtpu while one outside our lock has it; harmless, for no chip is touched.
 TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
-WAYS_BACK = ("gradient", "retreat", "network_gradient")
+WAYS_BACK = ("gradient", "inverse steps", "network_gradient")
 NETWORKS = KERNELS[-2:]
 ARGUMENTS = ("plain", "noise", "input", "undelayed", "delayed")
 # Chips whose network kernels are held, and the networks of a batch: as many as TPUs take at once.
@@ -75,8 +78,8 @@ class Row(NamedTuple):
 
     Attributes
     ----------
-    kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "retreat", the gradient
-        by inverse steps; "network" and "network_gradient" are those of 76 regions, all connected
+    kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "inverse steps", the
+        gradient by them; "network" and "network_gradient" are those of 76 regions, all connected
     arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
     precision : as in `simulate`; a TPU has one only
     vec : masses a thread; 0 on a TPU
@@ -106,13 +109,13 @@ def _rows_of_masses(chip: str) -> list[Row]:
     rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2)]
     rows += [Row(chip, "gradient", s, "plain", "fast", 1) for s in SCHEMES]
     rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
-    retreats = [Row(chip, "retreat", "strang", a, "fast", 1) for a in ARGUMENTS[:3]] if chip in GPUS else []
-    kernels = ("forward", "gradient", *(["retreat"] if retreats else []))
-    return rows + retreats + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
+    inverse_rows = [Row(chip, "inverse steps", "strang", a, "fast", 1) for a in ARGUMENTS[:3]] if chip in GPUS else []
+    kernels = ("forward", "gradient", *(["inverse steps"] if inverse_rows else []))
+    return rows + inverse_rows + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
 
 
 def jansen_rit_loop(
-    scheme: str, arguments: str = "plain", precision: str = "exact", retreating: bool = False, base_two: bool = False
+    scheme: str, arguments: str = "plain", precision: str = "exact", with_inverse: bool = False, base_two: bool = False
 ):
     """The Jansen-Rit loop that is measured, and which of its coefficients three per-mass parameters reach.
 
@@ -124,11 +127,11 @@ def jansen_rit_loop(
     varying, noisy = (("E_inp",) if arguments == kind else () for kind in ("input", "noise"))
     constant = tuple(name for name in JansenRit.inputs if name not in varying)
     spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"), base_two=base_two)
-    step = build(spec, retreating)
+    step = build(spec, with_inverse)
     per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
     loop = Loop(
         step.advance, step.observe, len(per_mass), len(JansenRit.states), len(varying), len(noisy),
-        Schedule(STEPS, 0, EVERY), precision, retreat=step.retreat,
+        Schedule(STEPS, 0, EVERY), precision, inverse=step.inverse,
     )  # fmt: skip
     return loop, per_mass
 
@@ -138,7 +141,7 @@ def _loop_of(row: Row):
     backends = {**dict.fromkeys(TPU_TOPOLOGIES, MosaicTPU), **dict.fromkeys(TRITON_GPUS, triton.Triton)}
     backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
     base_two = backend.base_two(row.precision)
-    return backend, *jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "retreat", base_two)
+    return backend, *jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "inverse steps", base_two)
 
 
 def reached(program, flags) -> tuple[bool, ...]:
@@ -182,22 +185,21 @@ def measured_function(row: Row):
     coefs = tuple(shape((LANES,) if row.kernel != "forward" and lane else (), "float32") for lane in per_mass)
     state = (shape((LANES,), "float32"),) * loop.n_state
     inputs = (shape((STEPS,), "float32"),) * loop.n_inputs
-    seeds = shape((2, LANES), "int32") if loop.n_normals else None
+    operands = Operands(coefs, inputs, shape((2, LANES), "int32") if loop.n_normals else None)
     if row.kernel not in WAYS_BACK:
         layout = _forward_layout(row, loop, coefs, inputs)
-        return lambda *args: backend.forward(loop, *args), (coefs, state, inputs, seeds), layout
+        return lambda *args: backend.forward(loop, *args), (operands, Carry(state)), layout
 
     wanted = wanted_of(loop, per_mass)
     pullbacks = pullbacks_of(loop, wanted)
     layout = _gradient_layout(row, loop, pullbacks, wanted, coefs, inputs)
 
-    def gradient(coefs, state, inputs, seeds, ct_records):
-        out = backend.forward(loop, coefs, state, inputs, seeds, SEGMENT)
-        return backend.adjoint(
-            loop, pullbacks, wanted, coefs, out.saved, inputs, seeds, (ct_records,), out.final, SEGMENT
-        )
+    def gradient(operands, initial, ct_records):
+        out = backend.forward(loop, operands, initial, SEGMENT)
+        cotangents = Cotangents((ct_records,), out.final)
+        return backend.adjoint(loop, pullbacks, wanted, operands, out.saved, cotangents, SEGMENT)
 
-    return gradient, (coefs, state, inputs, seeds, shape((STEPS // EVERY, LANES), "float32")), layout
+    return gradient, (operands, Carry(state), shape((STEPS // EVERY, LANES), "float32")), layout
 
 
 def _forward_layout(row: Row, loop, coefs, inputs) -> dict:
@@ -211,9 +213,9 @@ def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
     wants = {"coefs_wanted": sum(wanted.coefs)}
     if row.vec:
         return wants
-    way = WayBack.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
+    way = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
     cut = way.plan.cut
-    return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "turn": way.turn}
+    return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "rows_per_pass": way.rows_per_pass}
 
 
 def wanted_of(loop, per_mass) -> Wanted:
@@ -226,8 +228,8 @@ def pullbacks_of(loop, wanted) -> Pullbacks:
     state = [True] * loop.n_state
     step = (*wanted.coefs, *state, *wanted.inputs, *[False] * loop.n_normals)
     advance, place = pullback(loop.advance, step), slice(loop.n_coefs, loop.n_coefs + loop.n_state)
-    retreat = pullback_after(loop.retreat, advance, place) if loop.retreat else None
-    return Pullbacks(advance, pullback(loop.observe, (*wanted.coefs, *state)), retreat)
+    inverse = pullback_after(loop.inverse, advance, place) if loop.inverse else None
+    return Pullbacks(advance, pullback(loop.observe, (*wanted.coefs, *state)), inverse)
 
 
 def libtpu_lock():
@@ -295,16 +297,19 @@ def _steps_of_loops(row: Row) -> list[int]:
     """Steps of one pass of each loop of a kernel, in the order in which they begin."""
     _, loop, per_mass = _loop_of(row)
     noisy, layout = loop.n_normals > 0, mosaic_gpu.Layout(LANES, row.vec)
-    run, segment = Piece(0, 1, STEPS // EVERY, EVERY, True), Piece(0, STEPS // SEGMENT, SEGMENT // EVERY, EVERY, True)
+    run, segment = (
+        SegmentGroup(0, 1, STEPS // EVERY, EVERY, True),
+        SegmentGroup(0, STEPS // SEGMENT, SEGMENT // EVERY, EVERY, True),
+    )
 
-    def of(piece: Piece, unroll: int) -> list[int]:
+    def of(piece: SegmentGroup, unroll: int) -> list[int]:
         body = Body.of(piece, unroll, noisy)
         inner = [] if piece.stride < 2 * body.steps else [body.steps]
         return ([] if piece.strides < 2 * body.strides else [body.steps]) if body.strides else [piece.stride, *inner]
 
     def in_parts(most: int) -> list[int]:
         """A segment is run for the states within it, and each part of it is written out, forth and back."""
-        part = within(segment, most)[0].length
+        part = nested_segments(segment, most)[0].length
         return [SEGMENT, part, part]
 
     if row.chip in TRITON_GPUS:
@@ -316,9 +321,9 @@ def _steps_of_loops(row: Row) -> list[int]:
     if row.kernel not in WAYS_BACK:
         return of(run, forth)
     pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
-    if row.kernel == "retreat":
-        return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.retreat))]
-    return in_parts(mosaic_gpu._WayBack.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
+    if row.kernel == "inverse steps":
+        return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.inverse))]
+    return in_parts(mosaic_gpu.ReversePass.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:
@@ -396,13 +401,19 @@ def main() -> None:
         write(rows)
 
 
+def read_rows(path: Path = LEDGER) -> list[dict]:
+    """The rows of a ledger, an earlier one too."""
+    rows = json.loads(path.read_text())["rows"]
+    return [{FORMER.get(k, k): FORMER.get(x, x) if k == "kernel" else x for k, x in row.items()} for row in rows]
+
+
 def write(rows: list[dict]) -> None:
     """Put rows in place of those of the same name, in the order of all rows."""
 
     def of(row: dict) -> Row:
         return Row(*(row[name] for name in Row._fields))
 
-    known = {of(row): row for row in json.loads(LEDGER.read_text())["rows"]} | {of(row): row for row in rows}
+    known = {of(row): row for row in read_rows()} | {of(row): row for row in rows}
     kept = [known[row] for chip in CHIPS for row in all_rows(chip) if row in known]
     text = {"versions": versions(), "command": "python -m benchmarks.ledger", "rows": kept}
     LEDGER.write_text(json.dumps(text, indent=1) + "\n")

@@ -3,11 +3,11 @@
 from . import _program as _program
 from . import testing as testing
 from .adapters.brainmass import fuse as fuse
-from .backends.base import Unsupported as Unsupported
 from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
+from .errors import Unsupported as Unsupported
 from .fit import Fit as Fit
 from .fit import Profile as Profile
 from .fit import fit as fit

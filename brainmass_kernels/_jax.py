@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 
+from ._context import TARGET
+
 VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
 # Whether there is `pallas.mosaic_gpu.kernel` as the GPU backend uses it, and the reason if not.
 MOSAIC_GPU = VERSION >= (0, 11)
 NO_MOSAIC_GPU = f"it needs jax 0.11 or newer, and this is {jax.__version__}"
-
-
-class Target(NamedTuple):
-    """A device that is compiled for though it is not there.
-
-    Attributes
-    ----------
-    cores : multiprocessors of a GPU, TensorCores of a TPU that share a device
-    capability : of an NVIDIA GPU
-    """
-
-    cores: int
-    capability: float | None = None
-
-
-#: The device that `testing.compile_for` compiles for at this moment.
-TARGET: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def compute_capability() -> float | None:
@@ -46,15 +30,14 @@ def compute_capability() -> float | None:
 
 def multiprocessors(otherwise: int = 132) -> int:
     """How many multiprocessors the GPU has; of Hopper's 132 where there is no GPU."""
-    if (target := TARGET.get()) is not None:
-        return target.cores
-    return getattr(jax.devices()[0], "core_count", None) or otherwise
+    target = TARGET.get()
+    return (target and target.cores) or getattr(jax.devices()[0], "core_count", None) or otherwise
 
 
 def tensor_cores() -> int:
     """How many TensorCores work on one kernel of a TPU: two on v4 and v5p, where they make one device."""
     if (target := TARGET.get()) is not None:
-        return target.cores
+        return target.cores or 1
     return (getattr(jax.devices()[0], "num_cores", None) or 1) if jax.default_backend() == "tpu" else 1
 
 

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, identity, testing, units
+from . import _context, dispatch, identity, units
+from .arguments import PerLane
 from .equations import Key, key_of
 from .extras import needs
 from .network import Network
 from .notices import warn
 from .sensitivity import sensitivities
-from .simulate import PerLane, explain, simulate
+from .simulate import explain, simulate
 from .targets import Comparison, plain
 
 #: Adam's step in z, where the width between the bounds is about 6.
@@ -115,7 +116,7 @@ def _away_from_bounds(position):
     return _logit(np.clip(position, 0.01, 0.99))
 
 
-class Ties(NamedTuple):
+class Pooling(NamedTuple):
     """What is known of the free quantities beside their bounds.
 
     Attributes
@@ -139,7 +140,7 @@ class Ties(NamedTuple):
         return bool(self.shared or self.group)
 
 
-_FREE = Ties()
+_FREE = Pooling()
 
 
 def quantities(model, inputs, noise) -> dict[str, tuple[Any, Any]]:
@@ -170,7 +171,7 @@ class Problem:
     realisations: int
     record: Any
     options: dict[str, Any]
-    ties: Ties = _FREE
+    ties: Pooling = _FREE
 
     @property
     def regions(self) -> int | None:
@@ -195,7 +196,7 @@ class Problem:
         return key_of(
             type(self.mass), network, fixed, driven, shaken, self.frees, self.ties, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
-            dispatch.platform(), testing.interpreting(), testing.absent(),
+            dispatch.platform(), _context.INTERPRETED.get(), _context.ABSENT.get(),
         )  # fmt: skip
 
     # Programs are compiled once for problems that differ in the target's values and the key only.

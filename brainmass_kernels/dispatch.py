@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import jax
 
-from . import testing
-from .backends.base import Backend, Request, Unsupported
+from . import _context
+from .backends.base import Backend, Request
+from .errors import Unsupported
 
 # In order of preference; each is imported when first considered.
 _BACKENDS = {
@@ -67,8 +68,8 @@ class Plan:
     bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
     bytes_copied : held besides by the kernel's own records, where those that are returned are a copy
     lane_block : of a multiple of so many lanes there is no such copy; 0 where no number of lanes avoids it
-    retreat : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run time,
-        or "" where it reruns each segment
+    inverse_steps : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run
+        time, or "" where it reruns each segment
     block : records that statistics are made of at a time, 0 without any
     """
 
@@ -83,7 +84,7 @@ class Plan:
     coefficients: int
     bytes_recorded: int
     bytes_gradient: int
-    retreat: str = ""
+    inverse_steps: str = ""
     block: int = 0
     bytes_copied: int = 0
     lane_block: int = 0
@@ -97,7 +98,7 @@ class Plan:
             + (f", reduced {min(self.block, self.records):,} at a time" if self.block else "")
             + self._copy(),
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
-            + _WALKED.get(self.retreat, ""),
+            + _WALKED.get(self.inverse_steps, ""),
         }
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
@@ -168,7 +169,7 @@ def _unsupported(backend: Backend, request: Request) -> str | None:
 
 
 def _absent(name: str) -> str | None:
-    return "left out by testing.without" if name in testing.absent() else None
+    return "left out by testing.without" if name in _context.ABSENT.get() else None
 
 
 # By measurement -----------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def crossovers() -> dict[str, tuple[Row, ...]]:
 
 def _device_kind(platform: str) -> str | None:
     """JAX's name of the device that a run is for, or ``None`` where it is not one of this machine's."""
-    here = testing.target_platform() is None and platform == jax.default_backend()
+    here = _context.target_platform() is None and platform == jax.default_backend()
     return jax.devices()[0].device_kind if here else None
 
 
@@ -235,7 +236,7 @@ def _why_after(name: str, chosen: str, row: Row | None, platform: str) -> str:
 
 def platform() -> str:
     """The platform that JAX computes on by default."""
-    return testing.target_platform() or jax.default_backend()
+    return _context.target_platform() or jax.default_backend()
 
 
 def implementations() -> dict[str, str]:

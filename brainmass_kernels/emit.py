@@ -1,6 +1,6 @@
 """A pointwise program as straight-line Python source, for compilers that take source.
 
-What differs from one compiler to the next is a `Spelling`: how it writes each primitive, a literal, a cast. A product
+What differs from one compiler to the next is a `OpTable`: how it writes each primitive, a literal, a cast. A product
 that is added to something is written as one fused operation, by a rule that looks at nothing but the sum itself: the
 same equations get the same bits wherever they are written, in a run, in its replay, and in any block of lanes.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._jax import Literal, eqn_source
-from .backends.base import Unsupported
+from .errors import Unsupported
 from .pointwise import Program
 
 #: ``(writer, equation, *operands) -> expression``
@@ -23,7 +23,7 @@ Rule = Callable[..., str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spelling:
+class OpTable:
     """How one compiler writes the operations of a pointwise program.
 
     Attributes
@@ -64,11 +64,11 @@ class Writer:
 
     Parameters
     ----------
-    spelling : Spelling
+    optable : OpTable
     """
 
-    def __init__(self, spelling: Spelling):
-        self.spelling = spelling
+    def __init__(self, optable: OpTable):
+        self.optable = optable
         self._lines: list[tuple[str, str]] = []
         self._names: dict[str, str] = {}
         self._products: dict[str, tuple[str, str]] = {}
@@ -90,23 +90,23 @@ class Writer:
 
     def equation(self, eqn, operands: Sequence[str]) -> str:
         """Write one equation; the name of its result."""
-        rule = self.spelling.operations.get(eqn.primitive.name)
+        rule = self.optable.operations.get(eqn.primitive.name)
         if rule is None:
             raise Unsupported(
-                f"'{self.spelling.name}' has no '{eqn.primitive.name}' ({eqn_source(eqn)}); "
+                f"'{self.optable.name}' has no '{eqn.primitive.name}' ({eqn_source(eqn)}); "
                 'implementation="scan" has every primitive'
             )
         if callable(rule):
             return self.define(eqn.primitive.name, rule(self, eqn, *operands))
         dtype = eqn.invars[0].aval.dtype
-        text = rule.format(*operands, bits=8 * dtype.itemsize, type=self.spelling.types.get(dtype.name, dtype.name))
+        text = rule.format(*operands, bits=8 * dtype.itemsize, type=self.optable.types.get(dtype.name, dtype.name))
         result = eqn.outvars[0].aval.dtype
         if result.kind in "iu":
-            text = self.spelling.wrap(text, result)
+            text = self.optable.wrap(text, result)
         name = self.define(eqn.primitive.name, text)
         if eqn.primitive.name == "mul" and dtype.kind == "f":
             self._products[name] = (operands[0], operands[1])
-        if eqn.primitive.name in self.spelling.slow:
+        if eqn.primitive.name in self.optable.slow:
             self._calls[name] = (text.replace(operands[0], "{}"), operands[0])
         return name
 
@@ -121,7 +121,7 @@ class Writer:
 
     def sum(self, a: str, b: str, sign: int = 1) -> str:
         """``a + sign * b`` of floats, fused where one of them is a product."""
-        fused = self.spelling.fused
+        fused = self.optable.fused
         if b in self._products:
             x, y = self._products[b]
             return fused.format(x if sign > 0 else f"-{x}", y, a)
@@ -131,7 +131,7 @@ class Writer:
         return f"{a} + {b}" if sign > 0 else f"{a} - {b}"
 
     def literal(self, value, dtype) -> str:
-        return self.spelling.literal(np.asarray(value, dtype)[()], np.dtype(dtype))
+        return self.optable.literal(np.asarray(value, dtype)[()], np.dtype(dtype))
 
     def lines(self, results: Sequence[str], given: Collection[str] = ()) -> list[str]:
         """The source that these results need, where some names are given."""
@@ -168,21 +168,21 @@ def words(texts: Iterable[str]) -> set[str]:
     return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
 
 
-# Rules that every spelling shares ------------------------------------------------------------------------------------
+# Rules that every optable shares ------------------------------------------------------------------------------------
 
 
 def _add(writer: Writer, eqn, a: str, b: str) -> str:
     dtype = eqn.outvars[0].aval.dtype
-    return writer.sum(a, b) if dtype.kind == "f" else writer.spelling.wrap(f"{a} + {b}", dtype)
+    return writer.sum(a, b) if dtype.kind == "f" else writer.optable.wrap(f"{a} + {b}", dtype)
 
 
 def _sub(writer: Writer, eqn, a: str, b: str) -> str:
     dtype = eqn.outvars[0].aval.dtype
-    return writer.sum(a, b, -1) if dtype.kind == "f" else writer.spelling.wrap(f"{a} - {b}", dtype)
+    return writer.sum(a, b, -1) if dtype.kind == "f" else writer.optable.wrap(f"{a} - {b}", dtype)
 
 
 def _one_minus_square(writer: Writer, eqn, x: str) -> str:
-    return writer.spelling.fused.format(f"-{x}", x, writer.literal(1, eqn.outvars[0].aval.dtype))
+    return writer.optable.fused.format(f"-{x}", x, writer.literal(1, eqn.outvars[0].aval.dtype))
 
 
 def _integer_pow(writer: Writer, eqn, x: str) -> str:
@@ -191,27 +191,25 @@ def _integer_pow(writer: Writer, eqn, x: str) -> str:
     for bit in reversed(f"{abs(power):b}" if power else ""):
         if bit == "1":
             result = (
-                square
-                if result is None
-                else writer.define("power", writer.spelling.wrap(f"{result} * {square}", dtype))
+                square if result is None else writer.define("power", writer.optable.wrap(f"{result} * {square}", dtype))
             )
-        square = writer.define("square", writer.spelling.wrap(f"{square} * {square}", dtype))
+        square = writer.define("square", writer.optable.wrap(f"{square} * {square}", dtype))
     result = one if result is None else result
     return f"{one} / {result}" if power < 0 else result
 
 
 def _convert(writer: Writer, eqn, x: str) -> str:
     old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
-    return x if old == new else writer.spelling.cast(x, old, new)
+    return x if old == new else writer.optable.cast(x, old, new)
 
 
 def _bitcast(writer: Writer, eqn, x: str) -> str:
     old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
     if old.kind == new.kind == "f" or old.itemsize != new.itemsize:
-        raise Unsupported(f"'{writer.spelling.name}' casts no bits from {old} to {new} ({eqn_source(eqn)})")
+        raise Unsupported(f"'{writer.optable.name}' casts no bits from {old} to {new} ({eqn_source(eqn)})")
     if "f" in (old.kind, new.kind):
-        x = writer.spelling.bits.format(x)
-    return writer.spelling.wrap(x, new) if new.kind in "iu" else x
+        x = writer.optable.bits.format(x)
+    return writer.optable.wrap(x, new) if new.kind in "iu" else x
 
 
 def _comparison(symbol: str) -> str:
@@ -348,7 +346,7 @@ def _libm(name: str) -> str:
     return f"{{type}}(math.{name}({{0}}))"
 
 
-NUMBA = Spelling(
+NUMBA = OpTable(
     name="numba",
     operations={
         **SHARED,
@@ -500,7 +498,7 @@ def _smallest(a: str, b: str) -> str:
 
 _DEVICE = "sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p erf erfc cbrt exp exp2 log tanh"
 
-TRITON = Spelling(
+TRITON = OpTable(
     name="triton",
     operations={
         **SHARED,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import descent, files, identity, models, spectra, targets, units
-from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Problem, Progress, State, Ties, quantities
+from .descent import COUPLING, LEVENBERG_MARQUARDT, NOISE, Free, Plan, Pooling, Problem, Progress, State, quantities
 from .extras import needs
 from .interrupts import heard
 from .models.base import Model, check_model, check_name
@@ -532,7 +532,7 @@ def _recorded(model, saved: Fit | None) -> str:
     return held or next(iter(mass.recordable()))
 
 
-def _ties(model, frees, priors, shared, group, regional) -> Ties:
+def _ties(model, frees, priors, shared, group, regional) -> Pooling:
     known = {f.name: f for f in frees}
 
     def names(given, argument: str) -> tuple[str, ...]:
@@ -563,12 +563,12 @@ def _ties(model, frees, priors, shared, group, regional) -> Ties:
             raise TypeError(f"'priors' got {pair!r} for {name!r}, but takes a pair (centre, width)")
         centre = float(targets.plain(pair[0], known[name].unit, f"priors: {name}"))
         found.append((name, centre, width(name, pair[1], "priors")))
-    return Ties(tuple(found), tuple((n, width(n, w, "group")) for n, w in group.items()), shared, regional)
+    return Pooling(tuple(found), tuple((n, width(n, w, "group")) for n, w in group.items()), shared, regional)
 
 
-def _ties_of(saved: Mapping[str, Any]) -> Ties:
+def _ties_of(saved: Mapping[str, Any]) -> Pooling:
     priors, group = (tuple(map(tuple, saved[name])) for name in ("priors", "group"))
-    return Ties(priors, group, tuple(saved["shared"]), tuple(saved["regional"]))
+    return Pooling(priors, group, tuple(saved["shared"]), tuple(saved["regional"]))
 
 
 def _default_optimiser(problem: Problem):

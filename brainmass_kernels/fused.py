@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import derivatives, dispatch, testing, units
-from .backends.base import Unsupported
+from . import _context, derivatives, dispatch, units
+from .arguments import PerLane, prepare
+from .errors import Unsupported
 from .functional import bounded_input, check_bound, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
 from .programs import Programs
 from .schemes import SCHEMES
-from .simulate import PerLane, _prepare, simulate
+from .simulate import simulate
 from .step import StepSpec, build
 
 
@@ -117,10 +118,10 @@ def _one_kernel(block, state, potential, dt, scheme: str, implementation: str) -
     """The step by a kernel that reads each array once: what the scheme needs of parameters it makes within."""
     from .backends import elementwise
 
-    run, data = _prepare(
+    run, data = prepare(
         block, 1, dt, inputs={"potential": potential}, initial=state, record=(), scheme=scheme, implementation="scan"
     )
-    interpret = testing.interpreting()
+    interpret = _context.INTERPRETED.get()
     reason = not interpret and dispatch.load(implementation).unavailable(dispatch.platform())
     if not reason and run.spec.dtype != np.float32:
         reason = f"it computes in float32 only, not in {run.spec.dtype}"

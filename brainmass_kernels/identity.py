@@ -23,9 +23,11 @@ import numpy as np
 
 from . import units
 from ._jax import Literal, call_body, drop_dead
+from .arguments import prepare
 from .pointwise import CALLS
 from .recording import Reduction
-from .simulate import Data, Run, _prepare, times
+from .run import Data, Run
+from .simulate import times
 from .step import Step, build
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
@@ -44,7 +46,7 @@ def of_run(run: Run) -> dict[str, str]:
     ``dtype``, ``scheme``, ``time unit``, ``equations`` (the step, what is sent in a network, and the scheme's change
     of coordinates), and for each result ``record <name>``: the quantity and its equation, of a statistic its programs
     """
-    step = build(run.spec, bool(run.retreat))
+    step = build(run.spec, bool(run.inverse_steps))
     return {
         "dtype": str(np.dtype(run.spec.dtype)),
         "scheme": run.spec.scheme,
@@ -56,7 +58,7 @@ def of_run(run: Run) -> dict[str, str]:
 
 def of_call(model, duration, dt, **arguments) -> dict[str, str]:
     """`of_run` of what `simulate` with the same arguments would run, and the states that it starts from."""
-    run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    run, data = prepare(model=model, duration=duration, dt=dt, **arguments)
     return {**of_run(run), **{n: x for n, x in of_data(run, data).items() if n.startswith("initial ")}}
 
 

@@ -18,7 +18,7 @@ LONGEST = 8192
 KEPT_A_STEP = {"triton": 3, "mosaic_tpu": 3}
 
 if TYPE_CHECKING:
-    from .simulate import Run
+    from .run import Run
 
 
 def recorded(run: Run) -> int:
@@ -53,7 +53,7 @@ def sent(run: Run) -> int:
     if run.spec.link is None:
         return 0
     steps = run.schedule.steps
-    if run.transparent:
+    if run.native_autodiff:
         return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.batch[-1]
     most = min(steps, block(run))
     return KEPT_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth

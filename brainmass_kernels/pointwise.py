@@ -160,24 +160,24 @@ def pullback(program: Program, wanted: Sequence[bool]) -> Program:
     return Program(fun, (*program.in_avals, *program.out_avals), f"pullback of {program.label}")
 
 
-def pullback_after(retreat: Program, back: Program, state: slice) -> Program:
+def pullback_after(inverse: Program, back: Program, state: slice) -> Program:
     """The pullback ``back`` of a step where the state after it is given: step back, then pull back from there.
 
     Parameters
     ----------
-    retreat : from a step's arguments, of which those in ``state`` are the state after the step, the state before it
+    inverse : from a step's arguments, of which those in ``state`` are the state after the step, the state before it
     back : ``(*args, *cotangents) -> cotangents``
 
     Returns
     -------
     ``(*args, *cotangents) -> (*cotangents, *state before)``, where what both compute is computed once
     """
-    n = len(retreat.in_avals)
+    n = len(inverse.in_avals)
 
     def fun(*flat):
         args, cotangents = list(flat[:n]), flat[n:]
         # By rules that leave every primitive to the backend.
-        before = args[state] = evaluate(retreat.jaxpr, *args, rules=_DIFFERENTIABLE)
+        before = args[state] = evaluate(inverse.jaxpr, *args, rules=_DIFFERENTIABLE)
         return (*evaluate(back.jaxpr, *args, *cotangents, rules=_DIFFERENTIABLE), *before)
 
     return _without_repeats(Program(fun, back.in_avals, f"{back.label}, and a step back"))

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -21,13 +21,10 @@ import numpy as np
 from jax import lax
 
 from . import rounding, units
-from .backends.base import Piece, Schedule, pieces
 
 #: Values of one observable that a block may hold, unless that were fewer records than these.
 BLOCK = 2**24
 FEWEST = 32
-#: Blocks that a gradient may keep the state before; of more, groups are run again first.
-KEPT = 64
 #: Values that the table of one statistic may hold, unless that were fewer records than `FEWEST`.
 TABLE = 2**19
 
@@ -514,136 +511,3 @@ def _backward(residuals, cotangent):
 
 
 _without_derivative.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-# A run in blocks of records -----------------------------------------------------------------------------------------
-
-
-def run(
-    schedule: Schedule, sampling: Sampling, what: Sequence[str | Reduction], sources, launch: Callable, state, rows,
-    again: bool,
-):  # fmt: skip
-    """Run all steps, reducing the records block by block.
-
-    Parameters
-    ----------
-    schedule : of the whole run
-    what : names of quantities to be stored, and statistics
-    sources : names of the quantities that a launch records
-    launch : ``(schedule, state, rows, first step or None) -> (records, state)``, a run of some steps
-    state : each ``(L,)``
-    rows : of inputs, one a step, each ``(T, ...)``
-    again : whether a gradient runs blocks again, or keeps what it needs of them all
-
-    Returns
-    -------
-    for each of ``what`` its value, and the final state
-    """
-    block, lead, every = sampling.block, schedule.lead, schedule.every
-    reductions = [r for r in what if isinstance(r, Reduction)]
-    stored: list[list] = [[] for r in what if not isinstance(r, Reduction)]
-    held = tuple(r.start(state[0], sampling) for r in reductions)
-
-    def take(held, records, first):
-        seen = dict(zip(sources, records, strict=True))
-        held = tuple(r.add(h, seen[r.of], first, sampling) for r, h in zip(reductions, held, strict=True))
-        return held, [seen[name] for name in what if not isinstance(name, Reduction)]
-
-    def keep(records):
-        for parts, x in zip(stored, records, strict=True):
-            parts.append(x)
-
-    if block >= sampling.count:
-        records, state = launch(schedule, state, rows, None)
-        held, kept = take(held, records, 0)
-        keep(kept)
-    else:
-
-        def between(first, count, recorded):
-            part = Schedule(count, 0 if recorded else count, every)
-            return launch(part, state, tuple(x[first : first + count] for x in rows), first)
-
-        def one(carry, x):
-            (state, held), (number, rows) = carry, x
-            records, state = launch(Schedule(steps, 0, every), state, rows, lead + number * steps)
-            held, kept = take(held, records, number * block)
-            return (state, held), kept
-
-        whole, left = divmod(sampling.count, block)
-        steps = block * every
-        if lead:
-            _, state = between(0, lead, recorded=False)
-        cut = tuple(x[lead : lead + whole * steps].reshape(whole, steps, *x.shape[1:]) for x in rows)
-        repeated = _repeated if again else lax.scan
-        (state, held), kept = repeated(one, (state, held), (jnp.arange(whole, dtype=jnp.int32), cut))
-        keep(x.reshape(-1, *x.shape[2:]) for x in kept)
-        done = lead + whole * steps
-        if left:
-            records, state = between(done, left * every, recorded=True)
-            held, kept = take(held, records, whole * block)
-            keep(kept)
-            done += left * every
-        if done < schedule.steps:
-            _, state = between(done, schedule.steps - done, recorded=False)
-    finished = (r.finish(h, sampling) for r, h in zip(reductions, held, strict=True))
-    trajectories = (jnp.concatenate(parts) for parts in stored)
-    return [next(finished if isinstance(r, Reduction) else trajectories) for r in what], state
-
-
-def cut(launch: Callable, most: int, again: bool, schedule: Schedule, state, rows, first):
-    """A launch in parts of at most ``most`` steps, of which a gradient keeps the states in between.
-
-    Parameters
-    ----------
-    launch : as of `run`, in which it can take its place
-    most : steps of a part
-    again : whether a gradient runs parts again, or keeps what it needs of them all
-    schedule, state, rows, first : of the launch
-    """
-    if schedule.steps <= most:
-        return launch(schedule, state, rows, first)
-    repeated = _repeated if again else lax.scan
-
-    def over(piece: Piece, body: Callable, begin, state, rows):
-        """All segments of a piece, one after the other: the state after them, and what each recorded."""
-        size, count = piece.length, piece.segments
-        given = tuple(x[piece.start :][: count * size].reshape(count, size, *x.shape[1:]) for x in rows)
-        firsts = begin + piece.start + size * jnp.arange(count, dtype=jnp.int32)
-        return repeated(body, state, (firsts, given))
-
-    def segment(schedule: Schedule, state, x):
-        records, state = launch(schedule, state, x[1], x[0])
-        return state, records
-
-    def long_stride(piece: Piece, state, x):
-        """Each part is recorded at its end, the others than the last for nothing."""
-        seen: tuple = ()
-        for part in piece.parts:
-            body = functools.partial(segment, Schedule(part.length, 0, part.length))
-            state, seen = over(part, body, x[0], state, x[1])
-        return state, tuple(record[-1] for record in seen)
-
-    begin, records, seen = jnp.int32(0 if first is None else first), [], ()
-    for piece in pieces(schedule, most):
-        within = Schedule(piece.length, 0 if piece.recorded else piece.length, piece.stride)
-        body = functools.partial(*((long_stride, piece) if piece.parts else (segment, within)))
-        state, seen = over(piece, body, begin, state, rows)
-        records += [seen] if piece.recorded else []
-    merged = [[x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in group] for group in records or [seen]]
-    return tuple(jnp.concatenate(parts) for parts in zip(*merged)), state
-
-
-def _repeated(body: Callable, carry, xs):
-    """`lax.scan` whose gradient keeps about the square root of so many carries, and runs the rest again."""
-    body = jax.checkpoint(body, prevent_cse=False)
-    count = len(jax.tree.leaves(xs)[0])
-    if count <= KEPT:
-        return lax.scan(body, carry, xs)
-    each = math.isqrt(count)
-    grouped = count // each * each
-    groups = jax.tree.map(lambda x: x[:grouped].reshape(-1, each, *x.shape[1:]), xs)
-    group = jax.checkpoint(lambda carry, x: lax.scan(body, carry, x), prevent_cse=False)
-    carry, made = lax.scan(group, carry, groups)
-    carry, rest = lax.scan(body, carry, jax.tree.map(lambda x: x[grouped:], xs))
-    made = jax.tree.map(lambda x, y: jnp.concatenate([x.reshape(-1, *x.shape[2:]), y]), made, rest)
-    return carry, made

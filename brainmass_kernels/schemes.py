@@ -27,7 +27,7 @@ class Scheme(NamedTuple):
     limit : largest ``a h`` at which a second-order block with rate ``a`` is stable; ``None``, any
     needs : what a model must have, a key of `NEEDS`; empty, nothing
     enter, exit : ``(model, state, p, h) -> state``, to the coordinates of ``step`` and back
-    retreat : as ``step``, the state before a step from the state after it, where a closed form is known
+    inverse : as ``step``, the state before a step from the state after it, where a closed form is known
     """
 
     step: Callable
@@ -36,7 +36,7 @@ class Scheme(NamedTuple):
     needs: str = ""
     enter: Callable = lambda model, s, p, h: s
     exit: Callable = lambda model, s, p, h: s
-    retreat: Callable | None = None
+    inverse: Callable | None = None
 
 
 def _drift(model, s: State, p, i) -> State:
@@ -157,15 +157,15 @@ def _strang(model, s, p, i, h):
     return _flow(model, _kick(model, s, p, i, h), p, h)
 
 
-def _strang_retreat(model, s, p, i, h):
+def _strang_inverse(model, s, p, i, h):
     """A kick depends on positions, which it leaves as they are. Rounding grows by exp(a h)."""
     return _kick(model, _flow(model, s, p, -h), p, i, -h)
 
 
-def retreats(model, scheme: str, noisy: Sequence[str]) -> bool:
+def invertible(model, scheme: str, noisy: Sequence[str]) -> bool:
     """Whether steps of a model can be taken back: only those of blocks, with no noise on a state."""
     in_blocks = {n for b in getattr(model, "blocks", ()) for n in (b.position, b.velocity)}
-    return SCHEMES[scheme].retreat is not None and in_blocks == set(model.states) and not in_blocks & set(noisy)
+    return SCHEMES[scheme].inverse is not None and in_blocks == set(model.states) and not in_blocks & set(noisy)
 
 
 # Attributes of a model that some schemes need, in words.
@@ -188,7 +188,7 @@ SCHEMES: dict[str, Scheme] = {
         "blocks",
         enter=lambda model, s, p, h: _flow(model, s, p, 0.5 * h),
         exit=lambda model, s, p, h: _flow(model, s, p, -0.5 * h),
-        retreat=_strang_retreat,
+        inverse=_strang_inverse,
     ),
     "heun": Scheme(_heun, 2, 2.0),
     "rk4": Scheme(_rk4, 4, 2.785293563405282),

@@ -10,13 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import derivatives, dispatch, noise, units
-from .backends.base import Loop, Request
+from . import derivatives, dispatch, units
+from .arguments import prepare
+from .backends.base import Carry, Loop, Operands, Request
 from .interrupts import heard
+from .loop_vjp import differentiable
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
-from .simulate import Data, Result, Run, _differentiable, _lanes, _prepare, _rows, clock, no_lanes
+from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once
+from .simulate import Result, clock
 from .step import StepSpec, build
 
 _ONLY_REVERSE = (
@@ -50,7 +53,7 @@ def sensitivities(
     ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled
     Unsupported : the named implementation cannot run this
     """
-    run, data = _prepare(model=model, duration=duration, dt=dt, **arguments)
+    run, data = prepare(model=model, duration=duration, dt=dt, **arguments)
     if run.spec.link is not None:
         raise TypeError(
             "'model' got a Network, but takes a model: differentiate simulate() of a network, by jax.grad, or by "
@@ -68,7 +71,7 @@ def sensitivities(
     request = Request(_loop(run, moved)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     spec = dataclasses.replace(run.spec, base_two=dispatch.load(chosen).base_two(run.precision))
-    run = run._replace(spec=spec, retreat="", transparent=False, implementation=chosen)
+    run = run._replace(spec=spec, inverse_steps="", native_autodiff=False, implementation=chosen)
     compute = _run if math.prod(run.batch) else no_lanes(_run)
     records, final, pushed = compute(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
     known, when = model.recordable(), clock(run, dt)
@@ -154,8 +157,8 @@ def _execute(run: Run, moved: tuple[int, ...], data: Data):
     """Records, final states, and for each direction the derivatives of both, without units."""
     loop, live = _loop(run, moved)
     step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)
-    hoisted = [_lanes(x, run.batch, dtype) for x in data.hoisted]
-    start = [jnp.broadcast_to(_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
+    hoisted = [in_lanes(x, run.batch, dtype) for x in data.hoisted]
+    start = [jnp.broadcast_to(in_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
     directions = [[jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(hoisted)] for k in moved]
 
     def begun(hoisted):
@@ -167,16 +170,17 @@ def _execute(run: Run, moved: tuple[int, ...], data: Data):
         d_coefs, d_state = jax.jvp(begun, (hoisted,), (direction,))[1]
         slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
         tangents += d_state
-    varying = tuple(_rows(x, run.batch, dtype) for x in data.varying)
-    seeds = None if data.key is None else noise.lane_seeds(data.key, run.batch).reshape(2, lanes)
-    records, final = _differentiable(run, loop)((*coefs, *slopes), (*state, *tangents), varying, seeds, None, None)
+    varying = tuple(in_rows(x, run.batch, dtype) for x in data.varying)
+    operands = Operands((*coefs, *slopes), varying, lane_seeds(run, data.key))
+    run_loop = differentiable(run.implementation, run.checkpoint_every, loop, only_once(run))
+    records, final = run_loop(operands, Carry((*state, *tangents)), None)
 
     def shaped(values):
         return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]
 
     n, m, pushed = len(run.spec.record), len(state), []
-    at = tuple(final[:m])
+    at = final.state[:m]
     for p, direction in enumerate(directions, start=1):
-        ended = jax.jvp(step.exit, (hoisted, at), (direction, tuple(final[m * p : m * (p + 1)])))[1]
+        ended = jax.jvp(step.exit, (hoisted, at), (direction, final.state[m * p : m * (p + 1)]))[1]
         pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(ended)))
     return shaped(records[:n]), shaped(step.exit(hoisted, at)), pushed

@@ -18,7 +18,7 @@ from .models.base import Model
 from .network import COUPLINGS, Link
 from .pointwise import Program, check_pointwise
 from .programs import Programs
-from .schemes import SCHEMES, retreats
+from .schemes import SCHEMES, invertible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Step:
     advance : ``(*coefs, *state, *inputs, *normals) -> state``, the inputs being `StepSpec.arriving`
     send : ``(*coefs, *state) -> what a region sends``, ``None`` without a network
     observe : ``(*coefs, *state) -> observables``
-    retreat : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
+    inverse : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
         ``None`` unless it was asked for
     enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
-    retreats : whether its steps can be taken back
+    invertible : whether its steps can be taken back
     """
 
-    def __init__(self, spec: StepSpec, retreating: bool = False):
+    def __init__(self, spec: StepSpec, with_inverse: bool = False):
         self.spec = spec
         self.factors = spec.model.time_factors()
         aval = jax.ShapeDtypeStruct((), spec.dtype)
@@ -123,21 +123,21 @@ class Step:
             Program(self._advance, avals, f"step of {label}"),
             Program(self._observe, avals[: n_hoisted + n_state], f"observables of {label}"),
         ]
-        if retreating:
-            programs.append(Program(self._retreat, avals, f"step back of {label}"))
+        if with_inverse:
+            programs.append(Program(self._inverse, avals, f"step back of {label}"))
         if spec.link:
             programs.append(Program(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}"))
         self.written = {"advance": programs[0], "observe": programs[1]} | ({"send": programs[-1]} if spec.link else {})
         self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype, spec.base_two)
         self.setup = self.parts.setup
         self.advance, self.observe = self.parts.programs[:2]
-        self.retreat = self.parts.programs[2] if retreating else None
+        self.inverse = self.parts.programs[2] if with_inverse else None
         self.send = self.parts.programs[-1] if spec.link else None
         # All of the model is read here: a class may be changed later, and this step is of what it was.
         place = avals[: n_hoisted + n_state]
         self._ways = {way: Program(self._moving(way), place, f"{way} of {label}") for way in ("enter", "exit")}
         self._rates = tuple(b.a for b in getattr(spec.model, "blocks", ()))
-        self.retreats = retreats(spec.model, spec.scheme, spec.noisy)
+        self.invertible = invertible(spec.model, spec.scheme, spec.noisy)
 
     def _named(self, flat):
         """Flat arguments as (parameters, everything hoisted, state, rest)."""
@@ -151,8 +151,8 @@ class Step:
     def _advance(self, *flat):
         return self._moved(SCHEMES[self.spec.scheme].step, flat)
 
-    def _retreat(self, *flat):
-        return self._moved(SCHEMES[self.spec.scheme].retreat, flat)
+    def _inverse(self, *flat):
+        return self._moved(SCHEMES[self.spec.scheme].inverse, flat)
 
     def _moved(self, move, flat):
         spec = self.spec
@@ -233,9 +233,9 @@ def _outside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any
 
 
 class _Steps(Programs[Step]):
-    def __call__(self, spec: StepSpec, retreating: bool = False) -> Step:
+    def __call__(self, spec: StepSpec, with_inverse: bool = False) -> Step:
         """The step of a specification, and its way back where one is asked for, built once."""
-        return super().__call__(spec, retreating)
+        return super().__call__(spec, with_inverse)
 
 
-build = _Steps(Step, lambda spec, retreating: spec)
+build = _Steps(Step, lambda spec, with_inverse: spec)

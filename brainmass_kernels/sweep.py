@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import dispatch, files, identity, units
+from .arguments import PerLane, entries_of, prepare
 from .extras import needs
 from .interrupts import heard
 from .models.base import Model, check_model, check_name
 from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
-from .simulate import PerLane, Run, _entries, _prepare, explain, simulate, times
+from .run import Run
+from .simulate import explain, simulate, times
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
@@ -199,14 +201,14 @@ def sweep(
     size = min(grid.points, _chunk(chunk))
     record = _default(model) if record is None else record
     everything = {"duration": duration, "dt": dt, "record": record, **arguments}
-    if _OK in {*dict(_entries(model, record)), *grid.axes}:
+    if _OK in {*dict(entries_of(model, record)), *grid.axes}:
         raise ValueError(f"'record' and 'over' take other names than {_OK!r}, which tells which points stayed finite")
     say = print if progress is True else progress or (lambda _: None)
     with contextlib.ExitStack() as held:
         parts = _NO_PARTS
         if out is not None:
             out = _place(out, "out")
-            run, data = _prepare(**_call(model, grid, np.arange(size), key, everything))
+            run, data = prepare(**_call(model, grid, np.arange(size), key, everything))
             _rehearse(out, model, grid, run)
             parts = held.enter_context(_parts(out, _identity(model, grid, run, data, size, key)))
         chunks, axes = _all_chunks(model, grid, size, key, everything, parts, say)

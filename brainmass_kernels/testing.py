@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import importlib.util
 import os
 import re
@@ -11,53 +9,23 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import _jax
-from .backends.base import Unsupported
-
-_INTERPRETED = contextvars.ContextVar("brainmass_kernels_interpreted", default="")
-_COMPILED_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "brainmass_kernels_compiled_for", default=None
-)
+from ._context import ABSENT, INTERPRETED, TARGET, TRITON_KERNELS, Target, setting
+from .errors import Unsupported
 
 
-@contextlib.contextmanager
 def interpret(races: bool = False):
-    """Within this context accelerator implementations run in their interpreters, on the CPU, slowly.
+    """A context in which accelerator implementations run in their interpreters, on the CPU, slowly.
 
     Parameters
     ----------
     races : also raise where two threads of a GPU kernel touch the same memory unordered; slower by far
     """
-    token = _INTERPRETED.set("races" if races else "plain")
-    try:
-        yield
-    finally:
-        _INTERPRETED.reset(token)
+    return setting(INTERPRETED, "races" if races else "plain")
 
 
-def interpreting() -> str:
-    """How `interpret` asks kernels to run: "plain", "races", or "" outside of it."""
-    return _INTERPRETED.get()
-
-
-_ABSENT: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
-    "brainmass_kernels_absent", default=frozenset()
-)
-
-
-@contextlib.contextmanager
 def without(*names: str):
-    """Within this context these implementations are not chosen, as on a machine that lacks what they need."""
-    token = _ABSENT.set(_ABSENT.get() | frozenset(names))
-    try:
-        yield
-    finally:
-        _ABSENT.reset(token)
-
-
-def absent() -> frozenset[str]:
-    """What `without` leaves out."""
-    return _ABSENT.get()
+    """A context in which these implementations are not chosen, as on a machine that lacks what they need."""
+    return setting(ABSENT, ABSENT.get() | frozenset(names))
 
 
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -83,11 +51,11 @@ class Gpu(NamedTuple):
     memory_bytes: int
     bandwidth: int
 
-    def seen(self) -> _jax.Target:
-        """As kernels see it that are laid out for it."""
-        return _jax.Target(self.multiprocessors, float(".".join(map(str, self.capability))))
+    def target(self) -> Target:
+        """As kernels are laid out for it."""
+        return Target("gpu", self.multiprocessors, float(".".join(map(str, self.capability))))
 
-    def target(self) -> str:
+    def config(self) -> str:
         """What XLA compiles for, as the text of its protocol buffer."""
         major, minor = self.capability
         return f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -108,10 +76,6 @@ GPUS = {
 
 # What Triton compiles for, by compute capability: Ampere, Ada and Hopper.
 TRITON_GPUS = ("sm_80", "sm_86", "sm_89", "sm_90")
-_TRITON_KERNELS: contextvars.ContextVar[list | None] = contextvars.ContextVar(
-    "brainmass_kernels_triton_kernels", default=None
-)
-
 # Mosaic keeps the first architecture that a process compiled for.
 _GPU_OF_PROCESS: list[str] = []
 
@@ -159,11 +123,8 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     if missing:
         raise Unsupported(f"compiling for {chip} needs {', '.join(missing)}: pip install 'brainmass-kernels[ledger]'")
     compilers = {**dict.fromkeys(TPU_TOPOLOGIES, _compile_tpu), **dict.fromkeys(GPUS, _compile_gpu)}
-    token = _COMPILED_FOR.set("tpu" if chip in TPU_TOPOLOGIES else "gpu")
-    try:
+    with setting(TARGET, Target("tpu" if chip in TPU_TOPOLOGIES else "gpu")):
         executable, kernels = compilers.get(chip, _compile_triton)(chip, fn, args)
-    finally:
-        _COMPILED_FOR.reset(token)
     cost: dict[str, float] = {}
     if executable is not None:
         memory: Any = executable.memory_analysis()
@@ -182,21 +143,12 @@ def _placed(topology, args):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
 
 
-@contextlib.contextmanager
-def _targeting(target: _jax.Target):
-    token = _jax.TARGET.set(target)
-    try:
-        yield
-    finally:
-        _jax.TARGET.reset(token)
-
-
 def _compile_tpu(chip: str, fn, args):
     import jax
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
-    with _targeting(_jax.Target(getattr(topology.devices[0], "num_cores", None) or 1)):
+    with setting(TARGET, Target("tpu", getattr(topology.devices[0], "num_cores", None) or 1)):
         return jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("tpu",)).compile(), {}
 
 
@@ -212,7 +164,7 @@ def _compile_gpu(chip: str, fn, args):
     _GPU_OF_PROCESS.append(chip)
     gpu = GPUS[chip]
     topology = topologies.get_topology_desc(
-        topology_name="", platform="cuda", target_config=gpu.target(), topology="1x1x1"
+        topology_name="", platform="cuda", target_config=gpu.config(), topology="1x1x1"
     )
     device = jax.sharding.AbstractDevice(device_kind=gpu.device_kind, num_cores=gpu.multiprocessors, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=jax.sharding.AxisType.Auto, abstract_device=device)
@@ -220,7 +172,7 @@ def _compile_gpu(chip: str, fn, args):
         before = os.environ.get("MOSAIC_GPU_DUMP_TO")
         os.environ["MOSAIC_GPU_DUMP_TO"] = dump
         try:
-            with jax.sharding.use_abstract_mesh(mesh), _targeting(gpu.seen()):
+            with jax.sharding.use_abstract_mesh(mesh), setting(TARGET, gpu.target()):
                 lowered = jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("cuda",))
             executable = lowered.compile()
         finally:
@@ -240,14 +192,10 @@ def _compile_triton(chip: str, fn, args):
     """The kernels that ``fn`` would call, each compiled by Triton."""
     import jax
 
-    token = _TRITON_KERNELS.set([])
-    try:
+    with setting(TRITON_KERNELS, []) as calls:
         # A trace that JAX kept from before would call no kernel.
         jax.clear_caches()
         jax.eval_shape(fn, *args)
-        calls = _TRITON_KERNELS.get() or []
-    finally:
-        _TRITON_KERNELS.reset(token)
     if not calls:
         raise Unsupported(f'the function calls no Triton kernel: name implementation="triton" to compile for {chip}')
     return None, {kernel.__name__: _assembled(chip, kernel, arrays, layout) for kernel, arrays, layout in calls}
@@ -275,13 +223,3 @@ def _assembled(chip: str, kernel, arrays, layout):
         options={"num_warps": layout.warps, "num_stages": 1, "enable_fp_fusion": False},
     )
     return assemble(made.asm["ptx"], {"sm_90": "sm_90a"}.get(chip, chip))
-
-
-def triton_kernels() -> list | None:
-    """Where the backend leaves kernels that `compile_for` is to compile, or ``None`` where they are to run."""
-    return _TRITON_KERNELS.get()
-
-
-def target_platform() -> str | None:
-    """The platform that `compile_for` compiles for at this moment, or ``None``."""
-    return _COMPILED_FOR.get()

@@ -289,7 +289,7 @@ class BackendSuite:
     ----------
     implementation : the name asked for, or ``None``
     runs : the implementation that must then run
-    transparent : whether JAX differentiates it itself, in forward mode too
+    native_autodiff : whether JAX differentiates it itself, in forward mode too
     float64 : whether it takes float64
     context : in which everything runs, such as `bk.testing.interpret`
     loop : what a time loop is in XLA's text
@@ -301,7 +301,7 @@ class BackendSuite:
 
     implementation: str | None = None
     runs: str
-    transparent = False
+    native_autodiff = False
     float64 = True
     context = staticmethod(contextlib.nullcontext)
     loop = "while"
@@ -634,7 +634,7 @@ class BackendSuite:
         theta = self.single(case)
         tangent = jax.tree.map(jnp.ones_like, theta)
         fun = functools.partial(self.loss, case)
-        if not self.transparent:
+        if not self.native_autodiff:
             with pytest.raises(TypeError, match=r'implementation="scan"'):
                 jax.jvp(fun, (theta,), (tangent,))
             return
@@ -644,7 +644,7 @@ class BackendSuite:
 
     @pytest.mark.slow
     def test_second_order(self, x64):
-        if not (self.transparent and self.float64):
+        if not (self.native_autodiff and self.float64):
             pytest.skip(f"{self.runs} as asked for here is differentiated once")
         loss, Ae, E = self._of_lane(Case(steps=20, checkpoint=6))
         Ae, E = np.float64(Ae[0]), np.float64(E[0])
@@ -724,5 +724,5 @@ class BackendSuite:
         (short, _), (long, planned) = map(temporary, self.bounded)
         growth = self.bounded[1] / self.bounded[0]
         assert long / short < 1.5 * growth**0.5
-        if not self.transparent:  # JAX also keeps what is between the states of one segment
+        if not self.native_autodiff:  # JAX also keeps what is between the states of one segment
             assert long < 1.5 * planned

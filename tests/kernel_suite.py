@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from brainmass_kernels.backends.base import Backend, Loop, Pullbacks, Schedule, Wanted
+from brainmass_kernels.backends.base import Backend, Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
 from brainmass_kernels.noise import lane_seeds, normals
 from brainmass_kernels.pointwise import Program, pullback, pullback_after
+from brainmass_kernels.schedule import Schedule
 
 
 def advance(coefs, state, inputs, draws):
@@ -29,7 +30,7 @@ def advance(coefs, state, inputs, draws):
     return x + 0.1 * v, v
 
 
-def retreat(coefs, state, inputs, draws):
+def inverse(coefs, state, inputs, draws):
     """The state before a step of `advance` from that after it."""
     (damping, gain), (x, v) = coefs, state
     x = x - 0.1 * v
@@ -58,16 +59,16 @@ class Case(NamedTuple):
         return Schedule(self.steps, self.lead, self.every)
 
 
-def make_loop(case: Case, interpret: str = "plain", retreating: bool = False) -> Loop:
+def make_loop(case: Case, interpret: str = "plain", with_inverse: bool = False) -> Loop:
     n_inputs, n_normals = 2 * case.driven, int(case.noisy)
     avals = [jax.ShapeDtypeStruct((), "float32")] * (4 + n_inputs + n_normals)
 
     def program(move):
         return Program(lambda *a: move(a[:2], a[2:4], a[4 : 4 + n_inputs], a[4 + n_inputs :]), avals)
 
-    step, back = program(advance), program(retreat) if retreating else None
+    step, back = program(advance), program(inverse) if with_inverse else None
     seen = Program(lambda *a: observe(a[:2], a[2:]), avals[:4], "observer")
-    return Loop(step, seen, 2, 2, n_inputs, n_normals, case.schedule, interpret=interpret, retreat=back)
+    return Loop(step, seen, 2, 2, n_inputs, n_normals, case.schedule, interpret=interpret, inverse=back)
 
 
 def make_data(case: Case):
@@ -85,7 +86,7 @@ def make_data(case: Case):
         seeds = jnp.concatenate([seeds, jnp.full((1, case.lanes), case.first, jnp.int32)])
     count = case.schedule.count
     cts = (draw(count, case.lanes), draw(count, case.lanes)), (draw(case.lanes), draw(case.lanes))
-    return coefs, state, inputs, seeds, cts
+    return Operands(coefs, inputs, seeds), Carry(state), Cotangents(cts[0], Carry(cts[1]))
 
 
 def reference(case: Case, coefs, state, inputs, draws):
@@ -152,66 +153,67 @@ class KernelSuite:
     def test_forward_and_adjoint_agree_with_a_float64_scan(self, case, monkeypatch):
         if case.longest:
             self.shorten(monkeypatch, case.longest)
-        self.check(case, make_loop(case, self.interpret), retreating=False)
+        self.check(case, make_loop(case, self.interpret), with_inverse=False)
 
-    @pytest.mark.parametrize("retreating", [False, True], ids=["rerun", "by inverse steps"])
+    @pytest.mark.parametrize("with_inverse", [False, True], ids=["rerun", "by inverse steps"])
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-    def test_an_adjoint_may_walk_back_by_inverse_steps(self, case, retreating):
-        if not self.backend.retreats:
+    def test_an_adjoint_may_walk_back_by_inverse_steps(self, case, with_inverse):
+        if not self.backend.inverse_steps:
             pytest.skip(f"{self.backend.name} reruns every segment")
-        if not retreating and case.longest:
+        if not with_inverse and case.longest:
             pytest.skip("kept states are not limited here")
-        self.check(case, make_loop(case, self.interpret, retreating=True), retreating)
+        self.check(case, make_loop(case, self.interpret, with_inverse=True), with_inverse)
 
-    def check(self, case: Case, loop: Loop, retreating: bool):
-        coefs, state, inputs, seeds, (ct_records, ct_final) = make_data(case)
+    def check(self, case: Case, loop: Loop, with_inverse: bool):
+        operands, initial, cotangents = make_data(case)
+        (coefs, inputs, seeds, _), state = operands, initial.state
         wanted = Wanted((True, True), (True,) * loop.n_inputs)
         flags = (*wanted.coefs, True, True)
         advance = pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals))
-        inverse = pullback_after(loop.retreat, advance, slice(2, 4)) if loop.retreat and retreating else None
+        inverse = pullback_after(loop.inverse, advance, slice(2, 4)) if loop.inverse and with_inverse else None
         pullbacks = Pullbacks(advance, pullback(loop.observe, flags), inverse)
 
         @jax.jit
-        def run(coefs, state, inputs, seeds, ct_records, ct_final):
-            every = case.checkpoint_every
-            kept = self.backend.forward(loop, coefs, state, inputs, seeds, every)
-            return kept, self.backend.adjoint(
-                loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, every
-            )
+        def run(operands, initial, cotangents):
+            kept = self.backend.forward(loop, operands, initial, case.checkpoint_every)
+            walk = loop, pullbacks, wanted, operands, kept.saved, cotangents, case.checkpoint_every
+            return kept, self.backend.adjoint(*walk)
 
-        kept, back = run(coefs, state, inputs, seeds, ct_records, ct_final)
+        kept, back = run(operands, initial, cotangents)
         draws = [normals(seeds, i, 1) for i in range(case.steps)] if case.noisy else []
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (coefs, state, inputs))
             draws = (jnp.asarray(np.asarray(draws)[:, 0], jnp.float64),) if draws else ()
             want, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
             ct_coefs, ct_state, ct_inputs = pull(
-                jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (ct_records, ct_final))
+                jax.tree.map(
+                    lambda x: jnp.asarray(np.asarray(x), jnp.float64), (cotangents.records, cotangents.final.state)
+                )
             )
-        assert_close((*kept.records, *kept.final), (*want[0], *want[1]), 2e-6)
+        assert_close((*kept.records, *kept.final.state), (*want[0], *want[1]), 2e-6)
         total = np.sum(np.asarray(back.coefs[0]), dtype=np.float64)
-        assert_close((total, back.coefs[1], *back.state), (*ct_coefs, *ct_state), 2e-5)
+        assert_close((total, back.coefs[1], *back.initial.state), (*ct_coefs, *ct_state), 2e-5)
         if inputs:
             assert_close((np.sum(np.asarray(back.inputs[0]), axis=1), back.inputs[1]), ct_inputs, 1e-5)
 
     def test_checkpoints_change_no_number(self):
         case = CASES["127 lanes, long strides"]
-        coefs, state, inputs, seeds, _ = make_data(case)
-        plain = self.backend.forward(make_loop(case, self.interpret), coefs, state, inputs, seeds)
-        kept = self.backend.forward(make_loop(case, self.interpret), coefs, state, inputs, seeds, case.checkpoint_every)
+        operands, initial, _ = make_data(case)
+        plain = self.backend.forward(make_loop(case, self.interpret), operands, initial)
+        kept = self.backend.forward(make_loop(case, self.interpret), operands, initial, case.checkpoint_every)
         assert plain.saved is None
-        for a, b in zip((*plain.records, *plain.final), (*kept.records, *kept.final), strict=True):
+        for a, b in zip((*plain.records, *plain.final.state), (*kept.records, *kept.final.state), strict=True):
             np.testing.assert_array_equal(a, b)
 
     def test_only_wanted_cotangents_are_returned(self):
         case = Case(5, 0, 1, 2, 2)
-        loop, (coefs, state, inputs, seeds, (ct_records, ct_final)) = make_loop(case, self.interpret), make_data(case)
+        loop, (operands, initial, cotangents) = make_loop(case, self.interpret), make_data(case)
         wanted = Wanted((False, False), (False, True))
         pullbacks = Pullbacks(
             pullback(loop.advance, (False, False, True, True, False, True)),
             pullback(loop.observe, (False, False, True, True)),
         )
-        kept = self.backend.forward(loop, coefs, state, inputs, seeds, 2)
-        back = self.backend.adjoint(loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, 2)
-        assert (len(back.coefs), len(back.state), len(back.inputs)) == (0, 2, 1)
+        kept = self.backend.forward(loop, operands, initial, 2)
+        back = self.backend.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 2)
+        assert (len(back.coefs), len(back.initial.state), len(back.inputs)) == (0, 2, 1)
         assert back.inputs[0].shape == (5, 2)

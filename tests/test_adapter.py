@@ -268,13 +268,13 @@ def test_errors_are_those_of_the_simulator():
 
 
 def test_other_values_compile_nothing():
-    from brainmass_kernels.simulate import _RUNS
+    from brainmass_kernels.run import RUNS
 
     fused, compiled = bk.fuse(made("JansenRitStep"), DT, implementation="scan"), []
     for level in (200.0, 210.0, 220.0):
         fused.model.Ae.val = level / 60.0 * u.mV
         fused.run(10 * u.ms, inputs=lambda i, t, level=level: (0.0 * u.mV, level * u.Hz, 0.0 * u.mV))
-        compiled.append([run._cache_size() for run in _RUNS.values()])
+        compiled.append([run._cache_size() for run in RUNS.values()])
     assert compiled[0] == compiled[1] == compiled[2]
 
 

@@ -239,7 +239,7 @@ def test_rates_are_data_of_one_program():
     np.testing.assert_allclose(ratio, fast.rates)
     # Rounding over the longest segment of either, exp(a dt) a step, on the two sides of what inverse steps may do.
     longest = 15
-    reach = sys.modules["brainmass_kernels.simulate"].REACH
+    reach = sys.modules["brainmass_kernels.run"].MAX_INVERSE_GROWTH
     growths = [
         float(checks.drawn(checks.plain(check))["parameters"]["be"].max()) * 1e-4 * longest for check in (slow, fast)
     ]

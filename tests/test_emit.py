@@ -37,8 +37,8 @@ MEANING = {
 }  # fmt: skip
 
 
-def source_of(program: Program, spelling=NUMBA) -> tuple[list[str], list[str]]:
-    writer = Writer(spelling)
+def source_of(program: Program, optable=NUMBA) -> tuple[list[str], list[str]]:
+    writer = Writer(optable)
     results = writer.write(program, [f"a{i}" for i in range(len(program.in_avals))])
     return writer.lines(results), results
 

@@ -306,12 +306,12 @@ def test_clear_caches_forgets_what_python_does_not_show():
 
 
 def test_a_cell_that_runs_again_compiles_nothing():
-    from brainmass_kernels.simulate import _RUNS
+    from brainmass_kernels.run import RUNS
 
     compiled = []
     for _ in range(3):
         run(made(lambda s, p, i: {"r": p.rate * (i.c - 1.5 * s.r)}))
-        compiled.append([program._cache_size() for program in _RUNS.values()])
+        compiled.append([program._cache_size() for program in RUNS.values()])
     assert compiled[0] == compiled[1] == compiled[2]
 
 

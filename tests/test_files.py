@@ -495,10 +495,10 @@ class Tripled(bk.Mean):
 
 def told() -> dict[str, str]:
     """Of the run of a network of made models, what tells it from others."""
-    from brainmass_kernels.simulate import _prepare
+    from brainmass_kernels.arguments import prepare
 
     record = {"x": bk.Mean(), "p": bk.Spectrum([5.0, 10.0]), "own": Tripled(), "all": "x"}
-    run, data = _prepare(made()["network"], 100, 1 * u.ms, record=record, implementation="scan")
+    run, data = prepare(made()["network"], 100, 1 * u.ms, record=record, implementation="scan")
     ramp = jnp.arange(3.0)
     function = lambda x: jax.lax.cond(x.sum() > 0, jnp.linalg.norm, lambda y: (y * ramp).sum(), x)  # noqa: E731
     own = identity.of_function(function, jax.ShapeDtypeStruct((3,), jnp.float32))

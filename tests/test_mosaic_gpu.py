@@ -40,8 +40,8 @@ class TestMosaicGPU(BackendSuite):
 
     @pytest.mark.slow
     def test_replay_is_exact(self, monkeypatch):
-        """Where it is replayed; tests/test_retreat.py holds the way back by inverse steps."""
-        monkeypatch.setattr(importlib.import_module("brainmass_kernels.simulate"), "REACH", 0.0)
+        """Where it is replayed; tests/test_inverse_steps.py holds the way back by inverse steps."""
+        monkeypatch.setattr(importlib.import_module("brainmass_kernels.run"), "MAX_INVERSE_GROWTH", 0.0)
         super().test_replay_is_exact()
 
 
@@ -71,7 +71,7 @@ def test_bodies_of_several_steps(monkeypatch, unroll, steps, every, transient, r
     want = jax.value_and_grad(loss)(values, "scan")
     monkeypatch.setattr(mosaic_gpu, "unrolled", lambda *_, **__: unroll)
     if reach is not None:
-        monkeypatch.setattr(importlib.import_module("brainmass_kernels.simulate"), "REACH", reach)
+        monkeypatch.setattr(importlib.import_module("brainmass_kernels.run"), "MAX_INVERSE_GROWTH", reach)
     bk.clear_caches()
     with bk.testing.interpret():
         got = jax.value_and_grad(loss)(values, "mosaic_gpu")

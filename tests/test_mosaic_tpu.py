@@ -16,9 +16,10 @@ from kernel_suite import Case, KernelSuite, make_data, make_loop
 import brainmass_kernels as bk
 from brainmass_kernels import _jax
 from brainmass_kernels.backends import mosaic_tpu
-from brainmass_kernels.backends.base import Loop, Pullbacks, Request, Schedule, Wanted
-from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, cut_time
+from brainmass_kernels.backends.base import Carry, Loop, Operands, Pullbacks, Request, Wanted
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, chunk_time
 from brainmass_kernels.pointwise import Program, pullback
+from brainmass_kernels.schedule import Schedule
 from brainmass_kernels.testing import TPU_TOPOLOGIES
 
 BACKEND = MosaicTPU()
@@ -40,7 +41,7 @@ class TestKernels(KernelSuite):
     [(1, 0, 1), (7, 0, 9), (23, 3, 2), (31, 5, 3), (50, 4, 20), (40, 0, 7), (60, 11, 17), (9, 12, 1), (12, 12, 5)]
 ])  # fmt: skip
 def test_chunks_take_every_step_once_and_meet_the_records(schedule, most, wish, unroll):
-    cut = cut_time(schedule, most, wish, unroll)
+    cut = chunk_time(schedule, most, wish, unroll)
     steps = np.asarray(cut.spread(jnp.arange(schedule.steps)))
     assert steps.shape == (cut.chunks * cut.size,)
     np.testing.assert_array_equal(cut.gather(jnp.asarray(steps)), np.arange(schedule.steps))
@@ -94,7 +95,9 @@ def test_mosaic_lacks(name):
         return getattr(lax, name)(x), v
 
     loop, coefs = request("tpu", step=step).loop, (jnp.float32(1.0), jnp.float32(1.0))
-    traced = jax.jit(lambda *state: BACKEND.forward(loop, coefs, state, (), None).final).trace(jnp.ones(3), jnp.ones(3))
+    traced = jax.jit(lambda *state: BACKEND.forward(loop, Operands(coefs), Carry(state)).final).trace(
+        jnp.ones(3), jnp.ones(3)
+    )
     with pytest.raises(NotImplementedError, match=name):
         traced.lower(lowering_platforms=("tpu",))
 
@@ -119,12 +122,11 @@ def compile_all(chip: str) -> None:
     flags = (True,) * 4
     pullbacks = Pullbacks(pullback(loop.advance, (*flags, True, True, False)), pullback(loop.observe, flags))
 
-    def gradient(coefs, state, inputs, seeds, ct_records, ct_final):
-        kept = BACKEND.forward(loop, coefs, state, inputs, seeds, 30)
-        return BACKEND.adjoint(loop, pullbacks, wanted, coefs, kept.saved, inputs, seeds, ct_records, ct_final, 30)
+    def gradient(operands, initial, cotangents):
+        kept = BACKEND.forward(loop, operands, initial, 30)
+        return BACKEND.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 30)
 
-    coefs, state, inputs, seeds, cts = make_data(case)
-    text = compile_for(chip, gradient, coefs, state, inputs, seeds, *cts).executable.as_text()
+    text = compile_for(chip, gradient, *make_data(case)).executable.as_text()
     for kernel in ("brainmass_kernels_tpu_forward", "brainmass_kernels_tpu_adjoint"):
         assert kernel in text
 

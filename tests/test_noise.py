@@ -13,7 +13,7 @@ from scipy import stats
 
 import brainmass_kernels as bk
 from brainmass_kernels import noise
-from brainmass_kernels.backends.base import Body, Schedule, parity_in, pieces
+from brainmass_kernels.schedule import Body, Schedule, parity_in, segment_groups
 
 MASK = 0xFFFFFFFF
 SIGMA = u.Hz * u.second**0.5
@@ -157,7 +157,7 @@ def test_steps_in_a_row(first, later):
 @given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 30), st.integers(1, 40), st.integers(1, 20))
 def test_a_body_begins_at_the_step_of_the_parity_that_is_said(steps, lead, every, segment, most):
     """And the bodies of a segment are its steps, whole strides where they have several."""
-    for piece in pieces(Schedule(steps, min(lead, steps), every), segment):
+    for piece in segment_groups(Schedule(steps, min(lead, steps), every), segment):
         parity, form = parity_in(0, piece), Body.of(piece, most, noisy=True)
         stretch = piece.length if form.strides else piece.stride
         assert 1 <= form.steps <= max(most, 1)

@@ -19,9 +19,10 @@ from kernel_suite import KernelSuite
 import brainmass_kernels as bk
 from brainmass_kernels import noise
 from brainmass_kernels.backends import numba as backend
-from brainmass_kernels.backends.base import Loop, Schedule, lacking
+from brainmass_kernels.backends.base import Carry, Loop, Operands, lacking
 from brainmass_kernels.emit import NUMBA
 from brainmass_kernels.pointwise import Program
+from brainmass_kernels.schedule import Schedule
 
 numba = pytest.importorskip("numba")
 
@@ -48,7 +49,7 @@ def observed(fun, lanes, dtype="float32"):
     count = len(jax.eval_shape(fun, aval))
     program = Program(lambda x: fun(x), [aval])
     loop = Loop(Program(lambda x: (x,), [aval]), program, 0, 1, 0, 0, Schedule(1))
-    records = backend.Numba().forward(loop, (), (jnp.asarray(lanes, dtype),), (), None).records
+    records = backend.Numba().forward(loop, Operands(()), Carry((jnp.asarray(lanes, dtype),))).records
     assert len(records) == count
     return [np.asarray(r[0]) for r in records]
 
@@ -143,7 +144,7 @@ def test_every_primitive_compiled_is_what_jax_computes(group):
     fun = FUNCTIONS[group]
     step = Program(lambda x, y: (x, y), [FLOAT, FLOAT])
     loop = Loop(step, Program(fun, [FLOAT, FLOAT]), 0, 2, 0, 0, Schedule(1))
-    got = backend.Numba().forward(loop, (), (x, y), (), None).records
+    got = backend.Numba().forward(loop, Operands(()), Carry((x, y))).records
     for k, (a, b) in enumerate(zip(got, fun(x, y), strict=True)):
         np.testing.assert_allclose(a[0], b, rtol=4e-6, atol=4e-6, err_msg=f"{group} {k}")
 
@@ -153,7 +154,7 @@ def test_the_noise_is_that_of_every_backend():
     step = Program(lambda x, y, z, w: (x + z, y + w), [FLOAT] * 4)
     loop = Loop(step, Program(lambda x, y: (x, y), [FLOAT] * 2), 0, 2, 0, 2, Schedule(1))
     seeds = noise.lane_seeds(jax.random.key(3), (10_000,))
-    got = backend.Numba().forward(loop, (), (jnp.zeros(10_000),) * 2, (), seeds).records
+    got = backend.Numba().forward(loop, Operands((), (), seeds), Carry((jnp.zeros(10_000),) * 2)).records
     for a, b in zip(got, noise.normals(seeds, 0, 2)):
         np.testing.assert_allclose(a[0], b, rtol=2e-6, atol=2e-7)
 

@@ -11,9 +11,10 @@ from jax.interpreters import ad
 import brainmass_kernels as bk
 from brainmass_kernels import dispatch, pointwise
 from brainmass_kernels._jax import MOSAIC_GPU
-from brainmass_kernels.backends.base import Loop, Request, Schedule, lacking
+from brainmass_kernels.backends.base import Loop, Request, lacking
 from brainmass_kernels.emit import NUMBA, TRITON
 from brainmass_kernels.pointwise import Program, pullback
+from brainmass_kernels.schedule import Schedule
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 MOSAIC = [
@@ -62,9 +63,9 @@ def test_a_primitive_is_refused_with_its_line(name):
     assert "test_refusals.py" in found
 
 
-@pytest.mark.parametrize("spelling", [NUMBA, TRITON], ids=lambda s: s.name)
-def test_what_has_no_derivative_is_a_reason_and_no_crash(spelling):
-    found = lacking(spelling.lacks, program(lambda x: lax.nextafter(x, jnp.ones_like(x))))
+@pytest.mark.parametrize("optable", [NUMBA, TRITON], ids=lambda s: s.name)
+def test_what_has_no_derivative_is_a_reason_and_no_crash(optable):
+    found = lacking(optable.lacks, program(lambda x: lax.nextafter(x, jnp.ones_like(x))))
     assert found.startswith("the step of a test has no gradient")
     assert "nextafter" in found
 

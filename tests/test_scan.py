@@ -21,11 +21,11 @@ class TestScanAdjoint(BackendSuite):
 
 @pytest.mark.slow
 class TestScan(BackendSuite):
-    """By name: transparent to JAX."""
+    """By name: native_autodiff to JAX."""
 
     implementation = "scan"
     runs = "scan"
-    transparent = True
+    native_autodiff = True
 
 
 @pytest.mark.slow

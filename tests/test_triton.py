@@ -18,9 +18,10 @@ from test_numba import FUNCTIONS
 import brainmass_kernels as bk
 from brainmass_kernels import _jax, dispatch, noise
 from brainmass_kernels.backends import mosaic_gpu, triton, triton_versions
-from brainmass_kernels.backends.base import Loop, Schedule
+from brainmass_kernels.backends.base import Carry, Loop, Operands
 from brainmass_kernels.emit import TRITON, TRITON_AMD, TRITON_FAST
 from brainmass_kernels.pointwise import ELEMENTWISE, Program, logistic2, pullback, tanh_absolute
+from brainmass_kernels.schedule import Schedule
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 
@@ -65,7 +66,7 @@ def observed(program: Program, *arguments, precision="exact"):
     carried = Program(lambda *x: x, avals)
     loop = Loop(carried, program, 0, len(avals), 0, 0, Schedule(1), precision, "plain")
     state = tuple(jnp.asarray(x, a.dtype).reshape(-1) for x, a in zip(arguments, avals))
-    return [np.asarray(r[0]) for r in triton.Triton().forward(loop, (), state, (), None).records]
+    return [np.asarray(r[0]) for r in triton.Triton().forward(loop, Operands(()), Carry(state)).records]
 
 
 @needs_interpreter
@@ -127,9 +128,9 @@ def test_not_a_number_stays_one_and_infinity_saturates():
 
 
 def test_every_elementwise_primitive_is_spelled_or_known_to_be_missing():
-    for spelling in (TRITON, TRITON_FAST, TRITON_AMD):
-        assert set(spelling.operations) | {"erf_inv"} >= ELEMENTWISE | {"tanh_absolute", "logistic2"}
-        assert "erf_inv" not in spelling.operations
+    for optable in (TRITON, TRITON_FAST, TRITON_AMD):
+        assert set(optable.operations) | {"erf_inv"} >= ELEMENTWISE | {"tanh_absolute", "logistic2"}
+        assert "erf_inv" not in optable.operations
 
 
 # Compiled for GPUs that are not here --------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import meshless
-from ..backends.base import Unsupported
 from ..dispatch import Plan, check_known
+from ..errors import Unsupported
 from ..simulate import explain, simulate
 from ..units import UNITLESS, positive_time
 from .couplings import SENT, Wiring

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends.base import Unsupported
+from ..errors import Unsupported
 from ..models.base import Model
 from ..network import COUPLINGS, Network
 from .lanes import ARRIVING

@@ -14,7 +14,7 @@ import brainunit as u
 import jax.numpy as jnp
 from jax import lax
 
-from ..backends.base import Unsupported
+from ..errors import Unsupported
 
 # `run(model, update, steps, inputs)`: `steps` calls of `update(*inputs(i, t))`, fused, that change the model's states.
 Run = Callable[..., object]

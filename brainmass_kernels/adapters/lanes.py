@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax import Literal, at_source, call_body, drop_dead, eqn_source, meshless
-from ..backends.base import Unsupported
+from ..errors import Unsupported
 from ..models.base import Model, model
 from ..pointwise import CALLS, ELEMENTWISE, RULES, Program, evaluate_equation
 from ..units import UNITLESS

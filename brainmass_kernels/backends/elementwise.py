@@ -19,10 +19,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from .. import derivatives
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU
+from ..errors import Unsupported
 from ..pointwise import RULES, Program, evaluate, pullback
 from ..programs import on_clear
 from . import mosaic_gpu, mosaic_tpu
-from .base import Unsupported, lacking
+from .base import lacking
 from .mosaic_gpu import THREADS, WARPS, Layout, plgpu
 from .mosaic_tpu import LANES
 from .pallas import apply, fill, merged, parted, read

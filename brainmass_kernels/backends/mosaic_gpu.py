@@ -21,24 +21,21 @@ from jax.experimental import pallas as pl
 from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal, store_warp_sums
 from ..noise import Normals, in_a_row
 from ..pointwise import RULES, Program
+from ..schedule import Body, SegmentGroup, checkpoint_levels, nested_segments, parity_in, segment_groups, segments_in
 from .base import (
     Adjoint,
-    Body,
+    Carry,
     Copied,
+    Cotangents,
     Forward,
     Loop,
-    Piece,
+    Operands,
     Pullbacks,
     Request,
     Wanted,
-    depths,
     lacking,
-    parity_in,
-    pieces,
     programs_of,
-    segments_in,
-    within,
-)  # fmt: skip
+)
 from .pallas import added, apply, fill, grouped, lacks, merged, parted
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
@@ -257,7 +254,7 @@ class _Start(NamedTuple):
     step: Any = 0
     parity: int | None = 0
 
-    def segment(self, piece: Piece, i) -> _Start:
+    def segment(self, piece: SegmentGroup, i) -> _Start:
         """Of a piece's segment ``i``, where the pieces begin here."""
         return _Start(self.step + piece.start + i * piece.length, parity_in(self.parity, piece))
 
@@ -308,13 +305,13 @@ def _ahead(
     return carry if backwards else rest(carry)
 
 
-def _segments(piece: Piece, segment: Callable, carry, backwards: bool = False):
+def _segments(piece: SegmentGroup, segment: Callable, carry, backwards: bool = False):
     """``carry = segment(i, carry)`` for each segment of a piece."""
     return _repeat(piece.segments, 1, lambda i, _, carry: segment(i, carry), carry, backwards)
 
 
 def _steps(
-    lanes: _Lanes, piece: Piece, first: _Start, unroll: int, step: Callable, record: Callable | None, carry,
+    lanes: _Lanes, piece: SegmentGroup, first: _Start, unroll: int, step: Callable, record: Callable | None, carry,
     backwards: bool = False,
 ):  # fmt: skip
     """Take the steps of one segment, which begins at ``first``, several written out in one body.
@@ -365,7 +362,7 @@ def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -
 
 
 def _run_pieces(
-    lanes: _Lanes, parts: Sequence[Piece], start: _Start, state, record: Callable | None, save: Callable | None
+    lanes: _Lanes, parts: Sequence[SegmentGroup], start: _Start, state, record: Callable | None, save: Callable | None
 ):
     """Run pieces, the first of which begins at ``start``.
 
@@ -409,7 +406,7 @@ class MosaicGPU:
 
     name = "mosaic_gpu"
     interpretable = True
-    retreats = True
+    inverse_steps = True
     networks = False
     same_lanes = False
 
@@ -445,10 +442,11 @@ class MosaicGPU:
         whole = layout.blocks * layout.width
         return Copied(whole if whole > request.lanes else 0, layout.width)
 
-    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
+    def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
+        (coefs, inputs, seeds, _), state = operands, initial.state
         layout = Layout.choose(state[0].shape[0], most=2)
-        parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
+        parts = tuple(segment_groups(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         obs = loop.n_observables if loop.schedule.count else 0
         call = _Call(loop, layout)
         call.give_arguments(coefs, inputs, seeds)
@@ -456,7 +454,7 @@ class MosaicGPU:
         call.outs["final"] = [layout.array()] * loop.n_state
         call.outs["records"] = [layout.array(loop.schedule.count)] * obs
         # A walk back by inverse steps begins each segment at its end.
-        slots = segments_in(parts) + (loop.retreat is not None)
+        slots = segments_in(parts) + (loop.inverse is not None)
         call.outs["saved"] = [layout.array(slots)] * loop.n_state if checkpoint_every else []
 
         def kernel(lanes: _Lanes):
@@ -467,7 +465,7 @@ class MosaicGPU:
                 save=(lambda slot, state: lanes.store(refs["saved"], state, slot)) if checkpoint_every else None,
             )  # fmt: skip
             lanes.store(refs["final"], state)
-            if checkpoint_every and loop.retreat is not None:
+            if checkpoint_every and loop.inverse is not None:
                 lanes.store(refs["saved"], state, slots - 1)
 
         out = call.run(kernel, "brainmass_kernels_gpu_forward")
@@ -475,42 +473,44 @@ class MosaicGPU:
         if not obs:
             records = (jnp.zeros((0, layout.lanes), jnp.float32),) * loop.n_observables
         saved = tuple(layout.unlay(x) for x in out["saved"])
-        return Forward(records, tuple(layout.unlay(x) for x in out["final"]), saved if checkpoint_every else None)
+        final = Carry(tuple(layout.unlay(x) for x in out["final"]))
+        return Forward(records, final, saved if checkpoint_every else None)
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
+        (coefs, inputs, seeds, _), ct_final = operands, cotangents.final.state
         layout = Layout.choose(ct_final[0].shape[0], most=1)
-        parts = tuple(pieces(loop.schedule, checkpoint_every))
+        parts = tuple(segment_groups(loop.schedule, checkpoint_every))
         obs = loop.n_observables if loop.schedule.count else 0
-        back = _WayBack.of(loop, pullbacks, wanted, layout)
+        back = ReversePass.of(loop, pullbacks, wanted, layout)
         call = _Call(loop, layout)
         call.give_arguments(coefs, inputs, seeds)
         call.operands["saved"] = [layout.lay(x) for x in saved]
         call.operands["ct_final"] = [layout.lay(x, "constant") for x in ct_final]
-        call.operands["ct_records"] = [layout.lay(x, "constant") for x in ct_records] if obs else []
+        call.operands["ct_records"] = [layout.lay(x, "constant") for x in cotangents.records] if obs else []
         call.outs["ct_state"] = [layout.array()] * loop.n_state
         call.outs["ct_coefs"] = [layout.array()] * back.n_coefs
         steps, in_lanes = loop.schedule.steps, [x for x, w in zip(call.inputs_in_lanes, wanted.inputs) if w]
         call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
         sums = jax.ShapeDtypeStruct((steps, layout.blocks * WARPS), jnp.float32)
         call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
-        if pullbacks.retreat is None:
-            for depth, slots in enumerate(depths(parts, back.most)):
+        if pullbacks.inverse is None:
+            for depth, slots in enumerate(checkpoint_levels(parts, back.most)):
                 call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
             longest = min(back.most, max((piece.length for piece in parts), default=1))
             call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
         out = call.run(lambda lanes: back.kernel(lanes, parts, in_lanes), "brainmass_kernels_gpu_adjoint")
         return Adjoint(
             tuple(layout.unlay(x) for x in out["ct_coefs"]),
-            tuple(layout.unlay(x) for x in out["ct_state"]),
+            Carry(tuple(layout.unlay(x) for x in out["ct_state"])),
             merged(out["ct_uniform_inputs"], [layout.unlay(x) for x in out["ct_lane_inputs"]], in_lanes),
         )
 
 
-class _WayBack(NamedTuple):
+class ReversePass(NamedTuple):
     """What an adjoint kernel is made of.
 
     Attributes
@@ -526,7 +526,7 @@ class _WayBack(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> _WayBack:
+    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> ReversePass:
         n, m = loop.n_coefs, loop.n_state
         by_step = pullbacks.advance.uses()
         by_record = pullbacks.observe.uses()[n : n + m]
@@ -543,14 +543,14 @@ class _WayBack(NamedTuple):
     def n_kept(self) -> int:
         return max(1, sum(self.keep))
 
-    def kernel(self, lanes: _Lanes, parts: Sequence[Piece], in_lanes: Sequence[bool]):
+    def kernel(self, lanes: _Lanes, parts: Sequence[SegmentGroup], in_lanes: Sequence[bool]):
         refs = lanes.refs
         carry = lanes.zeros(self.n_coefs), lanes.load(refs["ct_final"])
         walk = _Walk(self, lanes, in_lanes)
-        if self.pullbacks.retreat is not None:
-            carry = walk.retreat(self.pullbacks.retreat, parts, carry)
+        if self.pullbacks.inverse is not None:
+            carry = walk.invert(self.pullbacks.inverse, parts, carry)
         else:
-            carry = walk.pieces(parts, _Start(), 0, refs["saved"], carry, 0)
+            carry = walk.groups(parts, _Start(), 0, refs["saved"], carry, 0)
         lanes.store(refs["ct_coefs"], carry[0])
         lanes.store(refs["ct_state"], carry[1])
 
@@ -558,12 +558,12 @@ class _WayBack(NamedTuple):
 class _Walk(NamedTuple):
     """The way back of one program's lanes; a carry is the cotangents of coefficients and state."""
 
-    back: _WayBack
+    back: ReversePass
     lanes: _Lanes
     in_lanes: Sequence[bool]
 
-    def pieces(self, parts: Sequence[Piece], start: _Start, taken, saved, carry, depth: int):
-        """Walk pieces back, of which the first begins at ``start`` and with record ``taken``."""
+    def groups(self, parts: Sequence[SegmentGroup], start: _Start, taken, saved, carry, depth: int):
+        """Walk groups back, of which the first begins at ``start`` and with record ``taken``."""
         slots = segments_in(parts)
         taken = taken + sum(p.segments * p.records for p in parts)
         for piece in reversed(parts):
@@ -580,16 +580,16 @@ class _Walk(NamedTuple):
             carry = _segments(piece, segment, carry, backwards=True)
         return carry
 
-    def long(self, piece: Piece, first: _Start, k, state, carry, depth: int):
+    def long(self, piece: SegmentGroup, first: _Start, k, state, carry, depth: int):
         """A segment too long for shared memory: run it to keep states within it, and walk its parts back."""
         lanes, saved = self.lanes, self.lanes.refs[f"saved {depth}"]
-        parts = within(piece, self.back.most)
+        parts = nested_segments(piece, self.back.most)
         state = _run_pieces(lanes, parts, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
         if piece.parts and piece.recorded:
             carry = self.observed(k, state, carry)
-        return self.pieces(parts, first, k, saved, carry, depth)
+        return self.groups(parts, first, k, saved, carry, depth)
 
-    def short(self, piece: Piece, first: _Start, k, state, carry):
+    def short(self, piece: SegmentGroup, first: _Start, k, state, carry):
         """A segment that shared memory holds."""
         self.replay(piece, first, state)
         unroll = unrolled(self.lanes.loop, self.lanes.layout, self.back.pullbacks.advance, drawn=False)
@@ -603,7 +603,7 @@ class _Walk(NamedTuple):
             observed if piece.recorded else None, carry, backwards=True,
         )  # fmt: skip
 
-    def replay(self, piece: Piece, first: _Start, state):
+    def replay(self, piece: SegmentGroup, first: _Start, state):
         lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
         unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
@@ -647,8 +647,8 @@ class _Walk(NamedTuple):
             lanes.store_sums(ref.at[n, pl.ds(lax.axis_index("block") * WARPS, WARPS)], ct)
         return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
-    def retreat(self, program: Program, parts: Sequence[Piece], carry):
-        """Walk pieces back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
+    def invert(self, program: Program, parts: Sequence[SegmentGroup], carry):
+        """Walk groups back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
         lanes, n = self.lanes, self.lanes.loop.n_state
         unroll = unrolled(lanes.loop, lanes.layout, program)
         slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)

@@ -22,20 +22,21 @@ from jax.experimental.pallas import tpu as pltpu
 from .._jax import tensor_cores
 from ..noise import in_a_row
 from ..pointwise import ELEMENTWISE, RULES, Program, SplitPullback
+from ..schedule import Schedule, even_share
 from .base import (
     Adjoint,
+    Carry,
     Copied,
+    Cotangents,
     Forward,
     Loop,
+    Operands,
     Pullbacks,
     Request,
-    Schedule,
     Wanted,
-    Wires,
-    even_share,
     lacking,
     programs_of,
-)  # fmt: skip
+)
 from .pallas import (
     added,
     apply,
@@ -77,7 +78,7 @@ def _lacks(program: Program) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class TimeChunks:
     """Time cut into chunks whose ends meet the records.
 
     Steps are counted with phantom ones, which are skipped: some in front, so that the transient ends where a
@@ -274,7 +275,9 @@ def _downward(first, last, body, carry):
     return lax.fori_loop(jnp.int32(0), last - first, lambda i, c: body(last - 1 - i, c), carry)
 
 
-def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int = UNROLL, noisy: bool = False) -> Cut:
+def chunk_time(
+    schedule: Schedule, most: int, wish: int | None = None, unroll: int = UNROLL, noisy: bool = False
+) -> TimeChunks:
     """Cut time into chunks of at most ``most`` steps, of about ``wish`` steps if that is given.
 
     Bodies of a ``noisy`` step are even where they can be.
@@ -283,11 +286,11 @@ def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int
     every, lead = schedule.every, schedule.lead
     if schedule.count == 0:
         every, lead = _up(min(wish, schedule.steps), unroll), 0
-        return Cut(schedule.steps, lead, every, 1, 1, every, min(unroll, every))
+        return TimeChunks(schedule.steps, lead, every, 1, 1, every, min(unroll, every))
     if every > most:
         parts = -(-every // wish)
         size = _up(-(-every // parts), unroll)
-        return Cut(schedule.steps, lead, size, 1, -(-every // size), every, unroll)
+        return TimeChunks(schedule.steps, lead, size, 1, -(-every // size), every, unroll)
     if every > unroll:
         unit, body = every, even_share(every, unroll, 2 if noisy else 1)
     else:
@@ -296,7 +299,7 @@ def cut_time(schedule: Schedule, most: int, wish: int | None = None, unroll: int
     total = (-lead % unit) + schedule.steps
     count = -(-total // max(unit, min(_up(wish, unit), most // unit * unit)))
     strides = _up(-(-total // count), unit) // every
-    return Cut(schedule.steps, lead, every, strides, 1, every * strides, body)
+    return TimeChunks(schedule.steps, lead, every, strides, 1, every * strides, body)
 
 
 def _up(n: int, unit: int) -> int:
@@ -320,19 +323,19 @@ class Plan:
     lanes : lanes of the run
     rows : rows of 128 lanes in a block
     blocks : how many blocks
-    cut : Cut
+    cut : TimeChunks
     coefs_in_lanes, inputs_in_lanes : for each coefficient and input, whether it differs from lane to lane
     """
 
     lanes: int
     rows: int
     blocks: int
-    cut: Cut
+    cut: TimeChunks
     coefs_in_lanes: tuple[bool, ...]
     inputs_in_lanes: tuple[bool, ...]
 
     @classmethod
-    def of(cls, coefs, inputs, lanes: int, rows: int, cut: Cut) -> Plan:
+    def of(cls, coefs, inputs, lanes: int, rows: int, cut: TimeChunks) -> Plan:
         in_lanes = tuple(jnp.ndim(c) == 1 for c in coefs), tuple(jnp.ndim(u) == 2 for u in inputs)
         return cls(lanes, rows, -(-lanes // (rows * LANES)), cut, *in_lanes)
 
@@ -373,7 +376,7 @@ def plan_run(loop: Loop, coefs, inputs, lanes: int) -> Plan:
         return min(LONGEST, int((BUDGET / (4 * rows * LANES) - still) / (a_step or 1)))
 
     rows = block_rows(lanes, _FORWARD, lambda rows: most(rows) >= min(64, loop.schedule.steps))
-    return Plan.of(coefs, inputs, lanes, rows, cut_time(loop.schedule, max(most(rows), 1), None, *_unroll(loop)))
+    return Plan.of(coefs, inputs, lanes, rows, chunk_time(loop.schedule, max(most(rows), 1), None, *_unroll(loop)))
 
 
 class Held(NamedTuple):
@@ -392,7 +395,7 @@ def plan_checkpoints(loop: Loop, coefs, inputs, lanes: int, checkpoint_every: in
     a_step = 2 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
     # A guess at what the pullbacks, which a forward run does not know, need of a step.
     most = (BUDGET / (4 * 8 * LANES) - still) / (a_step + 2 * loop.n_inputs + loop.n_state + loop.n_normals + 2)
-    cut = cut_time(loop.schedule, max(1, min(LONGEST, int(most))), checkpoint_every, *_unroll(loop))
+    cut = chunk_time(loop.schedule, max(1, min(LONGEST, int(most))), checkpoint_every, *_unroll(loop))
     cost = _FORWARD
     if back:
         cost, still, a_step = _ADJOINT, 2 * (loop.n_coefs + back.coefs + 4 * loop.n_state + 2), back.a_step
@@ -531,7 +534,7 @@ class MosaicTPU:
 
     name = "mosaic_tpu"
     interpretable = True
-    retreats = False
+    inverse_steps = False
     networks = True
     same_lanes = False
 
@@ -570,12 +573,11 @@ class MosaicTPU:
             return Copied(-(-networks // LANES) * LANES * -(-coupling.regions // 8) * 8)
         return Copied(-(-request.lanes // (8 * LANES)) * 8 * LANES)
 
-    def forward(
-        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
-    ) -> Forward:
+    def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each chunk."""
-        if wires is not None:
-            return _network().forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
+        if loop.coupling:
+            return _network().forward(loop, operands, initial, checkpoint_every)
+        (coefs, inputs, seeds, _), state = operands, initial.state
         lanes = state[0].shape[0]
         if checkpoint_every is None:
             plan = plan_run(loop, coefs, inputs, lanes)
@@ -599,18 +601,18 @@ class MosaicTPU:
             records = (jnp.zeros((0, plan.lanes), jnp.float32),) * loop.n_observables
         final = tuple(plan.unlay(x) for x in out["state"])
         saved = tuple(plan.unlay(x) for x in out["saved"])
-        return Forward(records, final, saved if checkpoint_every is not None else None)
+        return Forward(records, Carry(final), saved if checkpoint_every is not None else None)
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int, wires: Wires | None = None,
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+        checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        if wires is not None:
-            given = (coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires)
-            return _network().adjoint(loop, pullbacks, wanted, *given)
+        if loop.coupling:
+            return _network().adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+        (coefs, inputs, seeds, _), ct_final = operands, cotangents.final.state
         lanes = ct_final[0].shape[0]
-        way = WayBack.of(loop, pullbacks, wanted, coefs, inputs, lanes, checkpoint_every)
+        way = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, lanes, checkpoint_every)
         plan = way.plan
         cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
         wide = (plan.blocks * plan.rows, LANES)
@@ -620,7 +622,7 @@ class MosaicTPU:
         call.give("ct_final", [plan.lay(x, "constant") for x in ct_final], call.still())
         if obs:
             beyond = cut.record_blocks * cut.strides - loop.schedule.count
-            cts = [jnp.pad(plan.lay(x, "constant"), [(0, beyond), (0, 0), (0, 0)]) for x in ct_records]
+            cts = [jnp.pad(plan.lay(x, "constant"), [(0, beyond), (0, 0), (0, 0)]) for x in cotangents.records]
             call.give("ct_records", cts, call.moving(cut.strides, cut.record_block))
         call.take("ct_state", n, wide, call.still())
         call.take("ct_coefs", way.n_coefs, wide, call.still())
@@ -636,7 +638,7 @@ class MosaicTPU:
         streamed = [plan.unlay(cut.gather(x)) for x in out["ct_lane_inputs"]]
         return Adjoint(
             tuple(plan.unlay(x) for x in out["ct_coefs"]),
-            tuple(plan.unlay(x) for x in out["ct_state"]),
+            Carry(tuple(plan.unlay(x) for x in out["ct_state"])),
             merged(partial, streamed, way.in_lanes),
         )
 
@@ -679,7 +681,7 @@ def _forward_kernel(loop: Loop, plan: Plan, refs, chunk):
 
 
 @dataclasses.dataclass(frozen=True)
-class WayBack:
+class ReversePass:
     """What an adjoint kernel is made of."""
 
     loop: Loop
@@ -691,7 +693,7 @@ class WayBack:
     @classmethod
     def of(
         cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, inputs, lanes: int, checkpoint_every: int
-    ) -> WayBack:
+    ) -> ReversePass:
         n, m = loop.n_coefs, loop.n_state
         free = [True] * n + [False] * m + [True] * loop.n_inputs + [False] * (loop.n_normals + m)
         known = [False] * n + [True] * m + [False] * loop.n_inputs + [True] * loop.n_normals + [False] * m
@@ -714,7 +716,7 @@ class WayBack:
         return tuple(lane for lane, want in zip(self.plan.inputs_in_lanes, self.wanted.inputs) if want)
 
     @property
-    def turn(self) -> int:
+    def rows_per_pass(self) -> int:
         """Rows that go back together: as many as the registers hold, for what is carried and for the rest."""
         fit = max(1, _REGISTERS // (self.n_coefs + self.loop.n_state + _TEMPORARIES))
         return max(r for r in (8, 16, 24, 32) if r <= 8 * fit and self.plan.rows % r == 0)
@@ -730,10 +732,10 @@ class WayBack:
         self.replay(refs, chunk)
 
         def turn(i, carry):
-            self.go_back(refs, chunk, pl.ds(pl.multiple_of(i * self.turn, 8), self.turn))
+            self.go_back(refs, chunk, pl.ds(pl.multiple_of(i * self.rows_per_pass, 8), self.rows_per_pass))
             return carry
 
-        lax.fori_loop(jnp.int32(0), jnp.int32(self.plan.rows // self.turn), turn, ())
+        lax.fori_loop(jnp.int32(0), jnp.int32(self.plan.rows // self.rows_per_pass), turn, ())
         sum_series(refs)
 
     def replay(self, refs, chunk):
@@ -761,7 +763,7 @@ class WayBack:
     def go_back(self, refs, chunk, rows):
         """Walk some rows of the chunk back."""
         loop, cut, n_coefs = self.loop, self.plan.cut, self.n_coefs
-        tile = (self.turn, LANES)
+        tile = (self.rows_per_pass, LANES)
         start, first, last = cut.bounds(chunk)
         coefs, inputs, _ = _arguments(loop, self.plan, refs, start, tile, rows)
         recorded = cut.records(chunk)

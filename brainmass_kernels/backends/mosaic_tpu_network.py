@@ -28,9 +28,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..errors import Unsupported
 from ..pointwise import SplitPullback
-from .base import Adjoint, Coupling, Forward, Loop, Pullbacks, Unsupported, Wanted, Wires
-from .mosaic_tpu import BUDGET, LANES, LONGEST, Cut, Plan, _arguments, _Call, _div, _rem, cut_time, sum_series
+from .base import Adjoint, Carry, Connections, Cotangents, Coupling, Forward, Loop, Operands, Pullbacks, Wanted
+from .mosaic_tpu import BUDGET, LANES, LONGEST, Plan, TimeChunks, _arguments, _Call, _div, _rem, chunk_time, sum_series
 from .pallas import added, apply, fill, merged, operations, parted, read, write
 
 # Most VMEM that is asked for: of the 64 MiB of a core of v5p and tpu7x (v5e and v6e have 128, v4 has 16).
@@ -146,7 +147,7 @@ class Layout(Plan):
     regions: int = 1
 
     @classmethod
-    def network(cls, form: Form, coefs, inputs, lanes: int, cut: Cut) -> Layout:
+    def network(cls, form: Form, coefs, inputs, lanes: int, cut: TimeChunks) -> Layout:
         in_lanes = tuple(jnp.ndim(c) == 1 for c in coefs), tuple(jnp.ndim(u) == 2 for u in inputs)
         return cls(lanes, form.rows, -(-lanes // (form.regions * LANES)), cut, *in_lanes, form.regions)
 
@@ -209,20 +210,20 @@ def _plan(loop: Loop, form: Form, coefs, inputs, lanes: int, checkpoint_every: i
         a_step += loop.n_state + loop.n_normals + 4
     room = max(BUDGET - form.bytes(False) - still * a_tile, STREAMS)
     most = int(min(LONGEST, room / (a_tile * a_step))) if a_step else LONGEST
-    cut = cut_time(loop.schedule, max(1, most), checkpoint_every, unroll=1)
+    cut = chunk_time(loop.schedule, max(1, most), checkpoint_every, unroll=1)
     return Layout.network(form, coefs, inputs, lanes, cut)
 
 
 # Connections --------------------------------------------------------------------------------------------------------
 
 
-def _give_wires(call: _Call, plan: Layout, form: Form, wires: Wires, backwards: bool) -> None:
+def _give_connections(call: _Call, plan: Layout, form: Form, connections: Connections, backwards: bool) -> None:
     """The connections as a kernel takes them: matrices by delay, and lists by region.
 
     Backwards they go from targets to sources, and regions that fill up get nothing; forwards they get what the last
     region gets, as they are its copies.
     """
-    batched = wires.weights.ndim == 3
+    batched = connections.weights.ndim == 3
     still = pl.Buffered(1)
 
     def in_lanes(weights):
@@ -233,7 +234,7 @@ def _give_wires(call: _Call, plan: Layout, form: Form, wires: Wires, backwards: 
         call.give(name, [in_lanes(weights)], block)
 
     if form.products:
-        matrices = _matrices(form, wires, backwards)
+        matrices = _matrices(form, connections, backwards)
         if batched:
             matrices = plan.lay_networks(jnp.swapaxes(matrices, 1, 2))
             shape = len(form.products), form.regions, form.rows, LANES
@@ -243,50 +244,50 @@ def _give_wires(call: _Call, plan: Layout, form: Form, wires: Wires, backwards: 
             block = pl.BlockSpec(matrices.shape, lambda b, c: (0, 0, 0), pipeline_mode=still)
         call.give("matrices", [matrices], block)
     if form.singles:
-        targets, offsets, weights = _singles(form, wires, backwards)
+        targets, offsets, weights = _singles(form, connections, backwards)
         call.give("singles", [targets, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
         by_connection("single_weights", weights)
     for tile in form.tiles:
-        spans, offsets, weights = _lists(form, tile, wires, backwards)
+        spans, offsets, weights = _lists(form, tile, connections, backwards)
         call.give(f"list_{tile.steps}", [spans, offsets], pl.BlockSpec(memory_space=pltpu.SMEM))
         by_connection(f"weights_{tile.steps}", weights)
         call.hold(f"sums_{tile.steps}", 1, (form.rows * tile.steps, LANES))
     call.hold("store", 1, (form.store, LANES))
 
 
-def _matrices(form: Form, wires: Wires, backwards: bool):
+def _matrices(form: Form, connections: Connections, backwards: bool):
     """A matrix of each delay that has one, ``(products, rows, N)`` or ``(products, rows, N, networks)``."""
-    one = wires.weights[None]
-    delays = jnp.asarray(form.products, jnp.int32).reshape(-1, *(1,) * wires.weights.ndim)
-    steps = wires.steps.reshape(1, *wires.steps.shape, *(1,) * (wires.weights.ndim - 2))
+    one = connections.weights[None]
+    delays = jnp.asarray(form.products, jnp.int32).reshape(-1, *(1,) * connections.weights.ndim)
+    steps = connections.steps.reshape(1, *connections.steps.shape, *(1,) * (connections.weights.ndim - 2))
     matrices = jnp.where(steps == delays, one, jnp.zeros_like(one))
     matrices = jnp.swapaxes(matrices, 1, 2) if backwards else matrices
-    fill_up = [(0, 0), (0, form.rows - form.regions)] + [(0, 0)] * (wires.weights.ndim - 1)
+    fill_up = [(0, 0), (0, form.rows - form.regions)] + [(0, 0)] * (connections.weights.ndim - 1)
     return jnp.pad(matrices, fill_up, mode="constant" if backwards else "edge")
 
 
-def _singles(form: Form, wires: Wires, backwards: bool):
+def _singles(form: Form, connections: Connections, backwards: bool):
     """Of each single connection the target, where it reads, less the place of the present, and the weight."""
-    to, of = wires.ends[::-1] if backwards else wires.ends
-    delays = wires.steps[tuple(wires.ends)]
+    to, of = connections.edges[::-1] if backwards else connections.edges
+    delays = connections.steps[tuple(connections.edges)]
     alone = np.ones(form.depth + 1, bool)
     alone[list(form.products)] = False
     alone[form.tiles[0].steps if form.tiles else form.depth + 1 :] = False
     (which,) = jnp.nonzero(jnp.asarray(alone)[delays], size=form.singles)
     to, of = to[which], of[which]
-    return to, of * form.stride - delays[which], wires.weights[tuple(wires.ends)][which]
+    return to, of * form.stride - delays[which], connections.weights[tuple(connections.edges)][which]
 
 
-def _lists(form: Form, tile: Tile, wires: Wires, backwards: bool):
+def _lists(form: Form, tile: Tile, connections: Connections, backwards: bool):
     """The connections of a tile, by the region they are summed for.
 
     Returns where the list of each region begins and ends, in bodies, ``(2 * rows,)``; where each connection reads, less
     the place of the present, ``(slots,)``; and their weights, ``(slots,)`` or ``(slots, networks)``.
     """
-    to, of = wires.ends[::-1] if backwards else wires.ends
+    to, of = connections.edges[::-1] if backwards else connections.edges
     order = jnp.argsort(to, stable=True)
-    to, of, weights = to[order], of[order], wires.weights[tuple(wires.ends)][order]
-    delays = wires.steps[tuple(wires.ends)][order]
+    to, of, weights = to[order], of[order], connections.weights[tuple(connections.edges)][order]
+    delays = connections.steps[tuple(connections.edges)][order]
     there = ((delays >= tile.steps) & (delays < tile.below)).astype(jnp.int32)
     counts = jnp.zeros(form.regions, jnp.int32).at[to].add(there)
     bodies = lax.div(counts + jnp.int32(TOGETHER - 1), jnp.int32(TOGETHER))
@@ -453,15 +454,18 @@ def _copy(refs, source, target) -> None:
 # Forward ------------------------------------------------------------------------------------------------------------
 
 
-def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires) -> Forward:
+def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
     """Run networks; with ``checkpoint_every``, also keep the state before each chunk and the sums of all steps."""
+    (coefs, inputs, seeds, connections), (state, history) = operands, initial
+    assert connections is not None
+    assert history is not None
     form, lanes = Form.of(_coupling(loop)), state[0].shape[0]
     plan = _plan(loop, form, coefs, inputs, lanes, checkpoint_every)
     cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
     wide, keep = (plan.blocks * plan.rows, LANES), checkpoint_every is not None
     call = _Call(plan, backwards=False)
     call.give_arguments(coefs, inputs, seeds)
-    _give_wires(call, plan, form, wires, backwards=False)
+    _give_connections(call, plan, form, connections, backwards=False)
     call.give("initial", [plan.lay(x) for x in state], call.still())
     call.take("state", n, wide, call.still())
     call.take("records", obs, (cut.record_blocks * cut.strides, *wide), call.moving(cut.strides, cut.record_block))
@@ -472,7 +476,7 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
         call.hold("sums_kept", 1, (1, *plan.tile))
     if form.depth:
         apart = pl.BlockSpec(memory_space=pltpu.HBM)
-        call.give("history", [_stored(form, plan, wires.history)], apart)
+        call.give("history", [_stored(form, plan, history)], apart)
         call.take("last", 1, (plan.blocks, form.store, LANES), apart)
         call.hold_semaphore()
     out = call.run(
@@ -484,8 +488,8 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
         records = (jnp.zeros((0, plan.lanes), jnp.float32),) * loop.n_observables
     final = tuple(plan.unlay(x) for x in out["state"])
     saved = tuple(plan.unlay(x) for x in (*out["saved"], *out["sums_kept"]))
-    history = _unstored(form, plan, out["last"][0], form.last(cut.steps)) if form.depth else wires.history
-    return Forward(records, (*final, history), saved if keep else None)
+    last = _unstored(form, plan, out["last"][0], form.last(cut.steps)) if form.depth else history
+    return Forward(records, Carry(final, last), (*saved, history) if keep else None)
 
 
 def _stored(form: Form, plan: Layout, history):
@@ -734,15 +738,17 @@ class _Back:
 
 
 def adjoint(
-    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-    checkpoint_every: int, wires: Wires,
+    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+    checkpoint_every: int,
 ) -> Adjoint:  # fmt: skip
     """Walk back over a forward run that kept the sums.
 
     Cotangents of weights and of the history are made from those of the sums by plain jnp: where nobody asks for them,
     the compiler leaves them out.
     """
-    *ct_final, ct_history = ct_final
+    (coefs, inputs, seeds, connections), (ct_final, ct_history) = operands, cotangents.final
+    assert connections is not None
+    *saved, sums_kept, history = saved
     back = _Back.of(loop, pullbacks, wanted, coefs, inputs, ct_final[0].shape[0], checkpoint_every)
     plan, form = back.plan, back.form
     cut, n, obs = plan.cut, loop.n_state, loop.n_observables if loop.schedule.count else 0
@@ -750,16 +756,16 @@ def adjoint(
     steps_wide, each_step = (cut.chunks * cut.size, *wide), lambda c: c
     call = _Call(plan, backwards=True)
     call.give_arguments(coefs, inputs, seeds)
-    _give_wires(call, plan, form, wires, backwards=True)
-    call.give("saved", [plan.lay(x) for x in saved[:-1]], call.moving(1, each_step))
-    call.give("sums_kept", [plan.lay(saved[-1])], call.moving(cut.size, each_step))
+    _give_connections(call, plan, form, connections, backwards=True)
+    call.give("saved", [plan.lay(x) for x in saved], call.moving(1, each_step))
+    call.give("sums_kept", [plan.lay(sums_kept)], call.moving(cut.size, each_step))
     call.give("ct_final", [plan.lay(x, "constant") for x in ct_final], call.still())
     if form.depth:
         spread = cut.spread(plan.lay(_at_steps(ct_history, cut.steps), "constant"))[back.ending * cut.size :]
         call.give("ct_last", [spread], call.moving(cut.size, lambda c: jnp.maximum(c - back.ending, 0)))
     if obs:
         beyond = cut.record_blocks * cut.strides - loop.schedule.count
-        cts = [jnp.pad(plan.lay(x, "constant"), [(0, beyond), (0, 0), (0, 0)]) for x in ct_records]
+        cts = [jnp.pad(plan.lay(x, "constant"), [(0, beyond), (0, 0), (0, 0)]) for x in cotangents.records]
         call.give("ct_records", cts, call.moving(cut.strides, cut.record_block))
     call.take("ct_state", n, wide, call.still())
     call.take("ct_coefs", back.n_coefs, wide, call.still())
@@ -784,12 +790,12 @@ def adjoint(
     of_weights = None
     if wanted.weights:
         sent = plan.unlay(cut.gather(out["sent"][0]))
-        of_weights = _of_weights(wires, _by_region(form, jnp.concatenate([wires.history, sent])), ct_sums, form)
+        of_weights = _of_weights(connections, _by_region(form, jnp.concatenate([history, sent])), ct_sums, form)
     return Adjoint(
         tuple(plan.unlay(x) for x in out["ct_coefs"]),
-        tuple(plan.unlay(x) for x in out["ct_state"]),
+        Carry(tuple(plan.unlay(x) for x in out["ct_state"]), _of_history(form, connections, ct_history, ct_sums)),
         merged(partial, streamed, back.in_lanes),
-        (of_weights, _of_history(form, wires, ct_history, ct_sums)),
+        of_weights,
     )
 
 
@@ -804,11 +810,11 @@ def _by_region(form: Form, x):
     return jnp.moveaxis(x.reshape(len(x), -1, form.regions), -1, 0)
 
 
-def _of_weights(wires: Wires, sent, ct_sums, form: Form):
+def _of_weights(connections: Connections, sent, ct_sums, form: Form):
     """Of each weight ``sum_t ct_sum_i(t) sent_j(t - d)``, ``(N, N, networks)``."""
     if not form.depth:
         return jnp.einsum("itb,jtb->ijb", ct_sums, sent, precision=lax.Precision.HIGHEST)
-    rows, columns = wires.ends
+    rows, columns = connections.edges
     steps = ct_sums.shape[1]
 
     def one(end):
@@ -816,17 +822,17 @@ def _of_weights(wires: Wires, sent, ct_sums, form: Form):
         arrived = lax.dynamic_slice_in_dim(sent[column], form.depth - delay, steps)
         return jnp.sum(ct_sums[row] * arrived, axis=0)
 
-    found = lax.map(one, (rows, columns, wires.steps[rows, columns]))
+    found = lax.map(one, (rows, columns, connections.steps[rows, columns]))
     empty = jnp.zeros((form.regions, form.regions, found.shape[1]), found.dtype)
     return empty.at[rows, columns].set(found, unique_indices=True, indices_are_sorted=True)
 
 
-def _of_history(form: Form, wires: Wires, ct_last, ct_sums):
+def _of_history(form: Form, connections: Connections, ct_last, ct_sums):
     """Of what was sent before the run: where it arrived, and what of it the last history still has; ``(depth, L)``."""
     depth, steps = form.depth, ct_sums.shape[1]
     if not depth:
         return jnp.zeros_like(ct_last)
-    rows, columns = wires.ends
+    rows, columns = connections.edges
     # So that what was sent at place h of the history arrives at place h + delay.
     early = jnp.pad(ct_sums[:, :depth], [(0, 0), (depth, max(0, depth - steps)), (0, 0)])
 
@@ -835,8 +841,8 @@ def _of_history(form: Form, wires: Wires, ct_last, ct_sums):
         return found.at[column].add(weight * lax.dynamic_slice_in_dim(early[row], delay, depth)), None
 
     empty = jnp.zeros((form.regions, depth, early.shape[-1]), ct_sums.dtype)
-    weights = wires.weights[rows, columns]
+    weights = connections.weights[rows, columns]
     weights = weights.reshape(len(weights), 1, -1)
-    found, _ = lax.scan(one, empty, (rows, columns, wires.steps[rows, columns], weights))
+    found, _ = lax.scan(one, empty, (rows, columns, connections.steps[rows, columns], weights))
     found = jnp.moveaxis(found, 0, -1).reshape(depth, -1)
     return found.at[steps:].add(ct_last[: depth - steps]) if depth > steps else found

@@ -23,7 +23,20 @@ import numpy as np
 from .. import kernel_cache, noise
 from ..emit import NUMBA, NUMBA_FAST, Writer, words
 from ..pointwise import Program, SplitPullback
-from .base import Adjoint, Copied, Forward, Loop, Pullbacks, Request, Wanted, Wires, lacking, programs_of
+from .base import (
+    Adjoint,
+    Carry,
+    Copied,
+    Cotangents,
+    Forward,
+    Loop,
+    Operands,
+    Pullbacks,
+    Request,
+    Wanted,
+    lacking,
+    programs_of,
+)
 
 # Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
 BLOCK = 64
@@ -49,7 +62,7 @@ class Numba:
 
     name = "numba"
     interpretable = False
-    retreats = False
+    inverse_steps = False
     networks = True
     same_lanes = True
 
@@ -75,13 +88,12 @@ class Numba:
         """Nothing: it writes straight to what is returned."""
         return Copied()
 
-    def forward(
-        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
-    ) -> Forward:
-        if wires is not None:
+    def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
+        if loop.coupling:
             from . import numba_network
 
-            return numba_network.forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
+            return numba_network.forward(loop, operands, initial, checkpoint_every)
+        (coefs, inputs, seeds, _), state = operands, initial.state
         lanes, dtype = state[0].shape[0], state[0].dtype
         shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, None)
         source = forward_source(loop, shape)
@@ -96,18 +108,17 @@ class Numba:
         out = iter(_call(source, loop, shape, lanes, scratch, checkpoint_every or 0, given, results))
         records = tuple(next(out) for _ in range(loop.n_observables))
         final = tuple(next(out) for _ in range(loop.n_state))
-        return Forward(records, final, tuple(out) if checkpoint_every else None)
+        return Forward(records, Carry(final), tuple(out) if checkpoint_every else None)
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int, wires: Wires | None = None,
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+        checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
-        if wires is not None:
+        if loop.coupling:
             from . import numba_network
 
-            return numba_network.adjoint(
-                loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires
-            )
+            return numba_network.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+        (coefs, inputs, seeds, _), ct_final = operands, cotangents.final.state
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         shape = Shape.of(coefs, inputs, seeds, lanes, dtype, loop, checkpoint_every)
         source = adjoint_source(loop, pullbacks, wanted, shape)
@@ -119,10 +130,10 @@ class Numba:
             if w
         ]
         scratch = (source.rows + checkpoint_every * source.kept) * shape.block * dtype.itemsize
-        given = (*coefs, *saved, *inputs, *([] if seeds is None else [seeds]), *ct_records, *ct_final)
+        given = (*coefs, *saved, *inputs, *([] if seeds is None else [seeds]), *cotangents.records, *ct_final)
         out = _call(source, loop, shape, lanes, scratch, checkpoint_every, given, results)
         n = n_coefs + loop.n_state
-        return Adjoint(tuple(out[:n_coefs]), tuple(out[n_coefs:n]), tuple(out[n:]))
+        return Adjoint(tuple(out[:n_coefs]), Carry(tuple(out[n_coefs:n])), tuple(out[n:]))
 
 
 @functools.lru_cache
@@ -231,7 +242,7 @@ class _Kernel:
     def __init__(self, loop: Loop, shape: Shape):
         self.loop, self.shape, self.block = loop, shape, shape.block
         self.span = self.block
-        self.spelling = NUMBA_FAST if loop.precision == "fast" else NUMBA
+        self.optable = NUMBA_FAST if loop.precision == "fast" else NUMBA
         self.rows = Rows("S", self.block)
         self.coefs = [f"c{k}" for k in range(loop.n_coefs)]
         self.state = self.rows.add("x", loop.n_state)
@@ -308,7 +319,7 @@ class _Kernel:
         return name
 
     def writer(self) -> Writer:
-        return Writer(self.spelling)
+        return Writer(self.optable)
 
     # Pieces ---------------------------------------------------------------------------------------------------------
 
@@ -405,7 +416,7 @@ class _Kernel:
         return Source(kind, "\n".join(body), self.n_results, self.scratch_rows, kept, also)
 
 
-class Apart:
+class Uncoupled:
     """How the lanes of a block are coupled, here not at all; `numba_network` has the other ways.
 
     Lines for the beginning of a block, for each step, there and in replay, and for the end.
@@ -436,7 +447,9 @@ class Apart:
         return []
 
 
-def forward_source(loop: Loop, shape: Shape, wiring: Callable[[_Kernel], Apart] = lambda kernel: Apart()) -> Source:
+def forward_source(
+    loop: Loop, shape: Shape, wiring: Callable[[_Kernel], Uncoupled] = lambda kernel: Uncoupled()
+) -> Source:
     """The kernel of a forward run.
 
     Arguments: coefficients, state, inputs, seeds. Results: records, final state, saved states.
@@ -497,7 +510,7 @@ def adjoint_source(
     pullbacks: Pullbacks,
     wanted: Wanted,
     shape: Shape,
-    wiring: Callable[[_Kernel, Rows], Apart] = lambda kernel, kept: Apart(),
+    wiring: Callable[[_Kernel, Rows], Uncoupled] = lambda kernel, kept: Uncoupled(),
 ) -> Source:
     """The kernel of an adjoint run: each segment is replayed, keeping what its pullbacks need, and walked back.
 

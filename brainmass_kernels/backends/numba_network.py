@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from ..pointwise import SplitPullback
-from .base import Adjoint, Forward, Loop, Pullbacks, Wanted, Wires
-from .numba import _PLAN, NARROWEST, Apart, Rows, Shape, _call, _indented, _Kernel, adjoint_source, forward_source
+from .base import Adjoint, Carry, Connections, Cotangents, Forward, Loop, Operands, Pullbacks, Wanted
+from .numba import _PLAN, NARROWEST, Rows, Shape, Uncoupled, _call, _indented, _Kernel, adjoint_source, forward_source
 
 if TYPE_CHECKING:
     import jax
@@ -24,15 +24,17 @@ TILE = 16
 AHEAD = 1024
 
 
-def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires) -> Forward:
+def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
+    (coefs, inputs, seeds, connections), state = operands, initial.state
     coupling, steps = loop.coupling, loop.schedule.steps
     assert coupling is not None
+    assert connections is not None
     lanes, dtype, regions = state[0].shape[0], state[0].dtype, coupling.regions
     shape = _shape(coefs, inputs, seeds, dtype, regions, "forward")
     keep = checkpoint_every is not None
-    source = forward_source(loop, shape, lambda kernel: Forth(kernel, keep))
+    source = forward_source(loop, shape, lambda kernel: ForwardCoupling(kernel, keep))
     segments = -(-steps // checkpoint_every) if checkpoint_every else 0
-    depth, edges = coupling.depth, wires.ends.shape[1]
+    depth, edges = coupling.depth, connections.edges.shape[1]
     stride = _stride(depth, steps) if keep else depth + max(AHEAD, depth // TILE * TILE)
     results = [
         *[(loop.schedule.count, lanes)] * loop.n_observables,
@@ -44,8 +46,8 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
     size = dtype.itemsize
     scratch = source.rows * shape.block * size + _list_bytes(regions, edges, size) + (regions + 1) * TILE * size
     scratch += 0 if keep else regions * stride * size
-    wired = _Wired(wires, shape.block, depth)
-    given = (*coefs, *state, *inputs, *([] if seeds is None else [seeds]), *wired.arguments(to_targets=True))
+    wired = _Arguments(connections, shape.block, depth)
+    given = (*coefs, *state, *inputs, *([] if seeds is None else [seeds]), *wired.arguments(initial.history))
     out = iter(
         _call(
             source, loop, shape, lanes, scratch, checkpoint_every or 0, given, results, regions,
@@ -56,20 +58,24 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
     final = tuple(next(out) for _ in range(loop.n_state))
     saved = tuple(next(out) for _ in range(loop.n_state))
     history = next(out).reshape(lanes, depth).T
-    return Forward(records, (*final, history), (*saved, next(out)) if keep else None)
+    return Forward(records, Carry(final, history), (*saved, next(out)) if keep else None)
 
 
 def adjoint(
-    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-    checkpoint_every: int, wires: Wires,
+    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+    checkpoint_every: int,
 ) -> Adjoint:  # fmt: skip
+    (coefs, inputs, seeds, connections), (ct_final, ct_history) = operands, cotangents.final
     coupling, steps = loop.coupling, loop.schedule.steps
     assert coupling is not None
-    *ct_final, ct_history = ct_final
+    assert connections is not None
+    assert ct_history is not None
     lanes, dtype, regions = ct_final[0].shape[0], ct_final[0].dtype, coupling.regions
     shape = _shape(coefs, inputs, seeds, dtype, regions, "adjoint")
-    source = adjoint_source(loop, pullbacks, wanted, shape, lambda kernel, kept: Back(kernel, kept, pullbacks, wanted))
-    depth, edges, networks = coupling.depth, wires.ends.shape[1], lanes // regions
+    source = adjoint_source(
+        loop, pullbacks, wanted, shape, lambda kernel, kept: ReverseCoupling(kernel, kept, pullbacks, wanted)
+    )
+    depth, edges, networks = coupling.depth, connections.edges.shape[1], lanes // regions
     n_coefs = sum(wanted.coefs)
     results = [(lanes,)] * (n_coefs + loop.n_state) + [
         (steps, networks if uniform else lanes) for uniform, w in zip(shape.uniform_inputs, wanted.inputs) if w
@@ -78,9 +84,9 @@ def adjoint(
     stride, apart, size = _stride(depth, steps), steps + depth + TILE, dtype.itemsize
     scratch = (source.rows + checkpoint_every * source.kept) * shape.block * size
     scratch += 2 * _list_bytes(regions, edges, size) + 2 * (regions + 1) * TILE * size + regions * apart * size
-    wired = _Wired(wires, shape.block, depth)
-    given = (*coefs, *saved[:-1], *inputs, *([] if seeds is None else [seeds]), *ct_records, *ct_final)
-    given += (*wired.arguments(to_targets=False), saved[-1], ct_history.T.reshape(-1))
+    wired = _Arguments(connections, shape.block, depth)
+    given = (*coefs, *saved[:-1], *inputs, *([] if seeds is None else [seeds]), *cotangents.records, *ct_final)
+    given += (*wired.arguments(None), saved[-1], ct_history.T.reshape(-1))
     out = _call(
         source, loop, shape, lanes, scratch, checkpoint_every, given, results, regions,
         depth=depth, edges=edges, stride=stride, apart=apart, shared=wired.shared,
@@ -89,7 +95,8 @@ def adjoint(
     m = n + sum(wanted.inputs)
     of_history = out[m].reshape(lanes, depth).T
     of_weights = wired.scattered(out[m + 1].reshape(networks, edges), regions) if wanted.weights else None
-    return Adjoint(tuple(out[:n_coefs]), tuple(out[n_coefs:n]), tuple(out[n:m]), (of_weights, of_history))
+    initial = Carry(tuple(out[n_coefs:n]), of_history)
+    return Adjoint(tuple(out[:n_coefs]), initial, tuple(out[n:m]), of_weights)
 
 
 def _shape(coefs, inputs, seeds, dtype, regions: int, kind: str) -> Shape:
@@ -112,24 +119,27 @@ def _list_bytes(regions: int, edges: int, size: int) -> int:
     return (8 * (3 * regions + 1) + (8 + size) * edges + 63) // 64 * 64
 
 
-class _Wired:
+class _Arguments:
     """The connections as the kernels take them."""
 
-    def __init__(self, wires: Wires, block: int, depth: int):
-        self.rows, self.columns = wires.ends
-        self.delays = wires.steps[self.rows, self.columns]
-        self.dense, self.history = wires.weights, wires.history
-        self.shared = int(wires.weights.ndim == 2)
+    def __init__(self, connections: Connections, block: int, depth: int):
+        self.rows, self.columns = connections.edges
+        self.delays = connections.steps[self.rows, self.columns]
+        self.dense = connections.weights
+        self.shared = int(connections.weights.ndim == 2)
         self.block, self.depth = block, depth
 
-    def arguments(self, to_targets: bool) -> tuple[jax.Array, ...]:
-        """Rows, columns, delays, weights, and the history or the matrix of a network without delays."""
+    def arguments(self, history: jax.Array | None) -> tuple[jax.Array, ...]:
+        """Rows, columns, delays, weights, and the history or the matrix of a network without delays.
+
+        A forward run has a history, ``(0, L)`` without delays; an adjoint none, and takes the matrix to the sources.
+        """
         edges = self.dense[self.rows, self.columns].T
         matrix = self.dense[..., None] if self.shared else self.dense
         matrix = jnp.moveaxis(matrix, -1, 0)
-        matrix = jnp.swapaxes(matrix, 1, 2) if to_targets else matrix
+        matrix = matrix if history is None else jnp.swapaxes(matrix, 1, 2)
         matrix = jnp.pad(matrix, ((0, 0), (0, 0), (0, self.block - matrix.shape[-1])))
-        last = self.history.T if self.depth and to_targets else matrix
+        last = matrix if history is None or not self.depth else history.T
         return self.rows, self.columns, self.delays, edges.reshape(-1), last.reshape(-1)
 
     def scattered(self, cotangents, regions: int):
@@ -138,7 +148,7 @@ class _Wired:
         return empty.at[self.rows, self.columns].set(cotangents.T, unique_indices=True, indices_are_sorted=True)
 
 
-class _Wiring(Apart):
+class _Coupled(Uncoupled):
     """Lines that both directions have."""
 
     also = "numba_network_runtime"
@@ -185,7 +195,7 @@ class _Wiring(Apart):
         return lines
 
 
-class Forth(_Wiring):
+class ForwardCoupling(_Coupled):
     """What is sent and what arrives, forwards.
 
     Arguments: ends and delays of connections, weights, history or matrix. Results: the last history, and all that was
@@ -254,11 +264,11 @@ class Forth(_Wiring):
         return [self.call("move", "all_sent", "stride", "now - depth", target, "depth", 0, "regions", "depth")]
 
 
-class Back(_Wiring):
+class ReverseCoupling(_Coupled):
     """What is sent and what arrives, backwards.
 
-    Arguments: as of `Forth`, then all that was sent, and the cotangent of the last history. Results: the cotangent of
-    the first history, and of the weights where they are wanted.
+    Arguments: as of `ForwardCoupling`, then all that was sent, and the cotangent of the last history. Results: the
+    cotangent of the first history, and of the weights where they are wanted.
     """
 
     def __init__(self, kernel: _Kernel, kept: Rows, pullbacks: Pullbacks, wanted: Wanted):

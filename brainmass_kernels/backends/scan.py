@@ -10,7 +10,20 @@ import numpy as np
 from jax import lax
 
 from .. import noise
-from .base import Adjoint, Copied, Forward, Loop, Piece, Pullbacks, Request, Wanted, Wires, pieces
+from ..schedule import SegmentGroup, segment_groups
+from .base import (
+    Adjoint,
+    Carry,
+    Copied,
+    Cotangents,
+    Coupling,
+    Forward,
+    Loop,
+    Operands,
+    Pullbacks,
+    Request,
+    Wanted,
+)  # fmt: skip
 
 
 class Scan:
@@ -18,7 +31,7 @@ class Scan:
 
     name = "scan"
     interpretable = False
-    retreats = False
+    inverse_steps = False
     networks = True
     same_lanes = False
 
@@ -36,62 +49,57 @@ class Scan:
         """Nothing: it writes straight to what is returned."""
         return Copied()
 
-    def forward(self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None) -> Forward:
-        records: list = []
-        saved: list = []
-        for piece in pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)):
-            state, kept, seen = _run_piece(loop, piece, coefs, state, inputs, seeds, checkpoint_every is not None)
+    def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
+        carry, records, saved = initial, [], []
+        for group in segment_groups(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)):
+            carry, kept, seen = _run_group(loop, group, operands, carry, checkpoint_every is not None)
             saved.append(kept)
-            records += [seen] if piece.recorded else []
-        return Forward(_joined(loop, records, state), state, tuple(saved) if checkpoint_every else None)
+            records += [seen] if group.recorded else []
+        return Forward(_joined(loop, records, carry), carry, tuple(saved) if checkpoint_every else None)
 
-    def transparent(
-        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int, wires: Wires | None = None
-    ) -> Forward:
-        """The same run as a scan that JAX differentiates itself, in forward mode and to any order.
+    def native_autodiff(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int) -> Forward:
+        """The same run as a scan that JAX differentiates itself, in forward mode and to any order."""
+        records, carry = [], initial
+        if loop.coupling:
+            carry = Carry(initial.state, _ring(initial.history, loop.coupling))
+        for group in segment_groups(loop.schedule, checkpoint_every):
 
-        With ``wires`` the final state has the history after it.
-        """
-        if wires is not None:
-            coefs, state = _Wired(coefs, wires), (*state, _unrolled(wires.history, loop))
-        records = []
-        for piece in pieces(loop.schedule, checkpoint_every):
+            def segment(carry, start, group=group):
+                return _segment(loop, group, operands, carry, start)
 
-            def segment(state, start, piece=piece):
-                return _segment(loop, piece, coefs, state, inputs, seeds, start)
-
-            state, seen = lax.scan(jax.checkpoint(segment), state, _starts(piece))
-            records += [_merged(seen)] if piece.recorded else []
-        if wires is not None:
-            state = (*state[:-1], _rolled(state[-1], loop.schedule.steps))
-        return Forward(_joined(loop, records, state), state)
+            carry, seen = lax.scan(jax.checkpoint(segment), carry, _starts(group))
+            records += [_merged(seen)] if group.recorded else []
+        if carry.history is not None:
+            carry = carry._replace(history=_unrolled(carry.history, loop.schedule.steps))
+        return Forward(_joined(loop, records, carry), carry)
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
         checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
-        lanes, dtype = ct_final[0].shape, ct_final[0].dtype
+        ct_state = cotangents.final.state
+        lanes, dtype = ct_state[0].shape, ct_state[0].dtype
         ct_coefs = tuple(jnp.zeros(lanes, dtype) for w in wanted.coefs if w)
-        carry: tuple = (ct_coefs, tuple(ct_final))
-        back = _Back(loop, pullbacks, wanted, coefs, inputs, seeds)
+        carry: tuple = (ct_coefs, tuple(ct_state))
+        back = ReversePass(loop, pullbacks, wanted, operands)
         ct_inputs: list = []
         first = loop.schedule.count
-        for piece, kept in reversed(list(zip(pieces(loop.schedule, checkpoint_every), saved, strict=True))):
+        for group, kept in reversed(list(zip(segment_groups(loop.schedule, checkpoint_every), saved, strict=True))):
             seen: tuple = ()
-            if piece.recorded:
-                n = piece.segments * piece.strides
+            if group.recorded:
+                n = group.segments * group.strides
                 first -= n
-                seen = tuple(r[first : first + n].reshape(piece.segments, piece.strides, *lanes) for r in ct_records)
-            carry, ct = back.piece(piece, kept, seen, carry)
+                shape = (group.segments, group.strides, *lanes)
+                seen = tuple(r[first : first + n].reshape(shape) for r in cotangents.records)
+            carry, ct = back.group(group, kept, seen, carry)
             ct_inputs.insert(0, ct)
         joined = tuple(jnp.concatenate(parts) for parts in zip(*ct_inputs)) if ct_inputs else ()
-        ct_coefs, ct_state = carry
-        return Adjoint(ct_coefs, ct_state, joined)
+        return Adjoint(carry[0], Carry(carry[1]), joined)
 
 
-def _joined(loop: Loop, records, state) -> tuple:
+def _joined(loop: Loop, records, carry: Carry) -> tuple:
     if not records:
-        return tuple(jnp.zeros((0, *state[0].shape), a.dtype) for a in loop.observe.out_avals)
+        return tuple(jnp.zeros((0, *carry.state[0].shape), a.dtype) for a in loop.observe.out_avals)
     return records[0] if len(records) == 1 else tuple(jnp.concatenate(parts) for parts in zip(*records))
 
 
@@ -109,41 +117,32 @@ def _normals(loop: Loop, seeds, n, dtype):
     return tuple(x.astype(dtype) for x in made)
 
 
-class _Wired(NamedTuple):
-    """Coefficients of a loop whose lanes are coupled; the state then has a ring of what was sent after it."""
-
-    coefs: tuple
-    wires: Wires
-
-
-def _unrolled(history, loop: Loop):
+def _ring(history, coupling: Coupling):
     """``(depth, L)`` as ``(depth, N, networks)``, so that what a connection reads lies together."""
-    coupling = loop.coupling
-    assert coupling is not None
     return jnp.swapaxes(history.reshape(coupling.depth, history.shape[1] // coupling.regions, coupling.regions), 1, 2)
 
 
-def _rolled(ring, n):
+def _unrolled(ring, n: int):
     """A ring after ``n`` steps as a history, the oldest first."""
     depth = len(ring)
     return jnp.roll(jnp.swapaxes(ring, 1, 2).reshape(depth, ring.shape[1] * ring.shape[2]), -n % max(1, depth), axis=0)
 
 
-def _coupled(loop: Loop, wired: _Wired, state, n):
+def _coupled(coupling: Coupling, operands: Operands, carry: Carry, n):
     """The coupling's sum of each lane at step ``n``, and the ring after it."""
-    *state, ring = state
-    coupling, wires = loop.coupling, wired.wires
-    assert coupling is not None
-    (sent,) = coupling.send(*wired.coefs, *state)
+    connections, (state, ring) = operands.connections, carry
+    assert connections is not None
+    assert ring is not None
+    (sent,) = coupling.send(*operands.coefs, *state)
     sent = jnp.broadcast_to(sent, state[0].shape).reshape(-1, coupling.regions).T
-    weights = wires.weights
+    weights = connections.weights
     if not coupling.depth:
         to = "ij,jb->ib" if weights.ndim == 2 else "ijb,jb->ib"
         return _flat(jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)), ring
-    n = lax.convert_element_type(n, wires.steps.dtype)
-    sources = jnp.broadcast_to(jnp.arange(coupling.regions), wires.steps.shape)
-    late = ring[lax.rem(n - wires.steps + coupling.depth, np.int32(coupling.depth)), sources]
-    arriving = jnp.where(wires.steps[..., None] == 0, sent[None], late)
+    n = lax.convert_element_type(n, connections.steps.dtype)
+    sources = jnp.broadcast_to(jnp.arange(coupling.regions), connections.steps.shape)
+    late = ring[lax.rem(n - connections.steps + coupling.depth, np.int32(coupling.depth)), sources]
+    arriving = jnp.where(connections.steps[..., None] == 0, sent[None], late)
     total = jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
     return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, np.int32(coupling.depth)), 0)
 
@@ -153,134 +152,131 @@ def _flat(x):
     return x.T.reshape(-1)
 
 
-def _step(loop: Loop, coefs, state, inputs, seeds, n):
-    if isinstance(coefs, _Wired):
-        total, ring = _coupled(loop, coefs, state, n)
-        state = state[:-1]
-        row = (*_rows(inputs, n), total, *_normals(loop, seeds, n, state[0].dtype))
-        stepped = loop.advance(*coefs.coefs, *state, *row)
-        return (*(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), ring)
-    stepped = loop.advance(*coefs, *state, *_rows(inputs, n), *_normals(loop, seeds, n, state[0].dtype))
-    return tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state))
+def _step(loop: Loop, operands: Operands, carry: Carry, n) -> Carry:
+    (state, history), arriving = carry, ()
+    if loop.coupling:
+        total, history = _coupled(loop.coupling, operands, carry, n)
+        arriving = (total,)
+    row = (*_rows(operands.inputs, n), *arriving, *_normals(loop, operands.seeds, n, state[0].dtype))
+    stepped = loop.advance(*operands.coefs, *state, *row)
+    return Carry(tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), history)
 
 
-def _observe(loop: Loop, coefs, state):
-    if isinstance(coefs, _Wired):
-        coefs, state = coefs.coefs, state[:-1]
-    return tuple(jnp.broadcast_to(x, state[0].shape) for x in loop.observe(*coefs, *state))
+def _observe(loop: Loop, operands: Operands, state):
+    return tuple(jnp.broadcast_to(x, state[0].shape) for x in loop.observe(*operands.coefs, *state))
 
 
-def _segment(loop: Loop, piece: Piece, coefs, state, inputs, seeds, start):
-    """One segment: the state after it, and what was recorded."""
+def _segment(loop: Loop, group: SegmentGroup, operands: Operands, carry: Carry, start):
+    """One segment: the carry after it, and what was recorded."""
 
-    def stride(state, first):
-        if piece.parts:
-            for part in piece.parts:
-                state = _part(loop, part, coefs, state, inputs, seeds, first)
+    def stride(carry, first):
+        if group.parts:
+            for part in group.parts:
+                carry = _part(loop, part, operands, carry, first)
         else:
-            state, _ = lax.scan(
-                lambda s, k: (_step(loop, coefs, s, inputs, seeds, first + k), None), state, jnp.arange(piece.stride)
-            )
-        return state, _observe(loop, coefs, state) if piece.recorded else ()
+            steps = jnp.arange(group.stride)
+            carry, _ = lax.scan(lambda c, k: (_step(loop, operands, c, first + k), None), carry, steps)
+        return carry, _observe(loop, operands, carry.state) if group.recorded else ()
 
-    return lax.scan(stride, state, start + piece.stride * jnp.arange(piece.strides))
+    return lax.scan(stride, carry, start + group.stride * jnp.arange(group.strides))
 
 
-def _part(loop: Loop, part: Piece, coefs, state, inputs, seeds, first):
+def _part(loop: Loop, part: SegmentGroup, operands: Operands, carry: Carry, first):
     """One part of a long stride; each of its segments is a checkpoint where JAX differentiates the loop itself."""
 
     @jax.checkpoint
-    def segment(state, start):
-        return _segment(loop, part, coefs, state, inputs, seeds, start)[0], None
+    def segment(carry, start):
+        return _segment(loop, part, operands, carry, start)[0], None
 
-    return lax.scan(segment, state, _starts(part, first))[0]
+    return lax.scan(segment, carry, _starts(part, first))[0]
 
 
-def _run_piece(loop: Loop, piece: Piece, coefs, state, inputs, seeds, save: bool, offset=0):
-    """All segments of a piece: the state after it, the states before its segments if asked, its records."""
+def _run_group(loop: Loop, group: SegmentGroup, operands: Operands, carry: Carry, save: bool, offset=0):
+    """All segments of a group: the carry after it, the carries before its segments if asked, its records."""
 
-    def segment(state, start):
-        after, seen = _segment(loop, piece, coefs, state, inputs, seeds, start)
-        return after, (state if save else (), seen)
+    def segment(carry, start):
+        after, seen = _segment(loop, group, operands, carry, start)
+        return after, (carry if save else (), seen)
 
-    after, (kept, seen) = lax.scan(segment, state, _starts(piece, offset))
+    after, (kept, seen) = lax.scan(segment, carry, _starts(group, offset))
     return after, kept, _merged(seen)
 
 
-def _starts(piece: Piece, offset=0):
-    return offset + piece.start + piece.length * jnp.arange(piece.segments)
+def _starts(group: SegmentGroup, offset=0):
+    return offset + group.start + group.length * jnp.arange(group.segments)
 
 
-class _Back(NamedTuple):
-    """The walk back: everything that stays the same over the whole of it."""
+class ReversePass(NamedTuple):
+    """The walk back: everything that stays the same over the whole of it.
+
+    What passes from step to step are ``cts``, the cotangents of the wanted coefficients and of the state.
+    """
 
     loop: Loop
     pullbacks: Pullbacks
     wanted: Wanted
-    coefs: tuple
-    inputs: tuple
-    seeds: jax.Array | None
+    operands: Operands
 
-    def piece(self, piece: Piece, kept, seen, carry, offset=0):
-        """All segments of a piece, the last first; also the cotangents of the inputs, ``(steps, P)``."""
-        walk = self.long_stride if piece.parts else self.segment
-        xs = (kept, _starts(piece, offset), seen)
-        carry, ct_inputs = lax.scan(lambda c, x: walk(piece, c, *x), carry, xs, reverse=True)
-        return carry, tuple(x.reshape(piece.segments * piece.length, x.shape[-1]) for x in ct_inputs)
+    def group(self, group: SegmentGroup, kept, seen, cts, offset=0):
+        """All segments of a group, the last first; also the cotangents of the inputs, ``(steps, P)``."""
+        walk = self.long_stride if group.parts else self.segment
+        xs = (kept, _starts(group, offset), seen)
+        cts, ct_inputs = lax.scan(lambda c, x: walk(group, c, *x), cts, xs, reverse=True)
+        return cts, tuple(x.reshape(group.segments * group.length, x.shape[-1]) for x in ct_inputs)
 
-    def segment(self, piece: Piece, carry, state, start, seen):
-        states, after = self._replay(piece, state, start)
+    def segment(self, group: SegmentGroup, cts, carry: Carry, start, seen):
+        before, after = self._replay(group, carry, start)
 
-        def stride(carry, x):
-            first, states, after, seen = x
-            if piece.recorded:
-                carry = self._observed(carry, after, seen)
-            steps = first + jnp.arange(piece.stride)
-            return lax.scan(lambda c, y: self.step(c, *y), carry, (steps, states), reverse=True)
+        def stride(cts, x):
+            first, before, after, seen = x
+            if group.recorded:
+                cts = self._observed(cts, after, seen)
+            steps = first + jnp.arange(group.stride)
+            return lax.scan(lambda c, y: self.step(c, *y), cts, (steps, before), reverse=True)
 
-        firsts = start + piece.stride * jnp.arange(piece.strides)
-        return lax.scan(stride, carry, (firsts, states, after, seen), reverse=True)
+        firsts = start + group.stride * jnp.arange(group.strides)
+        return lax.scan(stride, cts, (firsts, before, after, seen), reverse=True)
 
-    def long_stride(self, piece: Piece, carry, state, start, seen):
-        """A stride of several segments: run it once more to keep the state before each."""
-        loop, kept = self.loop, []
-        for part in piece.parts:
-            state, states, _ = _run_piece(loop, part, self.coefs, state, self.inputs, self.seeds, True, start)
-            kept.append(states)
-        carry = self._observed(carry, state, tuple(x[0] for x in seen))
+    def long_stride(self, group: SegmentGroup, cts, carry: Carry, start, seen):
+        """A stride of several segments: run it once more to keep the carry before each."""
+        kept = []
+        for part in group.parts:
+            carry, carries, _ = _run_group(self.loop, part, self.operands, carry, True, start)
+            kept.append(carries)
+        cts = self._observed(cts, carry, tuple(x[0] for x in seen))
         ct_inputs = []
-        for part, states in reversed(list(zip(piece.parts, kept))):
-            carry, ct = self.piece(part, states, (), carry, offset=start)
+        for part, carries in reversed(list(zip(group.parts, kept))):
+            cts, ct = self.group(part, carries, (), cts, offset=start)
             ct_inputs.insert(0, ct)
-        return carry, tuple(jnp.concatenate(parts) for parts in zip(*ct_inputs))
+        return cts, tuple(jnp.concatenate(parts) for parts in zip(*ct_inputs))
 
-    def _replay(self, piece: Piece, state, start):
-        """The state before each step, ``(strides, stride, L)``, and after each stride, ``(strides, L)``."""
+    def _replay(self, group: SegmentGroup, carry: Carry, start):
+        """The carry before each step, ``(strides, stride, L)``, and after each stride, ``(strides, L)``."""
 
-        def step(state, n):
-            return _step(self.loop, self.coefs, state, self.inputs, self.seeds, n), state
+        def step(carry, n):
+            return _step(self.loop, self.operands, carry, n), carry
 
-        def stride(state, first):
-            state, before = lax.scan(step, state, first + jnp.arange(piece.stride))
-            return state, (before, state if piece.recorded else ())
+        def stride(carry, first):
+            carry, before = lax.scan(step, carry, first + jnp.arange(group.stride))
+            return carry, (before, carry if group.recorded else ())
 
-        _, kept = lax.scan(stride, state, start + piece.stride * jnp.arange(piece.strides))
+        _, kept = lax.scan(stride, carry, start + group.stride * jnp.arange(group.strides))
         return kept
 
-    def step(self, carry, n, state):
+    def step(self, cts, n, carry: Carry):
         """The pullback of one step. XLA drops the normals where no cotangent needs them."""
-        ct_coefs, ct_state = carry
-        known = (*self.coefs, *state, *_rows(self.inputs, n), *_normals(self.loop, self.seeds, n, state[0].dtype))
+        (ct_coefs, ct_state), (coefs, inputs, seeds, _), state = cts, self.operands, carry.state
+        known = (*coefs, *state, *_rows(inputs, n), *_normals(self.loop, seeds, n, state[0].dtype))
         out = iter(self.pullbacks.advance(*known, *ct_state))
         ct_coefs = tuple(c + next(out) for c in ct_coefs)
         ct_state = tuple(jnp.broadcast_to(next(out), s.shape) for s in ct_state)
         lanes = ct_state[0].shape
-        wanted = [x for x, w in zip(self.inputs, self.wanted.inputs) if w]
+        wanted = [x for x, w in zip(inputs, self.wanted.inputs) if w]
         return (ct_coefs, ct_state), tuple(_of_input(jnp.broadcast_to(next(out), lanes), x) for x in wanted)
 
-    def _observed(self, carry, state, ct_observables):
-        ct_coefs, ct_state = carry
-        out = iter(self.pullbacks.observe(*self.coefs, *state, *ct_observables))
+    def _observed(self, cts, carry: Carry, ct_observables):
+        ct_coefs, ct_state = cts
+        out = iter(self.pullbacks.observe(*self.operands.coefs, *carry.state, *ct_observables))
         ct_coefs = tuple(c + next(out) for c in ct_coefs)
         return ct_coefs, tuple(c + next(out) for c in ct_state)
 

@@ -20,29 +20,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .. import _jax, kernel_cache, noise, testing
-from ..emit import TRITON, TRITON_AMD, TRITON_FAST, Spelling, Writer
+from .. import _context, _jax, kernel_cache, noise
+from ..emit import TRITON, TRITON_AMD, TRITON_FAST, OpTable, Writer
 from ..pointwise import Literal, Program
+from ..schedule import Body, SegmentGroup, checkpoint_levels, nested_segments, parity_in, segment_groups, segments_in
 from . import triton_versions
 from .base import (
     Adjoint,
-    Body,
+    Carry,
     Copied,
+    Cotangents,
     Forward,
     Loop,
-    Piece,
+    Operands,
     Pullbacks,
     Request,
     Wanted,
-    Wires,
-    depths,
     lacking,
-    parity_in,
-    pieces,
     programs_of,
-    segments_in,
-    within,
-)  # fmt: skip
+)
 
 WARP = 32
 # Warps of one mass a thread that a multiprocessor should have before threads take more than one.
@@ -119,7 +115,7 @@ class Triton:
 
     name = "triton"
     interpretable = True
-    retreats = False
+    inverse_steps = False
     networks = True
     same_lanes = False
 
@@ -134,7 +130,7 @@ class Triton:
                 f"this machine's platform is '{platform}', not 'gpu'; "
                 f"`brainmass_kernels.testing.interpret()` runs it in Triton's interpreter"
             )
-        if testing.triton_kernels() is not None:
+        if _context.TRITON_KERNELS.get() is not None:
             return None
         capability = _jax.compute_capability()
         if reason := triton_versions.unfit(capability):
@@ -166,17 +162,16 @@ class Triton:
         """Nothing: it writes straight to what is returned."""
         return Copied()
 
-    def forward(
-        self, loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None = None, wires: Wires | None = None
-    ) -> Forward:
+    def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
-        if wires is not None:
+        if loop.coupling:
             from . import triton_network
 
-            return triton_network.forward(loop, coefs, state, inputs, seeds, checkpoint_every, wires)
+            return triton_network.forward(loop, operands, initial, checkpoint_every)
+        (coefs, inputs, seeds, _), state = operands, initial.state
         lanes, dtype = state[0].shape[0], state[0].dtype
         layout = Layout.choose(lanes, 4, bool(loop.interpret))
-        parts = tuple(pieces(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
+        parts = tuple(segment_groups(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         text = Text(loop, coefs, inputs, seeds, dtype, layout)
         source = text.forward(parts, bool(checkpoint_every))
         shapes = [(lanes,)] * loop.n_state + [(loop.schedule.count, lanes)] * text.n_seen
@@ -187,40 +182,41 @@ class Triton:
         records = tuple(next(out) for _ in range(text.n_seen))
         if not text.n_seen:
             records = (jnp.zeros((0, lanes), dtype),) * loop.n_observables
-        return Forward(records, final, tuple(out) if checkpoint_every else None)
+        return Forward(records, Carry(final), tuple(out) if checkpoint_every else None)
 
     def adjoint(
-        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-        checkpoint_every: int, wires: Wires | None = None,
+        self, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+        checkpoint_every: int,
     ) -> Adjoint:  # fmt: skip
         """Walk back over a forward run that kept checkpoints."""
-        if wires is not None:
+        if loop.coupling:
             from . import triton_network
 
-            return triton_network.adjoint(
-                loop, pullbacks, wanted, coefs, saved, inputs, seeds, ct_records, ct_final, checkpoint_every, wires
-            )
+            return triton_network.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+        (coefs, inputs, seeds, _), ct_final = operands, cotangents.final.state
         lanes, dtype = ct_final[0].shape[0], ct_final[0].dtype
         layout = Layout.choose(lanes, 1, bool(loop.interpret))
-        parts = tuple(pieces(loop.schedule, checkpoint_every))
+        parts = tuple(segment_groups(loop.schedule, checkpoint_every))
         text = Text(loop, coefs, inputs, seeds, dtype, layout)
         source = text.adjoint(parts, pullbacks, wanted)
         in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
         n, steps = sum(wanted.coefs), loop.schedule.steps
         shapes = [(lanes,)] * (n + loop.n_state)
         shapes += [(steps, lanes if each else layout.blocks) for each in in_lanes]
-        shapes += [(slots, lanes) for slots in depths(parts, text.most(pullbacks)) for _ in range(loop.n_state)]
-        given = (*coefs, *inputs, *_seeds(seeds), *saved, *ct_final, *(ct_records if text.n_seen else ()))
+        shapes += [
+            (slots, lanes) for slots in checkpoint_levels(parts, text.most(pullbacks)) for _ in range(loop.n_state)
+        ]
+        given = (*coefs, *inputs, *_seeds(seeds), *saved, *ct_final, *(cotangents.records if text.n_seen else ()))
         out = _call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes])
         m = n + loop.n_state
-        return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m : m + len(in_lanes)]))
+        return Adjoint(tuple(out[:n]), Carry(tuple(out[n:m])), tuple(out[m : m + len(in_lanes)]))
 
 
 def _seeds(seeds) -> tuple:
     return () if seeds is None else (seeds,)
 
 
-def spelling(loop: Loop) -> Spelling:
+def optable(loop: Loop) -> OpTable:
     if loop.precision == "fast" and not _jax.is_amd():
         return TRITON_FAST
     return TRITON_AMD if _jax.is_amd() else TRITON
@@ -251,11 +247,11 @@ class Text:
     """
 
     def __init__(
-        self, loop: Loop, coefs, inputs, seeds, dtype, layout: Layout, wiring: Callable[[Text], Apart] | None = None
+        self, loop: Loop, coefs, inputs, seeds, dtype, layout: Layout, wiring: Callable[[Text], Uncoupled] | None = None
     ):
         self.loop, self.layout = loop, layout
         self.dtype = np.dtype(dtype)
-        self.spelling = spelling(loop)
+        self.optable = optable(loop)
         self.coefs_in_lanes = [c.ndim == 1 for c in coefs]
         # What arrives from other lanes is not among the inputs of a forward run.
         self.n_given = len(inputs)
@@ -272,7 +268,7 @@ class Text:
         self.counted = bool(loop.n_inputs or loop.n_normals)
         # The number of the first step, which may come with the seeds; all lanes have come equally far.
         self.origin = " + origin" if seeds is not None and len(seeds) == 3 else ""
-        self.coupled = (wiring or Apart)(self)
+        self.coupled = (wiring or Uncoupled)(self)
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -340,7 +336,7 @@ class Text:
         -------
         for each of its outputs whether it is 0 whatever the arguments are
         """
-        writer = Writer(self.spelling)
+        writer = Writer(self.optable)
         results = writer.write(program, arguments)
         spread = program.depends([not each for each in uniform])
         cast = "" if all(a.dtype == self.dtype for a in program.out_avals) else f".to({_TYPES[self.dtype.name]})"
@@ -369,7 +365,7 @@ class Text:
         """``draw``, the normals of two steps; compiled for NVIDIA its random words are made by assembly."""
         words = [jax.ShapeDtypeStruct((), "int32")] * 4
         if self.loop.interpret or _jax.is_amd():
-            writer = Writer(self.spelling)
+            writer = Writer(self.optable)
             given = ["key0", "key1", "half", "stream"]
             made = writer.write(Program(noise.threefry, words, "random words"), given)
             body = [*writer.lines(made), f"return {', '.join(made)}"]
@@ -454,7 +450,9 @@ class Text:
         if left:
             body(left)
 
-    def run(self, parts: Sequence[Piece], save: Sequence[str], record: Callable | None, parity: int | None = 0) -> None:
+    def run(
+        self, parts: Sequence[SegmentGroup], save: Sequence[str], record: Callable | None, parity: int | None = 0
+    ) -> None:
         """Run pieces from the states in ``x``, the first at the step ``n``, saving from the row ``slot`` on.
 
         The parity is that of ``n``, where it is known.
@@ -502,7 +500,7 @@ class Text:
 
     # The kernels -----------------------------------------------------------------------------------------------------
 
-    def forward(self, parts: Sequence[Piece], saving: bool) -> Source:
+    def forward(self, parts: Sequence[SegmentGroup], saving: bool) -> Source:
         m = self.loop.n_state
         state, seen = self.names("x", m), self.names("seen", self.n_seen)
         self.take_arguments(m)
@@ -532,7 +530,7 @@ class Text:
         operations += _DRAW * self.loop.n_normals
         return max(1, min(KEPT // self.loop.n_state, 2 * _BODY // operations, self.coupled.most))
 
-    def adjoint(self, parts: Sequence[Piece], pullbacks: Pullbacks, wanted: Wanted) -> Source:
+    def adjoint(self, parts: Sequence[SegmentGroup], pullbacks: Pullbacks, wanted: Wanted) -> Source:
         loop, most = self.loop, self.most(pullbacks)
         m, n_wanted = loop.n_state, sum(wanted.coefs)
         self.take_arguments(0)
@@ -541,17 +539,17 @@ class Text:
         out_coefs, out_state = self.take("out_coef", n_wanted), self.take("out_state", m)
         wanted_in_lanes = [x for x, w in zip(self.inputs_in_lanes, wanted.inputs) if w]
         out_inputs = self.take("out_input", len(wanted_in_lanes) - self.coupled.dropped)
-        levels = [self.take(f"level{depth}_", m) for depth, _ in enumerate(depths(parts, most))]
+        levels = [self.take(f"level{depth}_", m) for depth, _ in enumerate(checkpoint_levels(parts, most))]
         self.coupled.give()
         self.step_functions()
-        back = Back(self, pullbacks, wanted_in_lanes, n_wanted, most, levels, ct_records, out_inputs)
+        back = ReversePass(self, pullbacks, wanted_in_lanes, n_wanted, most, levels, ct_records, out_inputs)
         self.head()
         self.line("blocks = tl.num_programs(0).to(tl.int64)")
         for name in back.ct_coefs:
             self.line(f"{name} = zero")
         self.load(back.ct_state, ct_final)
         self.coupled.begin()
-        back.pieces(parts, "0", "0", saved, 0, 0)
+        back.groups(parts, "0", "0", saved, 0, 0)
         self.store(out_coefs, back.ct_coefs)
         self.store(out_state, back.ct_state)
         self.coupled.end()
@@ -588,7 +586,7 @@ def normals(text: Text, first: str, parity: int | None) -> Callable[[int, Sequen
     return give
 
 
-class Apart:
+class Uncoupled:
     """How the lanes of a program are coupled, here not at all; `triton_network` has the other way.
 
     Its lines come at the beginning of a kernel, before each step forth and after each step back, and at the end.
@@ -622,14 +620,14 @@ class Apart:
     def arrive(self, state: Sequence[str]) -> None:
         """Before a step: what was sent arrives."""
 
-    def back(self, back: Back, state: Sequence[str], sent: Sequence[str], step: str) -> None:
+    def back(self, back: ReversePass, state: Sequence[str], sent: Sequence[str], step: str) -> None:
         """After a step was walked back to ``state``; ``sent`` are the cotangents of its inputs."""
 
     def end(self) -> None:
         """After the last step."""
 
 
-class Back:
+class ReversePass:
     """The way back; the cotangents of wanted coefficients and of the state are in ``g`` and ``y``."""
 
     def __init__(self, text: Text, pullbacks: Pullbacks, in_lanes, n_wanted, most, levels, ct_records, out_inputs):
@@ -646,8 +644,14 @@ class Back:
             self.zeros_seen = text.function("observe_back", pullbacks.observe, given, uniform)
         self.depth = 0
 
-    def pieces(
-        self, parts: Sequence[Piece], start: str, taken: str, saved: Sequence[str], depth: int, parity: int | None
+    def groups(
+        self,
+        parts: Sequence[SegmentGroup],
+        start: str,
+        taken: str,
+        saved: Sequence[str],
+        depth: int,
+        parity: int | None,
     ) -> None:
         """Walk pieces back, of which the first begins at step ``start``, of such parity, and with record ``taken``."""
         text = self.text
@@ -667,10 +671,10 @@ class Back:
                 else:
                     self.short(piece, first, k, known)
 
-    def long(self, piece: Piece, first: str, k: str, depth: int, parity: int | None) -> None:
+    def long(self, piece: SegmentGroup, first: str, k: str, depth: int, parity: int | None) -> None:
         """Run a segment to keep states within it, and walk its parts back."""
         text, levels = self.text, self.levels[depth]
-        parts = within(piece, self.most)
+        parts = nested_segments(piece, self.most)
         # Threads may read what others wrote.
         text.line("tl.debug_barrier()")
         if text.counted:
@@ -680,9 +684,9 @@ class Back:
         text.line("tl.debug_barrier()")
         if piece.parts and piece.recorded:
             self.observed(k, text.names("x", text.loop.n_state))
-        self.pieces(parts, first, k, levels, depth + 1, parity)
+        self.groups(parts, first, k, levels, depth + 1, parity)
 
-    def short(self, piece: Piece, first: str, k: str, parity: int | None) -> None:
+    def short(self, piece: SegmentGroup, first: str, k: str, parity: int | None) -> None:
         """Write a segment out, forth and back."""
         text, m = self.text, self.text.loop.n_state
         states = [text.names("x", m), *(text.names("x", m, f"_{j}") for j in range(1, piece.length + 1))]
@@ -750,7 +754,7 @@ def _call(source: Source, loop: Loop, layout: Layout, given, shapes) -> Sequence
         sent = [x.reshape(*g.shape, -1) for x, g in zip(sent, (plan, *given))]
         made = jax.pure_callback(run, words, *sent)
         return [_as_numbers(x, s) for x, s in zip(made, shapes)]
-    kernels = testing.triton_kernels()
+    kernels = _context.TRITON_KERNELS.get()
     if kernels is not None:
         kernels.append((kernel, (plan, *given, *shapes), layout))
         return [jnp.zeros(s.shape, s.dtype) for s in shapes]

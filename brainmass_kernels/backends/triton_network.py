@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .base import Adjoint, Forward, Loop, Pullbacks, Wanted, Wires, depths, pieces, segments_in
-from .triton import Apart, Back, Layout, Text, _call, _seeds
+from ..schedule import checkpoint_levels, segment_groups, segments_in
+from .base import Adjoint, Carry, Connections, Cotangents, Forward, Loop, Operands, Pullbacks, Wanted
+from .triton import Layout, ReversePass, Text, Uncoupled, _call, _seeds
 
 # Connections of a region that are read at once.
 AT_ONCE = 8
@@ -26,22 +27,24 @@ PARTIAL = 4
 SPARE = 2
 
 
-def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | None, wires: Wires) -> Forward:
+def forward(loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None) -> Forward:
+    (coefs, inputs, seeds, connections), (state, history) = operands, initial
     coupling, schedule = loop.coupling, loop.schedule
     assert coupling is not None
+    assert connections is not None
     lanes, dtype, depth = state[0].shape[0], state[0].dtype, coupling.depth
-    saving, batched = checkpoint_every is not None, wires.weights.ndim == 3
+    saving, batched = checkpoint_every is not None, connections.weights.ndim == 3
     layout = Layout.of_networks(lanes, coupling.regions, depth, not batched)
-    parts = tuple(pieces(schedule, checkpoint_every or max(1, schedule.steps)))
-    wiring = functools.partial(Forth, batched=batched, saving=saving)
+    parts = tuple(segment_groups(schedule, checkpoint_every or max(1, schedule.steps)))
+    wiring = functools.partial(ForwardCoupling, batched=batched, saving=saving)
     text = Text(loop, coefs, inputs, seeds, dtype, layout, wiring)
     source = text.forward(parts, saving)
     shapes = [(lanes,)] * loop.n_state + [(schedule.count, lanes)] * text.n_seen
     shapes += [(segments_in(parts), lanes)] * loop.n_state if saving else []
     shapes += [(_ring_size(layout, depth),), *([(depth, lanes)] if depth else [])]
     shapes += [(schedule.steps, lanes)] if saving else []
-    given = (*coefs, *state, *inputs, *_seeds(seeds), *_wired(wires, layout, depth, to_targets=True))
-    given += (wires.history,) if depth else ()
+    given = (*coefs, *state, *inputs, *_seeds(seeds), *_connections(connections, layout, depth, to_targets=True))
+    given += (history,) if depth else ()
     out = iter(_call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes]))
     final = tuple(next(out) for _ in range(loop.n_state))
     records = tuple(next(out) for _ in range(text.n_seen))
@@ -49,23 +52,24 @@ def forward(loop: Loop, coefs, state, inputs, seeds, checkpoint_every: int | Non
         records = (jnp.zeros((0, lanes), dtype),) * loop.n_observables
     saved = tuple(next(out) for _ in range(loop.n_state)) if saving else ()
     next(out)
-    history = next(out) if depth else wires.history
-    return Forward(records, (*final, history), (*saved, next(out)) if saving else None)
+    last = next(out) if depth else history
+    return Forward(records, Carry(final, last), (*saved, next(out), history) if saving else None)
 
 
 def adjoint(
-    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, saved, inputs, seeds, ct_records, ct_final,
-    checkpoint_every: int, wires: Wires,
+    loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved, cotangents: Cotangents,
+    checkpoint_every: int,
 ) -> Adjoint:  # fmt: skip
+    (coefs, inputs, seeds, connections), (ct_final, ct_history) = operands, cotangents.final
     coupling, steps = loop.coupling, loop.schedule.steps
     assert coupling is not None
-    *ct_final, ct_history = ct_final
-    *saved, totals = saved
+    assert connections is not None
+    *saved, totals, history = saved
     lanes, dtype, depth = ct_final[0].shape[0], ct_final[0].dtype, coupling.depth
-    batched = wires.weights.ndim == 3
+    batched = connections.weights.ndim == 3
     layout = Layout.of_networks(lanes, coupling.regions, depth, not batched)
-    parts = tuple(pieces(loop.schedule, checkpoint_every))
-    wiring = functools.partial(Return, batched=batched, pullbacks=pullbacks, of_weights=wanted.weights)
+    parts = tuple(segment_groups(loop.schedule, checkpoint_every))
+    wiring = functools.partial(ReverseCoupling, batched=batched, pullbacks=pullbacks, of_weights=wanted.weights)
     text = Text(loop, coefs, (*inputs, totals), seeds, dtype, layout, wiring)
     source = text.adjoint(parts, pullbacks, wanted._replace(inputs=(*wanted.inputs, True)))
     in_lanes = [x.ndim == 2 for x, w in zip(inputs, wanted.inputs) if w]
@@ -73,53 +77,52 @@ def adjoint(
     shapes = [(lanes,)] * (n + loop.n_state)
     shapes += [(steps, lanes if each else layout.blocks) for each in in_lanes]
     shapes += [(steps, lanes)] if wanted.weights else []
-    shapes += [(slots, lanes) for slots in depths(parts, text.most(pullbacks)) for _ in range(loop.n_state)]
+    shapes += [(slots, lanes) for slots in checkpoint_levels(parts, text.most(pullbacks)) for _ in range(loop.n_state)]
     shapes += [(_ring_size(layout, depth),), *([(depth, lanes)] if depth else [])]
     shapes += [(steps, lanes)] if wanted.weights else []
-    given = (*coefs, *inputs, totals, *_seeds(seeds), *_wired(wires, layout, depth, to_targets=False))
+    given = (*coefs, *inputs, totals, *_seeds(seeds), *_connections(connections, layout, depth, to_targets=False))
     given += (ct_history,) if depth else ()
-    given += (*saved, *ct_final, *(ct_records if text.n_seen else ()))
+    given += (*saved, *ct_final, *(cotangents.records if text.n_seen else ()))
     out = _call(source, loop, layout, given, [jax.ShapeDtypeStruct(s, dtype) for s in shapes])
     m = n + loop.n_state
     last = m + len(in_lanes)
     sent = out[-1] if wanted.weights else None
     of_history = out[-2 if wanted.weights else -1] if depth else ct_history
-    of_weights = None if sent is None else _of_weights(wires, out[last], sent, coupling.regions)
-    return Adjoint(tuple(out[:n]), tuple(out[n:m]), tuple(out[m:last]), (of_weights, of_history))
+    of_weights = None if sent is None else _of_weights(connections, history, out[last], sent)
+    return Adjoint(tuple(out[:n]), Carry(tuple(out[n:m]), of_history), tuple(out[m:last]), of_weights)
 
 
 def _ring_size(layout: Layout, depth: int) -> int:
     return layout.blocks * layout.together * layout.regions * (depth + SPARE) * (2 if depth else 1)
 
 
-def _wired(wires: Wires, layout: Layout, depth: int, to_targets: bool) -> tuple[jax.Array, ...]:
+def _connections(connections: Connections, layout: Layout, depth: int, to_targets: bool) -> tuple[jax.Array, ...]:
     """Weights, and where each connection reads, of a row all that are read at once: its sources, or its targets."""
-    weights = wires.weights if wires.weights.ndim == 2 else jnp.moveaxis(wires.weights, -1, 0)
+    weights = connections.weights if connections.weights.ndim == 2 else jnp.moveaxis(connections.weights, -1, 0)
     weights = jnp.swapaxes(weights, -1, -2) if to_targets else weights
     if not depth:
         return (weights,)
-    steps = wires.steps.T if to_targets else wires.steps
+    steps = connections.steps.T if to_targets else connections.steps
     each = 2 * (depth + SPARE)
     rows = each * jnp.arange(layout.regions, dtype=jnp.int32)[:, None]
     return weights, layout.together * (rows - steps.astype(jnp.int32))
 
 
-def _of_weights(wires: Wires, ct_arrived, sent, regions: int) -> jax.Array:
+def _of_weights(connections: Connections, history, ct_arrived, sent) -> jax.Array:
     """The cotangent of the weights, ``(N, N, networks)``, one source after the other."""
-    steps = len(sent)
-    depth = len(wires.history)
+    (depth, steps), regions = (len(history), len(sent)), connections.steps.shape[0]
     ct = jnp.transpose(ct_arrived.reshape(steps, -1, regions), (2, 1, 0))
-    all_sent = jnp.concatenate([wires.history, sent]).reshape(depth + steps, -1, regions).T
+    all_sent = jnp.concatenate([history, sent]).reshape(depth + steps, -1, regions).T
 
     def of_source(each):
         sent, delays = each
         arrived = jax.vmap(lambda delay: lax.dynamic_slice_in_dim(sent, depth - delay, steps, 1))(delays)
         return jnp.sum(ct * arrived, axis=-1)
 
-    return jnp.swapaxes(lax.map(of_source, (all_sent, wires.steps.T)), 0, 1)
+    return jnp.swapaxes(lax.map(of_source, (all_sent, connections.steps.T)), 0, 1)
 
 
-class _Wiring(Apart):
+class _Coupled(Uncoupled):
     """Lines that both directions have."""
 
     unroll = most = 1
@@ -156,7 +159,7 @@ class _Wiring(Apart):
         """
         text, regions, many = self.text, self.regions, self.together
         whole = regions // AT_ONCE * AT_ONCE
-        text.functions += _sum_of_connections(function, regions, bool(self.depth), text.spelling.fused, many)
+        text.functions += _sum_of_connections(function, regions, bool(self.depth), text.optable.fused, many)
         # Were the limit of its loop in the text, the compiler would write the loop out.
         self.function, self.times, self.whole = function, text.number(self.depth + SPARE), text.number(whole)
         if self.batched:
@@ -192,7 +195,7 @@ class _Wiring(Apart):
         text.line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
 
-class Forth(_Wiring):
+class ForwardCoupling(_Coupled):
     """What is sent and what arrives, forwards.
 
     Arguments: weights, and, with delays, where connections read, and the history. Results: the ring, the last history
@@ -241,7 +244,7 @@ class Forth(_Wiring):
                 text.store(["past"], ["sent"], i)
 
 
-class Return(_Wiring):
+class ReverseCoupling(_Coupled):
     """What is sent and what arrives, backwards.
 
     Arguments: weights, and, with delays, where connections read, and the cotangent of the last history. Results: the
@@ -278,7 +281,7 @@ class Return(_Wiring):
             with text.repeat(self.depth) as i:
                 self.fill(i, "zero")
 
-    def back(self, back: Back, state: Sequence[str], sent: Sequence[str], step: str) -> None:
+    def back(self, back: ReversePass, state: Sequence[str], sent: Sequence[str], step: str) -> None:
         text = self.text
         self.exchange(sent[-1], "ct_sent")
         if self.depth:

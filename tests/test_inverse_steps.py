@@ -17,10 +17,10 @@ MODELS = [entry.model for entry in bk.list_models() if getattr(entry.model, "blo
 STEPS, LANES = 60, 3
 
 
-def step_of(model, scheme="strang", noisy=(), retreating=True):
+def step_of(model, scheme="strang", noisy=(), with_inverse=True):
     spec = StepSpec(model, scheme, tuple(model.inputs), (), noisy, tuple(model.states), np.dtype("float64"))
     with jax.enable_x64(True):
-        return build(spec, retreating)
+        return build(spec, with_inverse)
 
 
 def numbers(step, rng):
@@ -40,11 +40,11 @@ def numbers(step, rng):
 def test_a_step_back_undoes_a_step(model):
     with jax.enable_x64(True):
         step = step_of(model)
-        if not step.retreats:
+        if not step.invertible:
             assert any(n not in (b.position, b.velocity) for n in model.states for b in model.blocks)
             return
         coefs, state = numbers(step, np.random.default_rng(0))
-        back = step.retreat(*coefs, *step.advance(*coefs, *state))
+        back = step.inverse(*coefs, *step.advance(*coefs, *state))
         for before, found in zip(state, back, strict=True):
             np.testing.assert_allclose(found, before, rtol=1e-10, atol=1e-10)
 
@@ -55,7 +55,7 @@ def test_one_program_steps_back_and_pulls_back():
         coefs, state = numbers(step, np.random.default_rng(1))
         n, m = len(coefs), len(state)
         plain = pullback(step.advance, [True] * (n + m))
-        both = pullback_after(step.retreat, plain, slice(n, n + m))
+        both = pullback_after(step.inverse, plain, slice(n, n + m))
         cts = [jnp.cos(x) for x in state]
         after = step.advance(*coefs, *state)
         want, got = plain(*coefs, *state, *cts), both(*coefs, *after, *cts)
@@ -67,7 +67,7 @@ def test_one_program_steps_back_and_pulls_back():
 
 @pytest.mark.parametrize(("scheme", "noisy"), [("exact", ()), ("heun", ()), ("strang", ("Mv",))])
 def test_other_schemes_and_noise_on_states_have_no_way_back(scheme, noisy):
-    assert not step_of(bk.JansenRit, scheme, noisy, retreating=False).retreats
+    assert not step_of(bk.JansenRit, scheme, noisy, with_inverse=False).invertible
 
 
 def loss(model, **more):
@@ -88,7 +88,7 @@ class TestWhereRoundingAllows:
     def walked(self, monkeypatch):
         """Which way back each adjoint kernel that is built takes."""
         ways = []
-        for name in ("retreat", "pieces"):
+        for name in ("invert", "groups"):
             original = getattr(mosaic_gpu._Walk, name)
 
             def watched(self, *args, name=name, original=original):
@@ -99,7 +99,7 @@ class TestWhereRoundingAllows:
         jax.clear_caches()
         return ways
 
-    @pytest.mark.parametrize(("rate", "way"), [(100.0, "retreat"), (1500.0, "pieces")])
+    @pytest.mark.parametrize(("rate", "way"), [(100.0, "invert"), (1500.0, "groups")])
     def test_known_rates_decide_beforehand(self, walked, rate, way):
         def of_gain(Ae, **more):
             return loss(bk.JansenRit(Ae=Ae * u.mV, be=rate * u.Hz, C=jnp.linspace(120.0, 140.0, LANES)), **more)
@@ -113,7 +113,7 @@ class TestWhereRoundingAllows:
     def test_traced_rates_decide_at_run_time(self, walked, rate):
         with testing.interpret():
             got = jax.jit(jax.grad(of_rate))(rate)
-        assert set(walked) == {"retreat", "pieces"}
+        assert set(walked) == {"invert", "groups"}
         np.testing.assert_allclose(got, jax.grad(of_rate)(rate, implementation="scan"), rtol=2e-5)
 
     def test_under_vmap(self, walked):

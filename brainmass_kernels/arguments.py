@@ -1,0 +1,476 @@
+"""Every argument of a run: read, checked, its unit taken off, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _context, dispatch, units
+from ._jax import is_traced
+from .backends.base import Connections
+from .equations import key_of
+from .models.base import Model, check_model, check_name, refuse_nan
+from .network import Network
+from .noise import check_key
+from .notices import warn
+from .recording import Reduction, Sampling
+from .run import Data, Run, inverse_holds, request_of
+from .schedule import Schedule
+from .schemes import NEEDS, SCHEMES
+from .step import StepSpec, build
+
+# How many of a model's fastest time constants a step may last: a warning tells of more than one.
+COARSEST = 1e4
+# Counters of steps stay well within 64 bits.
+MOST_STEPS = 2**53
+# In a run of fewer steps a batch may well have as many lanes.
+SHORTEST = 10
+
+
+class PerLane(NamedTuple):
+    """An input with one value a lane, as its caller knows, however many lanes and steps there are."""
+
+    value: Any
+
+
+class Values(NamedTuple):
+    """The arrays of a run by name, without units.
+
+    Attributes
+    ----------
+    parameters, held, noise, coupling : what does not change during a run: parameters of the model, inputs that are
+        held, intensities of noise, constants of the coupling
+    varying : inputs with one value a step
+    state : where the run starts
+    key : of the noise
+    connections, history : of a network
+    by_lane : names of the held inputs that are `PerLane`
+    """
+
+    parameters: dict[str, Any]
+    held: dict[str, Any]
+    noise: dict[str, Any]
+    coupling: dict[str, Any]
+    varying: dict[str, Any]
+    state: dict[str, Any]
+    key: Any
+    connections: Connections | None
+    history: Any
+    by_lane: set[str]
+
+    @classmethod
+    def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
+        """Of a call's arguments, the parameters without units already; ``dt`` in seconds."""
+        network, model = parts_of(model)
+        check_key(key)
+        magnitudes, by_lane = _inputs(model, inputs)
+        connections, history, coupling, initial = None, None, {}, _mapping(initial, "initial")
+        if network:
+            connections = connections_of(network, dt)
+            history = _history(network, initial.pop("history", None), int(connections.steps.max()), dt)
+            coupling = network.magnitudes()
+        state = _initial(model, initial)
+        sigmas = _sigmas(model, noise, key)
+        held = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
+        varying = {n: x for n, x in magnitudes.items() if n not in held}
+        return cls(parameters, held, sigmas, coupling, varying, state, key, connections, history, by_lane)
+
+    def batch(self, steps: int) -> tuple[int, ...]:
+        """The shape that all of them broadcast to, time axes left out."""
+        weights = None if self.connections is None else self.connections.weights
+        lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
+        shapes = [*map(np.shape, lanes), _key_batch(self.key)]
+        others = [*shapes, *([] if weights is None else [np.shape(weights)[:-1]])]
+        _check_lengths({n: x for n, x in self.held.items() if n not in self.by_lane}, others, steps)
+        shapes += [*map(np.shape, self.held.values()), *(np.shape(x)[1:] for x in self.varying.values())]
+        named = {**self.parameters, **self.held, **self.varying, **self.state}
+        if weights is not None:
+            named |= {**self.coupling, "weights": weights[..., 0]}
+            shapes.append(np.shape(weights)[:-1])
+        if self.history is not None:
+            shapes.append(np.shape(self.history)[1:])
+        return _batch(named, shapes, self.varying, steps)
+
+    def dtype(self):
+        """Of all arithmetic: the widest of the arrays."""
+        groups = (self.parameters, self.held, self.varying, self.state, self.noise, self.coupling)
+        arrays = [x for group in groups for x in group.values()]
+        arrays += [] if self.connections is None else [self.connections.weights]
+        return _dtype([*arrays, *([] if self.history is None else [self.history])])
+
+    def data(self, dt) -> Data:
+        """In the order of `StepSpec.hoisted`; ``dt`` in the model's unit of time."""
+        groups = (self.parameters, self.held, self.noise, self.coupling)
+        hoisted = (*(x for group in groups for x in group.values()), dt)
+        key = self.key if self.noise else None
+        state, varying = tuple(self.state.values()), tuple(self.varying.values())
+        return Data(hoisted, state, varying, key, self.connections, self.history)
+
+
+def prepare(
+    model, duration, dt, inputs=None, initial=None, noise=None, key=None, record=None, every=1, transient=None,
+    scheme=None, checkpoint_every=None, precision="exact", implementation=None,
+) -> tuple[Run, Data]:  # fmt: skip
+    """Check every argument, and separate what decides the program from the data it runs on."""
+    network, mass = parts_of(model)
+    scheme = _scheme(mass, scheme)
+    seconds = units.positive_time(dt, u.second, "dt")
+    entries = entries_of(mass, record)
+    schedule = _schedule(duration, transient, every, seconds, bool(entries))
+    step_time = units.strip(dt, mass.time_unit, "dt")
+    parameters = mass.magnitudes()
+    _check_step(mass, scheme, parameters, float(step_time))
+    values = Values.of(model, parameters, inputs, initial, noise, key, schedule.steps, seconds)
+    batch = values.batch(schedule.steps)
+    if network and batch[-1] != network.regions:
+        raise ValueError(
+            f"the last axis of the batch {batch} is not the {network.regions} regions of the network: what is one for "
+            f"each of several networks takes the shape (networks, 1)"
+        )
+    if precision not in ("exact", "fast"):
+        raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
+    dispatch.check_known(implementation)
+    sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
+    spec = StepSpec(
+        type(mass), scheme, tuple(values.held), tuple(values.varying), tuple(values.noise), tuple(sources),
+        np.dtype(values.dtype()), network.link if network else None,
+    )  # fmt: skip
+    connections = values.connections
+    run = Run(
+        spec,
+        batch,
+        schedule,
+        _checkpoint_every(checkpoint_every, schedule.steps),
+        implementation or "",
+        native_autodiff=implementation == "scan",
+        precision=precision,
+        interpret=_context.INTERPRETED.get(),
+        platform=dispatch.platform(),
+        entries=entries,
+        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
+        depth=int(connections.steps.max()) if connections else 0,
+        delays=delay_counts(connections) if connections else (),
+        statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
+    )
+    data = values.data(step_time)
+    return _dispatched(run, data, implementation, checkpoint_every), data
+
+
+def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_every: int | None) -> Run:
+    """The run with its implementation chosen, and what depends on that."""
+    name, _, _ = dispatch.choose(implementation, request_of(run))
+    backend = dispatch.load(name)
+    if backend.base_two(run.precision):
+        run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
+    run = run._replace(implementation=name, copied=backend.copied(request_of(run)))
+    if data.connections and name == "scan":
+        # This loop has no adjoint of its own for networks; a checkpoint has the history, a step all that arrives.
+        kept, each = len(data.state) + run.depth, len(data.state) + run.batch[-1]
+        every = _checkpoint_every(checkpoint_every, run.schedule.steps, kept / each)
+        run = run._replace(native_autodiff=True, checkpoint_every=every)
+    return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
+
+
+def parts_of(model) -> tuple[Network | None, Model]:
+    """The network, if it is one, and the model of each lane."""
+    if isinstance(model, Network):
+        return model, model.model
+    check_model(model, ", or a bk.Network of one")
+    return None, model
+
+
+def connections_of(network: Network, dt: float) -> Connections:
+    """The connections of a network, their delays in steps; ``dt`` in seconds."""
+    steps, weights = network.delay_steps(dt), network.connections()
+    known = not is_traced(weights)
+    counts = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2))) if known else None
+    edges = np.argwhere(np.ones(steps.shape, bool) if counts is None else counts).T.astype(np.int32)
+    return Connections(weights, steps, edges)  # pyright: ignore[reportArgumentType]
+
+
+def _history(network: Network, history: Any, depth: int, dt: float):
+    """What was sent before the first step, ``(depth, *batch)``; ``None`` where none is given."""
+    if history is None:
+        return None
+    if not depth:
+        raise ValueError("'history' was given, but this network has no delays")
+    if callable(history):
+        history = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
+        history = history[:, None] if np.ndim(history) == 1 else history
+    if history is None:
+        return None
+    history = units.strip(history, network.sent_unit, "history")
+    refuse_nan(history, "history")
+    if np.ndim(history) < 2:
+        history = jnp.broadcast_to(history, (depth, *(np.shape(history) or (1,))))
+    if np.shape(history)[0] != depth:
+        raise ValueError(
+            f"'history' got shape {np.shape(history)}, but takes one value, one for each region, or "
+            f"({depth}, *batch, {network.regions}): the longest delay is {depth} steps"
+        )
+    return history
+
+
+def delay_counts(connections: Connections) -> tuple[int, ...]:
+    """How many of the connections that count have each delay."""
+    delays = np.asarray(connections.steps)[tuple(np.asarray(connections.edges))]
+    return tuple(np.bincount(delays, minlength=int(np.max(connections.steps)) + 1).tolist())
+
+
+def _scheme(model: Model, scheme: str | None) -> str:
+    scheme = model.scheme if scheme is None else scheme
+    check_name(scheme, SCHEMES, "scheme")
+    needs = SCHEMES[scheme].needs
+    if needs and not getattr(model, needs, ()):
+        possible = [n for n, s in SCHEMES.items() if not s.needs or getattr(model, s.needs, ())]
+        raise ValueError(
+            f"scheme '{scheme}' needs a model {NEEDS[needs]}, and {type(model).__name__} is not; "
+            f"it takes {', '.join(possible)}"
+        )
+    return scheme
+
+
+def _schedule(duration, transient, every, seconds: float, recorded: bool) -> Schedule:
+    steps = units.steps_of(duration, seconds, "duration")
+    if steps < 1:
+        raise ValueError(f"'duration' got {duration}, but takes at least one step")
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"'duration' got {duration}, which is {steps:.3g} steps of dt = {seconds:g} s, but takes at most "
+            f"{MOST_STEPS:.3g} steps"
+        )
+    lead = 0 if transient is None else units.steps_of(transient, seconds, "transient")
+    if not 0 <= lead <= steps:
+        raise ValueError(f"'transient' got {transient}, but takes a time from 0 to the duration ({steps} steps)")
+    if isinstance(every, (bool, np.bool_)) or not isinstance(every, (int, np.integer)):
+        raise TypeError(f"'every' got {every!r}, but takes a whole number of steps")
+    if every < 1:
+        raise ValueError(f"'every' got {every}, but takes at least 1")
+    if recorded and lead < steps < lead + every:
+        raise ValueError(
+            f"'every' got {every}, but takes at most the {steps - lead} steps that are recorded: nothing would be"
+        )
+    return Schedule(steps, lead, int(every))
+
+
+def _checkpoint_every(given, steps: int, ratio: float = 1.0) -> int:
+    """Steps between checkpoints, each of which takes ``ratio`` times as much as a step in between."""
+    if given is None:
+        return min(steps, max(1, math.isqrt(math.ceil(steps * ratio))))
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
+        raise ValueError(f"'checkpoint_every' got {given!r}, but takes a positive number of steps")
+    return min(int(given), steps)
+
+
+def _inverse_steps(run: Run, hoisted) -> str:
+    """Whether rounding stays small over the inverse steps of a segment; where rates are traced, to be asked."""
+    if run.native_autodiff or not dispatch.load(run.implementation).inverse_steps or not build(run.spec).invertible:
+        return ""
+    growth = _rates(run.spec.model, dict(zip(run.spec.hoisted, hoisted))), hoisted[-1]
+    if any(is_traced(x) for x in jax.tree.leaves(growth)):
+        return "asked"
+    fastest = max(float(np.max(np.abs(rate), initial=0.0)) for rate in growth[0].values()) * float(growth[1])
+    return "always" if inverse_holds(run, fastest) else ""
+
+
+def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
+    """A step is refused where it cannot be meant, and warned of where it steps over the model's fastest change."""
+    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
+    if scheme == "given":
+        return
+    if not rounding**2 <= dt <= 1.0 / rounding:
+        raise ValueError(
+            f"'dt' got {dt:g} {model.time_unit}, but takes a time from {rounding**2:.2g} to {1 / rounding:.2g} "
+            f"{model.time_unit}: any other step is lost in rounding"
+        )
+    limit = SCHEMES[scheme].limit
+    rates = {n: x for n, x in _rates(type(model), _known(parameters)).items() if np.size(x)}
+    for name, rate in rates.items():
+        fastest = float(np.max(rate)) * dt
+        if limit is not None and fastest >= limit:
+            raise ValueError(
+                f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {name} = "
+                f"{np.max(parameters[name]):g}: it takes dt below {limit * dt / fastest:.4g} {model.time_unit}. The "
+                f"schemes 'strang' and 'exact' are stable at any dt"
+            )
+    times = {n: 1.0 / float(np.max(rate)) for n, rate in rates.items() if np.max(rate) > 0.0}
+    if not getattr(model, "blocks", ()):
+        times = _times(model, _known(parameters))
+    name = min(times, key=lambda n: times[n], default="")
+    if not name or not dt > times[name] * (1.0 + 1e-6):
+        return
+    fastest = f"{'1 / ' * (name in rates)}{name} = {times[name]:.4g} {model.time_unit}"
+    kind = type(model).__name__
+    said = f"'dt' got {dt:g} {model.time_unit}, longer than the fastest time constant of {kind}, {fastest}"
+    if name in rates and dt >= COARSEST * times[name]:
+        raise ValueError(f"{said}, {COARSEST:g} times or more: nothing of the dynamics is left")
+    warn(f"{said}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that are known before tracing, as NumPy's: under jit, JAX would trace what is made of its own."""
+    return {n: np.asarray(x) for n, x in values.items() if not is_traced(x)}
+
+
+def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rate of each second-order block as the equations take it, by its parameter."""
+    names = list(dict.fromkeys(b.a for b in getattr(model, "blocks", ())))
+    unit_of = model.parameter_units() if names else {}
+    return {n: units.scaled(values[n], model.time_factor(n, unit_of[n])) for n in names if n in values}
+
+
+def _times(model: Model, parameters) -> dict[str, float]:
+    """The shortest of each parameter that is a time, in the model's unit of time."""
+    found = {}
+    for name, unit in model.parameter_units().items():
+        x = parameters.get(name, ())
+        if unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
+            found[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
+    return found
+
+
+def _inputs(model: Model, inputs) -> tuple[dict[str, Any], set[str]]:
+    """The magnitude of each input, and which of them are `PerLane`."""
+    told = _mapping(inputs, "inputs")
+    for name in told:
+        check_name(name, model.inputs, "input")
+    by_lane = {n for n, x in told.items() if isinstance(x, PerLane)}
+    given = {**model.inputs, **{n: x.value if n in by_lane else x for n, x in told.items()}}
+    stripped = {n: units.strip(x, units.unit_of(model.inputs[n]), n) for n, x in given.items()}
+    for n, x in stripped.items():
+        refuse_nan(x, n)
+    return stripped, by_lane
+
+
+def _initial(model: Model, initial) -> dict[str, Any]:
+    given = _mapping(initial, "initial")
+    for name in given:
+        check_name(name, model.states, "state")
+    start = {**model.initial, **given}
+    found = {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
+    for n in given:
+        refuse_nan(found[n], n, infinite=True)
+    return found
+
+
+def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
+    given = _mapping(intensity, "noise")
+    if given and key is None:
+        raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
+    found = {}
+    for name, sigma in given.items():
+        check_name(name, {**model.inputs, **model.states}, "input or state")
+        if name in model.inputs:
+            unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
+        else:
+            unit = model.states[name] / model.time_unit**0.5
+        found[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
+        refuse_nan(magnitude, f"noise[{name!r}]", infinite=True)
+        if not is_traced(magnitude) and np.any(np.asarray(magnitude) < 0.0):
+            raise ValueError(f"noise[{name!r}] got {np.min(magnitude):g} {unit}, but takes an intensity from 0 on")
+    return dict(sorted(found.items()))
+
+
+def _mapping(value, name: str) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'{name}' got {type(value).__name__}, but takes a dict by name")
+    return dict(value)
+
+
+def entries_of(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
+    """By the result's name, the quantity or the statistic that is recorded."""
+    known = model.recordable()
+    if record is None:
+        record = tuple(model.observables) or tuple(model.states)
+    asked = (record,) if isinstance(record, (str, Reduction, type)) else record
+    if not isinstance(asked, Iterable):
+        raise TypeError(f"'record' got {type(asked).__name__}, but takes names, and statistics such as bk.Mean()")
+    named = asked.items() if isinstance(asked, Mapping) else [(None, what) for what in asked]
+    entries: dict[str, str | Reduction] = {}
+    for name, what in named:
+        if isinstance(what, type):
+            raise TypeError(f"'record' got the class {what.__name__}, but takes one of it: bk.{what.__name__}(...)")
+        if not isinstance(what, (str, Reduction)):
+            raise TypeError(f"'record' got {type(what).__name__}, but takes names, and statistics such as bk.Mean()")
+        of = what if isinstance(what, str) else what.of or next(iter(known))
+        check_name(of, known, "record")
+        if isinstance(what, Reduction):
+            what, of = what.bound(of, known[of]), f"{of}_{what.suffix}"
+        name = of if name is None else name
+        if entries.setdefault(name, what) != what:
+            raise ValueError(f"'record' has two results named '{name}': give a dict with a name for each")
+    return tuple(entries.items())
+
+
+def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampling | None:
+    reductions = [what for _, what in entries if isinstance(what, Reduction)]
+    if not reductions:
+        return None
+    sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
+    for reduction in reductions:
+        reduction.check(sampling)
+    return sampling
+
+
+def _varies(x, steps: int) -> bool:
+    """An input whose leading axis is the number of steps has one value a step."""
+    return np.ndim(x) > 0 and np.shape(x)[0] == steps and steps > 1
+
+
+def _check_lengths(held, extents, steps: int) -> None:
+    """Refuse an input that is held though an axis is nearly as long as the run, unless others have that axis too."""
+    if steps < SHORTEST:
+        return
+    near = {n: [k for k, size in enumerate(np.shape(x)) if abs(size - steps) <= max(1, steps // 100)]
+            for n, x in held.items()}  # fmt: skip
+    known = [*extents, *(np.shape(held[n]) for n, axes in near.items() if not axes)]
+    for name, axes in near.items():
+        shape = np.shape(held[name])
+        for k in axes:
+            back = k - len(shape)
+            if not any(len(other) >= -back and other[back] == shape[k] for other in known):
+                raise ValueError(
+                    f"'{name}' got shape {shape}, but takes one value a step, ({steps},) or ({steps}, *batch), time "
+                    f"first, or values that broadcast to the batch. If {shape[k]} lanes are meant, say so by another "
+                    f"argument, such as a parameter of shape ({shape[k]},)"
+                )
+
+
+def _key_batch(key) -> tuple[int, ...]:
+    """The batch shape of a key: of old-style keys the last axis is the key itself."""
+    if key is None:
+        return ()
+    return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
+
+
+def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
+    try:
+        batch = np.broadcast_shapes(*shapes)
+    except ValueError:
+        found = {n: np.shape(x) for n, x in named.items() if np.shape(x)}
+        listed = ", ".join(f"{n} {s}{' (one value a step)' if n in varying else ''}" for n, s in found.items())
+        raise ValueError(f"these shapes do not broadcast to one batch: {listed}") from None
+    for name, x in varying.items():
+        if np.ndim(x) == 1 and batch and batch[-1] == steps:
+            raise ValueError(
+                f"'{name}' got shape {np.shape(x)}, which could be one value a step or one a lane, since the batch is "
+                f"{batch} and there are {steps} steps; give it as (steps, *batch), {(steps, *batch)}"
+            )
+    return batch
+
+
+def _dtype(values):
+    arrays = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
+    # The widest, whatever promotion mode a user has set: every value is cast to it below.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+    return jnp.float32 if dtype in (jnp.float16, jnp.bfloat16) else jax.dtypes.canonicalize_dtype(dtype)

@@ -1,0 +1,217 @@
+"""A backend's loop with its adjoint as its gradient, and with `vmap` folded into its lanes: still one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import derivatives, dispatch
+from .backends.base import (
+    Backend,
+    Carry,
+    Connections,
+    Cotangents,
+    Loop,
+    Operands,
+    Pullbacks,
+    Wanted,
+)  # fmt: skip
+from .pointwise import pullback, pullback_after
+
+# How each argument of a loop looks; see `folded`.
+OPERANDS = Operands("coefs", "rows", "lanes", Connections("weights", "shared", "shared"))  # pyright: ignore
+CARRY = Carry("lanes", "lanes")  # pyright: ignore
+
+
+def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_once: str):
+    """The loop as a function ``(operands, initial, near) -> (records, final)``.
+
+    Parameters
+    ----------
+    implementation : the backend's name
+    checkpoint_every : steps between checkpoints of a gradient
+    loop : Loop
+    only_once : what a second derivative raises
+
+    ``near`` says whether to walk back by inverse steps, where that is asked at run time; else it is ``None``.
+    """
+    backend = dispatch.load(implementation)
+
+    @jax.custom_vjp
+    def call(operands: Operands, initial: Carry, near):
+        return folded(lambda *args: backend.forward(loop, *args)[:2], (OPERANDS, CARRY))(operands, initial)
+
+    def forward(operands, initial, near):
+        wanted = _wanted(loop, operands)
+        values = jax.tree.map(lambda x: x.value, (operands, initial, near), is_leaf=lambda x: hasattr(x, "perturbed"))
+        operands, initial, near = derivatives.once(values, only_once)
+
+        def run(operands, initial):
+            return tuple(backend.forward(loop, operands, initial, checkpoint_every))
+
+        records, final, saved = folded(run, (OPERANDS, CARRY))(operands, initial)
+        return (records, final), (operands, near, saved, derivatives.Static(wanted))
+
+    def backward(residuals, cotangents):
+        operands, near, saved, static = residuals
+        wanted = static.value
+        cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+        cotangents = derivatives.once(Cotangents(*cotangents), only_once)
+        walk = _walk_back(backend, loop, wanted, checkpoint_every)
+        kinds = ("coefs", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
+        back = folded(walk, kinds, expand=wanted.inputs)(near, operands, saved, cotangents)
+        return _cotangents(operands, wanted, back), back.initial, None
+
+    call.defvjp(forward, backward, symbolic_zeros=True)
+    return call
+
+
+def _wanted(loop: Loop, operands: Operands) -> Wanted:
+    """Which cotangents are asked for, of arguments that say whether they are perturbed."""
+    coefs = (c.perturbed and read for c, read in zip(operands.coefs, loop.read_coefs(), strict=True))
+    weights = operands.connections is not None and operands.connections.weights.perturbed  # pyright: ignore
+    return Wanted(tuple(coefs), tuple(x.perturbed for x in operands.inputs), weights)
+
+
+def _walk_back(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int):
+    pullbacks = _pullbacks(loop, wanted)
+
+    def walk(near, operands, saved, cotangents):
+        def by(pullbacks):
+            return backend.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+
+        if near is None:
+            return by(pullbacks)
+        return lax.cond(jnp.all(near), lambda: by(pullbacks), lambda: by(pullbacks._replace(inverse=None)))
+
+    return walk
+
+
+def _cotangents(operands: Operands, wanted: Wanted, back) -> Operands:
+    """Of the operands: what each lane has of a uniform one is summed."""
+    connections = operands.connections
+    if connections is not None:
+        weights = back.weights
+        if weights is not None and connections.weights.ndim == 2:
+            weights = jnp.sum(weights, axis=-1)
+        connections = Connections(weights, None, None)  # pyright: ignore[reportArgumentType]
+    coefs = [_summed(ct, c) for ct, c in zip(back.coefs, _chosen(operands.coefs, wanted.coefs))]
+    inputs = [_summed_rows(ct, x) for ct, x in zip(back.inputs, _chosen(operands.inputs, wanted.inputs))]
+    return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
+
+
+def _pullbacks(loop: Loop, wanted: Wanted) -> Pullbacks:
+    state = (True,) * loop.n_state
+    inputs = (*wanted.inputs, *((True,) if loop.coupling else ()))
+    advance = pullback(loop.advance, (*wanted.coefs, *state, *inputs, *(False,) * loop.n_normals))
+    place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
+    return Pullbacks(
+        advance,
+        pullback(loop.observe, (*wanted.coefs, *state)),
+        pullback_after(loop.inverse, advance, place) if loop.inverse else None,
+        pullback(loop.coupling.send, (*wanted.coefs, *state)) if loop.coupling else None,
+    )
+
+
+def _is_zero(x) -> bool:
+    return isinstance(x, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiated(x):
+    return jnp.zeros(x.shape, x.dtype) if _is_zero(x) else x
+
+
+def _chosen(values, flags):
+    return [x for x, flag in zip(values, flags) if flag]
+
+
+def _placed(flags, values):
+    values = iter(values)
+    return tuple(next(values) if flag else None for flag in flags)
+
+
+def _summed(cotangent, coefficient):
+    return cotangent if coefficient.ndim else jnp.sum(cotangent)
+
+
+def _summed_rows(cotangent, rows):
+    return cotangent if rows.ndim == 2 else jnp.sum(cotangent, axis=1)
+
+
+# vmap ---------------------------------------------------------------------------------------------------------------
+
+# How the unmapped arguments of a loop look: uniform or with a last axis of lanes, or, of weights, of networks.
+_UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2}
+
+
+def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
+    """``fun``, whose vmap folds the mapped axis into its lanes.
+
+    Parameters
+    ----------
+    fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
+    kinds : of each argument, or in a tuple of its type of the parts of one: ``"coefs"``, each ``()`` or ``(L,)``;
+        ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, ``(N, N)`` or ``(N, N, networks)``; ``"shared"``, the
+        same for all; ``"lanes"``, whose last axis is always the lanes
+    expand : for each of the rows, whether a uniform one must be given to each lane, as its cotangent is wanted
+    """
+    mapped = jax.custom_batching.custom_vmap(fun)
+
+    @mapped.def_vmap
+    def fold(size, batched, *args):
+        if size == 0:
+            return _fold_nothing(fun, batched, args)
+        to_lanes = _Folding(size, _lanes_of(kinds, args), expand)
+        args = [to_lanes(kind, arg, flags) for kind, arg, flags in zip(kinds, args, batched, strict=True)]
+        out = folded(fun, kinds, expand)(*args)
+        out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
+
+
+def _lanes_of(kinds, args) -> int:
+    """How many lanes a call has: the last axis of the first array that always has one."""
+    for kind, arg in zip(kinds, args, strict=True):
+        if kind == "lanes" and (leaves := jax.tree.leaves(arg)):
+            return leaves[0].shape[-1]
+        if isinstance(kind, Carry | Cotangents) and (lanes := _lanes_of(kind, arg)):
+            return lanes
+    return 0
+
+
+def _fold_nothing(fun, batched, args):
+    """A mapped axis of length 0: empty arrays of the right shapes."""
+    each = jax.tree.map(lambda x, f: jax.ShapeDtypeStruct(x.shape[int(f) :], x.dtype), args, tuple(batched))
+    like = jax.eval_shape(fun, *each)
+    return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), like), jax.tree.map(lambda _: True, like)
+
+
+class _Folding:
+    """How arguments become those of a loop of ``size`` times as many lanes."""
+
+    def __init__(self, size: int, lanes: int, expand: tuple[bool, ...]):
+        self.size, self.lanes, self.expand = size, lanes, expand
+
+    def __call__(self, kind, arg, flags):
+        if arg is None:
+            return None
+        if isinstance(kind, tuple):
+            return type(arg)(*map(self, kind, arg, flags))
+        if kind == "rows":
+            wanted = self.expand or (False,) * len(arg)
+            return tuple(self._one(kind, x, f, w) for x, f, w in zip(arg, flags, wanted, strict=True))
+        return jax.tree.map(lambda x, f: self._one(kind, x, f), arg, flags)
+
+    def _one(self, kind: str, x, batched: bool, wanted: bool = False):
+        uniform = x.ndim - batched == _UNIFORM_NDIM.get(kind, -1)
+        if kind == "shared" or (uniform and not batched and not wanted):
+            return x
+        x = x if batched else jnp.broadcast_to(x, (self.size, *x.shape))
+        if uniform:
+            width = self.lanes // x.shape[-1] if kind == "weights" else self.lanes
+            x = jnp.broadcast_to(x[..., None], (*x.shape, width))
+        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], self.size * x.shape[-1])

@@ -1,0 +1,257 @@
+"""What a run is, and its execution: coefficients before the loop, the loop by blocks, coordinates after it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import dispatch, memory, noise
+from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
+from .backends.scan import Scan
+from .blocks import run_in_blocks, run_in_parts
+from .equations import Key
+from .loop_vjp import differentiable
+from .programs import Programs
+from .recording import Reduction, Sampling
+from .schedule import Schedule, segment_groups
+from .step import Step, StepSpec, build
+
+# Inverse steps multiply rounding errors by exp(a dt) each: how far they may go, in `a dt`, to stay within contract 1.
+MAX_INVERSE_GROWTH = 2.0
+
+
+class Run(NamedTuple):
+    """Everything about a run that is not data; the key under which it is compiled."""
+
+    spec: StepSpec
+    batch: tuple[int, ...]
+    schedule: Schedule
+    checkpoint_every: int
+    implementation: str
+    native_autodiff: bool
+    precision: str
+    interpret: str
+    platform: str
+    entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
+    sampling: Sampling | None  # the records, where a statistic is made of them
+    depth: int = 0  # steps of a network's longest delay
+    delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
+    statistics: Key | None = None  # of the code of the statistics among the entries
+    copied: Copied = Copied()  # what the kernel's records are copied from
+    inverse_steps: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
+
+
+class Data(NamedTuple):
+    """The arrays of a run, without units, each with its own part of the batch shape."""
+
+    hoisted: tuple
+    state: tuple
+    varying: tuple
+    key: Any
+    connections: Connections | None = None  # of a network, the weights ``(*batch, N, N)``
+    history: Any = None  # of a network, broadcast to ``(depth, *batch)``; ``None``, what the first state sends
+
+
+def inverse_holds(run: Run, growth):
+    """Whether rounding stays small over the inverse steps of any segment; ``growth`` is the largest ``a dt``."""
+    return growth * longest(run) <= MAX_INVERSE_GROWTH
+
+
+def longest(run: Run) -> int:
+    """Steps of the longest segment between two checkpoints."""
+    return max((group.length for group in segment_groups(run.schedule, run.checkpoint_every)), default=0)
+
+
+def loop_of(run: Run) -> tuple[Step, Loop]:
+    """The step of a run, and its loop without data."""
+    step, spec = build(run.spec, bool(run.inverse_steps)), run.spec
+    loop = Loop(
+        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
+        len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
+        Coupling(run.batch[-1], run.depth, step.send, run.delays) if step.send else None,
+    )  # fmt: skip
+    return step, loop
+
+
+def request_of(run: Run) -> Request:
+    return Request(loop_of(run)[1], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
+
+
+def no_lanes(of):
+    """``of(run, ..., data)`` for a batch of no lanes: empty arrays of the right shapes, and nothing is run."""
+
+    def empty(run: Run, *rest):
+        *static, data = rest
+        batch = tuple(n or 1 for n in run.batch)
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(tuple(n or 1 for n in np.shape(x)), jax.dtypes.result_type(x)), data
+        )
+        like = jax.eval_shape(functools.partial(of, run._replace(batch=batch), *static), one)
+        return jax.tree.map(lambda x: jnp.zeros((*x.shape[: x.ndim - len(batch)], *run.batch), x.dtype), like)
+
+    return empty
+
+
+def execute(run: Run, data: Data):
+    """Records and final states of a run, as its compiled program returns them, without units."""
+    return RUNS(run)(data)
+
+
+def _compiled(run: Run):
+    def brainmass_kernels_run(data: Data):
+        return _execute(run, data)
+
+    return jax.jit(brainmass_kernels_run)
+
+
+RUNS = Programs(_compiled, lambda run: run.spec)
+
+
+def _execute(run: Run, data: Data):
+    """Records ``(K, *batch)`` and final states ``(*batch)``, of a network the history too, without units."""
+    step, loop = loop_of(run)
+    n_lanes = math.prod(run.batch)
+    exact = dispatch.load(run.implementation).same_lanes
+    hoisted = [in_lanes(x, run.batch, run.spec.dtype, of_one=exact) for x in data.hoisted]
+    initial = [jnp.broadcast_to(in_lanes(x, run.batch, run.spec.dtype), (n_lanes,)) for x in data.state]
+    around = _as_in_a_batch if exact and n_lanes == 1 and any(x.ndim for x in hoisted) else _as_it_is
+    state, coefs = around(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, initial)
+    # A backend takes a coefficient of a single lane as one for all.
+    coefs = tuple(x.reshape(()) if n_lanes == 1 else x for x in coefs)
+    carry = Carry(tuple(jnp.broadcast_to(x, (n_lanes,)) for x in state))
+    connections = None
+    if data.connections is not None:
+        connections = _connections(data.connections, run)
+        carry = carry._replace(history=_history(data.history, run, loop, coefs, carry.state))
+    near = inverse_holds(run, step.growth(hoisted)) if run.inverse_steps == "asked" else None
+    launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data.key), connections), near)
+    rows = tuple(in_rows(x, run.batch, run.spec.dtype) for x in data.varying)
+    # Pallas's interpreters have effects, which JAX runs no second time.
+    again = not run.interpret
+    if connections is not None and not run.native_autodiff:
+        launch = functools.partial(run_in_parts, launch, memory.block(run), again)
+    if run.sampling is None:
+        records, final = launch(run.schedule, carry, rows, None)
+    else:
+        what = [what for _, what in run.entries]
+        blocks = (run.schedule, run.sampling, what, run.spec.record, launch)
+        records, final = run_in_blocks(*blocks, carry, rows, again)
+    state = around(step.exit, hoisted, final.state)
+    if run.sampling is not None:
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
+        records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
+    ended = (*state, *(() if final.history is None else (final.history,)))
+    return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, ended)]
+
+
+def _launcher(run: Run, operands: Operands, near):
+    """``(schedule, carry, rows, first) -> (records, carry)``: some of the steps, from the ``first`` on."""
+
+    def launch(schedule: Schedule, carry: Carry, rows, first):
+        part = run._replace(schedule=schedule, checkpoint_every=min(run.checkpoint_every, schedule.steps))
+        loop, seeds = loop_of(part)[1], operands.seeds
+        if seeds is not None and first is not None:
+            seeds = jnp.concatenate([seeds, jnp.full((1, seeds.shape[1]), first, jnp.int32)])
+        here = operands._replace(inputs=rows, seeds=seeds)
+        if run.native_autodiff:
+            return Scan().native_autodiff(loop, here, carry, part.checkpoint_every)[:2]
+        loop = differentiable(run.implementation, part.checkpoint_every, loop, only_once(run))
+        return loop(here, carry, near)
+
+    return launch
+
+
+def _connections(connections: Connections, run: Run) -> Connections:
+    """The connections as backends take them."""
+    regions, weights = run.batch[-1], jnp.asarray(connections.weights, run.spec.dtype)
+    if weights.size == regions**2:
+        weights = weights.reshape(regions, regions)
+    else:
+        weights = jnp.broadcast_to(weights, (*run.batch, regions)).reshape(-1, regions, regions)
+        weights = jnp.moveaxis(weights, 0, -1)
+    return Connections(weights, jnp.asarray(connections.steps), jnp.asarray(connections.edges))
+
+
+def _history(history, run: Run, loop: Loop, coefs, state):
+    """What was sent before the first step, ``(depth, L)``; what the first state sends where none is given."""
+    if history is None:
+        assert loop.coupling is not None
+        (history,) = loop.coupling.send(*coefs, *state)
+    else:
+        history = in_rows(history, run.batch, run.spec.dtype)
+        history = history if history.ndim == 2 else history[:, None]
+    return jnp.broadcast_to(history, (run.depth, math.prod(run.batch)))
+
+
+def lane_seeds(run: Run, key):
+    """``(2, L)``, or ``None`` without a key."""
+    return None if key is None else noise.lane_seeds(key, run.batch).reshape(2, math.prod(run.batch))
+
+
+def _as_it_is(fun, *args):
+    return fun(*args)
+
+
+def _where(finite, x):
+    """A statistic ``(L,)`` or ``(M, L)`` of the lanes that stayed finite; NaN of the others, whose records ended."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return jnp.where(jnp.broadcast_to(finite, x.shape), x, jnp.nan)
+
+
+def only_reverse(run: Run) -> str:
+    return (
+        f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of simulate() on '{run.implementation}': "
+        'ask for implementation="scan", which JAX differentiates in every mode; grad and vjp work on all'
+    )
+
+
+def only_once(run: Run) -> str:
+    return (
+        f"a second derivative (hessian, grad of grad) of a run on '{run.implementation}', which has the first only: "
+        'ask simulate() for implementation="scan", which JAX differentiates as often as wanted'
+    )
+
+
+def in_lanes(x, batch, dtype, of_one: bool = False):
+    """A value as ``()`` where it is one for all lanes, else as ``(L,)``.
+
+    ``of_one`` lanes too where the value has an axis of the batch whose length happens to be one.
+    """
+    x = jnp.asarray(x, dtype)
+    own = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
+    return jnp.broadcast_to(x, batch).reshape(-1) if own else x.reshape(())
+
+
+def _as_in_a_batch(fun, hoisted, state):
+    """``fun(hoisted, state)`` of a single lane with the bits that it has of several.
+
+    XLA folds the constants of a product of single numbers, and not those of several; and it rounds otherwise where it
+    fuses in another way. So the lane is computed twice, in a branch, with whose inside XLA fuses nothing around it.
+    """
+
+    def pair(x):
+        return jnp.concatenate([x, lax.stop_gradient(x)]) if x.ndim else x
+
+    def never(*args):
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(fun, *args))
+
+    # The time step is the last. XLA cannot know that it is positive.
+    found = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
+    return jax.tree.map(lambda x: x[:1] if x.ndim else x, found)
+
+
+def in_rows(x, batch, dtype):
+    """One value a step as ``(T,)`` where it is one for all lanes, else as ``(T, L)``."""
+    x = jnp.asarray(x, dtype)
+    if x.size == x.shape[0]:
+        return x.reshape(-1)
+    # Shapes broadcast from the right, but the time axis stays in front.
+    x = x.reshape(x.shape[0], *(1,) * (len(batch) + 1 - x.ndim), *x.shape[1:])
+    return jnp.broadcast_to(x, (x.shape[0], *batch)).reshape(x.shape[0], -1)

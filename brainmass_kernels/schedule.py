@@ -1,0 +1,142 @@
+"""Which steps a run takes, which of them it records, and how they are cut into segments between checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which steps are taken and after which of them the observables are recorded.
+
+    Record ``k`` is taken at the end of step ``lead + (k + 1) * every`` (steps count from 1).
+
+    Attributes
+    ----------
+    steps : number of steps in all
+    lead : steps before recording begins (the transient)
+    every : steps from one record to the next
+    """
+
+    steps: int
+    lead: int = 0
+    every: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return max(0, self.steps - self.lead) // self.every
+
+
+class SegmentGroup(NamedTuple):
+    """Equal segments of a run: each ``strides`` strides of ``stride`` steps, recorded after each stride or not at all.
+
+    A stride longer than a segment has ``parts``, groups of its own, and is then the only one of its segment.
+    """
+
+    start: int
+    segments: int
+    strides: int
+    stride: int
+    recorded: bool
+    parts: tuple[SegmentGroup, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.strides * self.stride
+
+    @property
+    def records(self) -> int:
+        """Records of one segment."""
+        return self.strides if self.recorded else 0
+
+
+def segment_groups(schedule: Schedule, segment: int) -> Iterator[SegmentGroup]:
+    """Cut a run into groups whose segments have at most ``segment`` steps: transient, recorded part, rest."""
+    lead = min(schedule.lead, schedule.steps)
+    yield from _unrecorded(0, lead, segment)
+    count, every = schedule.count, schedule.every
+    if every > segment and count:
+        yield SegmentGroup(lead, count, 1, every, True, tuple(_unrecorded(0, every, segment)))
+    else:
+        each = max(1, segment // every)
+        full = count // each
+        if full:
+            yield SegmentGroup(lead, full, each, every, True)
+        if count % each:
+            yield SegmentGroup(lead + full * each * every, 1, count % each, every, True)
+    recorded = lead + count * every
+    yield from _unrecorded(recorded, schedule.steps - recorded, segment)
+
+
+def _unrecorded(start: int, steps: int, segment: int) -> Iterator[SegmentGroup]:
+    full = steps // segment
+    if full:
+        yield SegmentGroup(start, full, 1, segment, False)
+    if steps % segment:
+        yield SegmentGroup(start + full * segment, 1, 1, steps % segment, False)
+
+
+class Body(NamedTuple):
+    """How the steps of a segment are written out.
+
+    Attributes
+    ----------
+    strides : strides in one body; 0 where a stride takes several bodies
+    steps : steps in one body; what is left over has a shorter one
+    even : whether every body begins an even number of steps after the segment
+    """
+
+    strides: int
+    steps: int
+    even: bool
+
+    @classmethod
+    def of(cls, group: SegmentGroup, most: int, noisy: bool) -> Body:
+        """At most ``most`` steps; of an even number, if it can be, where a step is ``noisy``."""
+        stride = group.stride
+        if stride <= most:
+            several = min(most // stride, group.strides)
+            several -= several % 2 if noisy and stride % 2 and 1 < several < group.strides else 0
+            return cls(several, several * stride, several * stride % 2 == 0 or several == group.strides)
+        size = even_share(stride, most, 2 if noisy else 1)
+        return cls(0, size, size % 2 == 0 and (stride % 2 == 0 or group.strides == 1))
+
+
+def even_share(n: int, most: int, unit: int = 1) -> int:
+    """A divisor of ``n`` near ``most`` if there is one, so that nothing is left over; a multiple of ``unit``."""
+    most = most - most % unit or most
+    return next((d for d in range(most, most // 3, -1) if n % d == 0 and d % unit == 0), most)
+
+
+def parity_in(parity: int | None, group: SegmentGroup) -> int | None:
+    """That of the first step of each segment of a group where it is known, given that of where the groups begin."""
+    if parity is None or (group.segments > 1 and group.length % 2):
+        return None
+    return (parity + group.start) % 2
+
+
+def segments_in(groups: Sequence[SegmentGroup]) -> int:
+    return sum(group.segments for group in groups)
+
+
+def nested_segments(group: SegmentGroup, most: int) -> tuple[SegmentGroup, ...]:
+    """A segment that is too long to be walked back at once, in groups of at most ``most`` steps."""
+    if group.parts:
+        return group.parts
+    every = group.stride if group.recorded else group.length + 1
+    return tuple(segment_groups(Schedule(group.length, 0, every), most))
+
+
+def checkpoint_levels(parts: Sequence[SegmentGroup], most: int) -> list[int]:
+    """How many states each further level of checkpoints has, the first being that within these groups."""
+    found: list[int] = []
+    for group in parts:
+        if group.parts or group.length > most:
+            inner = nested_segments(group, most)
+            below = [segments_in(inner), *checkpoint_levels(inner, most)]
+            found = [max(pair) for pair in zip_longest(found, below, fillvalue=0)]
+    return found
