@@ -91,6 +91,7 @@ class Fit:
 
     @property
     def initial_spectrum(self) -> Spectrum:
+        """The spectrum of the first start, before it was fitted."""
         return self._spectral("initial_spectrum", self.initial_prediction)
 
     def _spectral(self, name: str, prediction) -> Spectrum:
