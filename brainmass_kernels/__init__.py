@@ -66,10 +66,10 @@ from .recording import Reduction as Reduction
 from .recording import Spectrum as Spectrum
 from .recording import Variance as Variance
 from .sensitivity import sensitivities as sensitivities
-from .simulate import Result as Result
-from .simulate import explain as explain
-from .simulate import simulate as simulate
-from .sweep import Sweep as Sweep
-from .sweep import sweep as sweep
+from .simulation import Result as Result
+from .simulation import explain as explain
+from .simulation import simulate as simulate
+from .sweeps import Sweep as Sweep
+from .sweeps import sweep as sweep
 
 __version__ = "0.1.0"

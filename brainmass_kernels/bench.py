@@ -29,7 +29,7 @@ from jax import lax
 from . import noise
 from .models import JansenRit
 from .schemes import SCHEMES
-from .simulate import explain, simulate
+from .simulation import explain, simulate
 
 DT = 1e-4
 EVERY = 10

@@ -27,7 +27,7 @@ from .arguments import prepare
 from .jaxprs import CALLS, call_body, drop_dead, read_by, variables
 from .recording import Reduction
 from .run import Data, Run
-from .simulate import times
+from .simulation import times
 from .step import Step, build
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")

@@ -18,7 +18,7 @@ from .spectra import Spectrum, alpha_peak
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
     from .fitting.result import Fit
-    from .sweep import Sweep
+    from .sweeps import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"

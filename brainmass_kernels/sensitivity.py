@@ -20,7 +20,7 @@ from .pointwise import Program, pushforward
 from .programs import Programs
 from .routing import NOISE, places
 from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once
-from .simulate import Result, clock
+from .simulation import Result, clock
 from .step import StepSpec, build
 
 _ONLY_REVERSE = (

@@ -20,7 +20,7 @@ import numpy as np
 from .._jax import meshless
 from ..dispatch import Plan, check_known
 from ..errors import Unsupported
-from ..simulate import explain, simulate
+from ..simulation import explain, simulate
 from ..units import UNITLESS, positive_time
 from .classify import Arriving, Key, Number, State
 from .couplings import SENT, RegionCoupling

@@ -26,7 +26,7 @@ from ..arguments import PerLane
 from ..equations import Key, key_of
 from ..network import Network
 from ..sensitivity import sensitivities
-from ..simulate import explain, simulate
+from ..simulation import explain, simulate
 from .targets import Comparison
 
 #: Folded into the key for the noise that only the final report uses.

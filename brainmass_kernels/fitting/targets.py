@@ -21,7 +21,7 @@ from .. import eeg, spectra, units
 from ..models.base import check_name
 from ..network import Network
 from ..rounding import at_rest
-from ..simulate import Result
+from ..simulation import Result
 from ..spectra import Spectrum
 
 

@@ -29,7 +29,7 @@ from .models.base import Model, check_model, check_name
 from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .run import Run
-from .simulate import explain, simulate, times
+from .simulation import explain, simulate, times
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
