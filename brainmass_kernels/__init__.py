@@ -2,6 +2,7 @@
 
 from . import _program as _program
 from . import testing as testing
+from ._version import __version__ as __version__
 from .adapters.brainmass import fuse as fuse
 from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
@@ -71,5 +72,3 @@ from .simulation import explain as explain
 from .simulation import simulate as simulate
 from .sweeps import Sweep as Sweep
 from .sweeps import sweep as sweep
-
-__version__ = "0.1.0"

@@ -23,6 +23,7 @@ import numpy as np
 
 from . import units
 from ._jax import Literal
+from ._version import __version__
 from .arguments import prepare
 from .jaxprs import CALLS, call_body, drop_dead, read_by, variables
 from .recording import Reduction
@@ -74,8 +75,6 @@ def of_data(run: Run, data: Data) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """The versions of the libraries that trace programs: digests are only compared within one version."""
-    from . import __version__
-
     return {"brainmass_kernels": __version__, "jax": metadata.version("jax")}
 
 

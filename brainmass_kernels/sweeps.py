@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import dispatch, files, identity, routing, units
+from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .extras import needs
 from .interrupts import heard
@@ -337,8 +338,6 @@ def _chunk(given) -> int:
 
 
 def _about(model: Model, grid: _Grid, size: int, key, everything: dict) -> dict[str, Any]:
-    from . import __version__
-
     plan = explain(**_call(model, grid, np.arange(size), key, everything))
     return {
         "model": type(model).__name__,
