@@ -40,9 +40,6 @@ def numbers(step, rng):
 def test_a_step_back_undoes_a_step(model):
     with jax.enable_x64(True):
         step = step_of(model)
-        if not step.invertible:
-            assert any(n not in (b.position, b.velocity) for n in model.states for b in model.blocks)
-            return
         coefs, state = numbers(step, np.random.default_rng(0))
         back = step.inverse(*coefs, *step.advance(*coefs, *state))
         for before, found in zip(state, back, strict=True):
@@ -63,6 +60,12 @@ def test_one_program_steps_back_and_pulls_back():
             np.testing.assert_allclose(np.broadcast_to(b, LANES), np.broadcast_to(a, LANES), rtol=1e-9, atol=1e-9)
     # The rates are shared, not computed for each.
     assert [e.primitive.name for e in both.jaxpr.jaxpr.eqns].count("tanh_absolute") == 3
+
+
+def test_a_state_beside_the_blocks_has_no_way_back():
+    coloured = type(bk.coloured(bk.JansenRit(), "E_inp", 10 * u.ms))
+    assert coloured.blocks == bk.JansenRit.blocks
+    assert not step_of(coloured, with_inverse=False).invertible
 
 
 @pytest.mark.parametrize(("scheme", "noisy"), [("exact", ()), ("heun", ()), ("strang", ("Mv",))])
