@@ -12,7 +12,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import jax
 import pytest
 
-
 # Tracing makes many small objects that live as long as their program: looking through all of them costs a tenth.
 gc.set_threshold(50_000, 20, 100)
 
@@ -49,7 +48,7 @@ def _applies(item) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Neighbours share programs, so each worker takes one stretch of the tests, and the first to end helps the other."""
+    """Neighbours share programs: each worker takes one stretch of the tests, and the first to end helps the other."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None

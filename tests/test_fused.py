@@ -103,7 +103,6 @@ def loss(values, implementation=None, **more):
     ("shape", "several", "more"),
     [
         ((), (), {}),
-        ((5,), (), {}),
         ((1024,), ("a",), {}),
         ((3, 7, 61), (), {"bound": 2.0}),
         ((1500,), PARAMETERS, {"scheme": "heun"}),

@@ -37,7 +37,10 @@ class TestNumba(BackendSuite):
     implementation = "numba"
     runs = "numba"
     loop = "custom-call"
-    long = ("test_inputs[rows]", "test_batches[2]", "test_broadcasting", "test_two_devices")
+    long = (
+        "test_inputs[rows]", "test_batches[2]", "test_broadcasting", "test_two_devices", "test_units",
+        "test_batch_of_two_axes", "test_schedules[every beyond the checkpoint]",
+    )  # fmt: skip
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
