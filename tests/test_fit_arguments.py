@@ -89,7 +89,7 @@ class TestTheRecord:
         found = fit(target, Plain(), inputs={"drive": WAVE})
         assert found.settings["record"] == "r"
         assert found.settings["every"] == 5
-        assert str(found)
+        assert str(found).startswith("Plain fitted to")
 
     def test_is_that_of_a_resumed_fit(self):
         target = bk.TimeSeries(records(Follower(gain=2.0), "y", every=2))

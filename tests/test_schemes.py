@@ -56,9 +56,7 @@ def test_order(scheme):
     assert measured == pytest.approx(ORDERS[scheme], abs=0.12)
 
 
-@pytest.mark.parametrize(
-    "scheme", [n if n in ("strang", "exp_euler") else pytest.param(n, marks=pytest.mark.slow) for n in TABLE]
-)
+@pytest.mark.parametrize("scheme", TABLE)
 def test_accuracy_table(scheme):
     got = [rms(scheme, steps_a_ms, 2000) for steps_a_ms in (10, 2, 1)]
     np.testing.assert_allclose(got, TABLE[scheme], rtol=0.03)
