@@ -26,11 +26,16 @@ class TestScanAdjoint(BackendSuite):
 
 @pytest.mark.slow
 class TestScan(BackendSuite):
-    """By name: native_autodiff to JAX."""
+    """By name, as JAX differentiates it: what a gradient has no part in is of the same segments as above."""
 
     implementation = "scan"
     runs = "scan"
     native_autodiff = True
+    held_elsewhere = (
+        "test_accuracy_of_the_state", "test_batches", "test_batch_of_two_axes", "test_units", "test_records",
+        "test_noise_is_the_reference_noise", "test_noise_does_not_know_the_batch", "test_noise_of_two_inputs",
+        "test_noise_does_not_know_the_schedule", "test_resume",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
