@@ -75,8 +75,17 @@ def delays_of(kind: str, n: int) -> np.ndarray:
     }[kind]
 
 
-@pytest.mark.parametrize("coupling", ["additive", "diffusive"])
-@pytest.mark.parametrize("kind", ["none", "one step", "equal", "different", "about a tile", "beyond the run"])
+KINDS = ("none", "one step", "equal", "different", "about a tile", "beyond the run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "coupling"),
+    [
+        pytest.param(kind, coupling, marks=[pytest.mark.slow] * (coupling == "diffusive" and kind != "different"))
+        for kind in KINDS
+        for coupling in ("additive", "diffusive")
+    ],
+)
 def test_against_a_dense_loop(x64, implementation, kind, coupling):
     n = 7
     weights, steps = connectome(n)[0], delays_of(kind, n)

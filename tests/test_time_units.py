@@ -59,13 +59,12 @@ def numbers(result):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"inputs": {"drive": np.linspace(0.0, 80.0, 200) * u.Hz}},
         {"initial": {"r": 0.02 * u.kHz}},
         {"noise": {"drive": 3.0 * u.Hz * u.second**0.5}, "key": jax.random.key(1)},
         {"noise": {"r": 40.0 * u.Hz / u.second**0.5}, "key": jax.random.key(1), "scheme": "euler"},
     ],
-    ids=["rest", "a drive of each step", "initial", "noise on an input", "noise on a state"],
+    ids=["a drive of each step", "initial", "noise on an input", "noise on a state"],
 )
 def test_the_same_run_in_any_unit_of_time(arguments):
     want = numbers(run(DECLARED["seconds"](**FIELDS), **arguments))
