@@ -6,6 +6,7 @@ lines, and its gradient JAX's own.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import NamedTuple
 
@@ -115,6 +116,21 @@ CASES = {
 }
 
 
+@functools.lru_cache
+def expected(case: Case):
+    """Records and final state, and the cotangents of coefficients, initial state and inputs, all in float64."""
+    (coefs, inputs, seeds, _), initial, cotangents = make_data(case)
+    draws = jax.jit(jax.vmap(lambda n: normals(seeds, n, 1)))(jnp.arange(case.steps)) if case.noisy else ()
+
+    def both(wide, draws, cotangents):
+        found, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
+        return found, pull(cotangents)
+
+    with jax.enable_x64(True):
+        given = (coefs, initial.state, inputs), draws, (cotangents.records, cotangents.final.state)
+        return jax.tree.map(np.asarray, jax.jit(both)(*jax.tree.map(lambda x: np.asarray(x, np.float64), given)))
+
+
 # What bounds the steps that a backend takes or keeps at a time, and its value for so many.
 SHORTENED = {
     "mosaic_tpu": ("LONGEST", lambda steps: steps),
@@ -167,7 +183,6 @@ class KernelSuite:
 
     def check(self, case: Case, loop: Loop, with_inverse: bool):
         operands, initial, cotangents = make_data(case)
-        (coefs, inputs, seeds, _), state = operands, initial.state
         wanted = Wanted((True, True), (True,) * loop.n_inputs)
         flags = (*wanted.coefs, True, True)
         advance = pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals))
@@ -181,20 +196,11 @@ class KernelSuite:
             return kept, self.backend.adjoint(*walk)
 
         kept, back = run(operands, initial, cotangents)
-        draws = [normals(seeds, i, 1) for i in range(case.steps)] if case.noisy else []
-        with jax.enable_x64(True):
-            wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (coefs, state, inputs))
-            draws = (jnp.asarray(np.asarray(draws)[:, 0], jnp.float64),) if draws else ()
-            want, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
-            ct_coefs, ct_state, ct_inputs = pull(
-                jax.tree.map(
-                    lambda x: jnp.asarray(np.asarray(x), jnp.float64), (cotangents.records, cotangents.final.state)
-                )
-            )
+        want, (ct_coefs, ct_state, ct_inputs) = expected(case)
         assert_close((*kept.records, *kept.final.state), (*want[0], *want[1]), 2e-6)
         total = np.sum(np.asarray(back.coefs[0]), dtype=np.float64)
         assert_close((total, back.coefs[1], *back.initial.state), (*ct_coefs, *ct_state), 2e-5)
-        if inputs:
+        if case.driven:
             assert_close((np.sum(np.asarray(back.inputs[0]), axis=1), back.inputs[1]), ct_inputs, 1e-5)
 
     def test_checkpoints_change_no_number(self):

@@ -3,12 +3,12 @@
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import testing
-from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.backends import mosaic_gpu
 from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.step import StepSpec, build
@@ -85,7 +85,7 @@ def of_rate(be, **more):
     return loss(bk.JansenRit(be=be * u.Hz, C=jnp.linspace(120.0, 140.0, LANES)), **more)
 
 
-@pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
+@needs.mosaic_gpu
 class TestWhereRoundingAllows:
     @pytest.fixture
     def walked(self, monkeypatch):

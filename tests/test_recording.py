@@ -6,13 +6,13 @@ import re
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 import scipy.signal
 
 import brainmass_kernels as bk
 from brainmass_kernels import recording, testing
-from brainmass_kernels._jax import MOSAIC_GPU
 
 LANES, EVERY, DT = 3, 5, 0.5
 FREQS = (1.0, 4.0, 10.0, 25.0, 100.0, 200.0)
@@ -212,15 +212,12 @@ class TestWithinAKernel:
 
     CASES = [
         pytest.param("mosaic_tpu", marks=pytest.mark.slow),
-        pytest.param("triton", marks=pytest.mark.slow),
-        pytest.param("mosaic_gpu", marks=pytest.mark.skipif(not MOSAIC_GPU, reason="needs jax 0.11")),
+        pytest.param("triton", marks=[pytest.mark.slow, needs.interpreter]),
+        pytest.param("mosaic_gpu", marks=needs.mosaic_gpu),
     ]
 
     @pytest.mark.parametrize("implementation", CASES)
     def test_as_scan(self, monkeypatch, implementation):
-        if implementation == "triton":
-            pytest.importorskip("triton")
-            pytest.importorskip("torch")
         monkeypatch.setattr(recording, "BLOCK", 1)
         monkeypatch.setattr(recording, "FEWEST", 4)
         record = {"mean": bk.Mean(), "variance": bk.Variance(), "eeg": "eeg"}

@@ -75,10 +75,10 @@ def test_intensity_has_the_units_of_the_state_over_the_root_of_time(intensity):
         Decay(), 5, 0.5 * u.ms, noise={"x": intensity}, key=KEY, initial={"x": np.full(3, 2.0, np.float32) * u.mV},
         scheme="euler",
     )  # fmt: skip
-    x = np.full(3, 2.0)
+    x, seen = np.full(3, 2.0), np.asarray(run["x"] / u.mV)
     for n, z in enumerate(normals(KEY, 3, 5)):
         x = x - 0.5 * x / 20.0 + 0.3 * np.sqrt(0.5) * z
-        np.testing.assert_allclose(run["x"][n] / u.mV, x, rtol=2e-6)
+        np.testing.assert_allclose(seen[n], x, rtol=2e-6)
     with pytest.raises(ValueError, match=r"noise\['x'\]"):
         bk.simulate(Decay(), 5, 0.5 * u.ms, noise={"x": 1.0 * u.mV}, key=KEY)
 
