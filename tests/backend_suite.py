@@ -209,7 +209,7 @@ class Case:
 def drawn_normals(lanes: int, steps: int) -> np.ndarray:
     """The package's own normals ``(steps, lanes)`` of the key of every case."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(False):
-        seeds = noise.lane_seeds(jax.random.key(KEY_SEED), (lanes,))
+        seeds = jax.jit(noise.lane_seeds, static_argnums=1)(jax.random.key(KEY_SEED), (lanes,))
         made = jax.jit(jax.vmap(lambda n: noise.normals(seeds, n, 1)[0]))(jnp.arange(steps, dtype=jnp.int32))
         return np.asarray(made, np.float64)
 

@@ -82,7 +82,7 @@ def make_data(case: Case):
     coefs = jnp.float32(0.7), draw(case.lanes)
     state = draw(case.lanes), draw(case.lanes)
     inputs = (draw(case.steps), draw(case.steps, case.lanes)) if case.driven else ()
-    seeds = lane_seeds(jax.random.key(1), (case.lanes,)) if case.noisy else None
+    seeds = jax.jit(lane_seeds, static_argnums=1)(jax.random.key(1), (case.lanes,)) if case.noisy else None
     if case.first is not None:
         seeds = jnp.concatenate([seeds, jnp.full((1, case.lanes), case.first, jnp.int32)])
     count = case.schedule.count
@@ -206,8 +206,8 @@ class KernelSuite:
     def test_checkpoints_change_no_number(self):
         case = CASES["127 lanes, long strides"]
         operands, initial, _ = make_data(case)
-        plain = self.backend.forward(make_loop(case, self.interpret), operands, initial)
-        kept = self.backend.forward(make_loop(case, self.interpret), operands, initial, case.checkpoint_every)
+        forward = jax.jit(functools.partial(self.backend.forward, make_loop(case, self.interpret)), static_argnums=2)
+        plain, kept = forward(operands, initial), forward(operands, initial, case.checkpoint_every)
         assert plain.saved is None
         for a, b in zip((*plain.records, *plain.final.state), (*kept.records, *kept.final.state), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -220,7 +220,12 @@ class KernelSuite:
             pullback(loop.advance, (False, False, True, True, False, True)),
             pullback(loop.observe, (False, False, True, True)),
         )
-        kept = self.backend.forward(loop, operands, initial, 2)
-        back = self.backend.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 2)
+
+        @jax.jit
+        def run(operands, initial, cotangents):
+            kept = self.backend.forward(loop, operands, initial, 2)
+            return self.backend.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 2)
+
+        back = run(operands, initial, cotangents)
         assert (len(back.coefs), len(back.initial.state), len(back.inputs)) == (0, 2, 1)
         assert back.inputs[0].shape == (5, 2)
