@@ -1,4 +1,4 @@
-"""Prints digests of programs and of runs as JSON: ``python same_bits.py THREADS [fit]``; see test_same_bits."""
+"""Prints digests of programs and of runs as JSON: ``python same_bits.py THREADS [more]``; see test_same_bits."""
 
 import hashlib
 import json
@@ -69,11 +69,16 @@ bounds = (60, 400), (40, 200), (0.3, 40)
 arguments = [jnp.asarray(rng.uniform(*b, LANES), jnp.float32) for b in bounds]
 arguments.append(jnp.asarray(220 + 20 * rng.normal(size=STEPS), jnp.float32))
 weights = jnp.asarray(rng.uniform(0, 1, (20, 20)), jnp.float32)
-for name in ("scan", "numba"):
-    by = (0, 1, 2, 3) if name == "numba" else 0
-    slope, eeg = jax.jit(jax.grad(mean_square, by, has_aux=True), static_argnums=4)(*arguments, name)
-    told[f"{name}, gradient"], told[name] = digest(slope), digest(eeg)
-    told[f"network on {name}"] = digest(jax.jit(jax.value_and_grad(of_network), static_argnums=1)(weights, name))
-if "fit" in sys.argv:
+of_run, of_gradient = (
+    jax.jit(f, static_argnums=4) for f in (mean_square, jax.grad(mean_square, range(4), has_aux=True))
+)
+told["scan"], (slope, eeg) = digest(of_run(*arguments, "scan")), of_gradient(*arguments, "numba")
+told["numba, gradient"], told["numba"] = digest(slope), digest(eeg)
+network_gradient = jax.jit(jax.value_and_grad(of_network), static_argnums=1)
+told["network on numba"] = digest(jax.jit(of_network, static_argnums=1)(weights, "numba"))
+told["network on scan, gradient"] = digest(network_gradient(weights, "scan"))
+if "more" in sys.argv:
+    told["scan, gradient"] = digest(of_gradient(*arguments, "scan"))
+    told["network on numba, gradient"] = digest(network_gradient(weights, "numba"))
     told["fit"] = fit()
 print(json.dumps(told))
