@@ -94,7 +94,7 @@ def test_against_a_dense_loop(x64, implementation, kind, coupling):
 
 
 @pytest.mark.parametrize(
-    "n", [1, 2, 68, pytest.param(192, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
+    "n", [1, 68, pytest.param(192, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
 )
 def test_sizes(implementation, n):
     weights, steps = connectome(n)[0], np.random.default_rng(3).integers(0, 40, (n, n))
