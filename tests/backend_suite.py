@@ -209,7 +209,7 @@ class Case:
 def drawn_normals(lanes: int, steps: int) -> np.ndarray:
     """The package's own normals ``(steps, lanes)`` of the key of every case."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(False):
-        seeds = noise.lane_seeds(jax.random.key(KEY_SEED), (lanes,))
+        seeds = jax.jit(noise.lane_seeds, static_argnums=1)(jax.random.key(KEY_SEED), (lanes,))
         made = jax.jit(jax.vmap(lambda n: noise.normals(seeds, n, 1)[0]))(jnp.arange(steps, dtype=jnp.int32))
         return np.asarray(made, np.float64)
 
@@ -296,7 +296,8 @@ class BackendSuite:
     accuracy : the case of the contract on accuracy
     batches : edges of the number of lanes
     long : tests that are marked slow, as they take long here
-    bounded : two lengths of run between which the memory of a gradient may not grow like time; ``None``, not known here
+    bounded : two lengths of run between which the memory of a gradient may not grow like time; ``None`` where buffers
+        are those of an interpreter or of a device
     """
 
     implementation: str | None = None
@@ -381,9 +382,8 @@ class BackendSuite:
         grad = jax.jit(jax.grad(functools.partial(self.loss, case)))(self.single(case))
         assert_close(grad, expected_gradient(case), 1e-4)
 
+    @pytest.mark.where(lambda suite: suite.float64)
     def test_float64(self, x64):
-        if not self.float64:
-            pytest.skip(f"{self.runs} takes no float64")
         case = dataclasses.replace(self.accuracy, steps=200)
         res = self.simulate(case, case.theta())
         records, final = expected(case)
@@ -478,11 +478,11 @@ class BackendSuite:
         case = Case(lanes=5, steps=25, noisy=True, scheme="euler", dt=1e-3)
         zero = {"parameters": {"C": 0.0}, "inputs": {"E_inp": np.zeros(5)}, "initial": {}, "sigma": 2.0}
         res = self.simulate(case, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), zero), record=("E",))
-        E, Ev, normals = np.zeros(5), np.zeros(5), case.normals()
+        E, Ev, normals, seen = np.zeros(5), np.zeros(5), case.normals(), np.asarray(res["E"].mantissa)
         for n in range(25):
             drive = 2.0 / np.sqrt(1e-3) * normals[n]
             E, Ev = E + 1e-3 * Ev, Ev + 1e-3 * (325.0 * drive - 200.0 * Ev - 1e4 * E)
-            assert off(res["E"].mantissa[n], E) < 1e-5
+            assert off(seen[n], E) < 1e-5
 
     def test_noise_does_not_know_the_batch(self):
         """Lanes that have a key each draw the same in any batch, bit for bit."""
@@ -629,23 +629,25 @@ class BackendSuite:
         slope = (loss(raised) - loss(lowered)) / (2 * step)
         np.testing.assert_allclose(jnp.sum(grad.Ae.mantissa), slope, rtol=1e-3)
 
+    @pytest.mark.where(lambda suite: not suite.native_autodiff)
+    def test_forward_mode_is_refused(self):
+        theta = self.single(case := Case(steps=20, checkpoint=6))
+        with pytest.raises(TypeError, match=r'implementation="scan"'):
+            jax.jvp(functools.partial(self.loss, case), (theta,), (theta,))
+
+    @pytest.mark.where(lambda suite: suite.native_autodiff)
     def test_forward_mode(self):
         case = Case(steps=20, checkpoint=6)
         theta = self.single(case)
         tangent = jax.tree.map(jnp.ones_like, theta)
         fun = functools.partial(self.loss, case)
-        if not self.native_autodiff:
-            with pytest.raises(TypeError, match=r'implementation="scan"'):
-                jax.jvp(fun, (theta,), (tangent,))
-            return
         _, slope = jax.jit(lambda theta, tangent: jax.jvp(fun, (theta,), (tangent,)))(theta, tangent)
         want = sum(np.sum(x) for x in jax.tree.leaves(expected_gradient(case)))
         np.testing.assert_allclose(slope, want, rtol=1e-4)
 
     @pytest.mark.slow
+    @pytest.mark.where(lambda suite: suite.native_autodiff and suite.float64)
     def test_second_order(self, x64):
-        if not (self.native_autodiff and self.float64):
-            pytest.skip(f"{self.runs} as asked for here is differentiated once")
         loss, Ae, E = self._of_lane(Case(steps=20, checkpoint=6))
         Ae, E = np.float64(Ae[0]), np.float64(E[0])
         hessian = jax.jit(jax.hessian(loss, (0, 1)))(Ae, E)
@@ -709,10 +711,9 @@ class BackendSuite:
         for other in others:
             assert_close(other, first, 1e-12 if self.float64 else 1e-6)
 
+    @pytest.mark.where(lambda suite: suite.bounded)
     def test_memory_of_a_gradient(self):
         """It grows like the root of the time, and `explain` knows it."""
-        if self.bounded is None:
-            pytest.skip(f"buffers of {self.runs} mean nothing on this machine")
 
         def temporary(steps):
             case = Case(lanes=256, steps=steps, every=steps)

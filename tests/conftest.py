@@ -1,5 +1,6 @@
 """Two fake CPU devices, strict promotion, and our own warnings as errors, before anything imports JAX."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import jax
 import pytest
 
+# Tracing makes many small objects that live as long as their program: looking through all of them costs a tenth.
+gc.set_threshold(50_000, 20, 100)
+
 
 def pytest_configure(config):
     for module in (r"brainmass_kernels", r"tests", r"test_.*"):
@@ -21,14 +25,34 @@ def pytest_configure(config):
 SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
 
 
-def pytest_collection_modifyitems(items):
-    """What slow.txt lists is marked slow, and what a class names as `long` of the tests that it inherits."""
+def pytest_collection_modifyitems(config, items):
+    """What slow.txt lists is marked slow, and what a class names as `long` of the tests that it inherits.
+
+    A test of a suite that asks for what its implementation cannot do is no test of it, and so none that is skipped.
+    """
+    beyond = [item for item in items if not _applies(item)]
+    config.hook.pytest_deselected(items=beyond)
+    items[:] = [item for item in items if item not in set(beyond)]
     for item in items:
         listed = item.nodeid.rpartition("tests/")[2] in SLOW
         if listed:
             item.add_marker(pytest.mark.listed)
         if listed or item.name in getattr(item.cls, "long", ()):
             item.add_marker(pytest.mark.slow)
+
+
+def _applies(item) -> bool:
+    """Whether the class of a test has all that its marks `where` ask for, and does not leave it to another class."""
+    left = getattr(item.cls, "held_elsewhere", ())
+    return item.originalname not in left and all(mark.args[0](item.cls) for mark in item.iter_markers("where"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Neighbours share programs: each worker takes one stretch of the tests, and the first to end helps the other."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ lines, and its gradient JAX's own.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def make_data(case: Case):
     coefs = jnp.float32(0.7), draw(case.lanes)
     state = draw(case.lanes), draw(case.lanes)
     inputs = (draw(case.steps), draw(case.steps, case.lanes)) if case.driven else ()
-    seeds = lane_seeds(jax.random.key(1), (case.lanes,)) if case.noisy else None
+    seeds = jax.jit(lane_seeds, static_argnums=1)(jax.random.key(1), (case.lanes,)) if case.noisy else None
     if case.first is not None:
         seeds = jnp.concatenate([seeds, jnp.full((1, case.lanes), case.first, jnp.int32)])
     count = case.schedule.count
@@ -113,6 +114,21 @@ CASES = {
     "segments of several chunks": Case(37, 2, 5, 3, 15, noisy=True, longest=3),
     "segments and strides of several chunks": Case(41, 4, 17, 3, 9, longest=4),
 }
+
+
+@functools.lru_cache
+def expected(case: Case):
+    """Records and final state, and the cotangents of coefficients, initial state and inputs, all in float64."""
+    (coefs, inputs, seeds, _), initial, cotangents = make_data(case)
+    draws = jax.jit(jax.vmap(lambda n: normals(seeds, n, 1)))(jnp.arange(case.steps)) if case.noisy else ()
+
+    def both(wide, draws, cotangents):
+        found, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
+        return found, pull(cotangents)
+
+    with jax.enable_x64(True):
+        given = (coefs, initial.state, inputs), draws, (cotangents.records, cotangents.final.state)
+        return jax.tree.map(np.asarray, jax.jit(both)(*jax.tree.map(lambda x: np.asarray(x, np.float64), given)))
 
 
 # What bounds the steps that a backend takes or keeps at a time, and its value for so many.
@@ -155,18 +171,18 @@ class KernelSuite:
             self.shorten(monkeypatch, case.longest)
         self.check(case, make_loop(case, self.interpret), with_inverse=False)
 
-    @pytest.mark.parametrize("with_inverse", [False, True], ids=["rerun", "by inverse steps"])
+    @pytest.mark.where(lambda suite: suite.backend.inverse_steps)
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-    def test_an_adjoint_may_walk_back_by_inverse_steps(self, case, with_inverse):
-        if not self.backend.inverse_steps:
-            pytest.skip(f"{self.backend.name} reruns every segment")
-        if not with_inverse and case.longest:
-            pytest.skip("kept states are not limited here")
-        self.check(case, make_loop(case, self.interpret, with_inverse=True), with_inverse)
+    def test_an_adjoint_may_walk_back_by_inverse_steps(self, case):
+        self.check(case, make_loop(case, self.interpret, with_inverse=True), with_inverse=True)
+
+    @pytest.mark.where(lambda suite: suite.backend.inverse_steps)
+    @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.longest])
+    def test_an_adjoint_reruns_a_loop_that_has_an_inverse(self, name):
+        self.check(CASES[name], make_loop(CASES[name], self.interpret, with_inverse=True), with_inverse=False)
 
     def check(self, case: Case, loop: Loop, with_inverse: bool):
         operands, initial, cotangents = make_data(case)
-        (coefs, inputs, seeds, _), state = operands, initial.state
         wanted = Wanted((True, True), (True,) * loop.n_inputs)
         flags = (*wanted.coefs, True, True)
         advance = pullback(loop.advance, (*flags, *wanted.inputs, *[False] * loop.n_normals))
@@ -180,27 +196,18 @@ class KernelSuite:
             return kept, self.backend.adjoint(*walk)
 
         kept, back = run(operands, initial, cotangents)
-        draws = [normals(seeds, i, 1) for i in range(case.steps)] if case.noisy else []
-        with jax.enable_x64(True):
-            wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (coefs, state, inputs))
-            draws = (jnp.asarray(np.asarray(draws)[:, 0], jnp.float64),) if draws else ()
-            want, pull = jax.vjp(lambda *args: reference(case, *args, draws), *wide)
-            ct_coefs, ct_state, ct_inputs = pull(
-                jax.tree.map(
-                    lambda x: jnp.asarray(np.asarray(x), jnp.float64), (cotangents.records, cotangents.final.state)
-                )
-            )
+        want, (ct_coefs, ct_state, ct_inputs) = expected(case)
         assert_close((*kept.records, *kept.final.state), (*want[0], *want[1]), 2e-6)
         total = np.sum(np.asarray(back.coefs[0]), dtype=np.float64)
         assert_close((total, back.coefs[1], *back.initial.state), (*ct_coefs, *ct_state), 2e-5)
-        if inputs:
+        if case.driven:
             assert_close((np.sum(np.asarray(back.inputs[0]), axis=1), back.inputs[1]), ct_inputs, 1e-5)
 
     def test_checkpoints_change_no_number(self):
         case = CASES["127 lanes, long strides"]
         operands, initial, _ = make_data(case)
-        plain = self.backend.forward(make_loop(case, self.interpret), operands, initial)
-        kept = self.backend.forward(make_loop(case, self.interpret), operands, initial, case.checkpoint_every)
+        forward = jax.jit(functools.partial(self.backend.forward, make_loop(case, self.interpret)), static_argnums=2)
+        plain, kept = forward(operands, initial), forward(operands, initial, case.checkpoint_every)
         assert plain.saved is None
         for a, b in zip((*plain.records, *plain.final.state), (*kept.records, *kept.final.state), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -213,7 +220,12 @@ class KernelSuite:
             pullback(loop.advance, (False, False, True, True, False, True)),
             pullback(loop.observe, (False, False, True, True)),
         )
-        kept = self.backend.forward(loop, operands, initial, 2)
-        back = self.backend.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 2)
+
+        @jax.jit
+        def run(operands, initial, cotangents):
+            kept = self.backend.forward(loop, operands, initial, 2)
+            return self.backend.adjoint(loop, pullbacks, wanted, operands, kept.saved, cotangents, 2)
+
+        back = run(operands, initial, cotangents)
         assert (len(back.coefs), len(back.initial.state), len(back.inputs)) == (0, 2, 1)
         assert back.inputs[0].shape == (5, 2)

@@ -3,6 +3,7 @@
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -60,10 +61,8 @@ def run(dt, implementation="scan", every=0.1, gain=0.5, tau=0.98, duration=20.0,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["scan", "numba"])
+@pytest.mark.parametrize("implementation", ["scan", pytest.param("numba", marks=needs.numba)])
 def test_against_the_published_equations(x64, implementation):
-    if "runs here" not in bk.implementations()[implementation]:
-        pytest.skip(bk.implementations()[implementation])
     found = run(0.002, implementation)
     want = expected(np.asarray(found.ts.mantissa), 0.5)
     errors = [np.abs(run(dt, implementation)["bold"] - want).max() / want.max() for dt in (0.02, 0.01, 0.002)]

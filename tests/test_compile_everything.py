@@ -3,24 +3,18 @@
 A few of all that run each time; the rest is slow.
 """
 
-import importlib.util
-
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from test_refusals import Gaussian
 
 import brainmass_kernels as bk
-from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.schemes import SCHEMES
 
-GPU_TOOLS = ("jax_cuda13_plugin", "triton")
-pytestmark = pytest.mark.skipif(
-    not MOSAIC_GPU or not all(map(importlib.util.find_spec, GPU_TOOLS)),
-    reason=f"compiling for a GPU needs jax 0.11, {', '.join(GPU_TOOLS)}",
-)
+pytestmark = needs.gpu_compiler
 MODELS = {entry.name: entry.model for entry in bk.list_models()}
 JANSEN_RIT = [s for s, scheme in SCHEMES.items() if not scheme.needs or getattr(bk.JansenRit, scheme.needs, ())]
 STATISTICS = {

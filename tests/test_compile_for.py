@@ -1,18 +1,16 @@
 """Through the public interface, compiled for a TPU that is not there: how many kernels, and no step outside them."""
 
 import functools
-import importlib.util
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import pytest
 
 import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
-from brainmass_kernels._jax import MOSAIC_GPU
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 LANES = jax.ShapeDtypeStruct((256,), jnp.float32)
 
 
@@ -35,30 +33,23 @@ def kernels(fn, *shapes) -> int:
     return compiled.executable.as_text().count("tpu_custom_call")
 
 
-@needs_libtpu
+@needs.libtpu
 def test_a_simulation_is_one_kernel():
     assert kernels(power, LANES) == 1
 
 
-@needs_libtpu
+@needs.libtpu
 def test_vmap_folds_into_the_same_kernel():
     assert kernels(jax.vmap(jax.vmap(power)), jax.ShapeDtypeStruct((2, 3, 64), jnp.float32)) == 1
 
 
-@needs_libtpu
+@needs.libtpu
 def test_a_gradient_is_a_forward_and_an_adjoint_kernel():
     assert kernels(jax.grad(lambda C: power(C).sum()), LANES) == 2
     assert kernels(jax.vmap(jax.grad(lambda C: power(C).sum())), jax.ShapeDtypeStruct((3, 64), jnp.float32)) == 2
 
 
-GPU_TOOLS = ("jax_cuda13_plugin", "triton")
-needs_gpu_compiler = pytest.mark.skipif(
-    not MOSAIC_GPU or not all(map(importlib.util.find_spec, GPU_TOOLS)),
-    reason=f"compiling for a GPU needs jax 0.11, {', '.join(GPU_TOOLS)}",
-)
-
-
-@needs_gpu_compiler
+@needs.gpu_compiler
 def test_a_simulation_on_a_gpu_is_one_kernel_without_spills():
     compiled = bk.testing.compile_for("h200", functools.partial(power, implementation="mosaic_gpu"), LANES)
     assert list(compiled.kernels) == ["brainmass_kernels_gpu_forward"]
@@ -67,7 +58,7 @@ def test_a_simulation_on_a_gpu_is_one_kernel_without_spills():
     assert compiled.executable.as_text().count('custom_call_target="mosaic_gpu') == 1
 
 
-@needs_gpu_compiler
+@needs.gpu_compiler
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_gradient_on_a_gpu_is_two_kernels_without_spills(precision):
     fun = functools.partial(power, implementation="mosaic_gpu", precision=precision)
@@ -78,7 +69,7 @@ def test_a_gradient_on_a_gpu_is_two_kernels_without_spills(precision):
     assert (fast > 0) == (precision == "fast")
 
 
-@needs_gpu_compiler
+@needs.gpu_compiler
 def test_one_gpu_a_process():
     bk.testing.compile_for("h200", functools.partial(power, implementation="mosaic_gpu"), LANES)
     with pytest.raises(bk.Unsupported, match="in another"):

@@ -143,7 +143,7 @@ def test_a_constant_series_is_refused(level, dtype):
             bk.TimeSeries(np.full(n, level, dtype))
     with pytest.raises(ValueError, match="vary by more than rounding"):
         bk.TimeSeries(toggling(level)[:, 0] * u.mV)
-    assert bk.TimeSeries(np.array([level, level * 1.001], dtype))
+    assert bk.TimeSeries(np.array([level, level * 1.001], dtype)).values.shape == (2,)
 
 
 class Tiny:

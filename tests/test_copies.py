@@ -1,19 +1,16 @@
 """What a kernel writes in whole blocks is copied to the lanes of the run: counted, explained, and compiled."""
 
-import importlib.util
-
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import dispatch, memory
-from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.backends import mosaic_gpu
 
-needs_mosaic_gpu = pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
 STEPS, EVERY = 2000, 2
 
 
@@ -23,7 +20,7 @@ def planned(lanes, implementation, **options):
         return bk.explain(model, STEPS, 0.1 * u.ms, every=EVERY, implementation=implementation, **options)
 
 
-@needs_mosaic_gpu
+@needs.mosaic_gpu
 def test_lanes_beyond_whole_blocks_are_copied():
     assert planned(1024, "mosaic_gpu").bytes_copied == 0
     plan = planned(1000, "mosaic_gpu")
@@ -33,7 +30,7 @@ def test_lanes_beyond_whole_blocks_are_copied():
     assert "copied" not in str(planned(1024, "mosaic_gpu"))
 
 
-@needs_mosaic_gpu
+@needs.mosaic_gpu
 def test_statistics_copy_no_more_than_their_block():
     plan = planned(1000, "mosaic_gpu", record=[bk.Mean()])
     assert plan.bytes_copied == min(STEPS // EVERY, plan.block) * 1024 * 4
@@ -53,7 +50,7 @@ def test_the_others_write_straight_to_what_is_returned(name):
     assert backend.copied(None) == (0, 0)  # pyright: ignore
 
 
-@needs_mosaic_gpu
+@needs.mosaic_gpu
 def test_a_copy_that_does_not_fit_is_refused_with_the_lanes_that_would(monkeypatch):
     limit = STEPS // EVERY * 1000 * 4 * 3 // 2  # the records fit, and not their copy
     monkeypatch.setattr(memory, "available", lambda: limit)
@@ -62,10 +59,7 @@ def test_a_copy_that_does_not_fit_is_refused_with_the_lanes_that_would(monkeypat
         bk.simulate(bk.JansenRit(C=C), STEPS, 0.1 * u.ms, every=EVERY, implementation="mosaic_gpu")
 
 
-@pytest.mark.skipif(
-    not MOSAIC_GPU or not all(map(importlib.util.find_spec, ("jax_cuda13_plugin", "triton"))),
-    reason="compiling for a GPU needs jax 0.11, jax_cuda13_plugin, triton",
-)
+@needs.gpu_compiler
 @pytest.mark.parametrize("lanes", [1000, 1024])
 def test_as_the_compiler_counts_it(lanes):
     def run(C):

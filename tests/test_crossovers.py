@@ -4,15 +4,13 @@ import json
 
 import brainunit as u
 import jax.numpy as jnp
+import needs
 import pytest
 
 import brainmass_kernels as bk
 from benchmarks import crossovers
 from benchmarks.cases import crossover_cases
 from brainmass_kernels import bench, dispatch, testing
-from brainmass_kernels.backends import numba
-
-needs_numba = pytest.mark.skipif(not numba.installed(), reason="numba is not installed")
 
 
 def plan(lanes: int, steps: int):
@@ -27,7 +25,7 @@ def measured(monkeypatch, *rows, kind: str = "cpu"):
 # The choice ---------------------------------------------------------------------------------------------------------
 
 
-@needs_numba
+@needs.numba
 def test_the_nearest_size_decides(monkeypatch):
     slow, fast = {"numba": 2.0, "scan": 1.0}, {"numba": 1.0, "scan": 3.0}
     measured(monkeypatch, (1, 10, slow), (1, 1000, fast), (100, 10, fast))
@@ -35,7 +33,7 @@ def test_the_nearest_size_decides(monkeypatch):
     assert [plan(*size).implementation for size in [(1, 900), (2, 101), (11, 10), (10**4, 10)]] == ["numba"] * 4
 
 
-@needs_numba
+@needs.numba
 def test_the_reason_names_the_size_and_the_ratio(monkeypatch):
     measured(monkeypatch, (64, 1000, {"scan": 4.4, "numba": 1.0}))
     chosen = plan(50, 2000)
@@ -46,7 +44,7 @@ def test_the_reason_names_the_size_and_the_ratio(monkeypatch):
     assert chosen.reason in str(chosen)
 
 
-@needs_numba
+@needs.numba
 def test_where_scan_was_the_fastest_it_is_chosen(monkeypatch):
     measured(monkeypatch, (1, 10, {"numba": 3.0, "scan": 1.0}))
     chosen = plan(1, 10)
@@ -64,7 +62,7 @@ def test_what_is_missing_passes_to_the_next(monkeypatch):
     assert chosen.passed_over["mosaic_gpu"] == dispatch.load("mosaic_gpu").unavailable("cpu")
 
 
-@needs_numba
+@needs.numba
 def test_a_device_that_nobody_measured_has_the_order_of_preference(monkeypatch):
     measured(monkeypatch, (1, 10, {"numba": 2.0, "scan": 1.0}), kind="another device")
     chosen = plan(1, 10)

@@ -13,12 +13,11 @@ from brainmass_kernels import dispatch
 
 
 def on_device(name: str):
-    """The two suites of an implementation, skipped where it does not run."""
+    """The two suites of an implementation, collected where it runs."""
     backend = dispatch.load(name)
-    why = backend.unavailable(jax.default_backend())
-    mark = pytest.mark.skipif(bool(why), reason=str(why))
 
     class OnDevice(BackendSuite):
+        __test__ = not backend.unavailable(jax.default_backend())
         implementation = name
         runs = name
         float64 = name == "triton"
@@ -27,10 +26,10 @@ def on_device(name: str):
         loop = "custom-call"
 
     class KernelsOnDevice(KernelSuite):
-        pass
+        __test__ = OnDevice.__test__
 
     KernelsOnDevice.backend = backend
-    return mark(KernelsOnDevice), mark(OnDevice)
+    return KernelsOnDevice, OnDevice
 
 
 TestTPUKernels, TestTPU = on_device("mosaic_tpu")
@@ -40,7 +39,7 @@ TestTritonKernels, TestTriton = on_device("triton")
 
 @pytest.mark.parametrize("suite", [TestTPUKernels, TestGPUKernels, TestTritonKernels])
 def test_every_suite_can_shorten_its_kernels(suite, monkeypatch):
-    """Wherever the suites themselves are skipped."""
+    """Wherever the suites themselves do not run."""
     module = importlib.import_module(type(suite.backend).__module__)
     before = {name: x for name, x in vars(module).items() if name.isupper()}
     suite().shorten(monkeypatch, 2)
@@ -48,13 +47,20 @@ def test_every_suite_can_shorten_its_kernels(suite, monkeypatch):
     assert 0 < getattr(module, changed) < before[changed]
 
 
+@pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu", "triton"])
+def test_what_does_not_run_says_why(name):
+    """One line in place of its suites."""
+    if why := dispatch.load(name).unavailable(jax.default_backend()):
+        pytest.skip(why)
+    assert {"mosaic_tpu": TestTPU, "mosaic_gpu": TestGPU, "triton": TestTriton}[name].__test__
+
+
 @pytest.mark.parametrize("kind", ["none", "different"])
-@pytest.mark.parametrize("name", ["mosaic_tpu", "triton"])
+@pytest.mark.parametrize("name", [n for n in ("mosaic_tpu", "triton") if dispatch.load(n).networks])
 def test_networks(name, kind):
     """Records and the gradients in everything against `scan` on the same device."""
     backend = dispatch.load(name)
-    why = backend.unavailable(jax.default_backend()) or (not backend.networks and "runs no networks")
-    if why:
+    if why := backend.unavailable(jax.default_backend()):
         pytest.skip(why)
     steps = delays_of(kind, 7)
     values = {n: x.astype("float32") for n, x in values_for(7, steps, 60, (3,)).items()}

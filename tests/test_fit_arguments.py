@@ -6,6 +6,7 @@ import brainunit as u
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backend_suite import slow_but
 
 import brainmass_kernels as bk
 from brainmass_kernels.fitting.problem import Free
@@ -89,7 +90,7 @@ class TestTheRecord:
         found = fit(target, Plain(), inputs={"drive": WAVE})
         assert found.settings["record"] == "r"
         assert found.settings["every"] == 5
-        assert str(found)
+        assert str(found).startswith("Plain fitted to")
 
     def test_is_that_of_a_resumed_fit(self):
         target = bk.TimeSeries(records(Follower(gain=2.0), "y", every=2))
@@ -211,7 +212,7 @@ COUPLINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*COUPLINGS])
+@pytest.mark.parametrize("kind", slow_but({"diffusive", "sigmoidal_jansen_rit"}, COUPLINGS))
 def test_every_coupling_is_fitted_with_its_defaults(kind):
     network = bk.Network(Follower(), np.ones((2, 2)), coupling=kind, target="drive", source="z", k=COUPLINGS[kind])
     target = bk.Connectivity(0.5 + 0.5 * np.eye(2))

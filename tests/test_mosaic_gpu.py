@@ -14,7 +14,8 @@ import brainmass_kernels as bk
 from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.backends import mosaic_gpu
 
-pytestmark = pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
+if not MOSAIC_GPU:
+    pytest.skip("Mosaic GPU needs jax 0.11 or newer", allow_module_level=True)
 
 
 class TestKernels(KernelSuite):

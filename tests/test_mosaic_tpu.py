@@ -1,6 +1,5 @@
 """The TPU backend, in Pallas's interpreter against float64 scans, and compiled for chips that are not there."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from jax import lax
@@ -132,7 +132,7 @@ def compile_all(chip: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs.libtpu
 @pytest.mark.parametrize("chip", TPU_TOPOLOGIES)
 def test_both_kernels_compile_for(chip):
     from benchmarks.ledger import TOGETHER, libtpu_lock
@@ -155,7 +155,7 @@ def test_all_cores_of_a_device_get_blocks(monkeypatch, lanes, cores, rows):
     assert mosaic_tpu.block_rows(lanes, mosaic_tpu._FORWARD, lambda rows: True) == rows
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs.libtpu
 @pytest.mark.parametrize(("chip", "cores"), [("v5e", 1), pytest.param("v5p", 2, marks=pytest.mark.slow)])
 def test_the_cores_of_a_chip_are_known_while_it_is_compiled_for(chip, cores):
     seen = []

@@ -3,6 +3,7 @@
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
@@ -10,14 +11,11 @@ import brainmass_kernels as bk
 from brainmass_kernels import memory
 
 DT = 0.1 * u.ms
-IMPLEMENTATIONS = ["scan", "numba"]
 rng = np.random.default_rng(0)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=["scan", pytest.param("numba", marks=needs.numba)])
 def implementation(request):
-    if "runs here" not in bk.implementations()[request.param]:
-        pytest.skip(bk.implementations()[request.param])
     return request.param
 
 
@@ -75,8 +73,17 @@ def delays_of(kind: str, n: int) -> np.ndarray:
     }[kind]
 
 
-@pytest.mark.parametrize("coupling", ["additive", "diffusive"])
-@pytest.mark.parametrize("kind", ["none", "one step", "equal", "different", "about a tile", "beyond the run"])
+KINDS = ("none", "one step", "equal", "different", "about a tile", "beyond the run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "coupling"),
+    [
+        pytest.param(kind, coupling, marks=[pytest.mark.slow] * (coupling == "diffusive" and kind != "different"))
+        for kind in KINDS
+        for coupling in ("additive", "diffusive")
+    ],
+)
 def test_against_a_dense_loop(x64, implementation, kind, coupling):
     n = 7
     weights, steps = connectome(n)[0], delays_of(kind, n)
@@ -87,7 +94,7 @@ def test_against_a_dense_loop(x64, implementation, kind, coupling):
 
 
 @pytest.mark.parametrize(
-    "n", [1, 2, 68, pytest.param(192, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
+    "n", [1, 68, pytest.param(192, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
 )
 def test_sizes(implementation, n):
     weights, steps = connectome(n)[0], np.random.default_rng(3).integers(0, 40, (n, n))
@@ -307,9 +314,8 @@ def test_gradients_against_finite_differences(x64, implementation, kind, couplin
     [pytest.param((3,), True, marks=pytest.mark.slow), ((), True), pytest.param((3,), False, marks=pytest.mark.slow)],
     ids=["a batch", "one network", "weights of each"],
 )
+@needs.numba
 def test_gradients_against_scan(x64, batch, shared):
-    if "runs here" not in bk.implementations()["numba"]:
-        pytest.skip(bk.implementations()["numba"])
     n, duration = 7, 150
     steps = delays_of("different", n)
     values = values_for(n, steps, duration, batch)
@@ -321,6 +327,7 @@ def test_gradients_against_scan(x64, batch, shared):
         np.testing.assert_allclose(found[name], want[name], atol=1e-6 * np.abs(want[name]).max(), err_msg=name)
 
 
+@needs.numba
 @pytest.mark.slow
 def test_gradients_under_vmap(x64):
     steps, duration = delays_of("different", 4), 60
@@ -330,8 +337,7 @@ def test_gradients_under_vmap(x64):
     def gradient(k, name):
         return jax.grad(loss)({**values, "k": k}, name, "additive", steps * DT, duration)
 
-    name = "numba" if "runs here" in bk.implementations()["numba"] else "scan"
-    found = jax.vmap(lambda k: gradient(k, name))(over)
+    found = jax.vmap(lambda k: gradient(k, "numba"))(over)
     for b, k in enumerate(over):
         for part, want in gradient(k, "scan").items():
             np.testing.assert_allclose(found[part][b], want, rtol=1e-9, atol=1e-11, err_msg=part)

@@ -1,10 +1,9 @@
 """Networks on TPUs: in Pallas's interpreter against scans, and compiled for a chip that is not there."""
 
-import importlib.util
-
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
@@ -188,7 +187,7 @@ def test_what_does_not_fit_says_so():
 # Compiled -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs.libtpu
 @pytest.mark.parametrize("delays", [None, "longer than the run"])
 def test_a_gradient_is_two_kernels(delays):
     net = network(20, delays, density=0.5)

@@ -6,10 +6,10 @@ from typing import Any
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from backend_suite import slow_but
-from test_triton import needs_compiler, needs_interpreter
 
 import brainmass_kernels as bk
 from brainmass_kernels.backends import triton, triton_network
@@ -84,33 +84,33 @@ def agrees(setting: Setting):
         assert distance <= 1e-4 * np.linalg.norm(np.asarray(want)), (name, distance)
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize("kind", slow_but({"different", "none"}, KINDS))
 def test_it_agrees_with_scan(kind):
     agrees(Setting(5, kind))
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize("kind", ["none", "one step"])
 def test_one_region(kind):
     agrees(Setting(1, kind, "additive"))
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize(("n", "kind"), [(7, "beyond the run"), (8, "none"), (33, "none"), (33, "different")])
 @pytest.mark.slow
 def test_regions_more_and_fewer_than_are_read_at_once(n, kind):
     agrees(Setting(n, kind, "additive"))
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize("batched", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", slow_but({"none"}, ["none", "different"]))
 def test_a_batch_of_networks(batched, kind):
     agrees(Setting(5, kind, networks=3, batched=batched))
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize(("networks", "n", "kind"), [(5, 5, "different"), (6, 9, "none"), (9, 3, "beyond the run")])
 def test_networks_that_share_a_program(monkeypatch, networks, n, kind):
     """As many networks as multiprocessors take: four or eight a program, the last of which is not full."""
@@ -133,13 +133,13 @@ def test_networks_share_a_program_once_all_multiprocessors_have_one(networks, re
     assert (together - 1) * layout.blocks < networks <= together * layout.blocks
 
 
-@needs_interpreter
+@needs.interpreter
 @pytest.mark.parametrize("coupling", slow_but({"sigmoidal_jansen_rit"}, ["additive", "sigmoidal_jansen_rit"]))
 def test_couplings(coupling):
     agrees(Setting(5, "different", coupling))
 
 
-@needs_interpreter
+@needs.interpreter
 def test_vmap_folds_into_one_kernel():
     setting = Setting(5, "different")
     many = {**setting.given, "k": jnp.array([0.1, 0.3, 0.2]), "weights": jnp.stack([setting.given["weights"]] * 3)}
@@ -151,7 +151,7 @@ def test_vmap_folds_into_one_kernel():
         np.testing.assert_allclose(found[name][1], want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 
 
-@needs_interpreter
+@needs.interpreter
 def test_a_run_goes_on_exactly():
     setting = Setting(5, "different")
     network = bk.Network(bk.Hopf(a=0.1), setting.given["weights"], delays=setting.delays * DT, source="x", k=0.2)
@@ -166,7 +166,7 @@ def test_a_run_goes_on_exactly():
         np.testing.assert_array_equal(value, second.final[name], name)
 
 
-@needs_interpreter
+@needs.interpreter
 def test_noise_has_the_bits_of_every_other_implementation():
     setting = Setting(5, "different")
     network = bk.Network(bk.Hopf(a=0.1), setting.given["weights"], delays=setting.delays * DT, source="x", k=0.2)
@@ -177,7 +177,7 @@ def test_noise_has_the_bits_of_every_other_implementation():
     np.testing.assert_allclose(found["x"], wanted["x"], atol=1e-5 * np.abs(wanted["x"]).max())
 
 
-@needs_interpreter
+@needs.interpreter
 def test_too_many_regions_are_told_what_runs_them():
     network = bk.Network(bk.Hopf(a=0.1), np.ones((triton.REGIONS + 1,) * 2, np.float32), source="x", k=0.2)
     with bk.testing.interpret(), pytest.raises(bk.Unsupported, match=r"up to 1,024 regions.* 1,025.*'scan' runs it"):
@@ -196,12 +196,11 @@ def test_a_network_has_one_program(regions, warps, vec):
 REGIONS = 76
 
 
-@needs_interpreter
+@needs.interpreter
+@needs.numba
 def test_what_a_gradient_keeps_is_told():
     """Beside what every implementation keeps: the sums of each step, and for weights two values more."""
     network, steps = bk.Network(bk.Hopf(), np.ones((5, 5)), source="x", k=0.1), 200
-    if "runs here" not in bk.implementations()["numba"]:
-        pytest.skip(bk.implementations()["numba"])
     with bk.testing.interpret():
         held = {n: bk.explain(network, steps, DT, implementation=n).bytes_gradient for n in ("numba", "triton")}
     assert held["triton"] - held["numba"] == 2 * 4 * steps * 5
@@ -220,7 +219,7 @@ def power(k, weights, precision="fast", delayed=True):
     return jnp.mean((result["eeg"] / u.mV) ** 2)
 
 
-@needs_compiler
+@needs.triton
 @pytest.mark.parametrize("delayed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("chip", "precision"), [("sm_80", "exact"), ("sm_80", "fast"), ("sm_90", "exact")])
 def test_a_network_is_one_kernel_each_way(chip, precision, delayed):

@@ -6,13 +6,13 @@ import re
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 import scipy.signal
 
 import brainmass_kernels as bk
 from brainmass_kernels import recording, testing
-from brainmass_kernels._jax import MOSAIC_GPU
 
 LANES, EVERY, DT = 3, 5, 0.5
 FREQS = (1.0, 4.0, 10.0, 25.0, 100.0, 200.0)
@@ -94,7 +94,7 @@ class TestAgainstTheTrajectory:
     def test_the_number_of_blocks_changes_nothing(self, monkeypatch):
         at_once = simulate(record=STATISTICS)
         monkeypatch.setattr(recording, "BLOCK", 1)
-        assert simulate(record=STATISTICS)
+        assert recording.Sampling.of(400, 1.0, LANES).block < 400
         for name, x in simulate(record=STATISTICS).records.items():
             assert_near(x, u.get_magnitude(at_once[name]), 2e-5)
 
@@ -123,13 +123,18 @@ class TestInParts:
     def of(self, what, x, block=10**6):
         what = what.bound("eeg", u.mV)
         sampling = recording.Sampling(len(x), self.INTERVAL, min(block, len(x)))
-        held = what.start(x[0], sampling)
-        for first in range(0, len(x), sampling.block):
-            held = what.add(held, x[first : first + sampling.block], first, sampling)
-        return np.asarray(what.finish(held, sampling))
+
+        @jax.jit
+        def reduced(x):
+            held = what.start(x[0], sampling)
+            for first in range(0, len(x), sampling.block):
+                held = what.add(held, x[first : first + sampling.block], first, sampling)
+            return what.finish(held, sampling)
+
+        return np.asarray(reduced(x))
 
     @pytest.mark.parametrize("taper", ["hann", "boxcar"])
-    @pytest.mark.parametrize("block", [10**6, 3001])
+    @pytest.mark.parametrize("block", [10**6, 12_007])
     def test_a_spectrum_has_the_phases_of_float64(self, monkeypatch, x64, taper, block):
         monkeypatch.setattr(recording, "TABLE", 2000)
         x, what = self.records(), bk.Spectrum(self.FREQS, taper=taper)
@@ -207,15 +212,12 @@ class TestWithinAKernel:
 
     CASES = [
         pytest.param("mosaic_tpu", marks=pytest.mark.slow),
-        pytest.param("triton", marks=pytest.mark.slow),
-        pytest.param("mosaic_gpu", marks=pytest.mark.skipif(not MOSAIC_GPU, reason="needs jax 0.11")),
+        pytest.param("triton", marks=[pytest.mark.slow, needs.interpreter]),
+        pytest.param("mosaic_gpu", marks=needs.mosaic_gpu),
     ]
 
     @pytest.mark.parametrize("implementation", CASES)
     def test_as_scan(self, monkeypatch, implementation):
-        if implementation == "triton":
-            pytest.importorskip("triton")
-            pytest.importorskip("torch")
         monkeypatch.setattr(recording, "BLOCK", 1)
         monkeypatch.setattr(recording, "FEWEST", 4)
         record = {"mean": bk.Mean(), "variance": bk.Variance(), "eeg": "eeg"}

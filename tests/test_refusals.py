@@ -3,6 +3,7 @@
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from jax import lax
@@ -10,17 +11,13 @@ from jax.interpreters import ad
 
 import brainmass_kernels as bk
 from brainmass_kernels import dispatch, pointwise
-from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.backends.base import Loop, Request, lacking
 from brainmass_kernels.emit import NUMBA, TRITON
 from brainmass_kernels.pointwise import Program, pullback
 from brainmass_kernels.schedule import Schedule
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
-MOSAIC = [
-    "mosaic_tpu",
-    pytest.param("mosaic_gpu", marks=pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")),
-]
+MOSAIC = ["mosaic_tpu", pytest.param("mosaic_gpu", marks=needs.mosaic_gpu)]
 
 
 def program(step) -> Program:

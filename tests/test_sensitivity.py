@@ -1,17 +1,16 @@
 """Derivatives carried in the loop, against JAX's own forward mode through the plain scan."""
 
 import functools
-import importlib.util
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import testing
-from brainmass_kernels._jax import MOSAIC_GPU
 
 NAMES = ("C", "be", "E_inp", "noise.E_inp")
 AT = {"C": 135.0, "be": 97.0, "E_inp": 220.0, "noise.E_inp": 2.0}
@@ -82,9 +81,9 @@ def test_in_float32():
 
 
 INTERPRETED = [
-    pytest.param("mosaic_tpu"),
-    pytest.param("triton", marks=pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")),
-    pytest.param("mosaic_gpu", marks=pytest.mark.skipif(not MOSAIC_GPU, reason="needs jax 0.11")),
+    "mosaic_tpu",
+    pytest.param("triton", marks=needs.interpreter),
+    pytest.param("mosaic_gpu", marks=needs.mosaic_gpu),
 ]
 
 
