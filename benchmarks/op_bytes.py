@@ -2,7 +2,7 @@
 
 A million elements, uniform parameters. What a kernel reads and writes of device memory is its arguments and results, so
 the sum over all kernels of a compiled program is what it moves; less than each array once is not possible. Writes
-``results/op_bytes.json``. Needs the extra `ledger` and JAX 0.11.
+``results/op_bytes.json`` and the table that `explain_step` reads. Needs the extra `ledger` and JAX 0.11.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 
 import brainmass_kernels as bk
+from brainmass_kernels.one_step import COUNTED, FORWARD, IN_ALL, IN_PARAMETERS, IN_STATE
 from brainmass_kernels.testing import compile_for
 
 from .cpu import RESULTS, save
 
-SIZE = 2**20
+SIZE = COUNTED
+TABLE = Path(bk.__file__).with_name("op_bytes.json")
 PARAMETERS = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56}
 #: By what the gradient is taken in: positions of the state and the potential, and of the parameters.
-GRADIENTS = {"forward": (), "in x, v and potential": (0, 1, 2), "in A, a, vmax, v0 and r": (3, 4, 5, 6, 7),
-             "in all": tuple(range(8))}  # fmt: skip
+GRADIENTS = {FORWARD: (), IN_STATE: (0, 1, 2), IN_PARAMETERS: (3, 4, 5, 6, 7), IN_ALL: tuple(range(8))}
 CHIPS = {"v5e": "mosaic_tpu", "h200": "mosaic_gpu"}
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "bf16": 2, "s64": 8, "u8": 1, "s8": 1, "token": 0}
 _FREE = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all")
@@ -115,6 +117,16 @@ def main() -> None:
     for row in results:
         print(f"{row['chip']:<5} {row['implementation']:<11} {row['what']:<24} {row['MB']:>7.2f} MB")
     save(given.out, ("jax", "brainmass_kernels"), results=results)
+    write_table(results)
+
+
+def write_table(results: list[dict]) -> None:
+    """The counts as the package has them, by chip, implementation and gradient."""
+    table: dict[str, dict] = {}
+    for row in results:
+        name = {"jnp": "scan"}.get(row["implementation"], row["implementation"])
+        table.setdefault(row["chip"], {}).setdefault(name, {})[row["what"]] = row["MB"]
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ from .models import list_models as list_models
 from .models import model as model
 from .models import with_bold as with_bold
 from .network import Network as Network
+from .one_step import StepPlan as StepPlan
+from .one_step import explain_step as explain_step
 from .pointwise import NotPointwise as NotPointwise
 from .programs import clear_caches as clear_caches
 from .recording import Average as Average
