@@ -1,4 +1,4 @@
-"""Modules of emitted source, which live in memory, and compiled kernels, which are also kept on disk.
+"""Modules of emitted source, which live in memory, and compiled kernels, which are also on disk.
 
 A kernel is one file, written under another name and then renamed, with a checksum. What is read from it is executed:
 it counts only where its folder and itself belong to this user, or to root, and nobody else may write to them. Any file
@@ -8,22 +8,48 @@ place, and one warning says so.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import linecache
 import os
 import stat
 import sys
 import tempfile
+import threading
 import types
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .notices import warn
+from ..notices import warn
 
 VARIABLE = "BRAINMASS_KERNELS_CACHE"
 _MAGIC = b"brainmass_kernels 1\n"
+_LOCK = threading.Lock()
+
+
+def kernel_module(kind: str, template: str, runtime: tuple[Path, ...], **parts: str | int) -> types.ModuleType:
+    """The module of an emitted kernel, executed once in a process.
+
+    Its name ends in a digest of its text, and its text holds one of the functions that the kernel calls.
+
+    Parameters
+    ----------
+    kind : the beginning of its name, such as ``"numba_forward"``
+    template : format of its text, with ``{name}``, ``{runtime}`` and what ``parts`` are called
+    runtime : files of the functions that the kernel calls
+    """
+    with _LOCK:
+        return _kernel_module(kind, template, runtime, tuple(parts.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernel_module(kind, template, runtime, parts):
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in runtime)).hexdigest()[:16]
+    text = functools.partial(template.format, runtime=digest, **dict(parts))
+    name = f"brainmass_kernels_{kind}_{hashlib.sha256(text(name='').encode()).hexdigest()[:24]}"
+    return module(name, text(name=name))
 
 
 def module(name: str, text: str) -> types.ModuleType:

@@ -21,6 +21,7 @@ import operator
 import pickle
 import sys
 
+import jax
 import llvmlite
 import llvmlite.binding as llvm
 import numba
@@ -36,7 +37,8 @@ from numba.core.serialize import dumps
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .. import __version__, kernel_cache
+from ... import __version__
+from ...codegen import kernel_cache
 
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
@@ -560,6 +562,11 @@ def entry(name: str, task, handler):
     if any(each.new for each in kept):
         kernel_cache.keep(file, dumps([each.code for each in kept]))
     return made
+
+
+def register(name: str, handler: CFunc) -> None:
+    """Tell XLA of a kernel."""
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
 
 
 def _callback(function, kept: _Kept) -> CFunc:

@@ -14,8 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .. import _jax
-from ..assembly import tool
+from ... import _jax
+from ...assembly import tool
 
 INSTALL = "pip install 'brainmass-kernels[triton]'"
 # The oldest of each that is tested, and from which on the two belong together.
