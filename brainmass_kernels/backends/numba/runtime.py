@@ -37,7 +37,7 @@ from numba.core.serialize import dumps
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from ... import __version__
+from ..._version import __version__
 from ...codegen import kernel_cache
 
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
