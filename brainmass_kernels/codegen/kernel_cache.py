@@ -54,13 +54,13 @@ def _kernel_module(kind, template, runtime, parts):
 
 def module(name: str, text: str) -> types.ModuleType:
     """The module of a source. No file is written or read: compilers find the text as tracebacks do."""
-    made = types.ModuleType(name)
-    made.__file__ = f"<{name}>"
-    linecache.cache[made.__file__] = (len(text), None, text.splitlines(keepends=True), made.__file__)
+    result = types.ModuleType(name)
+    result.__file__ = f"<{name}>"
+    linecache.cache[result.__file__] = (len(text), None, text.splitlines(keepends=True), result.__file__)
     # Compilers find a function's module by its name.
-    sys.modules[name] = made
-    exec(compile(text, made.__file__, "exec"), made.__dict__)
-    return made
+    sys.modules[name] = result
+    exec(compile(text, result.__file__, "exec"), result.__dict__)
+    return result
 
 
 def load(name: str) -> bytes | None:
@@ -94,8 +94,8 @@ def usual() -> Path:
     OSError : nobody knows where this user's home is
     """
     try:
-        if given := os.environ.get(VARIABLE):
-            return Path(given).expanduser()
+        if folder := os.environ.get(VARIABLE):
+            return Path(folder).expanduser()
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Caches" / "brainmass_kernels"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
@@ -152,12 +152,12 @@ def _read(place, name: str) -> bytes | None:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             with open(descriptor, "rb") as file:
                 _refuse_others(os.fstat(descriptor), path / name)
-                held = file.read()
+                content = file.read()
     except OSError:
         # Not there, or as good as not there; if that is lasting, `keep` meets it again and says so.
         return None
-    data = held[len(_seal(name, b"")) :]
-    return data if held.startswith(_seal(name, data)) else None
+    data = content[len(_seal(name, b"")) :]
+    return data if content.startswith(_seal(name, data)) else None
 
 
 def _write(place, name: str, data: bytes) -> Path:

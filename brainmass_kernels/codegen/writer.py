@@ -16,7 +16,7 @@ import numpy as np
 
 from .._jax import Literal, eqn_source
 from ..errors import Unsupported
-from ..pointwise import Program
+from ..pointwise import Program, by_squaring
 
 #: ``(writer, equation, *operands) -> expression``
 Rule = Callable[..., str]
@@ -135,14 +135,14 @@ class Writer:
     def literal(self, value, dtype) -> str:
         return self.optable.literal(np.asarray(value, dtype)[()], np.dtype(dtype))
 
-    def lines(self, results: Sequence[str], given: Collection[str] = ()) -> list[str]:
-        """The source that these results need, where some names are given."""
-        needed, kept = words(results), []
+    def lines(self, results: Sequence[str], known: Collection[str] = ()) -> list[str]:
+        """The source that these results need, where some names are known."""
+        needed, lines = words(results), []
         for name, expression in reversed(self._lines):
-            if name in needed and name not in given:
+            if name in needed and name not in known:
                 needed |= words([expression])
-                kept.append(f"{name} = {expression}")
-        return kept[::-1]
+                lines.append(f"{name} = {expression}")
+        return lines[::-1]
 
     def stages(self, results: Sequence[str]) -> list[dict[str, list[tuple[str, str]]]]:
         """The slow calls that these results need, by what they wait for: first those that wait for none.
@@ -189,15 +189,12 @@ def _one_minus_square(writer: Writer, eqn, x: str) -> str:
 
 def _integer_pow(writer: Writer, eqn, x: str) -> str:
     dtype, power = eqn.outvars[0].aval.dtype, eqn.params["y"]
-    one, result, square = writer.literal(1, dtype), None, x
-    for bit in reversed(f"{abs(power):b}" if power else ""):
-        if bit == "1":
-            result = (
-                square if result is None else writer.define("power", writer.optable.wrap(f"{result} * {square}", dtype))
-            )
-        square = writer.define("square", writer.optable.wrap(f"{square} * {square}", dtype))
-    result = one if result is None else result
-    return f"{one} / {result}" if power < 0 else result
+
+    def multiply(a: str, b: str) -> str:
+        return writer.define("square" if a == b else "power", writer.optable.wrap(f"{a} * {b}", dtype))
+
+    one, result = writer.literal(1, dtype), by_squaring(x, abs(power), multiply)
+    return f"{one} / {result}" if power < 0 else result or one
 
 
 def _convert(writer: Writer, eqn, x: str) -> str:

@@ -20,7 +20,7 @@ REPLAY = 256 * 1024
 # What the one attribute of a call holds.
 PLAN = (
     "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
-    "depth", "edges", "stride", "apart", "shared",
+    "depth", "edges", "stride", "ct_stride", "shared",
 )  # fmt: skip
 
 

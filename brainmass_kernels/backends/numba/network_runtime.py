@@ -101,9 +101,9 @@ def weights_at(area, regions, edges):
 def _lists(kind: str, at, one):
     """The connections of a network, sorted."""
 
-    def wire(area, of, others, delays, weights, edges, regions, nearest, stride, sign):
+    def list_connections(area, of, others, delays, weights, edges, regions, nearest, stride, sign):
         """Sort connections by the region they are ``of``; those with a delay under ``nearest`` come last of each."""
-        row, column, delay, given = i32_at(of), i32_at(others), i32_at(delays), at(weights)
+        row, column, delay, of_edge = i32_at(of), i32_at(others), i32_at(delays), at(weights)
         first, near, reads = places(area, regions)
         next_of = i64_at(area + 8 * (2 * regions + 1))
         weight = at(weights_at(area, regions, edges))
@@ -119,13 +119,13 @@ def _lists(kind: str, at, one):
                 if (delay[e] >= nearest) == (far == 0):
                     k = next_of[row[e]]
                     reads[k] = column[e] * stride + sign * delay[e]
-                    weight[k] = given[e]
+                    weight[k] = of_edge[e]
                     next_of[row[e]] = k + 1
             if far == 0:
                 for i in range(regions):
                     near[i] = next_of[i]
 
-    return (wire,)
+    return (list_connections,)
 
 
 def _sums(kind: str, at, one):
@@ -185,27 +185,27 @@ def _moves(kind: str, at, one):
 
     def scatter(row, target, stride, now, regions):
         """Write a row to one step of what all regions sent."""
-        given, to = at(row), at(target)
+        sent, to = at(row), at(target)
         for j in range(regions):
-            to[j * stride + now] = given[j]
+            to[j * stride + now] = sent[j]
 
-    def move(source, apart, begin, target, stride, start, regions, count):
+    def move(source, source_stride, begin, target, stride, start, regions, count):
         """Copy ``count`` numbers of each region."""
-        given, to = at(source), at(target)
+        sent, to = at(source), at(target)
         for j in range(regions):
             for h in range(count):
-                to[j * stride + start + h] = given[j * apart + begin + h]
+                to[j * stride + start + h] = sent[j * source_stride + begin + h]
 
     def fill(target, count):
         to = at(target)
         for k in range(count):
             to[k] = one - one
 
-    def add_final(row, given, depth, place, regions):
+    def add_final(row, final, depth, place, regions):
         """Add the cotangent of one place of the last history."""
-        to, more = at(row), at(given)
+        to, ct = at(row), at(final)
         for j in range(regions):
-            to[j] += more[j * depth + place]
+            to[j] += ct[j * depth + place]
 
     return scatter, move, fill, add_final
 
@@ -235,7 +235,7 @@ def _cotangents(kind: str, at, one):
             for t in range(delay[e]):
                 to[begin + t] = fma(w, ct[source + t], to[begin + t])
 
-    def to_weights(target, sent, apart, depth, pushed, stride, steps, of, others, delays, edges):
+    def to_weights(target, sent, sent_stride, depth, pushed, stride, steps, of, others, delays, edges):
         """The cotangent of each weight, by spans of time."""
         to = at(target)
         row, column, delay = i32_at(of), i32_at(others), i32_at(delays)
@@ -245,7 +245,7 @@ def _cotangents(kind: str, at, one):
             count = min(SPAN, steps - start)
             for e in range(edges):
                 to[e] += product(
-                    pushed, row[e] * stride + start, sent, column[e] * apart + depth - delay[e] + start, count
+                    pushed, row[e] * stride + start, sent, column[e] * sent_stride + depth - delay[e] + start, count
                 )
 
     return to_history, to_weights

@@ -84,7 +84,7 @@ class _Coupled(Uncoupled):
         """What the lines read from the plan, and where the connections are."""
         kernel, argument = self.kernel, self.kernel.address
         kernel.line(f"regions = i64({self.regions})")
-        for name in ("depth", "edges", "stride", "apart", "shared"):
+        for name in ("depth", "edges", "stride", "ct_stride", "shared"):
             kernel.line(f"{name} = plan[{PLAN.index(name)}]")
         kernel.addresses(["rows", "columns", "delays"])
         kernel.line(
@@ -103,7 +103,9 @@ class _Coupled(Uncoupled):
 
     def sort(self, area: str, of: str, others: str, nearest: int, stride: str, sign: int) -> None:
         """List the connections by the region they are ``of``."""
-        self.kernel.call("wire", area, of, others, "delays", "weights", "edges", "regions", nearest, stride, sign)
+        self.kernel.call(
+            "list_connections", area, of, others, "delays", "weights", "edges", "regions", nearest, stride, sign
+        )
 
     def sum_far(self, area: str, source: str, start: str, sums: str) -> None:
         """The sums of a tile over the connections of a list whose delays are a tile or longer."""
@@ -130,17 +132,17 @@ class ForwardCoupling(_Coupled):
     def __init__(self, kernel: ForwardKernel):
         super().__init__(kernel)
         (self.sent,) = kernel.rows.add("sent0")
-        self.all_kept = bool(kernel.segment)
+        self.saving = bool(kernel.segment)
         self.take_connections(kernel.initial.history)
         kernel.give_one("history", (self.lanes * self.depth,))
-        if self.all_kept:
+        if self.saving:
             kernel.give_one("all_sent", (self.lanes * self.stride,))
         else:
             self.stride = self.depth + max(AHEAD, self.depth // TILE * TILE)
 
     @property
     def scratch_bytes(self) -> int:
-        return super().scratch_bytes + (0 if self.all_kept else self.regions * self.stride * self.size)
+        return super().scratch_bytes + (0 if self.saving else self.regions * self.stride * self.size)
 
     def saved(self, results: Mapping[str, Any]) -> jax.Array | None:
         return results.get("all_sent")
@@ -149,7 +151,7 @@ class ForwardCoupling(_Coupled):
         kernel = self.kernel
         self.numbers()
         self.areas(f"work + {WORDS_END}")
-        if self.all_kept:
+        if self.saving:
             kernel.line(f"all_sent = {kernel.address('all_sent')} + {self.size} * lane * stride")
         else:
             kernel.line("all_sent = at_end", f"at_end += {self.size} * regions * stride")
@@ -165,12 +167,12 @@ class ForwardCoupling(_Coupled):
         with kernel.lanes() as lanes:
             lanes.store([self.sent], lanes.values(self.send, [*kernel.coefs, *kernel.state]))
         if not self.depth:
-            if self.all_kept:
+            if self.saving:
                 self.scatter()
             self.sum_now(self.sent, self.sum)
             return
         with kernel.block("if phase == 0:"):
-            if not self.all_kept:
+            if not self.saving:
                 self.move_window()
             self.sum_far("list_to", "all_sent", "now", "sums")
         self.scatter()
@@ -212,9 +214,9 @@ class ReverseCoupling(_Coupled):
         assert kernel.pullbacks.send is not None
         (self.ct_sent,) = kernel.rows.add("ct_sent0")
         self.pullback = kernel.pullbacks.send
-        self.of_send = kernel.kept.add(*kernel.names("s", self.pullback.n_kept))
+        self.of_send = kernel.tape.add(*kernel.names("s", self.pullback.n_kept))
         # Cotangents of all sums, the history before them, and what is read of tiles beyond the end.
-        self.apart = self.steps + self.depth + TILE
+        self.ct_stride = self.steps + self.depth + TILE
         self.take_connections(None)
         kernel.take_one("all_sent", kernel.saved_by_coupling)
         kernel.take_one("ct_last", history.T.reshape(-1))
@@ -224,11 +226,11 @@ class ReverseCoupling(_Coupled):
 
     @property
     def plan(self) -> dict[str, int]:
-        return super().plan | {"apart": self.apart}
+        return super().plan | {"ct_stride": self.ct_stride}
 
     @property
     def scratch_bytes(self) -> int:
-        return super().scratch_bytes + self.regions * self.apart * self.size
+        return super().scratch_bytes + self.regions * self.ct_stride * self.size
 
     def weights(self, results: Mapping[str, Any]) -> jax.Array | None:
         if not self.kernel.wanted.weights:
@@ -244,18 +246,18 @@ class ReverseCoupling(_Coupled):
         kernel.line(
             f"all_sent = {kernel.address('all_sent')} + {size} * lane * stride",
             f"ct_last = {kernel.address('ct_last')} + {size} * lane * depth",
-            f"steps_kept = segment * {kernel.kept_numbers * size}",
+            f"tape_bytes = segment * {kernel.tape_numbers * size}",
         )
-        self.areas("slots + steps_kept")
+        self.areas("slots + tape_bytes")
         kernel.line("ct_arrived = at_end")
-        kernel.call("fill", "ct_arrived", "regions * apart")
+        kernel.call("fill", "ct_arrived", "regions * ct_stride")
         kernel.call("fill", kernel.row(self.sum), "block")
         kernel.call("fill", kernel.row(self.ct_sent), "block")
         # All that was sent is known: no connection is near.
         self.sort("list_to", "rows", "columns", 0, "stride", -1)
         kernel.line("phase = 0")
         if self.depth:
-            self.sort("list_from", "columns", "rows", TILE, "apart", 1)
+            self.sort("list_from", "columns", "rows", TILE, "ct_stride", 1)
 
     def replay(self) -> None:
         kernel = self.kernel
@@ -267,7 +269,7 @@ class ReverseCoupling(_Coupled):
 
     def reverse(self) -> None:
         kernel = self.kernel
-        kernel.call("scatter", kernel.row("ct_arrived0"), "ct_arrived", "apart", "n", "regions")
+        kernel.call("scatter", kernel.row("ct_arrived0"), "ct_arrived", "ct_stride", "n", "regions")
         if self.depth:
             self.sum_delayed()
         else:
@@ -290,9 +292,9 @@ class ReverseCoupling(_Coupled):
         kernel, edges = self.kernel, ("rows", "columns", "delays")
         if self.depth:
             target = f"{kernel.address('history')} + {self.size} * lane * depth"
-            past = ("ct_last", "depth", "steps", "ct_arrived", "apart")
+            past = ("ct_last", "depth", "steps", "ct_arrived", "ct_stride")
             kernel.call("to_history", target, *past, *edges, "weights", "edges", "regions")
         if kernel.wanted.weights:
             target = f"{kernel.address('weights_of_edges')} + {self.size} * edges * number"
-            both = ("all_sent", "stride", "depth", "ct_arrived", "apart", "steps")
+            both = ("all_sent", "stride", "depth", "ct_arrived", "ct_stride", "steps")
             kernel.call("to_weights", target, *both, *edges, "edges")

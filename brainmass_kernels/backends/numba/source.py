@@ -1,8 +1,8 @@
 """What is done for one block of lanes, as source that numba compiles.
 
 In the source ``S`` is the scratch of a thread, a row a value: ``x`` the state, ``z`` normals of this step and ``later``
-those of the next, ``c`` and ``u`` what differs between lanes of coefficients and inputs, ``ct_`` cotangents. ``K`` has
-what is kept of a step until its pullback, and ``I`` the words that normals are drawn from.
+those of the next, ``c`` and ``u`` what differs between lanes of coefficients and inputs, ``ct_`` cotangents. ``K`` is
+the tape, what is kept of a step until its pullback, and ``I`` the words that normals are drawn from.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Kernel(SourceBuilder):
     def __init__(self, loop: Loop, layout: Layout, operands: Operands):
         super().__init__(NUMBA_FAST if loop.precision == "fast" else NUMBA)
         self.loop, self.layout, self.operands = loop, layout, operands
-        self.rows, self.kept, self.words = (Rows(array, layout.block) for array in "SKI")
+        self.rows, self.tape, self.words = (Rows(array, layout.block) for array in "SKI")
         self.coefs, self.inputs = self.names("c", loop.n_coefs), self.names("u", loop.n_inputs)
         self.state = self.rows.add(*self.names("x", loop.n_state))
         self.normals = self.rows.add(*self.names("z", loop.n_normals))
@@ -71,8 +71,8 @@ class Kernel(SourceBuilder):
 
     @property
     def scratch_bytes(self) -> int:
-        """Of a thread: rows, words, what is kept of the steps of a segment, and what the coupling has."""
-        return self.words_end + self.segment * len(self.kept) * self.row_bytes + self.coupling.scratch_bytes
+        """Of a thread: rows, words, the tape of a segment, and what the coupling has."""
+        return self.words_end + self.segment * len(self.tape) * self.row_bytes + self.coupling.scratch_bytes
 
     @property
     def text(self) -> str:
@@ -95,7 +95,7 @@ class Kernel(SourceBuilder):
 
     def at(self, name: str) -> str:
         """Lane ``i`` of a row, of any array."""
-        return next(rows.at(name) for rows in (self.rows, self.kept, self.words) if name in rows.names)
+        return next(rows.at(name) for rows in (self.rows, self.tape, self.words) if name in rows.names)
 
     def place(self, name: str, row: str) -> None:
         """The block's place in a buffer of rows of lanes, in bytes."""
@@ -178,7 +178,7 @@ class Kernel(SourceBuilder):
             self.line(*(f"{self.at(z)} = {self.at(later)}" for z, later in zip(self.normals, self.later)))
 
     def next_record(self) -> None:
-        self.line("taken += 1", "due = due + every if taken < count else 0")
+        self.line("records += 1", "due = due + every if records < count else 0")
 
     # Loops over lanes ------------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class LaneLoop:
         kernel, lines = self.kernel, self.writer.lines(list(stores.values()), rows)
         used = words([*lines, *stores.values()])
         with kernel.block(f"for i in range({kernel.layout.block}):"):
-            for names in (kernel.rows.names, kernel.kept.names, kernel.words.names):
+            for names in (kernel.rows.names, kernel.tape.names, kernel.words.names):
                 kernel.line(*(f"{name} = {kernel.at(name)}" for name in names if name in used))
             kernel.line(*(f"{name} = {kernel.at(row)}" for name, row in rows.items() if name in used))
             kernel.line(*lines, *(f"{place} = {value}" for place, value in stores.items()))
@@ -272,7 +272,7 @@ class ForwardKernel(Kernel):
         state, count = initial.state, loop.schedule.count
         super().__init__(loop, Layout.of(loop, state[0].shape[0], state[0].dtype), operands)
         self.initial, self.segment = initial, checkpoint_every or 0
-        self.seen = self.rows.add(*self.names("seen", loop.n_observables))
+        self.observables = self.rows.add(*self.names("obs", loop.n_observables))
         self.take_operands("initial", state)
         lanes, segments = self.layout.lanes, -(-loop.schedule.steps // self.segment) if self.segment else 0
         self.records = self.give("record", [(count, lanes)] * loop.n_observables)
@@ -287,7 +287,7 @@ class ForwardKernel(Kernel):
         self.read_seeds()
         for names in (self.input_arguments, self.records, self.saved):
             self.addresses(names)
-        self.line("taken = 0", "due = lead + every if count > 0 else 0")
+        self.line("records = 0", "due = lead + every if count > 0 else 0")
         self.line("segment_number = 0", "due_save = 0 if segment > 0 else -1")
         self.coupling.begin()
         with self.block("for n in range(steps):"):
@@ -314,9 +314,9 @@ class ForwardKernel(Kernel):
 
     def record(self) -> None:
         with self.lanes() as lanes:
-            lanes.store(self.seen, lanes.values(self.loop.observe, [*self.coefs, *self.state]))
-        self.place("place_r", "taken")
-        self.gather(self.seen, self.records, "place_r")
+            lanes.store(self.observables, lanes.values(self.loop.observe, [*self.coefs, *self.state]))
+        self.place("place_r", "records")
+        self.gather(self.observables, self.records, "place_r")
         self.next_record()
 
 
@@ -338,11 +338,11 @@ class AdjointKernel(Kernel):
         self.wanted, self.cotangents, self.segment = wanted, cotangents, checkpoint_every
         # What arrives from other lanes is kept like the state; the other inputs are read again.
         self.pullbacks = SplitPullbacks.of(loop, pullbacks, kept_inputs=n_arriving)
-        self.of_step = self.kept.add(*self.names("k", self.pullbacks.advance.n_kept))
-        self.of_record = self.kept.add(*self.names("v", self.pullbacks.observe.n_kept))
+        self.of_step = self.tape.add(*self.names("k", self.pullbacks.advance.n_kept))
+        self.of_record = self.tape.add(*self.names("v", self.pullbacks.observe.n_kept))
         self.ct_coefs = self.rows.add(*self.names("ct_c", sum(wanted.coefs)))
         self.ct_state = self.rows.add(*self.names("ct_x", loop.n_state))
-        self.ct_seen = self.rows.add(*self.names("ct_seen", loop.n_observables))
+        self.ct_observables = self.rows.add(*self.names("ct_obs", loop.n_observables))
         self.ct_inputs = self.rows.add(*self.names("ct_u", sum(wanted.inputs)))
         self.take_operands("saved", saved[0])
         self.ct_records = self.take("ct_record", cotangents.records)
@@ -380,7 +380,7 @@ class AdjointKernel(Kernel):
             self.begin_segment()
             with self.block("for j in range(length):"):
                 self.replay_step()
-            self.line("taken -= 1", "due = lead + (taken + 1) * every")
+            self.line("records -= 1", "due = lead + (records + 1) * every")
             with self.block("for j in range(length - 1, -1, -1):"):
                 self.reverse_step()
         self.coupling.end()
@@ -391,18 +391,18 @@ class AdjointKernel(Kernel):
         self.line("start = segment_number * segment", "length = min(segment, steps - start)")
         self.place("place_s", "segment_number")
         self.spread(self.state, self.state_arguments, "place_s")
-        self.line("taken = max(0, start - lead) // every")
-        self.line("due = lead + (taken + 1) * every if taken < count else 0")
+        self.line("records = max(0, start - lead) // every")
+        self.line("due = lead + (records + 1) * every if records < count else 0")
 
     def begin_step(self) -> None:
-        """Step ``n`` is the ``j``-th of its segment; ``K`` is what is kept of it."""
-        kept = f"slots + {self.layout.itemsize} * j * {self.kept_numbers}"
-        self.line("n = start + j", f"K = {self.layout.dtype}_at({kept})")
+        """Step ``n`` is the ``j``-th of its segment; ``K`` is its place on the tape."""
+        tape = f"slots + {self.layout.itemsize} * j * {self.tape_numbers}"
+        self.line("n = start + j", f"K = {self.layout.dtype}_at({tape})")
 
     @property
-    def kept_numbers(self) -> int:
-        """How many numbers a block keeps of a step."""
-        return len(self.kept) * self.layout.block
+    def tape_numbers(self) -> int:
+        """How many numbers the tape has of a step of a block."""
+        return len(self.tape) * self.layout.block
 
     def replay_step(self) -> None:
         self.begin_step()
@@ -419,7 +419,7 @@ class AdjointKernel(Kernel):
 
     def reverse_step(self) -> None:
         self.begin_step()
-        with self.block("if taken >= 0 and n + 1 == due:"):
+        with self.block("if records >= 0 and n + 1 == due:"):
             self.reverse_record()
         self.read_inputs()
         with self.lanes() as lanes:
@@ -432,12 +432,12 @@ class AdjointKernel(Kernel):
         self.write_inputs()
 
     def reverse_record(self) -> None:
-        self.place("place_r", "taken")
-        self.spread(self.ct_seen, self.ct_records, "place_r")
+        self.place("place_r", "records")
+        self.spread(self.ct_observables, self.ct_records, "place_r")
         with self.lanes() as lanes:
-            known = [*self.coefs, *self.of_record, *self.ct_seen]
+            known = [*self.coefs, *self.of_record, *self.ct_observables]
             lanes.add([*self.ct_coefs, *self.ct_state], lanes.values(self.pullbacks.observe.back, known))
-        self.line("taken -= 1", "due -= every")
+        self.line("records -= 1", "due -= every")
 
     def write_inputs(self) -> None:
         """The cotangents of the inputs of step ``n``; of a uniform one the sums of equally many lanes."""

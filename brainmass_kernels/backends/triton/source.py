@@ -68,7 +68,7 @@ class Kernel(SourceBuilder):
         self.coefs_in_lanes = [c.ndim == 1 for c in operands.coefs]
         # What arrives from other lanes in a forward run is not among the inputs that are read.
         self.inputs_in_lanes = [x.ndim == 2 for x in inputs] + [True] * (loop.n_inputs - len(inputs))
-        self.n_seen = loop.n_observables if loop.schedule.count else 0
+        self.n_observables = loop.n_observables if loop.schedule.count else 0
         self.coefs, self.state = self.names("c", loop.n_coefs), self.names("x", loop.n_state)
         self.loops = self.windows = 0
         # Steps are counted where something depends on their number.
@@ -160,7 +160,7 @@ class Kernel(SourceBuilder):
         self.uniform_step = [*uniform, *[False] * loop.n_state, *(not x for x in self.inputs_in_lanes)]
         self.uniform_step += [False] * loop.n_normals
         self.function("advance", loop.advance, arguments, self.uniform_step)
-        if self.n_seen:
+        if self.n_observables:
             self.function("observe", loop.observe, arguments[:n], self.uniform_step[:n])
         if loop.n_normals:
             self.draw_function(loop.n_normals)
@@ -326,7 +326,7 @@ class ForwardKernel(Kernel):
         self.take_operands(initial.state)
         lanes, m = layout.lanes, loop.n_state
         self.final = self.give("final", [(lanes,)] * m)
-        self.records = self.give("record", [(schedule.count, lanes)] * self.n_seen)
+        self.records = self.give("record", [(schedule.count, lanes)] * self.n_observables)
         self.saved = self.give("saved", [(segments_in(self.groups), lanes)] * m if self.saving else [])
         self.coupling.give()
         self.write()
@@ -335,7 +335,7 @@ class ForwardKernel(Kernel):
         self.step_functions()
         self.head()
         self.load(self.state, self.initial)
-        for name in ["n"] * self.counted + ["slot"] * self.saving + ["taken"] * bool(self.records):
+        for name in ["n"] * self.counted + ["slot"] * self.saving + ["records"] * bool(self.records):
             self.line(f"{name} = 0")
         self.coupling.begin()
         self.run(self.groups, self.saved, self.record if self.records else None)
@@ -343,10 +343,10 @@ class ForwardKernel(Kernel):
         self.coupling.end()
 
     def record(self) -> None:
-        seen = self.names("seen", self.n_seen)
-        self.assign(seen, f"observe({', '.join([*self.coefs, *self.state, 'zero'])})")
-        self.store(self.records, seen, "taken")
-        self.line("taken += 1")
+        names = self.names("obs", self.n_observables)
+        self.assign(names, f"observe({', '.join([*self.coefs, *self.state, 'zero'])})")
+        self.store(self.records, names, "records")
+        self.line("records += 1")
 
 
 class AdjointKernel(Kernel):
@@ -373,7 +373,7 @@ class AdjointKernel(Kernel):
         self.take_operands()
         self.saved = self.take("saved", states)
         self.ct_final = self.take("ct_final", cotangents.final.state)
-        self.ct_records = self.take("ct_record", cotangents.records[: self.n_seen])
+        self.ct_records = self.take("ct_record", cotangents.records[: self.n_observables])
         self.give_cotangents(len(arrived))
         self.coupling.give()
         self.write()
@@ -409,18 +409,18 @@ class AdjointKernel(Kernel):
         loop, n = self.loop, self.loop.n_coefs + self.loop.n_state
         arguments, uniform = [*self.step_arguments(self.state), *self.ct_state], [*self.uniform_step]
         self.zeros = self.function("advance_back", self.pullbacks.advance, arguments, uniform + [False] * loop.n_state)
-        if self.n_seen:
-            cotangents = self.names("s", self.n_seen)
-            self.zeros_seen = self.function(
+        if self.n_observables:
+            cotangents = self.names("s", self.n_observables)
+            self.zeros_of_record = self.function(
                 "observe_back", self.pullbacks.observe, [*arguments[:n], *cotangents],
-                uniform[:n] + [False] * self.n_seen,
+                uniform[:n] + [False] * self.n_observables,
             )  # fmt: skip
 
     def reverse_groups(
-        self, groups: Sequence[SegmentGroup], start: str, taken: str, saved: Sequence[str], depth: int,
+        self, groups: Sequence[SegmentGroup], start: str, record: str, saved: Sequence[str], depth: int,
         parity: int | None,
     ) -> None:  # fmt: skip
-        """Walk segments back, of which the first begins at step ``start`` of this parity, and with record ``taken``."""
+        """Walk segments back, of which the first begins at step ``start`` of this parity, and with this record."""
         slot, records = segments_in(groups), sum(group.segments * group.records for group in groups)
         for group in reversed(groups):
             slot -= group.segments
@@ -429,7 +429,7 @@ class AdjointKernel(Kernel):
                 self.load(self.state, saved, f"{self.number(slot)} + {i}")
                 first, k = f"first{depth}", f"k{depth}"
                 self.line(f"{first} = {start} + {self.number(group.start)} + {i} * {self.number(group.length)}")
-                self.line(f"{k} = {taken} + {self.number(records)} + {i} * {self.number(group.records)}")
+                self.line(f"{k} = {record} + {self.number(records)} + {i} * {self.number(group.records)}")
                 known = parity_in(parity, group)
                 if group.parts or group.length > self.most:
                     self.reverse_long(group, first, k, depth, known)
@@ -481,9 +481,9 @@ class AdjointKernel(Kernel):
         """The pullback of record ``k``, taken of ``state``."""
         if not self.ct_records:
             return
-        seen = self.names("s", len(self.ct_records))
-        self.load(seen, self.ct_records, k)
-        self.add_call("observe_back", [*self.coefs, *state, *seen], self.zeros_seen)
+        cotangents = self.names("s", len(self.ct_records))
+        self.load(cotangents, self.ct_records, k)
+        self.add_call("observe_back", [*self.coefs, *state, *cotangents], self.zeros_of_record)
 
     def add_call(self, function: str, arguments: Sequence[str], zeros: Sequence[bool]) -> None:
         """Add what a pullback returns to the cotangents of coefficients and state."""
