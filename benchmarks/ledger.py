@@ -35,7 +35,6 @@ from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, ReversePass, plan_run
 from brainmass_kernels.models.jansen_rit import JansenRit
-from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
@@ -191,7 +190,7 @@ def measured_function(row: Row):
         return lambda *args: backend.forward(loop, *args), (operands, Carry(state)), layout
 
     wanted = wanted_of(loop, per_mass)
-    pullbacks = pullbacks_of(loop, wanted)
+    pullbacks = Pullbacks.of(loop, wanted)
     layout = _gradient_layout(row, loop, pullbacks, wanted, coefs, inputs)
 
     def gradient(operands, initial, ct_records):
@@ -221,15 +220,6 @@ def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
 def wanted_of(loop, per_mass) -> Wanted:
     """The cotangents that a gradient in three per-mass parameters needs."""
     return Wanted(tuple(a and b for a, b in zip(per_mass, loop.read_coefs())), (False,) * loop.n_inputs)
-
-
-def pullbacks_of(loop, wanted) -> Pullbacks:
-    """The adjoint programs of a loop."""
-    state = [True] * loop.n_state
-    step = (*wanted.coefs, *state, *wanted.inputs, *[False] * loop.n_normals)
-    advance, place = pullback(loop.advance, step), slice(loop.n_coefs, loop.n_coefs + loop.n_state)
-    inverse = pullback_after(loop.inverse, advance, place) if loop.inverse else None
-    return Pullbacks(advance, pullback(loop.observe, (*wanted.coefs, *state)), inverse)
 
 
 def libtpu_lock():
@@ -313,14 +303,13 @@ def _steps_of_loops(row: Row) -> list[int]:
         return [SEGMENT, part, part]
 
     if row.chip in TRITON_GPUS:
-        text = triton.Text(loop, (), (), None, np.dtype("float32"), triton.Layout(LANES, 4, row.vec))
         if row.kernel != "gradient":
-            return [STEPS, *of(run, text.unrolled(loop.advance))]
-        return in_parts(text.most(pullbacks_of(loop, wanted_of(loop, per_mass))))
+            return [STEPS, *of(run, triton.unrolled(loop, row.vec))]
+        return in_parts(triton.unrolled_back(loop, Pullbacks.of(loop, wanted_of(loop, per_mass))))
     forth = mosaic_gpu.unrolled(loop, layout, loop.advance)
     if row.kernel not in WAYS_BACK:
         return of(run, forth)
-    pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
+    pullbacks = Pullbacks.of(loop, wanted_of(loop, per_mass))
     if row.kernel == "inverse steps":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.inverse))]
     return in_parts(mosaic_gpu.ReversePass.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)

@@ -173,12 +173,13 @@ cpu_target.typing_context.refresh()
 cpu_target.target_context.refresh()
 print(time.perf_counter() - began)
 from benchmarks.ledger import jansen_rit_loop
-from brainmass_kernels.backends import numba as backend
+from brainmass_kernels.backends.base import Carry, Operands
+from brainmass_kernels.backends.numba import ForwardKernel, Uncoupled, call
 loop, per_mass = jansen_rit_loop("exp_euler")
-coefs = [jax.ShapeDtypeStruct((16384,) if m else (), "float32") for m in per_mass]
-shape = backend.Shape.of(coefs, (), None, 16384, np.dtype("float32"), loop, None)
+coefs = [jax.ShapeDtypeStruct((16384,) if m else (), np.dtype("float32")) for m in per_mass]
+state = [jax.ShapeDtypeStruct((16384,), np.dtype("float32"))] * loop.n_state
 began = time.perf_counter()
-backend.register(backend.forward_source(loop, shape))
+call.register(ForwardKernel(Uncoupled, loop, Operands(coefs), Carry(state), None))
 print(time.perf_counter() - began)
 """
 

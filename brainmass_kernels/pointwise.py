@@ -339,16 +339,21 @@ def _bind(eqn, operands):
     return eqn.primitive.bind(*operands, **eqn.params)
 
 
-def _integer_pow(x, *, y, **_):
-    """x**y by squaring: Mosaic GPU has no rule for a negative power."""
-    if y < 0:
-        return 1.0 / _integer_pow(x, y=-y)
+def by_squaring(x, power: int, multiply: Callable):
+    """``x`` to a positive power by multiplications, or ``None`` for a power of 0."""
     result, square = None, x
-    for bit in reversed(f"{y:b}" if y else ""):
+    for bit in reversed(f"{power:b}" if power else ""):
         if bit == "1":
-            result = square if result is None else result * square
-        square = square * square
-    return jnp.ones_like(x) if result is None else result
+            result = square if result is None else multiply(result, square)
+        square = multiply(square, square)
+    return result
+
+
+def _integer_pow(x, *, y, **_):
+    """Mosaic GPU has no rule for a negative power."""
+    result = by_squaring(x, abs(y), lambda a, b: a * b)
+    result = jnp.ones_like(x) if result is None else result
+    return 1.0 / result if y < 0 else result
 
 
 # Primitives that some backend lacks, in terms of ones that all have. Also the fast way to evaluate the rest.

@@ -14,8 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .. import _jax
-from ..assembly import tool
+from ... import _jax
+from ...assembly import tool
 
 INSTALL = "pip install 'brainmass-kernels[triton]'"
 # The oldest of each that is tested, and from which on the two belong together.
@@ -64,11 +64,11 @@ def unfit(capability: float | None = None) -> str | None:
                 f"or pip install 'triton>=3.7'"
             )
         return None
-    written, taken = _written(_numbers(theirs), capability), newest_ptx()
-    if written is not None and taken is not None and written > taken:
+    writes, takes = _written(_numbers(theirs), capability), newest_ptx()
+    if writes is not None and takes is not None and writes > takes:
         return (
-            f"{pair} writes PTX {_spelled(written)} for this GPU, and the CUDA that JAX assembles with takes "
-            f"{_spelled(taken)} at most: pip install 'jax-triton>=0.4' (from Python 3.12 and jax 0.11 on), or "
+            f"{pair} writes PTX {_release(writes)} for this GPU, and the CUDA that JAX assembles with takes "
+            f"{_release(takes)} at most: pip install 'jax-triton>=0.4' (from Python 3.12 and jax 0.11 on), or "
             f"pip install 'triton==3.6.0'"
         )
     return None
@@ -86,8 +86,8 @@ def _written(triton: tuple[int, ...], capability: float | None) -> int | None:
 def newest_ptx() -> int | None:
     """The newest PTX that JAX's ptxas takes, such as 90 for 9.0; ``None`` where there is no CUDA."""
     known = [_jax.cuda_version(), *([_cuda_of(path)] if (path := _ptxas_of_jax()) else [])]
-    found = [ptx_of(cuda) for cuda in known if cuda is not None]
-    return min(found, default=None)
+    newest = [ptx_of(cuda) for cuda in known if cuda is not None]
+    return min(newest, default=None)
 
 
 def ptx_of(cuda: tuple[int, int]) -> int:
@@ -99,7 +99,7 @@ def ptx_of(cuda: tuple[int, int]) -> int:
     return 80 + (minor - (minor > 5) if major == 12 else 0)
 
 
-def _spelled(ptx: int) -> str:
+def _release(ptx: int) -> str:
     return f"{ptx // 10}.{ptx % 10}"
 
 
@@ -114,7 +114,7 @@ def _ptxas_of_jax() -> str | None:
 def _cuda_of(ptxas: str) -> tuple[int, int]:
     """The CUDA release of a ptxas."""
     text = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    if not found:
+    release = re.search(r"release (\d+)\.(\d+)", text)
+    if not release:
         raise RuntimeError(f"{ptxas} --version names no release: {text.strip()}")
-    return int(found.group(1)), int(found.group(2))
+    return int(release.group(1)), int(release.group(2))

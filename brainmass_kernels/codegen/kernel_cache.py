@@ -1,4 +1,4 @@
-"""Modules of emitted source, which live in memory, and compiled kernels, which are also kept on disk.
+"""Modules of emitted source, which live in memory, and compiled kernels, which are also on disk.
 
 A kernel is one file, written under another name and then renamed, with a checksum. What is read from it is executed:
 it counts only where its folder and itself belong to this user, or to root, and nobody else may write to them. Any file
@@ -8,33 +8,59 @@ place, and one warning says so.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import linecache
 import os
 import stat
 import sys
 import tempfile
+import threading
 import types
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .notices import warn
+from ..notices import warn
 
 VARIABLE = "BRAINMASS_KERNELS_CACHE"
 _MAGIC = b"brainmass_kernels 1\n"
+_LOCK = threading.Lock()
+
+
+def kernel_module(kind: str, template: str, runtime: tuple[Path, ...], **parts: str | int) -> types.ModuleType:
+    """The module of an emitted kernel, executed once in a process.
+
+    Its name ends in a digest of its text, and its text holds one of the functions that the kernel calls.
+
+    Parameters
+    ----------
+    kind : the beginning of its name, such as ``"numba_forward"``
+    template : format of its text, with ``{name}``, ``{runtime}`` and what ``parts`` are called
+    runtime : files of the functions that the kernel calls
+    """
+    with _LOCK:
+        return _kernel_module(kind, template, runtime, tuple(parts.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernel_module(kind, template, runtime, parts):
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in runtime)).hexdigest()[:16]
+    text = functools.partial(template.format, runtime=digest, **dict(parts))
+    name = f"brainmass_kernels_{kind}_{hashlib.sha256(text(name='').encode()).hexdigest()[:24]}"
+    return module(name, text(name=name))
 
 
 def module(name: str, text: str) -> types.ModuleType:
     """The module of a source. No file is written or read: compilers find the text as tracebacks do."""
-    made = types.ModuleType(name)
-    made.__file__ = f"<{name}>"
-    linecache.cache[made.__file__] = (len(text), None, text.splitlines(keepends=True), made.__file__)
+    result = types.ModuleType(name)
+    result.__file__ = f"<{name}>"
+    linecache.cache[result.__file__] = (len(text), None, text.splitlines(keepends=True), result.__file__)
     # Compilers find a function's module by its name.
-    sys.modules[name] = made
-    exec(compile(text, made.__file__, "exec"), made.__dict__)
-    return made
+    sys.modules[name] = result
+    exec(compile(text, result.__file__, "exec"), result.__dict__)
+    return result
 
 
 def load(name: str) -> bytes | None:
@@ -68,8 +94,8 @@ def usual() -> Path:
     OSError : nobody knows where this user's home is
     """
     try:
-        if given := os.environ.get(VARIABLE):
-            return Path(given).expanduser()
+        if folder := os.environ.get(VARIABLE):
+            return Path(folder).expanduser()
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Caches" / "brainmass_kernels"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainmass_kernels"
@@ -126,12 +152,12 @@ def _read(place, name: str) -> bytes | None:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             with open(descriptor, "rb") as file:
                 _refuse_others(os.fstat(descriptor), path / name)
-                held = file.read()
+                content = file.read()
     except OSError:
         # Not there, or as good as not there; if that is lasting, `keep` meets it again and says so.
         return None
-    data = held[len(_seal(name, b"")) :]
-    return data if held.startswith(_seal(name, data)) else None
+    data = content[len(_seal(name, b"")) :]
+    return data if content.startswith(_seal(name, data)) else None
 
 
 def _write(place, name: str, data: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""The names of `triton_runtime` for Triton's interpreter, which has neither NVIDIA's library nor inline assembly.
+"""The names of `runtime` for Triton's interpreter, which has neither NVIDIA's library nor inline assembly.
 
 The functions are numpy's. Those made of the hardware's exp2 and reciprocal are given errors as large as it may make.
 """

@@ -21,6 +21,7 @@ import operator
 import pickle
 import sys
 
+import jax
 import llvmlite
 import llvmlite.binding as llvm
 import numba
@@ -36,8 +37,8 @@ from numba.core.serialize import dumps
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from .. import kernel_cache
-from .._version import __version__
+from ..._version import __version__
+from ...codegen import kernel_cache
 
 f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
@@ -349,23 +350,23 @@ def add_atomically(_, address, value):
 
 # Rows of lanes ------------------------------------------------------------------------------------------------------
 
-# Rows are given by their address: the fewer values a source holds, the sooner numba has compiled it.
+# Rows are passed by their address: the fewer values a source holds, the sooner numba has compiled it.
 
 
 def _row_functions(kind: str, at, one):
     def spread(row, source, valid, block):
         """Read a block of lanes into a row; lanes beyond the batch repeat its last."""
-        to, given = at(row), at(source)
+        to, lanes = at(row), at(source)
         for i in range(valid):
-            to[i] = given[i]
+            to[i] = lanes[i]
         for i in range(valid, block):
-            to[i] = given[valid - 1]
+            to[i] = lanes[valid - 1]
 
     def gather(target, row, valid):
         """Write the lanes of a row that are in the batch."""
-        to, given = at(target), at(row)
+        to, lanes = at(target), at(row)
         for i in range(valid):
-            to[i] = given[i]
+            to[i] = lanes[i]
 
     def clear(row, block):
         to = at(row)
@@ -374,20 +375,20 @@ def _row_functions(kind: str, at, one):
 
     def totals(target, row, valid, group):
         """Write the sums of each so many lanes of a row, always in the same order."""
-        to, given = at(target), at(row)
+        to, lanes = at(target), at(row)
         for first in range(0, valid, group):
-            result = given[first]
+            result = lanes[first]
             for i in range(first + 1, min(valid, first + group)):
-                result += given[i]
+                result += lanes[i]
             to[first // group] = result
 
-    made = []
+    functions = []
     for function in (spread, gather, clear, totals):
         # All kinds take words. Kernels that different processes compiled are linked by these names, and a number that
         # counts within one process: functions of different kinds under one name would be taken for each other.
         function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
-        made.append(numba.njit(function, fastmath={"reassoc"} if function is totals else False, **_OPTIONS))
-    return made
+        functions.append(numba.njit(function, fastmath={"reassoc"} if function is totals else False, **_OPTIONS))
+    return functions
 
 
 spread_f32, gather_f32, clear_f32, totals_f32 = _row_functions("f32", f32_at, f32(1.0))
@@ -526,10 +527,10 @@ def join(job, started):
         _join_thread(i64_at(job)[8 + k], 0)
 
 
-# Compiled once, and kept --------------------------------------------------------------------------------------------
+# Compiled once, and on disk ------------------------------------------------------------------------------------------
 
 
-class _Kept(NullCache):
+class _MachineCode(NullCache):
     """What numba asks for the machine code of one function before it compiles it, and gives it afterwards.
 
     Attributes
@@ -554,26 +555,31 @@ class _Kept(NullCache):
 def entry(name: str, task, handler):
     """Compile a kernel of this name, or load it: ``handler`` as a C function, which starts ``task`` on threads."""
     file = f"{name}-{_surroundings()}.kernel"
-    held = kernel_cache.load(file)
-    kept = [_Kept(code) for code in pickle.loads(held)] if held else [_Kept(), _Kept()]
-    publish(name, _callback(task, kept[0]).address or 0)
-    made = _callback(handler, kept[1])
-    if any(each.new for each in kept):
-        kernel_cache.keep(file, dumps([each.code for each in kept]))
-    return made
+    data = kernel_cache.load(file)
+    parts = [_MachineCode(code) for code in pickle.loads(data)] if data else [_MachineCode(), _MachineCode()]
+    publish(name, _callback(task, parts[0]).address or 0)
+    c_function = _callback(handler, parts[1])
+    if any(each.new for each in parts):
+        kernel_cache.keep(file, dumps([each.code for each in parts]))
+    return c_function
 
 
-def _callback(function, kept: _Kept) -> CFunc:
-    made = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
-    made._cache = kept  # pyright: ignore[reportAttributeAccessIssue]
-    made.compile()
-    return made
+def register(name: str, handler: CFunc) -> None:
+    """Tell XLA of a kernel."""
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
+
+
+def _callback(function, code: _MachineCode) -> CFunc:
+    c_function = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
+    c_function._cache = code  # pyright: ignore[reportAttributeAccessIssue]
+    c_function.compile()
+    return c_function
 
 
 def _surroundings() -> str:
     """What machine code depends on besides its source: the machine, and the versions of all that had a part in it."""
     options = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
-    told = (
+    versions = (
         __version__,
         numba.__version__,
         llvmlite.__version__,
@@ -581,4 +587,4 @@ def _surroundings() -> str:
         cpu_target.target_context.codegen().magic_tuple(),  # pyright: ignore[reportAttributeAccessIssue]
         [str(getattr(config, option, None)) for option in options],
     )
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(versions).encode()).hexdigest()[:16]

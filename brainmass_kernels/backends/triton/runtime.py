@@ -38,7 +38,7 @@ from triton.language.extra.libdevice import (
     tanh,
 )  # fmt: skip
 
-from .. import noise
+from ... import noise
 
 __all__ = [
     "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device",

@@ -1,4 +1,4 @@
-"""What emitted CPU kernels of networks are made with besides `numba_runtime`.
+"""What emitted CPU kernels of networks are made with besides `runtime`.
 
 The sum of a region is over its connections, of each one multiply-add for every step. Where a delay has `TILE` steps or
 more, what arrives in the next `TILE` steps was sent before them: those sums are made for all these steps at once, in
@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from .numba_runtime import _OPTIONS, compiled, f32_at, f64_at, fma, i32_at, i64_at
+from .runtime import _OPTIONS, compiled, f32_at, f64_at, fma, i32_at, i64_at
 
 # Steps that are summed at once.
 TILE = 16
@@ -98,10 +98,12 @@ def weights_at(area, regions, edges):
     return area + 8 * (3 * regions + 1) + 8 * edges
 
 
-def _functions(kind: str, at, one):
-    def wire(area, of, others, delays, weights, edges, regions, nearest, stride, sign):
+def _lists(kind: str, at, one):
+    """The connections of a network, sorted."""
+
+    def list_connections(area, of, others, delays, weights, edges, regions, nearest, stride, sign):
         """Sort connections by the region they are ``of``; those with a delay under ``nearest`` come last of each."""
-        row, column, delay, given = i32_at(of), i32_at(others), i32_at(delays), at(weights)
+        row, column, delay, of_edge = i32_at(of), i32_at(others), i32_at(delays), at(weights)
         first, near, reads = places(area, regions)
         next_of = i64_at(area + 8 * (2 * regions + 1))
         weight = at(weights_at(area, regions, edges))
@@ -117,11 +119,17 @@ def _functions(kind: str, at, one):
                 if (delay[e] >= nearest) == (far == 0):
                     k = next_of[row[e]]
                     reads[k] = column[e] * stride + sign * delay[e]
-                    weight[k] = given[e]
+                    weight[k] = of_edge[e]
                     next_of[row[e]] = k + 1
             if far == 0:
                 for i in range(regions):
                     near[i] = next_of[i]
+
+    return (list_connections,)
+
+
+def _sums(kind: str, at, one):
+    """What arrives at regions."""
 
     def sum_far(area, regions, edges, source, start, sums):
         """The sums of a whole tile over the connections that are not near, ``(regions, TILE)``."""
@@ -146,10 +154,10 @@ def _functions(kind: str, at, one):
         first, near, reads = places(area, regions)
         weight, sent, total, row = at(weights_at(area, regions, edges)), at(source), at(sums), at(to)
         for i in range(regions):
-            found = total[TILE * i + phase]
+            value = total[TILE * i + phase]
             for e in range(near[i], first[i + 1]):
-                found = fma(weight[e], sent[reads[e] + now], found)
-            row[i] = found
+                value = fma(weight[e], sent[reads[e] + now], value)
+            row[i] = value
 
     def sum_now(weights, regions, block, source, to):
         """Of connections without delay: a matrix, ``(regions, block)``, the sources in rows, times a row."""
@@ -161,37 +169,59 @@ def _functions(kind: str, at, one):
             a, b, c, d = sent[j], sent[j + 1], sent[j + 2], sent[j + 3]
             at_a, at_b, at_c, at_d = j * block, (j + 1) * block, (j + 2) * block, (j + 3) * block
             for i in range(block):
-                found = fma(weight[at_a + i], a, total[i])
-                found = fma(weight[at_b + i], b, found)
-                found = fma(weight[at_c + i], c, found)
-                total[i] = fma(weight[at_d + i], d, found)
+                value = fma(weight[at_a + i], a, total[i])
+                value = fma(weight[at_b + i], b, value)
+                value = fma(weight[at_c + i], c, value)
+                total[i] = fma(weight[at_d + i], d, value)
         for j in range(whole, regions):
             for i in range(block):
                 total[i] = fma(weight[j * block + i], sent[j], total[i])
 
+    return sum_far, sum_near, sum_now
+
+
+def _moves(kind: str, at, one):
+    """What is sent, from and to rows of time."""
+
     def scatter(row, target, stride, now, regions):
         """Write a row to one step of what all regions sent."""
-        given, to = at(row), at(target)
+        sent, to = at(row), at(target)
         for j in range(regions):
-            to[j * stride + now] = given[j]
+            to[j * stride + now] = sent[j]
 
-    def move(source, apart, begin, target, stride, start, regions, count):
+    def move(source, source_stride, begin, target, stride, start, regions, count):
         """Copy ``count`` numbers of each region."""
-        given, to = at(source), at(target)
+        sent, to = at(source), at(target)
         for j in range(regions):
             for h in range(count):
-                to[j * stride + start + h] = given[j * apart + begin + h]
+                to[j * stride + start + h] = sent[j * source_stride + begin + h]
 
     def fill(target, count):
         to = at(target)
         for k in range(count):
             to[k] = one - one
 
-    def add_final(row, given, depth, place, regions):
+    def add_final(row, final, depth, place, regions):
         """Add the cotangent of one place of the last history."""
-        to, more = at(row), at(given)
+        to, ct = at(row), at(final)
         for j in range(regions):
-            to[j] += more[j * depth + place]
+            to[j] += ct[j * depth + place]
+
+    return scatter, move, fill, add_final
+
+
+def _cotangents(kind: str, at, one):
+    """Cotangents of the first history and of the weights."""
+
+    def product(left, i, right, j, count):
+        a, b = at(left), at(right)
+        total = one - one
+        for k in range(count):
+            total += a[i + k] * b[j + k]
+        return total
+
+    product.__name__ = product.__qualname__ = f"product_{kind}"
+    product = numba.njit(product, fastmath={"reassoc", "contract"}, **_OPTIONS)
 
     def to_history(target, final, depth, steps, pushed, stride, of, others, delays, weights, edges, regions):
         """The cotangent of the first history, from those of all sums and of the last history."""
@@ -205,7 +235,7 @@ def _functions(kind: str, at, one):
             for t in range(delay[e]):
                 to[begin + t] = fma(w, ct[source + t], to[begin + t])
 
-    def to_weights(target, sent, apart, depth, pushed, stride, steps, of, others, delays, edges):
+    def to_weights(target, sent, sent_stride, depth, pushed, stride, steps, of, others, delays, edges):
         """The cotangent of each weight, by spans of time."""
         to = at(target)
         row, column, delay = i32_at(of), i32_at(others), i32_at(delays)
@@ -215,26 +245,20 @@ def _functions(kind: str, at, one):
             count = min(SPAN, steps - start)
             for e in range(edges):
                 to[e] += product(
-                    pushed, row[e] * stride + start, sent, column[e] * apart + depth - delay[e] + start, count
+                    pushed, row[e] * stride + start, sent, column[e] * sent_stride + depth - delay[e] + start, count
                 )
 
-    def product(left, i, right, j, count):
-        a, b = at(left), at(right)
-        total = one - one
-        for k in range(count):
-            total += a[i + k] * b[j + k]
-        return total
+    return to_history, to_weights
 
-    made = {}
-    product.__name__ = product.__qualname__ = f"product_{kind}"
-    product = numba.njit(product, fastmath={"reassoc", "contract"}, **_OPTIONS)
-    for function in (
-        wire, sum_far, sum_near, sum_now, scatter, move, fill, add_final, to_history, to_weights
-    ):  # fmt: skip
-        # Kernels of different kinds are linked by these names.
-        function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
-        made[function.__name__] = numba.njit(function, **_OPTIONS)
-    return made
+
+def _functions(kind: str, at, one) -> dict:
+    """All of them for one dtype, by the names that link kernels of different dtypes, which must differ."""
+    functions = {}
+    for group in (_lists, _sums, _moves, _cotangents):
+        for function in group(kind, at, one):
+            function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
+            functions[function.__name__] = numba.njit(function, **_OPTIONS)
+    return functions
 
 
 globals().update(_functions("f32", f32_at, f32(1.0)))
