@@ -33,7 +33,9 @@ import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
-from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, ReversePass, plan_run
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU
+from brainmass_kernels.backends.mosaic_tpu.layout import plan_run
+from brainmass_kernels.backends.mosaic_tpu.masses import ReversePass
 from brainmass_kernels.models.jansen_rit import JansenRit
 from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
@@ -206,16 +208,16 @@ def _forward_layout(row: Row, loop, coefs, inputs) -> dict:
     if row.vec:
         return {}
     plan = plan_run(loop, coefs, inputs, LANES)
-    return {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body}
+    return {"rows": plan.rows, "chunk": plan.time.size, "unrolled": plan.time.body}
 
 
 def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
     wants = {"coefs_wanted": sum(wanted.coefs)}
     if row.vec:
         return wants
-    way = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
-    cut = way.plan.cut
-    return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "rows_per_pass": way.rows_per_pass}
+    reverse = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
+    rows, time = {"rows": reverse.plan.rows, "rows_per_pass": reverse.rows_per_pass}, reverse.plan.time
+    return wants | rows | {"chunk": time.size, "unrolled": time.body}
 
 
 def wanted_of(loop, per_mass) -> Wanted:
@@ -323,7 +325,7 @@ def _steps_of_loops(row: Row) -> list[int]:
     pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
     if row.kernel == "inverse steps":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.inverse))]
-    return in_parts(mosaic_gpu.ReversePass.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
+    return in_parts(mosaic_gpu.ReversePlan.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:
@@ -347,7 +349,7 @@ def _count(dump: Path, kernel: str, layout: dict) -> dict:
     spans = _inner_loops(file.read_text())
     # The other inner loops take the single steps at the ends of a chunk.
     unrolled = sorted(sorted(spans, key=lambda span: span[0] - span[1])[: len(names)])
-    rows = (layout["rows"], layout.get("turn"))
+    rows = (layout["rows"], layout.get("rows_per_pass"))
     return {
         name: (last - first + 1) / layout["unrolled"] / (r / 8) for name, (first, last), r in zip(names, unrolled, rows)
     }

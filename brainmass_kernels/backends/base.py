@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from ..pointwise import Program, pullback
+from ..pointwise import Program, SplitPullback, pullback
 from ..schedule import Schedule
 
 
@@ -123,6 +123,24 @@ class Loop:
         """Cut ``(*coefs, *state, *inputs, *normals)`` into its four parts."""
         a, b, c = self.n_coefs, self.n_coefs + self.n_state, self.n_coefs + self.n_state + self.n_inputs
         return tuple(args[:a]), tuple(args[a:b]), tuple(args[b:c]), tuple(args[c:])
+
+    def split_advance(self, pullbacks: Pullbacks) -> SplitPullback:
+        """The step's pullback in two: what it keeps of the state and the normals, and the rest."""
+        n, m, known = self.n_coefs, self.n_state, self.n_inputs
+        free = [True] * n + [False] * m + [True] * known + [False] * (self.n_normals + m)
+        kept = [False] * n + [True] * m + [False] * known + [True] * self.n_normals + [False] * m
+        return SplitPullback(pullbacks.advance, free, kept)
+
+    def split_observe(self, pullbacks: Pullbacks) -> SplitPullback:
+        return self._split_of_state(pullbacks.observe, self.n_observables)
+
+    def split_send(self, pullbacks: Pullbacks) -> SplitPullback:
+        assert pullbacks.send is not None
+        return self._split_of_state(pullbacks.send, 1)
+
+    def _split_of_state(self, program: Program, cotangents: int) -> SplitPullback:
+        n, m, after = self.n_coefs, self.n_state, [False] * cotangents
+        return SplitPullback(program, [True] * n + [False] * m + after, [False] * n + [True] * m + after)
 
 
 class Wanted(NamedTuple):

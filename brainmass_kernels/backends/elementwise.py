@@ -22,10 +22,12 @@ from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU
 from ..errors import Unsupported
 from ..pointwise import RULES, Program, evaluate, pullback
 from ..programs import on_clear
-from . import mosaic_gpu, mosaic_tpu
+from . import mosaic_gpu
 from .base import lacking
 from .mosaic_gpu import THREADS, WARPS, Layout, plgpu
-from .mosaic_tpu import LANES
+from .mosaic_tpu import optable
+from .mosaic_tpu.call import interpreter
+from .mosaic_tpu.layout import COLUMNS
 from .pallas import apply, fill, merged, parted, read
 
 # Rows of 128 elements in a block of a TPU: half a megabyte for each of ten arrays, twice.
@@ -50,7 +52,7 @@ def call(program: Program, values: Sequence[jax.Array], implementation: str, int
     Unsupported : a primitive, or a gradient of one, that the kernel cannot hold
     """
     program = _spelled(program)
-    lacks = mosaic_tpu._lacks if implementation == "mosaic_tpu" else mosaic_gpu._lacks
+    lacks = optable.lacks if implementation == "mosaic_tpu" else mosaic_gpu.lacks
     reason = NO_MOSAIC_GPU if implementation == "mosaic_gpu" and not MOSAIC_GPU else lacking(lacks, program)
     if reason:
         raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
@@ -161,31 +163,31 @@ def _read(program: Program, values) -> tuple[jax.Array, list[jax.Array], list[bo
 def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
     shape = jnp.broadcast_shapes(*map(jnp.shape, values))
     size, (numbers, arrays, in_arrays) = math.prod(shape), _read(program, values)
-    rows = -(-size // LANES)
+    rows = -(-size // COLUMNS)
     block = min(_ROWS, -(-rows // 8) * 8)
     grid = -(-rows // block)
 
     def kernel(given, *refs):
         ins, outs = refs[: len(arrays)], refs[len(arrays) :]
-        spread = [jnp.full((1, LANES), given[k], jnp.float32) for k in range(1, len(numbers))]
-        made = fill(apply(program, *merged(spread, read(ins), in_arrays)), (block, LANES))
-        row, lane = (lax.broadcasted_iota(jnp.int32, (block, LANES), axis) for axis in (0, 1))
-        inside = (row + pl.program_id(0) * block) * LANES + lane < size
+        spread = [jnp.full((1, COLUMNS), given[k], jnp.float32) for k in range(1, len(numbers))]
+        made = fill(apply(program, *merged(spread, read(ins), in_arrays)), (block, COLUMNS))
+        row, lane = (lax.broadcasted_iota(jnp.int32, (block, COLUMNS), axis) for axis in (0, 1))
+        inside = (row + pl.program_id(0) * block) * COLUMNS + lane < size
         for ref, x, each in zip(outs, made, summed):
-            ref[...] = jnp.sum(jnp.where(inside, x, 0.0).reshape(block // 8, 8, LANES), axis=0) if each else x
+            ref[...] = jnp.sum(jnp.where(inside, x, 0.0).reshape(block // 8, 8, COLUMNS), axis=0) if each else x
 
-    blocks = pl.BlockSpec((block, LANES), lambda i: (i, 0))
-    sums = pl.BlockSpec((8, LANES), lambda i: (i, 0))
+    blocks = pl.BlockSpec((block, COLUMNS), lambda i: (i, 0))
+    sums = pl.BlockSpec((8, COLUMNS), lambda i: (i, 0))
     made = pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((8 * grid if each else rows, LANES), jnp.float32) for each in summed],
+        out_shape=[jax.ShapeDtypeStruct((8 * grid if each else rows, COLUMNS), jnp.float32) for each in summed],
         grid=(grid,),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *[blocks] * len(arrays)],
         out_specs=[sums if each else blocks for each in summed],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
-        interpret=mosaic_tpu.interpreter() if interpret else False,
+        interpret=interpreter() if interpret else False,
         name=f"brainmass_kernels_tpu_step{'_back' if n_cts else ''}",
-    )(numbers, *(jnp.pad(x, (0, -size % LANES), mode="edge").reshape(rows, LANES) for x in arrays))
+    )(numbers, *(jnp.pad(x, (0, -size % COLUMNS), mode="edge").reshape(rows, COLUMNS) for x in arrays))
     return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(made, summed)]
 
 
@@ -221,7 +223,9 @@ def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
         out_type=[sums if each else layout.array() for each in summed],
         grid=(layout.blocks,),
         grid_names=("block",),
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu._by_lane()),
+        compiler_params=plgpu.CompilerParams(
+            unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu.lane_semantics()
+        ),
         interpret=mosaic_gpu.interpreter(interpret) if interpret else None,
     )(numbers, *map(layout.lay, arrays, modes))
     return [jnp.sum(x) if each else layout.unlay(x).reshape(shape) for x, each in zip(made, summed)]
