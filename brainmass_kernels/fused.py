@@ -17,7 +17,7 @@ from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
 from .programs import Programs
 from .schemes import SCHEMES
-from .simulate import simulate
+from .simulation import simulate
 from .step import StepSpec, build
 
 

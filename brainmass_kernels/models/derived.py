@@ -1,7 +1,8 @@
-"""The Balloon-Windkessel model: blood flow that follows activity, as more states of any model."""
+"""Models made of other models: with coloured noise on an input, and with the blood oxygenation that activity causes."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import brainunit as u
@@ -23,10 +24,70 @@ _FIELDS = {
 _STATES = ("bold_s", "bold_f", "bold_v", "bold_q")
 
 
+def coloured(model: Model, name: str, tau: Any) -> Model:
+    """The same model with an Ornstein-Uhlenbeck process added to one of its inputs.
+
+    The process is a state, ``<name>_noise``, in the unit of the input: ``dx = -x / tau dt + sigma dW``, with
+    ``noise={"<name>_noise": sigma}`` in its unit over sqrt(time). At rest its standard deviation is
+    ``sigma sqrt(tau / 2)``. It can be recorded, started anywhere, and differentiated, in ``tau_<name>`` too.
+
+    Parameters
+    ----------
+    model : any model
+    name : name of the input
+    tau : correlation time, in any unit of time; an array broadcasts to the batch
+
+    Raises
+    ------
+    ValueError : an unknown input, or a unit that is no unit of time
+
+    References
+    ----------
+    Uhlenbeck and Ornstein 1930, Physical Review 36:823-841.
+    """
+    check_model(model)
+    check_name(name, model.inputs, "input")
+    cls = _coloured(type(model), name)
+    fields = {field: getattr(model, field) for field in type(model).parameters()}
+    return cls(**fields, **{f"tau_{name}": tau})
+
+
+@derived
+def _coloured(base: type[Model], name: str) -> type[Model]:
+    """The class of the model with noise, one for each model and input."""
+    state, constant = f"{name}_noise", f"tau_{name}"
+
+    def moved(s, i):
+        return SimpleNamespace(**{**vars(i), name: getattr(i, name) + getattr(s, state)})
+
+    def process(s, p):
+        return {state: -getattr(s, state) / getattr(p, constant)}
+
+    if issubclass(base, SecondOrderModel):
+        equations = {
+            "drive": staticmethod(lambda s, p, i: base.drive(s, p, moved(s, i))),
+            # `SecondOrderModel.drift` takes the drive from the class that calls it.
+            "drift": classmethod(lambda cls, s, p, i: {**base.drift.__func__(cls, s, p, i), **process(s, p)}),
+        }
+    else:
+        equations = {"drift": staticmethod(lambda s, p, i: {**base.drift(s, p, moved(s, i)), **process(s, p)})}
+    body = {
+        "__annotations__": {constant: Any},
+        "__doc__": f"`{base.__name__}` with Ornstein-Uhlenbeck noise on its input ``{name}``.",
+        "__module__": base.__module__.partition(".")[0],
+        "__reduce__": remade(_coloured, base, name),
+        constant: 10.0 * base.time_unit,
+        "states": {**base.states, state: units.unit_of(base.inputs[name])},
+        "as_declared": (*base.as_declared, *([state] if name in base.as_declared else [])),
+        **equations,
+    }
+    return model(type(base.__name__, (base,), body))
+
+
 def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: Any = None, **constants) -> Model:
     """The same model with the blood oxygenation that its activity causes, computed in the same loop.
 
-    The vasodilatory signal s, inflow f, volume v and deoxyhaemoglobin q follow ``z = gain (source - rest)``::
+    The vasodilatory signal s, inflow f, volume v and deoxyhaemoglobin q follow ``z = gain (source - rest)``:
 
         ds/dt = z - kappa s - gamma (f - 1)            tau dv/dt = f - v^(1/alpha)
         df/dt = s                                      tau dq/dt = f (1 - (1 - rho)^(1/f)) / rho - q v^(1/alpha - 1)
@@ -37,10 +98,10 @@ def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: A
 
     Parameters
     ----------
-    model : any
-    source : the observable or state that drives the blood; ``None``, the model's first observable
+    model : any model
+    source : the observable or state that drives the blood; ``None`` for the model's first observable
     gain : in 1/s over the unit of the source, per second if there is none
-    rest : the source's value at which the blood is at rest, in its unit; 0 if not given
+    rest : the source's value at which the blood is at rest, in the source's unit; ``None`` for 0
     **constants : ``kappa`` (0.65 Hz), ``gamma`` (0.41 Hz), ``tau`` (0.98 s), ``alpha`` (0.32), ``rho`` (0.34) and
         ``V0`` (0.02)
 
@@ -55,23 +116,23 @@ def with_bold(model: Model, source: str | None = None, gain: Any = None, rest: A
 
     References
     ----------
-    Friston, Harrison and Penny 2003, NeuroImage 19:1273.
+    Friston, Harrison and Penny 2003, NeuroImage 19:1273-1302.
     """
     check_model(model)
     source = next(iter(model.recordable())) if source is None else source
     check_name(source, model.recordable(), "observable or state")
     for name in constants:
         check_name(f"bold_{name}", _FIELDS, "constant", TypeError)
-    given = {"bold_gain": gain, "bold_rest": rest, **{f"bold_{name}": x for name, x in constants.items()}}
+    own = {"bold_gain": gain, "bold_rest": rest, **{f"bold_{name}": x for name, x in constants.items()}}
     fields = {field: getattr(model, field) for field in type(model).parameters()}
-    return _bold(type(model), source)(**fields, **{name: x for name, x in given.items() if x is not None})
+    return _bold(type(model), source)(**fields, **{name: x for name, x in own.items() if x is not None})
 
 
 @derived
 def _bold(base: type[Model], source: str) -> type[Model]:
-    """The class of it, one for each model and source."""
+    """The class of the model with blood, one for each model and source."""
     unit = base.recordable()[source]
-    seconds = float(u.Quantity(1.0, unit=u.second).to_decimal(base.time_unit))
+    second = float(u.Quantity(1.0, unit=u.second).to_decimal(base.time_unit))  # the constants count seconds
 
     known = base.time_factors()
     back = 1.0 / known.observables.get(source, known.states.get(source, 1.0))
@@ -79,9 +140,8 @@ def _bold(base: type[Model], source: str) -> type[Model]:
     def blood(s, p):
         active = units.scaled({**vars(s), **base.observe(s, p)}[source], back)
         f, v, q = s.bold_f, s.bold_v, s.bold_q
-        # Of the time of the model a second has so many; constants are in units of seconds.
         volume = jnp.exp(jnp.log(v) / p.bold_alpha)
-        # Without blood all oxygen is taken: exp(.. / f) is 0, where its slope would be 0 times infinity.
+        # Without inflow all oxygen is extracted: exp(.. / f) is 0, but its slope would be 0 times infinity.
         dry = jnp.abs(f) < 1e-15
         extraction = jnp.where(dry, 1.0, 1.0 - jnp.exp(jnp.log(1.0 - p.bold_rho) / jnp.where(dry, 1.0, f)))
         rates = {
@@ -90,14 +150,14 @@ def _bold(base: type[Model], source: str) -> type[Model]:
             "bold_v": (f - volume) / p.bold_tau,
             "bold_q": (f * extraction / p.bold_rho - q * volume / v) / p.bold_tau,
         }
-        return {name: rate / seconds for name, rate in rates.items()}
+        return {name: rate / second for name, rate in rates.items()}
 
     def signal(s, p):
         rho, v, q = p.bold_rho, s.bold_v, s.bold_q
         return p.bold_V0 * (7.0 * rho * (1.0 - q) + 2.0 * (1.0 - q / v) + (2.0 * rho - 0.2) * (1.0 - v))
 
     if issubclass(base, SecondOrderModel):
-        # The blocks' rates follow from the drive of the class that is asked.
+        # `SecondOrderModel.drift` takes the drive from the class that calls it.
         drift = classmethod(lambda cls, s, p, i: {**base.drift.__func__(cls, s, p, i), **blood(s, p)})
     else:
         drift = staticmethod(lambda s, p, i: {**base.drift(s, p, i), **blood(s, p)})
@@ -113,7 +173,7 @@ def _bold(base: type[Model], source: str) -> type[Model]:
         "__reduce__": remade(_bold, base, source),
         **defaults,
         "states": {**base.states, "bold_s": units.UNITLESS / u.second, **dict.fromkeys(_STATES[1:], units.UNITLESS)},
-        # The constants, the signal and what drives it count seconds, whatever the model does.
+        # The constants and the signal count seconds, whatever the model's time is.
         "as_declared": (*base.as_declared, *defaults, "bold_s"),
         "initial": {**base.initial, **dict.fromkeys(_STATES[1:], 1.0)},
         "observables": {**base.observables, "bold": units.UNITLESS},

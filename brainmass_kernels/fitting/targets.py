@@ -17,10 +17,12 @@ import brainunit as u
 import jax.numpy as jnp
 import numpy as np
 
-from . import eeg, spectra, units
-from .rounding import at_rest
-from .simulate import Result
-from .spectra import Spectrum
+from .. import eeg, spectra, units
+from ..models.base import check_name
+from ..network import Network
+from ..rounding import at_rest
+from ..simulation import Result
+from ..spectra import Spectrum
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -444,3 +446,32 @@ def as_target(target) -> Any:
 def plain(value, unit, name: str):
     """A magnitude in ``unit``; a plain number is in it already."""
     return units.strip(value if isinstance(value, u.Quantity) else u.Quantity(value, unit=unit), unit, name)
+
+
+def compare(target, model, record, options, band, background) -> Comparison:
+    """How runs of these options are compared with a target."""
+    network = model if isinstance(model, Network) else None
+    mass: Any = network.model if network else model
+    regions = network.regions if network else None
+    if callable(target):
+        return OfFunction(target)
+    if not isinstance(record, str):
+        raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
+    check_name(record, mass.recordable(), "record")
+    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
+    steps, sampling = recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
+    samples = steps // options["every"]
+    if isinstance(target, TimeSeries):
+        return OfSeries(target, record, mass.recordable()[record], samples, regions)
+    if isinstance(target, Connectivity):
+        return OfConnectivity(target, record, sampling, regions)
+    if network:
+        raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
+    return OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def recorded_steps(duration, seconds: float, transient) -> int:
+    """Steps of a run after its transient."""
+    return units.steps_of(duration, seconds, "duration") - (
+        0 if transient is None else units.steps_of(transient, seconds, "transient")
+    )

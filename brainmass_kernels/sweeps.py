@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, files, identity, units
+from . import dispatch, files, identity, routing, units
+from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .extras import needs
 from .interrupts import heard
@@ -29,7 +30,7 @@ from .models.base import Model, check_model, check_name
 from .noise import check_key
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .run import Run
-from .simulate import explain, simulate, times
+from .simulation import explain, simulate, times
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk is soon done and fits.
 CHUNK = {"cpu": 65_536}
@@ -243,13 +244,6 @@ def _all_chunks(model: Model, grid: _Grid, size: int, key, everything: dict, par
     return chunks, axes
 
 
-def sweepable(model: type[Model]) -> dict[str, Any]:
-    """The unit of everything that can be swept: parameters, inputs, and the noise on these."""
-    inputs = {n: units.unit_of(x) for n, x in model.inputs.items()}
-    noise = {f"noise.{n}": unit * model.time_unit**0.5 for n, unit in inputs.items()}
-    return {**model.parameter_units(), **inputs, **noise}
-
-
 # The grid -----------------------------------------------------------------------------------------------------------
 
 
@@ -264,11 +258,11 @@ class _Grid:
         check_model(model, "; a network is swept by giving arrays of shape (networks, 1) to simulate()")
         if not over:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
-        known, axes = sweepable(type(model)), {}
+        known, axes = routing.places(model), {}
         for name, values in over.items():
             check_name(name, known, "parameter or input")
-            unit = known[name]
-            values = np.asarray(units.strip(values, unit, name, getattr(model, "also", {}).get(name)), float)
+            unit = known[name].unit
+            values = np.asarray(units.strip(values, unit, name, known[name].also), float)
             if values.ndim != 1 or not len(values):
                 raise ValueError(f"'{name}' got values of shape {values.shape}, but takes one or several, (n,)")
             axes[name] = units.attach(values, unit)
@@ -305,20 +299,11 @@ class _Chunk:
 
 def _call(model: Model, grid: _Grid, places: np.ndarray, key, everything: dict) -> dict[str, Any]:
     """What `simulate` is called with for some places."""
-    values = grid.at(places)
-    arguments = dict(everything)
-    inputs, noise = dict(arguments.pop("inputs", None) or {}), dict(arguments.pop("noise", None) or {})
-    parameters = {}
-    for name, x in values.items():
-        kind, _, of = name.rpartition(".")
-        if kind == "noise":
-            noise[of] = x
-        elif name in model.inputs:
-            inputs[name] = PerLane(x)
-        else:
-            parameters[name] = x
+    values, arguments = grid.at(places), dict(everything)
+    inputs, noise = arguments.pop("inputs", None) or {}, arguments.pop("noise", None) or {}
+    swept, inputs, noise = routing.put(model, inputs, noise, values)
+    inputs = {name: PerLane(x) if name in values else x for name, x in inputs.items()}
     keys = None if key is None else jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.asarray(places))
-    swept = dataclasses.replace(model, **parameters)  # pyright: ignore[reportArgumentType]
     return {**arguments, "model": swept, "inputs": inputs, "noise": noise, "key": keys}
 
 
@@ -353,8 +338,6 @@ def _chunk(given) -> int:
 
 
 def _about(model: Model, grid: _Grid, size: int, key, everything: dict) -> dict[str, Any]:
-    from . import __version__
-
     plan = explain(**_call(model, grid, np.arange(size), key, everything))
     return {
         "model": type(model).__name__,
