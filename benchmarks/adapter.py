@@ -18,7 +18,7 @@ import numpy as np
 
 import brainmass_kernels as bk
 
-from .cpu import RESULTS, close, save, timed
+from .timing import RESULTS, close, save, timed
 
 DT, STEPS = 0.1 * u.ms, 10_000
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")

@@ -8,7 +8,6 @@ item that fails is reported and the next is tried; a CUDA error stays in a proce
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import math
 import os
@@ -19,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from brainmass_kernels import bench, dispatch
 from . import cases, checks, networks
 from .chips import ceiling, expected
 from .parts import LINES, LOST, SEPARATOR, note
+from .timing import versions
 
 ROOT = Path(__file__).parent.parent
 ACCELERATORS = ("mosaic_tpu", "mosaic_gpu", "triton")
@@ -95,18 +94,9 @@ def machine(part: Part) -> None:
     runs = [name for name, why in able.items() if why == "runs here"]
     on_device = [name for name in runs if name in ACCELERATORS]
     connected = [name for name in runs if dispatch.load(name).networks]
-    about["versions"] |= installed("triton", "jax-cuda13-plugin", "libtpu", "brainunit")
+    about["versions"] |= versions(("triton", "jax-cuda13-plugin", "libtpu", "brainunit"))
     about |= {"implementations": able, "driver": asked("nvidia-smi", *ASKED_OF_THE_DRIVER, "--format=csv,noheader")}
     part.note(about=about, able=on_device or runs[:1], connected=connected)
-
-
-def installed(*packages: str) -> dict[str, str]:
-    """Versions of those packages that are here."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def asked(*command: str) -> str | None:

@@ -26,7 +26,7 @@ from jax import lax
 import brainmass_kernels as bk
 
 from . import reference
-from .cpu import RESULTS, close, save
+from .timing import RESULTS, close, save
 
 DT, STEPS, EVERY, LANES = 1.0 * u.ms, 20_000, 5, 64
 BOUNDS = {"Ae": (2.6, 9.75), "Ai": (17.6, 40.0), "be": (60.0, 150.0), "C": (60.0, 200.0)}

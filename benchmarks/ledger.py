@@ -11,7 +11,6 @@ prints rows only, or puts them in place of those that are there with ``--write``
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +39,8 @@ from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
+
+from . import timing
 
 LEDGER = Path(__file__).with_name("ledger.json")
 # Names that earlier ledgers have.
@@ -372,12 +372,8 @@ def _inner_loops(text: str) -> list[tuple[int, int]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    found = {}
-    for name in ("jax", "libtpu", "jax-cuda13-plugin", "triton"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    """Those that the figures depend on."""
+    return timing.versions(("jax", "libtpu", "jax-cuda13-plugin", "triton"))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import dispatch
 
 from . import reference
-from .cpu import RESULTS, close, save, timed
+from .timing import RESULTS, close, save, timed
 
 DT, SPEED, DRIVE, EVERY = 0.1 * u.ms, 5.0, 120.0, 10
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")
@@ -199,7 +199,7 @@ def main() -> None:
             work = regions**2 * share * batch
             steps = max(500, min(10_000, int(3e9 / work) // 100 * 100))
             results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), given.repeats))
-    save(given.out, filter(find_spec, VERSIONS), results=results)
+    save(given.out, VERSIONS, results=results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import statistics
 from brainmass_kernels import bench
 from brainmass_kernels.bench import Case
 
-from .cpu import RESULTS, save
+from .timing import RESULTS, save
 
 ROUNDS = 9
 

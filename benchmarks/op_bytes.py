@@ -18,7 +18,7 @@ import jax
 import brainmass_kernels as bk
 from brainmass_kernels.testing import compile_for
 
-from .cpu import RESULTS, save
+from .timing import RESULTS, save
 
 SIZE = 2**20
 PARAMETERS = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56}

@@ -18,7 +18,9 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels import bench
 
-RESULT = Path(__file__).parent / "results" / "sweep.json"
+from .timing import RESULTS
+
+RESULT = RESULTS / "sweep.json"
 OVER = {"E_inp": np.linspace(0.0, 400.0, 1024) * u.Hz, "C": np.linspace(60.0, 240.0, 1024)}
 STEPS, DT = 10_000, 0.5
 

@@ -27,8 +27,22 @@ def _observed(loop: Loop) -> int:
     return loop.n_observables if loop.schedule.count else 0
 
 
+class Uncoupled:
+    """What a coupling adds to a pass; masses have none."""
+
+    def add_arguments(self, call: Call, operands: Operands) -> None:
+        """What a step needs besides the state."""
+        call.add_arguments(operands)
+
+    def vmem(self, call: Call) -> int | None:
+        """Bytes of VMEM to ask for, where they are more than the compiler grants anyway."""
+
+    def begin(self, refs) -> None:
+        """What a reverse pass does before its first chunk."""
+
+
 @dataclasses.dataclass(frozen=True)
-class ForwardPass:
+class ForwardPass(Uncoupled):
     """A forward run; ``saving`` the state before each chunk, for an adjoint."""
 
     loop: Loop
@@ -51,10 +65,6 @@ class ForwardPass:
             call.run(self.kernel, self.name, self.loop, self.loop.advance, vmem=self.vmem(call)), initial
         )
 
-    def add_arguments(self, call: Call, operands: Operands) -> None:
-        """What a step needs besides the state."""
-        call.add_arguments(operands)
-
     def add(self, call: Call, operands: Operands, initial: Carry) -> None:
         """What the kernel reads and writes."""
         plan, time, n = self.plan, self.plan.time, self.loop.n_state
@@ -65,10 +75,6 @@ class ForwardPass:
         call.add_results("records", _observed(self.loop), records, call.moving(time.strides, time.record_block))
         if self.saving:
             call.add_results("saved", n, (time.chunks, *plan.wide), call.moving(1))
-
-    def vmem(self, call: Call) -> int | None:
-        """Bytes of VMEM to ask for, where they are more than the compiler grants anyway."""
-        return None
 
     def results(self, out, initial: Carry) -> Forward:
         plan, loop = self.plan, self.loop
@@ -105,7 +111,7 @@ class ForwardPass:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReversePass:
+class ReversePass(Uncoupled):
     """The adjoint of a forward run that saved the state before each chunk: each is run again, then walked back."""
 
     loop: Loop
@@ -152,9 +158,6 @@ class ReversePass:
         out = call.run(self.kernel, self.name, self.loop, *programs, vmem=self.vmem(call))
         return self.results(out, operands, saved, cotangents)
 
-    def add_arguments(self, call: Call, operands: Operands) -> None:
-        call.add_arguments(operands)
-
     def add(self, call: Call, operands: Operands, saved, cotangents: Cotangents) -> None:
         """What the kernel reads and writes."""
         loop, plan, time, observed = self.loop, self.plan, self.plan.time, _observed(self.loop)
@@ -174,9 +177,6 @@ class ReversePass:
         call.add_scratch("ct_series", series, (time.size, COLUMNS))
         call.add_scratch("residuals", self.advance.n_kept, (time.size, *plan.tile))
         call.add_scratch("record_residuals", self.observe.n_kept if observed else 0, (time.strides, *plan.tile))
-
-    def vmem(self, call: Call) -> int | None:
-        return None
 
     def results(self, out, operands: Operands, saved, cotangents: Cotangents) -> Adjoint:
         plan, time = self.plan, self.plan.time
@@ -200,9 +200,6 @@ class ReversePass:
         self.replay(refs, chunk)
         self.pull(refs, chunk)
         sum_series(refs)
-
-    def begin(self, refs) -> None:
-        """What a coupling does before the first chunk."""
 
     def replay(self, refs, chunk):
         """Run the chunk again from its checkpoint, keeping what the pullbacks need of each step."""

@@ -19,13 +19,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ...errors import Unsupported
-from ...pointwise import SplitPullback
+from ...pointwise import Program, SplitPullback
 from ..base import Adjoint, Carry, Connections, Cotangents, Coupling, Forward, Loop, Operands, Pullbacks, Wanted
 from ..pallas import added, apply, fill, read, write
 from .call import Call, arguments
 from .connections import Form, Sums, add_connections
 from .layout import BUDGET, COLUMNS, LONGEST, NetworkPlan, chunk_time, div, rem
-from .masses import ForwardPass, ReversePass
+from .masses import ForwardPass, ReversePass, Uncoupled
 
 # Most VMEM that is asked for: of the 64 MiB of a core of v5p and tpu7x (v5e and v6e have 128, v4 has 16).
 MOST = 52 * 2**20
@@ -49,15 +49,48 @@ def too_large(loop: Loop, coupling: Coupling) -> str | None:
     )
 
 
-def _vmem(call: Call) -> int | None:
-    """The VMEM to ask for, where it is more than the compiler grants anyway."""
-    if (need := call.vmem()) > MOST:
-        raise Unsupported(
-            f"implementation 'mosaic_tpu' cannot run this: with weights of its own for each network, or so much to "
-            f"keep for a gradient, 128 networks need {need:,} bytes of VMEM, and it asks for {MOST:,}; weights "
-            f"shared by all networks, a longer dt or fewer regions would fit"
-        )
-    return need + MARGIN if need > BUDGET else None
+class Coupled(Uncoupled):
+    """What passes of networks add to those of masses, both ways."""
+
+    loop: Loop
+    plan: NetworkPlan
+    form: Form
+
+    def add_arguments(self, call: Call, operands: Operands) -> None:
+        super().add_arguments(call, operands)
+        add_connections(call, self.plan, self.form, operands.connections)
+
+    def vmem(self, call: Call) -> int | None:
+        if (need := call.vmem()) > MOST:
+            raise Unsupported(
+                f"implementation 'mosaic_tpu' cannot run this: with weights of its own for each network, or so much to "
+                f"keep for a gradient, 128 networks need {need:,} bytes of VMEM, and it asks for {MOST:,}; weights "
+                f"shared by all networks, a longer dt or fewer regions would fit"
+            )
+        return need + MARGIN if need > BUDGET else None
+
+    def sums(self, refs) -> Sums:
+        # Forwards the regions that fill up are copies of the last one; backwards they get nothing.
+        return Sums(self.form, refs, self.loop.precision, copies=isinstance(self, ForwardPass))
+
+    def send_program(self) -> Program:
+        assert self.loop.coupling is not None
+        return self.loop.coupling.send
+
+    def each(self, body: Callable) -> None:
+        """``body(first, rows)`` for groups of regions; unrolled, so that neighbours overlap, where they are few."""
+        rows = min(_ROWS_PER_PASS, self.form.rows)
+        count = self.form.rows // rows
+        if count <= 8 and not self.loop.interpret:
+            for i in range(count):
+                body(i * rows, pl.ds(i * rows, rows))
+            return
+
+        def one(i, carry):
+            body(i * rows, pl.ds(pl.multiple_of(i * rows, 8), rows))
+            return carry
+
+        lax.fori_loop(jnp.int32(0), jnp.int32(count), one, ())
 
 
 def _form(loop: Loop) -> Form:
@@ -81,27 +114,11 @@ def _plan(loop: Loop, form: Form, coefs, inputs, lanes: int, checkpoint_every: i
     return NetworkPlan.of_networks(form.regions, form.rows, coefs, inputs, lanes, time)
 
 
-def _each(form: Form, loop: Loop, body: Callable) -> None:
-    """``body(first, rows)`` for groups of regions; unrolled, so that neighbours overlap, where they are few."""
-    rows = min(_ROWS_PER_PASS, form.rows)
-    count = form.rows // rows
-    if count <= 8 and not loop.interpret:
-        for i in range(count):
-            body(i * rows, pl.ds(i * rows, rows))
-        return
-
-    def one(i, carry):
-        body(i * rows, pl.ds(pl.multiple_of(i * rows, 8), rows))
-        return carry
-
-    lax.fori_loop(jnp.int32(0), jnp.int32(count), one, ())
-
-
 # Forward ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkForwardPass(ForwardPass):
+class NetworkForwardPass(Coupled, ForwardPass):
     """With ``saving``, also keeps the sums that arrive in each step, and the history before the run."""
 
     plan: NetworkPlan
@@ -114,10 +131,6 @@ class NetworkForwardPass(ForwardPass):
         form = _form(loop)
         plan = _plan(loop, form, operands.coefs, operands.inputs, lanes, checkpoint_every)
         return cls(loop, plan, checkpoint_every is not None, form)
-
-    def add_arguments(self, call: Call, operands: Operands) -> None:
-        super().add_arguments(call, operands)
-        add_connections(call, self.plan, self.form, operands.connections)
 
     def add(self, call: Call, operands: Operands, initial: Carry) -> None:
         super().add(call, operands, initial)
@@ -132,9 +145,6 @@ class NetworkForwardPass(ForwardPass):
             call.add_results("last", 1, (plan.blocks, form.store, COLUMNS), outside)
             call.add_scratch("semaphore", 1, pltpu.SemaphoreType.DMA)
 
-    def vmem(self, call: Call) -> int | None:
-        return _vmem(call)
-
     def results(self, out, initial: Carry) -> Forward:
         forward, form, last = super().results(out, initial), self.form, initial.history
         if form.depth:
@@ -147,7 +157,7 @@ class NetworkForwardPass(ForwardPass):
     def kernel(self, refs, chunk):
         form, time, block = self.form, self.plan.time, pl.program_id(0)
         start, first, last = time.bounds(chunk)
-        sums = Sums(form, refs, self.loop.precision, copies=True)
+        sums = self.sums(refs)
 
         @pl.when(chunk == 0)
         def _():
@@ -178,9 +188,11 @@ class NetworkForwardPass(ForwardPass):
 
         def send(region, rows):
             coefs, _, _ = arguments(loop, self.plan, refs, start, rows)
-            sums.send(n, region, fill(apply(_send(loop), *coefs, *read(refs["state"], rows)), (rows.size, COLUMNS))[0])
+            sums.send(
+                n, region, fill(apply(self.send_program(), *coefs, *read(refs["state"], rows)), (rows.size, COLUMNS))[0]
+            )
 
-        _each(self.form, loop, send)
+        self.each(send)
         sums.arrive(n, arrived.at[place])
 
         def advance(region, rows):
@@ -189,7 +201,7 @@ class NetworkForwardPass(ForwardPass):
             stepped = apply(loop.advance, *coefs, *state, *inputs(j), arrived[place, rows], *normals(j)(0))
             write(refs["state"], fill(stepped, (rows.size, COLUMNS)), rows)
 
-        _each(self.form, loop, advance)
+        self.each(advance)
 
     def record(self, refs, start, k) -> None:
         def observe(region, rows):
@@ -197,12 +209,7 @@ class NetworkForwardPass(ForwardPass):
             values = apply(self.loop.observe, *coefs, *read(refs["state"], rows))
             write(refs["records"], fill(values, (rows.size, COLUMNS)), k, rows)
 
-        _each(self.form, self.loop, observe)
-
-
-def _send(loop: Loop):
-    assert loop.coupling is not None
-    return loop.coupling.send
+        self.each(observe)
 
 
 def _copy(refs, source, target) -> None:
@@ -230,7 +237,7 @@ def _unstored(form: Form, plan: NetworkPlan, store, begin: int):
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkReversePass(ReversePass):
+class NetworkReversePass(Coupled, ReversePass):
     """The adjoint of a forward run that kept the sums.
 
     Cotangents of weights and of the history are made from those of the sums by plain jnp: where nobody asks for them,
@@ -260,10 +267,6 @@ class NetworkReversePass(ReversePass):
         """The first chunk with a step that the last history has."""
         return self.plan.time.chunk_of(max(0, self.plan.time.steps - self.form.depth))
 
-    def add_arguments(self, call: Call, operands: Operands) -> None:
-        super().add_arguments(call, operands)
-        add_connections(call, self.plan, self.form, operands.connections)
-
     def add(self, call: Call, operands: Operands, saved, cotangents: Cotangents) -> None:
         super().add(call, operands, saved, cotangents)
         plan, time, arrived = self.plan, self.plan.time, saved[self.loop.n_state]
@@ -276,9 +279,6 @@ class NetworkReversePass(ReversePass):
             call.add_results(name, count, (time.positions, *plan.wide), call.moving(time.size))
         call.add_scratch("ct_sent", 1, plan.tile)
         call.add_scratch("send_residuals", self.send.n_kept, (time.size, *plan.tile))
-
-    def vmem(self, call: Call) -> int | None:
-        return _vmem(call)
 
     def results(self, out, operands: Operands, saved, cotangents: Cotangents) -> Adjoint:
         adjoint, connections, history = (
@@ -295,14 +295,11 @@ class NetworkReversePass(ReversePass):
         ct_history = _of_history(form, connections, cotangents.final.history, ct_sums)
         return adjoint._replace(initial=Carry(adjoint.initial.state, ct_history), weights=ct_weights)
 
-    def _sums(self, refs) -> Sums:
-        return Sums(self.form, refs, self.loop.precision, copies=False)
-
     def begin(self, refs) -> None:
-        self._sums(refs).clear()
+        self.sums(refs).clear()
 
     def replay(self, refs, chunk):
-        _each(self.form, self.loop, lambda region, rows: self.replay_rows(refs, chunk, rows))
+        self.each(lambda region, rows: self.replay_rows(refs, chunk, rows))
 
     def replay_rows(self, refs, chunk, rows):
         loop, time, tile = self.loop, self.plan.time, (rows.size, COLUMNS)
@@ -317,7 +314,7 @@ class NetworkReversePass(ReversePass):
             keep("residuals", self.advance.keep, j, *state, *drive)
             keep("send_residuals", self.send.keep, j, *state)
             if refs["sent"]:
-                keep("sent", _send(loop), j, *state)
+                keep("sent", self.send_program(), j, *state)
             state = fill(apply(loop.advance, *coefs, *state, *drive), tile)
             if refs["record_residuals"]:
 
@@ -331,7 +328,7 @@ class NetworkReversePass(ReversePass):
 
     def pull(self, refs, chunk):
         """Walk the chunk back, all regions a step at a time."""
-        time, sums = self.plan.time, self._sums(refs)
+        time, sums = self.plan.time, self.sums(refs)
         start, first, last = time.bounds(chunk)
 
         def body(i, carry):
@@ -360,7 +357,7 @@ class NetworkReversePass(ReversePass):
             write(refs["ct_sums"], [ct_sum], j, rows)
             sums.send(since_end, region, ct_sum)
 
-        _each(self.form, loop, pull)
+        self.each(pull)
         (ct_sent,) = refs["ct_sent"]
         sums.arrive(since_end, ct_sent)
         if refs["ct_last"]:
@@ -389,7 +386,7 @@ class NetworkReversePass(ReversePass):
             targets = *refs["ct_coefs"], *refs["ct_state"]
             write(targets, added(read(targets, rows), out), rows)
 
-        _each(self.form, self.loop, pull)
+        self.each(pull)
 
 
 def _at_steps(last, steps: int):
