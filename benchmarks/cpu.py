@@ -96,9 +96,9 @@ def peak_of(name: str, lanes: int, steps: int) -> int:
 
 def peaks(lanes: int, steps: int) -> dict:
     idle = peak_of("none", lanes, steps)
-    found = {name: peak_of(name, lanes, steps) - idle for name in ("plain", "exp_euler")}
-    print(f"process's peak of a gradient beyond an idle one, {lanes:,} x {steps:,}: {found}")
-    return {"lanes": lanes, "steps": steps, **found}
+    beyond_idle = {name: peak_of(name, lanes, steps) - idle for name in ("plain", "exp_euler")}
+    print(f"process's peak of a gradient beyond an idle one, {lanes:,} x {steps:,}: {beyond_idle}")
+    return {"lanes": lanes, "steps": steps, **beyond_idle}
 
 
 def main() -> None:

@@ -202,12 +202,12 @@ def compiled_case(case: bench.Case, part: Part):
 def measured(case: bench.Case, implementation: str, ours, seconds: float) -> dict[str, Any]:
     """A row as `benchmarks.crossovers` reads it, beside what the ledger lets expect."""
     scan, device = scanned(case), jax.devices()[0].device_kind
-    found = bench.measure(case, implementation, seconds, ours, compiled_scan(scan), scan.steps)
+    result = bench.measure(case, implementation, seconds, ours, compiled_scan(scan), scan.steps)
     most, likely = (f(case, implementation, device) for f in (ceiling, expected))
-    row = {**bench.record(found), "reference_steps": scan.steps, "expected": likely}
-    row["share_of_ceiling"] = found.rate / most if most else None
-    row["share_of_expected"] = found.rate / likely if likely else None
-    print(bench.line(found), flush=True)
+    row = {**bench.record(result), "reference_steps": scan.steps, "expected": likely}
+    row["share_of_ceiling"] = result.rate / most if most else None
+    row["share_of_expected"] = result.rate / likely if likely else None
+    print(bench.line(result), flush=True)
     return {"ok": True, "row": {name: x for name, x in row.items() if not is_nan(x)}}
 
 
@@ -303,9 +303,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skip", type=int, default=0, help="begin with this item")
     parser.add_argument("--first", type=int, help="at most so many of the timed cases")
     parser.add_argument("--dry", action="store_true", help="tiny sizes")
-    given = parser.parse_args(argv)
-    part = Part(given.name, given.out, given.seconds, given.skip, given.dry, given.first)
-    KINDS[given.name.partition(SEPARATOR)[0]](part)
+    options = parser.parse_args(argv)
+    part = Part(options.name, options.out, options.seconds, options.skip, options.dry, options.first)
+    KINDS[options.name.partition(SEPARATOR)[0]](part)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Row(NamedTuple):
         gradient by them; "network" and "network_gradient" are those of 76 regions, all connected
     arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
     precision : as in `simulate`; a TPU has one only
-    vec : masses a thread; 0 on a TPU
+    vec : lanes a thread; 0 on a TPU
     """
 
     chip: str
@@ -250,8 +250,9 @@ def compile_row(row: Row) -> dict:
         done = subprocess.run(command, env=env, cwd=LEDGER.parent.parent, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"compiling {row} failed:\n{done.stderr[-3000:]}")
-        made = json.loads(done.stdout.splitlines()[-1])
-        counts = made if row.vec else (_held if row.kernel in NETWORKS else _bundles)(row, Path(dump), made)
+        counts = json.loads(done.stdout.splitlines()[-1])
+        if not row.vec:
+            counts = (_network_bundles if row.kernel in NETWORKS else _bundles)(row, Path(dump), counts)
         if keep := os.environ.get("BRAINMASS_KERNELS_LLO"):
             subprocess.run(["cp", "-r", dump, keep], check=True)
     return {**row._asdict(), **counts}
@@ -281,7 +282,7 @@ def _resources(kernel) -> dict:
 
 def _instructions(row: Row, kernel) -> dict:
     """Instructions a step and mass, from how many steps a pass of each loop is for."""
-    found = _resources(kernel)
+    counts = _resources(kernel)
     steps = _steps_of_loops(row)
     total, pairs = Counter(), 0.0
     for loop, each in zip(sorted(kernel.loops, key=lambda loop: (loop.first, -loop.last)), steps, strict=True):
@@ -292,7 +293,7 @@ def _instructions(row: Row, kernel) -> dict:
     each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / (total["fp32"] + pairs))
     rate = each * card.multiprocessors * card.clock_ghz * 1e9
     kinds = {kind: round(n, 2) for kind, n in total.items()}
-    return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
+    return counts | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
 
 
 def _steps_of_loops(row: Row) -> list[int]:
@@ -334,7 +335,7 @@ def _bundles(row: Row, dump: Path, layout: dict) -> dict:
     return {"bundles_per_step": round(sum(counts.values()), 2), **parts, **layout}
 
 
-def _held(row: Row, dump: Path, layout: dict) -> dict:
+def _network_bundles(row: Row, dump: Path, layout: dict) -> dict:
     """All bundles of a network's kernel."""
     way = "adjoint" if row.kernel == "network_gradient" else "forward"
     (file,) = dump.glob(f"*brainmass_kernels_tpu_network_{way}*[0-9]-final_bundles.txt")

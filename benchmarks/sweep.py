@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = bk.sweep(
+        grid = bk.sweep(
             bk.JansenRit(), OVER, options.steps, DT * u.ms, transient=options.steps // 5, every=10,
             out=Path(folder) / "grid.npz", progress=True,
         )  # fmt: skip
@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     peak = bench.peak_memory()
     numbers = {
         "command": "python -m benchmarks.sweep",
-        "masses": found.about["masses"],
+        "masses": grid.about["masses"],
         "steps": options.steps,
-        "implementation": found.about["implementation"],
+        "implementation": grid.about["implementation"],
         "seconds": round(seconds, 1),
-        "mass_steps_per_second": float(f"{found.about['masses'] * options.steps / seconds:.3g}"),
+        "mass_steps_per_second": float(f"{grid.about['masses'] * options.steps / seconds:.3g}"),
         "peak_bytes": peak,
         "machine": bench.machine(),
     }

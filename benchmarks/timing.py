@@ -65,11 +65,11 @@ def close(a, b, tolerance: float) -> None:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those packages that are installed."""
-    found = {}
+    result = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            result[name] = metadata.version(name)
+    return result
 
 
 def save(path, packages: Iterable[str], **numbers) -> None:
