@@ -20,7 +20,7 @@ import brainmass_kernels as bk
 from brainmass_kernels.one_step import COUNTED, FORWARD, IN_ALL, IN_PARAMETERS, IN_STATE
 from brainmass_kernels.testing import compile_for
 
-from .cpu import RESULTS, save
+from .timing import RESULTS, save
 
 SIZE = COUNTED
 TABLE = Path(bk.__file__).with_name("op_bytes.json")
@@ -46,8 +46,8 @@ def program(implementation: str | None, wanted: tuple[int, ...]):
         chosen = [values[k] for k in wanted]
 
         def of_chosen(*some):
-            given = dict(zip(wanted, some))
-            return step(*(given.get(k, x) for k, x in enumerate(values)))
+            replaced = dict(zip(wanted, some))
+            return step(*(replaced.get(k, x) for k, x in enumerate(values)))
 
         out, back = jax.vjp(of_chosen, *chosen)
         return out, back((ct_x, ct_v))
@@ -78,10 +78,10 @@ def moved(text: str) -> int:
     entry = text[text.index("ENTRY ") :]
     sizes, total = {}, 0
     for line in entry[: entry.index("\n}")].splitlines()[1:]:
-        found = re.match(r"\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)", line)
-        if not found:
+        match = re.match(r"\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)", line)
+        if not match:
             continue
-        name, kind, operation, operands = found.groups()
+        name, kind, operation, operands = match.groups()
         sizes[name] = bytes_of(re.sub(r"\{[^}]*\}", "", kind))
         if operation == "while":
             raise ValueError("the program has a loop")
@@ -93,8 +93,8 @@ def moved(text: str) -> int:
 def counted(chip: str, implementation: str | None, wanted: tuple[int, ...]) -> float:
     """MB (of 2^20 bytes) that the program moves."""
     array, number = jax.ShapeDtypeStruct((SIZE,), "float32"), jax.ShapeDtypeStruct((), "float32")
-    given = [array] * 3 + [number] * len(PARAMETERS) + [array] * (2 if wanted else 0)
-    compiled = compile_for(chip, program(implementation, wanted), *given)
+    shapes = [array] * 3 + [number] * len(PARAMETERS) + [array] * (2 if wanted else 0)
+    compiled = compile_for(chip, program(implementation, wanted), *shapes)
     return round(moved(compiled.executable.as_text()) / 2**20, 2)
 
 
@@ -102,11 +102,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(RESULTS / "op_bytes.json"))
     parser.add_argument("--chip", choices=CHIPS, help="print this chip's counts only")
-    given = parser.parse_args()
-    if given.chip:
+    options = parser.parse_args()
+    if chip := options.chip:
         print(json.dumps([
-            {"chip": given.chip, "implementation": name or "jnp", "what": what, "MB": counted(given.chip, name, wanted)}
-            for name in (None, CHIPS[given.chip]) for what, wanted in GRADIENTS.items()
+            {"chip": chip, "implementation": name or "jnp", "what": what, "MB": counted(chip, name, wanted)}
+            for name in (None, CHIPS[chip]) for what, wanted in GRADIENTS.items()
         ]))  # fmt: skip
         return
     results = []
@@ -116,7 +116,7 @@ def main() -> None:
         results += json.loads(done.stdout.splitlines()[-1])
     for row in results:
         print(f"{row['chip']:<5} {row['implementation']:<11} {row['what']:<24} {row['MB']:>7.2f} MB")
-    save(given.out, ("jax", "brainmass_kernels"), results=results)
+    save(options.out, ("jax", "brainmass_kernels"), results=results)
     write_table(results)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import brainmass_kernels as bk
 from benchmarks import op_bytes
-from benchmarks.cpu import RESULTS
+from benchmarks.timing import RESULTS
 from brainmass_kernels import _context, one_step
 
 STEP = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56, "dt": 5e-4}
