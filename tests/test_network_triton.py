@@ -15,7 +15,7 @@ import brainmass_kernels as bk
 from brainmass_kernels.backends import triton, triton_network
 
 DT = 0.1 * u.ms
-STEPS = 20
+STEPS = 12
 KINDS = ("none", "one step", "different", "beyond the run")
 
 
@@ -68,7 +68,7 @@ class Setting:
         return sum(jnp.sum(jnp.sin((3.0 + i) * x + 0.5 * i)) for i, x in enumerate(seen)), result
 
     def gradient(self, implementation: str, given=None):
-        return jax.grad(functools.partial(self.loss, implementation), has_aux=True)(given or self.given)
+        return jax.jit(jax.grad(functools.partial(self.loss, implementation), has_aux=True))(given or self.given)
 
 
 def agrees(setting: Setting):
