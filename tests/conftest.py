@@ -34,10 +34,7 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=beyond)
     items[:] = [item for item in items if item not in set(beyond)]
     for item in items:
-        listed = item.nodeid.rpartition("tests/")[2] in SLOW
-        if listed:
-            item.add_marker(pytest.mark.listed)
-        if listed or item.name in getattr(item.cls, "long", ()):
+        if item.nodeid.rpartition("tests/")[2] in SLOW or item.name in getattr(item.cls, "long", ()):
             item.add_marker(pytest.mark.slow)
 
 
