@@ -5,15 +5,13 @@ From rest at E_inp = 220 Hz for 2 s, compared every millisecond, all in float64,
 
 from __future__ import annotations
 
-import json
-import pathlib
-import platform
-
 import brainunit as u
 import jax
 import numpy as np
 
 import brainmass_kernels as bk
+
+from .timing import RESULTS, save
 
 STEPS_MS = (0.1, 0.5, 1.0)
 ORDER = ("exp_euler", "euler", "symplectic_euler", "exact", "strang", "heun", "rk4")
@@ -45,9 +43,7 @@ def main() -> None:
     print("| scheme | " + " | ".join(f"dt {dt:g} ms" for dt in STEPS_MS) + " | operations |\n|---" + "|---" * 4 + "|")
     for scheme, row in rows.items():
         print(f"| {scheme} | " + " | ".join(f"{e:.2g}" for e in row["rms_mV"].values()) + f" | {row['operations']} |")
-    about = {"command": "python -m benchmarks.accuracy", "jax": jax.__version__, "python": platform.python_version()}
-    path = pathlib.Path(__file__).parent / "results" / "accuracy.json"
-    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    save(RESULTS / "accuracy.json", ("jax",), rows=rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 import brainmass_kernels as bk
 
-from .cpu import RESULTS, close, save, timed
+from .timing import RESULTS, close, save, timed
 
 DT, STEPS = 0.1 * u.ms, 10_000
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")
@@ -78,12 +78,12 @@ def activity(run, steps: int):
 
 
 def gradient(of):
-    def found(run, steps: int):
+    def slope(run, steps: int):
         weights = run.model.states(brainstate.ParamState)
-        (found,) = brainstate.transform.grad(lambda: jnp.mean(of(run, steps) ** 2), weights)().values()
-        return u.get_magnitude(found)
+        (slope,) = brainstate.transform.grad(lambda: jnp.mean(of(run, steps) ** 2), weights)().values()
+        return u.get_magnitude(slope)
 
-    return found
+    return slope
 
 
 # What is run, of what, how large, and over how many steps: brainmass keeps all that a gradient reads.
@@ -115,11 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", default=str(RESULTS / "adapter.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     results = [
-        compared(*case, repeats=given.repeats, compiled=compiled) for case in CASES for compiled in (False, True)
+        compared(*case, repeats=options.repeats, compiled=compiled) for case in CASES for compiled in (False, True)
     ]
-    save(given.out, VERSIONS, results=results)
+    save(options.out, VERSIONS, results=results)
 
 
 if __name__ == "__main__":

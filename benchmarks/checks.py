@@ -45,9 +45,9 @@ def drawn(check: Check) -> dict[str, dict[str, np.ndarray]]:
     parameters = {n: around(rng, u.get_mantissa(default[n]), PERIOD) for n in FREE.get(check.model, list(default)[:3])}
     if "be" in parameters:
         parameters["be"] = np.float32(parameters["be"] * check.rates).astype(np.float64)
-    given = {**{n: u.get_mantissa(x) for n, x in cls.inputs.items()}, **DRIVES.get(check.model, {})}
+    defaults = {**{n: u.get_mantissa(x) for n, x in cls.inputs.items()}, **DRIVES.get(check.model, {})}
     inputs = {}
-    for at, (name, value) in enumerate(given.items()):
+    for at, (name, value) in enumerate(defaults.items()):
         row, stream = check.driven and at == 0, check.driven and at == 1
         inputs[name] = around(rng, value, *((check.steps,) if row or stream else ()), *(() if row else (PERIOD,)))
         if row:
@@ -80,13 +80,13 @@ def simulated(check: Check, index, implementation: str, theta):
     cls, more = MODELS[check.model], {}
     known = {"parameters": cls.parameter_units(), "initial": cls.states}
     known["inputs"] = {n: units.unit_of(x) for n, x in cls.inputs.items()}
-    given = {kind: {n: units.attach(x, known[kind][n]) for n, x in some.items()} for kind, some in theta.items()}
+    quantities = {kind: {n: units.attach(x, known[kind][n]) for n, x in some.items()} for kind, some in theta.items()}
     if check.noisy:
         more = {"noise": NOISE[check.model], "key": jax.random.split(jax.random.key(3), PERIOD)[index]}
     if check.statistic:
         more["record"] = {"mean": bk.Mean(), "variance": bk.Variance()}
     return bk.simulate(
-        cls(**given["parameters"]), check.steps, DT, inputs=given["inputs"], initial=given["initial"],
+        cls(**quantities["parameters"]), check.steps, DT, inputs=quantities["inputs"], initial=quantities["initial"],
         every=check.every, transient=check.transient or None, scheme=check.scheme, precision=check.precision,
         checkpoint_every=check.checkpoint_every, implementation=implementation, **more,
     )  # fmt: skip
@@ -96,15 +96,15 @@ def bare(quantities) -> dict:
     return {name: u.get_mantissa(x) for name, x in quantities.items()}
 
 
-def weighed(seen, index):
+def weighed(values, index):
     """A weighed sum of all that a run returned, whose weights repeat with the lanes.
 
     Final states count a hundredth: velocities are that much larger than positions, and what a constant input does to
     them cancels over time, to rounding.
     """
     rng, total = np.random.default_rng(1), 0.0
-    for name in sorted(seen):
-        x, share = seen[name], 0.01 if name.startswith("final ") else 1.0
+    for name in sorted(values):
+        x, share = values[name], 0.01 if name.startswith("final ") else 1.0
         weights = np.float32(share * rng.uniform(0.5, 1.5, (*x.shape[:-1], PERIOD)))[..., index]
         total += jnp.sum(x * jnp.asarray(weights, x.dtype)) / math.prod(x.shape[:-1])
     return total
@@ -114,12 +114,12 @@ def program(check: Check, index, implementation: str):
     """What is compiled: ``theta -> (records and final states, gradient)``, the latter empty in a forward check."""
 
     def run(theta):
-        found = simulated(check, index, implementation, theta)
-        return {**bare(found.records), **{f"final {n}": x for n, x in bare(found.final).items()}}
+        result = simulated(check, index, implementation, theta)
+        return {**bare(result.records), **{f"final {n}": x for n, x in bare(result.final).items()}}
 
     def loss(theta):
-        seen = run(theta)
-        return weighed(seen, index), seen
+        values = run(theta)
+        return weighed(values, index), values
 
     if check.gradient:
         return jax.jit(lambda theta: jax.grad(loss, has_aux=True)(theta)[::-1])
@@ -142,13 +142,13 @@ def reference(check: Check):
 
 def wanted(check: Check, index):
     """The reference, for the lanes of a check."""
-    seen, gradient = reference(plain(check))
+    values, gradient = reference(plain(check))
     count = np.bincount(index, minlength=PERIOD)
 
     def one(path, x):
         return x @ count if is_row(check, path) else x[..., index]
 
-    return {n: x[..., index] for n, x in seen.items()}, jax.tree_util.tree_map_with_path(one, gradient)
+    return {n: x[..., index] for n, x in values.items()}, jax.tree_util.tree_map_with_path(one, gradient)
 
 
 def poison() -> None:
@@ -170,8 +170,8 @@ def compared(function, arguments, want, bound: float) -> dict[str, Any]:
     poison()
     got, again = (jax.tree.map(np.asarray, function(arguments)) for _ in range(2))
     named, values = jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)
-    found = [(distance(x, y), path) for (path, x), y in zip(named, values, strict=True)]
-    worst, path = max(found, key=lambda pair: pair[0])
+    distances = [(distance(x, y), path) for (path, x), y in zip(named, values, strict=True)]
+    worst, path = max(distances, key=lambda pair: pair[0])
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(again)))
     return {
         "ok": bool(worst <= bound and same), "off": worst if math.isfinite(worst) else None, "bound": bound,
@@ -228,8 +228,8 @@ def network_program(check: NetworkCheck, steps, implementation: str):
             network, check.steps, DT, initial={"x": v["x"], "y": 0.1, **past}, inputs={"y_inp": v["y_inp"]},
             record=("x", "y"), every=3, transient=5, checkpoint_every=7, implementation=implementation,
         )  # fmt: skip
-        seen = {**bare(run.records), **{f"final {n}": x for n, x in bare(run.final).items()}}
-        return sum(jnp.sum(jnp.sin((2.0 + i) * seen[n])) for i, n in enumerate(sorted(seen))), seen
+        values = {**bare(run.records), **{f"final {n}": x for n, x in bare(run.final).items()}}
+        return sum(jnp.sum(jnp.sin((2.0 + i) * values[n])) for i, n in enumerate(sorted(values))), values
 
     return jax.jit(lambda v: jax.grad(loss, has_aux=True)(v)[::-1])
 
@@ -258,9 +258,9 @@ def run_many_records(masses: int, steps: int, implementation: str, of: int = 64)
     @jax.jit
     def off(C, few):
         """The largest distance of each record, and of the final state from the last."""
-        seen, final = recorded(C)
-        apart = jnp.max(jnp.abs(seen.reshape(steps, -1, of) - few[:, None]), axis=(1, 2))
-        return apart, jnp.max(jnp.abs(final - seen[-1]))
+        records, final = recorded(C)
+        apart = jnp.max(jnp.abs(records.reshape(steps, -1, of) - few[:, None]), axis=(1, 2))
+        return apart, jnp.max(jnp.abs(final - records[-1]))
 
     C = jnp.linspace(130.0, 140.0, of, dtype=jnp.float32)
     few, _ = jax.jit(recorded)(C)
@@ -277,11 +277,11 @@ def run_many_steps(steps: int, implementation: str, bound: float = 1e-3) -> dict
 
     def program(name: str):
         def run(values):
-            found = bk.simulate(
+            result = bk.simulate(
                 bk.JansenRit(C=values["C"]), steps, DT, inputs={"E_inp": values["drive"] * u.Hz}, every=steps // 100,
                 noise={"E_inp": 0.2 * u.Hz * u.second**0.5}, key=jax.random.key(5), implementation=name,
             )  # fmt: skip
-            return found["eeg"].mantissa
+            return result["eeg"].mantissa
 
         return jax.jit(run)
 

@@ -7,17 +7,8 @@ Results must agree before any speed is printed.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import pathlib
-import platform
-import re
-import statistics
 import subprocess
 import sys
-import time
-from importlib import metadata
 
 import brainunit as u
 import jax
@@ -25,9 +16,8 @@ import jax.numpy as jnp
 
 import brainmass_kernels as bk
 
-from . import reference
-
-RESULTS = pathlib.Path(__file__).parent / "results"
+from . import reference, timing
+from .timing import RESULTS, close, save, timed
 
 
 def parameters(lanes: int):
@@ -50,43 +40,6 @@ def fused_loss(Ae, be, C, steps: int, every: int, scheme: str = "exp_euler"):
 
 def by_hand(Ae, be, C, steps: int, every: int):
     return reference.forward(Ae, be, C, 220.0, steps, every)
-
-
-def timed(functions: dict, repeats: int) -> dict[str, float]:
-    """The median seconds of each, run in turn after a warm-up."""
-    taken = {name: [] for name in functions}
-    for f in functions.values():
-        jax.block_until_ready(f())
-    for _ in range(repeats):
-        for name, f in functions.items():
-            began = time.perf_counter()
-            jax.block_until_ready(f())
-            taken[name].append(time.perf_counter() - began)
-    return {name: statistics.median(t) for name, t in taken.items()}
-
-
-def save(path, packages, **numbers) -> None:
-    """Write numbers as JSON, with the command, the machine and the versions of packages that they are of.
-
-    The command is that of the module of the result's name.
-    """
-    path = pathlib.Path(path)
-    about = {
-        "command": f"python -m benchmarks.{path.stem}", "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages}, "backend": jax.default_backend(),
-    }  # fmt: skip
-    text = json.dumps({**about, **numbers}, indent=1)
-    # A list of numbers alone is one line.
-    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-    path.write_text(text + "\n")
-    print(f"wrote {path.name}")
-
-
-def close(a, b, tolerance: float) -> None:
-    error = float(jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b)))
-    if not error < tolerance:
-        raise SystemExit(f"results disagree by {error:.2g}: no speed is reported")
 
 
 def forward(lanes: int, steps: int, repeats: int) -> dict:
@@ -118,17 +71,11 @@ def gradient(lanes: int, steps: int, repeats: int) -> dict:
 
 
 def report(what: str, lanes: int, steps: int, seconds: dict, functions: dict, args) -> dict:
-    print(f"{what}, {lanes:,} masses x {steps:,} steps")
-    rows = {}
-    for name, t in seconds.items():
-        analysis = functions[name].lower(*args).compile().memory_analysis()
-        rows[name] = {
-            "seconds": t, "mass_steps_per_s": lanes * steps / t, "temporary_bytes": analysis.temp_size_in_bytes,
-        }  # fmt: skip
-        print(
-            f"  {name:<14} {lanes * steps / t / 1e6:8.1f} M mass-steps/s {analysis.temp_size_in_bytes / 2**20:9.1f} MiB"
-        )
-    return {"what": what, "lanes": lanes, "steps": steps, "rows": rows}
+    def memory(name: str):
+        size = functions[name].lower(*args).compile().memory_analysis().temp_size_in_bytes
+        return {"temporary_bytes": size}, f"{size / 2**20:9.1f} MiB"
+
+    return timing.report(what, lanes, steps, seconds, memory)
 
 
 def peak_of(name: str, lanes: int, steps: int) -> int:
@@ -149,9 +96,9 @@ def peak_of(name: str, lanes: int, steps: int) -> int:
 
 def peaks(lanes: int, steps: int) -> dict:
     idle = peak_of("none", lanes, steps)
-    found = {name: peak_of(name, lanes, steps) - idle for name in ("plain", "exp_euler")}
-    print(f"process's peak of a gradient beyond an idle one, {lanes:,} x {steps:,}: {found}")
-    return {"lanes": lanes, "steps": steps, **found}
+    beyond_idle = {name: peak_of(name, lanes, steps) - idle for name in ("plain", "exp_euler")}
+    print(f"process's peak of a gradient beyond an idle one, {lanes:,} x {steps:,}: {beyond_idle}")
+    return {"lanes": lanes, "steps": steps, **beyond_idle}
 
 
 def main() -> None:

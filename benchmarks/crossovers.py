@@ -62,9 +62,9 @@ def from_results(results: list[dict]) -> dict[str, dict]:
     tables: dict[str, dict] = {}
     for result in sorted(results, key=lambda result: result["date"]):
         earlier = tables.get(result["device"], {"kept": {}, "networks": {}})
-        kept = earlier["kept"] | plain_forward(result["rows"])
+        latest = earlier["kept"] | plain_forward(result["rows"])
         tables[result["device"]] = {
-            **about(result), "kept": kept, "networks": earlier["networks"] | of_networks(result.get("networks", [])),
+            **about(result), "kept": latest, "networks": earlier["networks"] | of_networks(result.get("networks", [])),
         }  # fmt: skip
     timed = {kind: table for kind, table in tables.items() if table["kept"]}
     return {
@@ -73,10 +73,10 @@ def from_results(results: list[dict]) -> dict[str, dict]:
     }
 
 
-def of_networks(found: list[dict]) -> dict[tuple, dict[str, Any]]:
+def of_networks(results: list[dict]) -> dict[tuple, dict[str, Any]]:
     """Rows of forward runs of networks, by size."""
     rows = {}
-    for each in found:
+    for each in results:
         if each["what"].endswith("forward") and "implementation" in each:
             lanes, steps = each["regions"] * each["batch"], each["steps"]
             rates = each["mass_steps_per_second"]
@@ -99,14 +99,14 @@ def plain_forward(rows: list[dict]) -> dict[tuple, dict]:
     }
 
 
-def merged(kept: dict[tuple, dict]) -> list[dict[str, Any]]:
+def merged(latest: dict[tuple, dict]) -> list[dict[str, Any]]:
     """A row for each size, in precision "exact" where it was measured.
 
     Each implementation was timed beside a scan of its own, and only ratios within one run hold: all are brought to
     the median of those scans.
     """
     sizes: dict[tuple, dict] = defaultdict(lambda: defaultdict(list))
-    for (lanes, steps, precision, _), found in kept.items():
+    for (lanes, steps, precision, _), found in latest.items():
         sizes[lanes, steps][precision].append(found)
     rows = []
     for (lanes, steps), by_precision in sorted(sizes.items()):

@@ -214,11 +214,11 @@ def result(about: dict, rows: list[dict], mode: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save(found: dict[str, Any], out: Path) -> Path:
+def save(results: dict[str, Any], out: Path) -> Path:
     """``<device>-<date>.json``, with the mode in its name where it is not the full check."""
-    mode = "" if found["mode"] == "full" else f"-{found['mode']}"
-    path = out / f"{found['device'].lower().replace(' ', '-')}-{found['date']}{mode}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    mode = "" if results["mode"] == "full" else f"-{results['mode']}"
+    path = out / f"{results['device'].lower().replace(' ', '-')}-{results['date']}{mode}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
     return path
 
 
@@ -239,30 +239,30 @@ def timed_line(row: dict) -> str:
     )
 
 
-def table(found: dict[str, Any]) -> Iterable[str]:
+def table(results: dict[str, Any]) -> Iterable[str]:
     """What is printed in the end."""
-    held = [row for row in found["checks"] if row["ok"]]
-    yield f"\n{len(held)} of {len(found['checks'])} checks hold"
-    if found["rows"]:
+    good = [row for row in results["checks"] if row["ok"]]
+    yield f"\n{len(good)} of {len(results['checks'])} checks hold"
+    if results["rows"]:
         yield TIMED
-    yield from map(timed_line, found["rows"])
-    for row in found["networks"]:
+    yield from map(timed_line, results["rows"])
+    for row in results["networks"]:
         ratios = ", ".join(f"{ratio:g}x {name}" for name, ratio in row["ratios"].items())
         size = f"{row['batch']:,} networks of {row['regions']} regions"
         yield f"{row['what']}, {size}: {row['mass_steps_per_second']['fused']:.3g} mass-steps/s, {ratios}"
-    for row in found["failed"]:
+    for row in results["failed"]:
         item = next((row[kind] for kind in (*ITEMS, "item") if kind in row), "")
         why = row.get("error") or f"off by {row.get('off')} in {row.get('worst')}, and may be by {row.get('bound')}"
         yield f"FAILED {row['part']} {item}: {why[:300]}"
-    if found["not_reached"]:
-        yield f"no time was left for {len(found['not_reached'])}: {'; '.join(found['not_reached'])[:1000]}"
+    if results["not_reached"]:
+        yield f"no time was left for {len(results['not_reached'])}: {'; '.join(results['not_reached'])[:1000]}"
 
 
 # The whole ----------------------------------------------------------------------------------------------------------
 
 
-def chosen_out(given: Path | None) -> Path:
-    return given or Path(os.environ.get("OUT") or RESULTS)
+def chosen_out(folder: Path | None) -> Path:
+    return folder or Path(os.environ.get("OUT") or RESULTS)
 
 
 def survey(check: Check) -> dict[str, Any]:
@@ -309,11 +309,11 @@ def main(argv: list[str] | None = None) -> int:
             list(pool.map(check.run, correct))
         for part in alone:
             check.run(part)
-    found = result(about, read(out / LINES), "dry" if options.dry else mode)
-    print("\n".join(table(found)))
-    print(f"wrote {save(found, out).name}; what was printed is in {LOGS}")
-    unchecked = [name for name in found["not_reached"] if name.partition(SEPARATOR)[0] in CORRECT]
-    return int(bool(found["failed"] or unchecked))
+    results = result(about, read(out / LINES), "dry" if options.dry else mode)
+    print("\n".join(table(results)))
+    print(f"wrote {save(results, out).name}; what was printed is in {LOGS}")
+    unchecked = [name for name in results["not_reached"] if name.partition(SEPARATOR)[0] in CORRECT]
+    return int(bool(results["failed"] or unchecked))
 
 
 if __name__ == "__main__":

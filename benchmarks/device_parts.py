@@ -8,7 +8,6 @@ item that fails is reported and the next is tried; a CUDA error stays in a proce
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import math
 import os
@@ -19,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from brainmass_kernels import bench, dispatch
 from . import cases, checks, networks
 from .chips import ceiling, expected
 from .parts import LINES, LOST, SEPARATOR, note
+from .timing import versions
 
 ROOT = Path(__file__).parent.parent
 ACCELERATORS = ("mosaic_tpu", "mosaic_gpu", "triton")
@@ -95,18 +94,9 @@ def machine(part: Part) -> None:
     runs = [name for name, why in able.items() if why == "runs here"]
     on_device = [name for name in runs if name in ACCELERATORS]
     connected = [name for name in runs if dispatch.load(name).networks]
-    about["versions"] |= installed("triton", "jax-cuda13-plugin", "libtpu", "brainunit")
+    about["versions"] |= versions(("triton", "jax-cuda13-plugin", "libtpu", "brainunit"))
     about |= {"implementations": able, "driver": asked("nvidia-smi", *ASKED_OF_THE_DRIVER, "--format=csv,noheader")}
     part.note(about=about, able=on_device or runs[:1], connected=connected)
-
-
-def installed(*packages: str) -> dict[str, str]:
-    """Versions of those packages that are here."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def asked(*command: str) -> str | None:
@@ -212,12 +202,12 @@ def compiled_case(case: bench.Case, part: Part):
 def measured(case: bench.Case, implementation: str, ours, seconds: float) -> dict[str, Any]:
     """A row as `benchmarks.crossovers` reads it, beside what the ledger lets expect."""
     scan, device = scanned(case), jax.devices()[0].device_kind
-    found = bench.measure(case, implementation, seconds, ours, compiled_scan(scan), scan.steps)
+    result = bench.measure(case, implementation, seconds, ours, compiled_scan(scan), scan.steps)
     most, likely = (f(case, implementation, device) for f in (ceiling, expected))
-    row = {**bench.record(found), "reference_steps": scan.steps, "expected": likely}
-    row["share_of_ceiling"] = found.rate / most if most else None
-    row["share_of_expected"] = found.rate / likely if likely else None
-    print(bench.line(found), flush=True)
+    row = {**bench.record(result), "reference_steps": scan.steps, "expected": likely}
+    row["share_of_ceiling"] = result.rate / most if most else None
+    row["share_of_expected"] = result.rate / likely if likely else None
+    print(bench.line(result), flush=True)
     return {"ok": True, "row": {name: x for name, x in row.items() if not is_nan(x)}}
 
 
@@ -313,9 +303,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--skip", type=int, default=0, help="begin with this item")
     parser.add_argument("--first", type=int, help="at most so many of the timed cases")
     parser.add_argument("--dry", action="store_true", help="tiny sizes")
-    given = parser.parse_args(argv)
-    part = Part(given.name, given.out, given.seconds, given.skip, given.dry, given.first)
-    KINDS[given.name.partition(SEPARATOR)[0]](part)
+    options = parser.parse_args(argv)
+    part = Part(options.name, options.out, options.seconds, options.skip, options.dry, options.first)
+    KINDS[options.name.partition(SEPARATOR)[0]](part)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from jax import lax
 import brainmass_kernels as bk
 
 from . import reference
-from .cpu import RESULTS, close, save
+from .timing import RESULTS, close, save
 
 DT, STEPS, EVERY, LANES = 1.0 * u.ms, 20_000, 5, 64
 BOUNDS = {"Ae": (2.6, 9.75), "Ai": (17.6, 40.0), "be": (60.0, 150.0), "C": (60.0, 200.0)}
@@ -40,11 +40,11 @@ VERSIONS = ("jax", "numba", "brainmass", "brainstate", "braintools", "optax")
 
 def drive() -> np.ndarray:
     """Pulses of 50 ms on a constant, in Hz: a stimulus every 0.7 to 1.3 s, of several strengths."""
-    rng, made = np.random.default_rng(0), np.full(STEPS, 60.0, np.float32)
+    rng, rate = np.random.default_rng(0), np.full(STEPS, 60.0, np.float32)
     at = np.cumsum(rng.integers(700, 1300, 40))
     for begin, height in zip(at[at < STEPS - 50], rng.uniform(50.0, 250.0, 40)):
-        made[begin : begin + 50] += height
-    return made
+        rate[begin : begin + 50] += height
+    return rate
 
 
 def starts() -> dict[str, np.ndarray]:
@@ -100,8 +100,8 @@ def simulated_by_hand(values):
 
 def by_hand(series, budget: float) -> list:
     """`jax.grad` of the scan, Adam of optax on logits between the bounds."""
-    began, given = time.perf_counter(), starts()
-    z = {n: jax.scipy.special.logit((given[n] - low) / (high - low)) for n, (low, high) in BOUNDS.items()}
+    began, initial = time.perf_counter(), starts()
+    z = {n: jax.scipy.special.logit((initial[n] - low) / (high - low)) for n, (low, high) in BOUNDS.items()}
     optimiser = optax.adam(RATE)
     state, trace, wanted = optimiser.init(z), [], jnp.asarray(series)[:, None]
 
@@ -186,14 +186,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=180.0, help="seconds for each of those compared with")
     parser.add_argument("--out", default=str(RESULTS / "fitting.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     series = target()
     agree(series)
     fits = {
         "bk.fit, levenberg_marquardt": lambda: ours(series, 40, "levenberg_marquardt"),
         "bk.fit, Adam": lambda: ours(series, 200),
-        "jax.grad of a scan, optax.adam": lambda: by_hand(series, given.budget),
-        "brainmass.Fitter, Adam": lambda: of_brainmass(series, given.budget),
+        "jax.grad of a scan, optax.adam": lambda: by_hand(series, options.budget),
+        "brainmass.Fitter, Adam": lambda: of_brainmass(series, options.budget),
     }
     results = {}
     for name, fit in fits.items():
@@ -201,7 +201,7 @@ def main() -> None:
             os.environ["BRAINMASS_KERNELS_CACHE"] = empty
             trace = fit()
         best = np.fmin.accumulate(np.stack([rms for _, rms in trace]), 0)
-        found = {
+        row = {
             "steps": len(trace),
             "seconds": trace[-1][0],
             "first step": trace[0][0],
@@ -211,12 +211,10 @@ def main() -> None:
             **{f"half within {w}": until(trace, w, 0.5) for w in WITHIN},
             "trace": [[round(t, 3), float(np.nanmin(b)), float(np.nanmedian(b))] for (t, _), b in zip(trace, best)],
         }
-        results[name] = found
-        said = ", ".join(
-            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items() if k != "trace"
-        )
+        results[name] = row
+        said = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "trace")
         print(f"{name:<32} {said}", flush=True)
-    save(given.out, VERSIONS, **{"lanes": LANES, "steps of a run": STEPS, "truth": TRUTH, "results": results})
+    save(options.out, VERSIONS, **{"lanes": LANES, "steps of a run": STEPS, "truth": TRUTH, "results": results})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ prints rows only, or puts them in place of those that are there with ``--write``
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +31,15 @@ import brainmass_kernels as bk
 from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
-from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, ReversePass, plan_run
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU
+from brainmass_kernels.backends.mosaic_tpu.layout import plan_run
+from brainmass_kernels.backends.mosaic_tpu.masses import ReversePass
 from brainmass_kernels.models.jansen_rit import JansenRit
-from brainmass_kernels.pointwise import pullback, pullback_after
 from brainmass_kernels.schedule import Body, Schedule, SegmentGroup, nested_segments
 from brainmass_kernels.step import StepSpec, build
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS, compile_for
+
+from . import timing
 
 LEDGER = Path(__file__).with_name("ledger.json")
 # Names that earlier ledgers have.
@@ -82,7 +83,7 @@ class Row(NamedTuple):
         gradient by them; "network" and "network_gradient" are those of 76 regions, all connected
     arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
     precision : as in `simulate`; a TPU has one only
-    vec : masses a thread; 0 on a TPU
+    vec : lanes a thread; 0 on a TPU
     """
 
     chip: str
@@ -191,7 +192,7 @@ def measured_function(row: Row):
         return lambda *args: backend.forward(loop, *args), (operands, Carry(state)), layout
 
     wanted = wanted_of(loop, per_mass)
-    pullbacks = pullbacks_of(loop, wanted)
+    pullbacks = Pullbacks.of(loop, wanted)
     layout = _gradient_layout(row, loop, pullbacks, wanted, coefs, inputs)
 
     def gradient(operands, initial, ct_records):
@@ -206,30 +207,21 @@ def _forward_layout(row: Row, loop, coefs, inputs) -> dict:
     if row.vec:
         return {}
     plan = plan_run(loop, coefs, inputs, LANES)
-    return {"rows": plan.rows, "chunk": plan.cut.size, "unrolled": plan.cut.body}
+    return {"rows": plan.rows, "chunk": plan.time.size, "unrolled": plan.time.body}
 
 
 def _gradient_layout(row: Row, loop, pullbacks, wanted, coefs, inputs) -> dict:
     wants = {"coefs_wanted": sum(wanted.coefs)}
     if row.vec:
         return wants
-    way = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
-    cut = way.plan.cut
-    return wants | {"rows": way.plan.rows, "chunk": cut.size, "unrolled": cut.body, "rows_per_pass": way.rows_per_pass}
+    reverse = ReversePass.of(loop, pullbacks, wanted, coefs, inputs, LANES, SEGMENT)
+    rows, time = {"rows": reverse.plan.rows, "rows_per_pass": reverse.rows_per_pass}, reverse.plan.time
+    return wants | rows | {"chunk": time.size, "unrolled": time.body}
 
 
 def wanted_of(loop, per_mass) -> Wanted:
     """The cotangents that a gradient in three per-mass parameters needs."""
     return Wanted(tuple(a and b for a, b in zip(per_mass, loop.read_coefs())), (False,) * loop.n_inputs)
-
-
-def pullbacks_of(loop, wanted) -> Pullbacks:
-    """The adjoint programs of a loop."""
-    state = [True] * loop.n_state
-    step = (*wanted.coefs, *state, *wanted.inputs, *[False] * loop.n_normals)
-    advance, place = pullback(loop.advance, step), slice(loop.n_coefs, loop.n_coefs + loop.n_state)
-    inverse = pullback_after(loop.inverse, advance, place) if loop.inverse else None
-    return Pullbacks(advance, pullback(loop.observe, (*wanted.coefs, *state)), inverse)
 
 
 def libtpu_lock():
@@ -248,8 +240,9 @@ def compile_row(row: Row) -> dict:
         done = subprocess.run(command, env=env, cwd=LEDGER.parent.parent, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"compiling {row} failed:\n{done.stderr[-3000:]}")
-        made = json.loads(done.stdout.splitlines()[-1])
-        counts = made if row.vec else (_held if row.kernel in NETWORKS else _bundles)(row, Path(dump), made)
+        counts = json.loads(done.stdout.splitlines()[-1])
+        if not row.vec:
+            counts = (_network_bundles if row.kernel in NETWORKS else _bundles)(row, Path(dump), counts)
         if keep := os.environ.get("BRAINMASS_KERNELS_LLO"):
             subprocess.run(["cp", "-r", dump, keep], check=True)
     return {**row._asdict(), **counts}
@@ -279,7 +272,7 @@ def _resources(kernel) -> dict:
 
 def _instructions(row: Row, kernel) -> dict:
     """Instructions a step and mass, from how many steps a pass of each loop is for."""
-    found = _resources(kernel)
+    counts = _resources(kernel)
     steps = _steps_of_loops(row)
     total, pairs = Counter(), 0.0
     for loop, each in zip(sorted(kernel.loops, key=lambda loop: (loop.first, -loop.last)), steps, strict=True):
@@ -290,7 +283,7 @@ def _instructions(row: Row, kernel) -> dict:
     each = min(ISSUE / slots, SPECIAL / total["special"], card.fp32 / (total["fp32"] + pairs))
     rate = each * card.multiprocessors * card.clock_ghz * 1e9
     kinds = {kind: round(n, 2) for kind, n in total.items()}
-    return found | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
+    return counts | {"instructions_per_step": round(slots, 2), "kinds": kinds, "ceiling": float(f"{rate:.3g}")}
 
 
 def _steps_of_loops(row: Row) -> list[int]:
@@ -313,17 +306,16 @@ def _steps_of_loops(row: Row) -> list[int]:
         return [SEGMENT, part, part]
 
     if row.chip in TRITON_GPUS:
-        text = triton.Text(loop, (), (), None, np.dtype("float32"), triton.Layout(LANES, 4, row.vec))
         if row.kernel != "gradient":
-            return [STEPS, *of(run, text.unrolled(loop.advance))]
-        return in_parts(text.most(pullbacks_of(loop, wanted_of(loop, per_mass))))
+            return [STEPS, *of(run, triton.unrolled(loop, row.vec))]
+        return in_parts(triton.unrolled_back(loop, Pullbacks.of(loop, wanted_of(loop, per_mass))))
     forth = mosaic_gpu.unrolled(loop, layout, loop.advance)
     if row.kernel not in WAYS_BACK:
         return of(run, forth)
-    pullbacks = pullbacks_of(loop, wanted_of(loop, per_mass))
+    pullbacks = Pullbacks.of(loop, wanted_of(loop, per_mass))
     if row.kernel == "inverse steps":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.inverse))]
-    return in_parts(mosaic_gpu.ReversePass.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
+    return in_parts(mosaic_gpu.ReversePlan.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:
@@ -332,7 +324,7 @@ def _bundles(row: Row, dump: Path, layout: dict) -> dict:
     return {"bundles_per_step": round(sum(counts.values()), 2), **parts, **layout}
 
 
-def _held(row: Row, dump: Path, layout: dict) -> dict:
+def _network_bundles(row: Row, dump: Path, layout: dict) -> dict:
     """All bundles of a network's kernel."""
     way = "adjoint" if row.kernel == "network_gradient" else "forward"
     (file,) = dump.glob(f"*brainmass_kernels_tpu_network_{way}*[0-9]-final_bundles.txt")
@@ -347,7 +339,7 @@ def _count(dump: Path, kernel: str, layout: dict) -> dict:
     spans = _inner_loops(file.read_text())
     # The other inner loops take the single steps at the ends of a chunk.
     unrolled = sorted(sorted(spans, key=lambda span: span[0] - span[1])[: len(names)])
-    rows = (layout["rows"], layout.get("turn"))
+    rows = (layout["rows"], layout.get("rows_per_pass"))
     return {
         name: (last - first + 1) / layout["unrolled"] / (r / 8) for name, (first, last), r in zip(names, unrolled, rows)
     }
@@ -370,12 +362,8 @@ def _inner_loops(text: str) -> list[tuple[int, int]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    found = {}
-    for name in ("jax", "libtpu", "jax-cuda13-plugin", "triton"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    """Those that the figures depend on."""
+    return timing.versions(("jax", "libtpu", "jax-cuda13-plugin", "triton"))
 
 
 def main() -> None:

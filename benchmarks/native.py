@@ -12,12 +12,10 @@ import ctypes
 import importlib.util
 import os
 import pathlib
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import brainunit as u
 import jax
@@ -27,8 +25,9 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels import bench
 
-from . import reference
-from .cpu import RESULTS, close, fused, fused_loss, parameters, save
+from . import reference, timing
+from .cpu import fused, fused_loss, parameters
+from .timing import RESULTS, close, save, timed
 
 HERE = pathlib.Path(__file__).parent
 EVERY = 10
@@ -70,22 +69,6 @@ def ours(steps: int, scheme: str = "exp_euler", precision: str = "exact", implem
         return u.get_magnitude(result["eeg"])
 
     return jax.jit(run), jax.jit(jax.grad(lambda *args: jnp.mean(run(*args) ** 2), argnums=(0, 1, 2)))
-
-
-def fastest(functions: dict, repeats: int) -> dict[str, float]:
-    """The least seconds of each, run in changing order after a warm-up."""
-    taken = {name: [] for name in functions}
-    for f in functions.values():
-        jax.block_until_ready(f())
-    order = list(functions.items())
-    for _ in range(repeats):
-        # A shared machine is slower after a spell of work: none should always come after the same other.
-        random.shuffle(order)
-        for name, f in order:
-            began = time.perf_counter()
-            jax.block_until_ready(f())
-            taken[name].append(time.perf_counter() - began)
-    return {name: min(t) for name, t in taken.items()}
 
 
 def agreed(args, c) -> None:
@@ -134,8 +117,8 @@ def compared(lanes: int, steps: int, repeats: int, c) -> list[dict]:
         plain = jax.jit(jax.grad(lambda *a: reference.plain_loss(*a, 220.0, steps, EVERY), argnums=(0, 1, 2)))
         gradient["plain scan"] = lambda: plain(*args)
     return [
-        reported("forward", lanes, steps, fastest(forward, repeats)),
-        reported("gradient of mean eeg^2 in Ae, be, C", lanes, steps, fastest(gradient, repeats)),
+        reported("forward", lanes, steps, timed(forward, repeats, least=True)),
+        reported("gradient of mean eeg^2 in Ae, be, C", lanes, steps, timed(gradient, repeats, least=True)),
     ]
 
 
@@ -143,12 +126,11 @@ PLAIN = 1024 * 10_000
 
 
 def reported(what: str, lanes: int, steps: int, seconds: dict) -> dict:
-    print(f"{what}, {lanes:,} masses x {steps:,} steps")
-    rows = {}
-    for name, t in seconds.items():
-        rows[name] = {"seconds": t, "mass_steps_per_s": lanes * steps / t, "numba_is_faster": t / seconds["numba"]}
-        print(f"  {name:<24} {lanes * steps / t / 1e6:8.1f} M mass-steps/s   numba {t / seconds['numba']:5.2f}x")
-    return {"what": what, "lanes": lanes, "steps": steps, "rows": rows}
+    def ratio(name: str):
+        faster = seconds[name] / seconds["numba"]
+        return {"numba_is_faster": faster}, f"numba {faster:5.2f}x"
+
+    return timing.report(what, lanes, steps, seconds, ratio)
 
 
 def small(lanes: int, steps: int, repeats: int) -> list[dict]:
@@ -161,7 +143,7 @@ def small(lanes: int, steps: int, repeats: int) -> list[dict]:
         jax.block_until_ready((scan_run(*args), scan_slope(*args)))
     for what, pair in {"forward": (run, scan_run), "gradient": (slope, scan_slope)}.items():
         functions = {"numba": lambda f=pair[0]: f(*args), "scan": lambda f=pair[1]: f(*args)}
-        rows.append(reported(what, lanes, steps, fastest(functions, repeats)))
+        rows.append(reported(what, lanes, steps, timed(functions, repeats, least=True)))
     return rows
 
 
@@ -173,12 +155,13 @@ cpu_target.typing_context.refresh()
 cpu_target.target_context.refresh()
 print(time.perf_counter() - began)
 from benchmarks.ledger import jansen_rit_loop
-from brainmass_kernels.backends import numba as backend
+from brainmass_kernels.backends.base import Carry, Operands
+from brainmass_kernels.backends.numba import ForwardKernel, Uncoupled, call
 loop, per_mass = jansen_rit_loop("exp_euler")
-coefs = [jax.ShapeDtypeStruct((16384,) if m else (), "float32") for m in per_mass]
-shape = backend.Shape.of(coefs, (), None, 16384, np.dtype("float32"), loop, None)
+coefs = [jax.ShapeDtypeStruct((16384,) if m else (), np.dtype("float32")) for m in per_mass]
+state = [jax.ShapeDtypeStruct((16384,), np.dtype("float32"))] * loop.n_state
 began = time.perf_counter()
-backend.register(backend.forward_source(loop, shape))
+call.register(ForwardKernel(Uncoupled, loop, Operands(coefs), Carry(state), None))
 print(time.perf_counter() - began)
 """
 

@@ -21,7 +21,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import dispatch
 
 from . import reference
-from .cpu import RESULTS, close, save, timed
+from .timing import RESULTS, close, save, timed
 
 DT, SPEED, DRIVE, EVERY = 0.1 * u.ms, 5.0, 120.0, 10
 VERSIONS = ("jax", "numba", "brainmass", "brainstate")
@@ -147,8 +147,8 @@ def compared(
     for name in runs:
         close(compiled(name, few)(k), compiled("scan", few)(k), 1e-3)
     lengths_of = {name: steps if name == "fused" else slow for name in runs}
-    made = {name: compiled(name, count) for name, count in lengths_of.items()}
-    seconds = timed({name: functools.partial(run, k) for name, run in made.items()}, repeats)
+    calls = {name: compiled(name, count) for name, count in lengths_of.items()}
+    seconds = timed({name: functools.partial(run, k) for name, run in calls.items()}, repeats)
     rates = {name: regions * batch * lengths_of[name] / taken for name, taken in seconds.items()}
     ratios = {name: rates["fused"] / rate for name, rate in rates.items() if name != "fused"}
     what = f"{model}, {'gradient in k' if of else 'forward'}"
@@ -179,27 +179,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two small rows, to see that it runs; nothing is written")
     parser.add_argument("--out", default=str(RESULTS / "networks.json"))
-    given = parser.parse_args()
-    if given.quick:
+    options = parser.parse_args()
+    if options.quick:
         compared(20, 1.0, 4, 500, 100, 1)
         compared(20, 1.0, 4, 500, 100, 1, of=gradient)
         if find_spec("brainmass"):
             compared(20, 1.0, 4, 500, 100, 1, "Hopf")
         return
     results = [
-        compared(76, 0.27, 64, 10_000, 1000, given.repeats),
-        compared(76, 1.0, 64, 10_000, 1000, given.repeats),
-        compared(76, 0.27, 64, 10_000, 500, given.repeats, of=gradient),
-        compared(76, 1.0, 64, 10_000, 500, given.repeats, of=gradient),
+        compared(76, 0.27, 64, 10_000, 1000, options.repeats),
+        compared(76, 1.0, 64, 10_000, 1000, options.repeats),
+        compared(76, 0.27, 64, 10_000, 500, options.repeats, of=gradient),
+        compared(76, 1.0, 64, 10_000, 500, options.repeats, of=gradient),
     ]
     if find_spec("brainmass"):
-        results.append(compared(76, 0.27, 64, 10_000, 500, given.repeats, "Hopf"))
+        results.append(compared(76, 0.27, 64, 10_000, 500, options.repeats, "Hopf"))
     for regions, share, batches in ((68, 0.27, (1, 16, 256, 1024)), (192, 0.27, (1, 16, 64)), (1000, 0.1, (1, 4))):
         for batch in batches:
             work = regions**2 * share * batch
             steps = max(500, min(10_000, int(3e9 / work) // 100 * 100))
-            results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), given.repeats))
-    save(given.out, filter(find_spec, VERSIONS), results=results)
+            results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), options.repeats))
+    save(options.out, VERSIONS, results=results)
 
 
 if __name__ == "__main__":

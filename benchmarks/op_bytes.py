@@ -2,7 +2,7 @@
 
 A million elements, uniform parameters. What a kernel reads and writes of device memory is its arguments and results, so
 the sum over all kernels of a compiled program is what it moves; less than each array once is not possible. Writes
-``results/op_bytes.json``. Needs the extra `ledger` and JAX 0.11.
+``results/op_bytes.json`` and the table that `explain_step` reads. Needs the extra `ledger` and JAX 0.11.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 
 import brainmass_kernels as bk
+from brainmass_kernels.one_step import COUNTED, FORWARD, IN_ALL, IN_PARAMETERS, IN_STATE
 from brainmass_kernels.testing import compile_for
 
-from .cpu import RESULTS, save
+from .timing import RESULTS, save
 
-SIZE = 2**20
+SIZE = COUNTED
+TABLE = Path(bk.__file__).with_name("op_bytes.json")
 PARAMETERS = {"A": 3.25, "a": 100.0, "vmax": 5.0, "v0": 6.0, "r": 0.56}
 #: By what the gradient is taken in: positions of the state and the potential, and of the parameters.
-GRADIENTS = {"forward": (), "in x, v and potential": (0, 1, 2), "in A, a, vmax, v0 and r": (3, 4, 5, 6, 7),
-             "in all": tuple(range(8))}  # fmt: skip
+GRADIENTS = {FORWARD: (), IN_STATE: (0, 1, 2), IN_PARAMETERS: (3, 4, 5, 6, 7), IN_ALL: tuple(range(8))}
 CHIPS = {"v5e": "mosaic_tpu", "h200": "mosaic_gpu"}
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "bf16": 2, "s64": 8, "u8": 1, "s8": 1, "token": 0}
 _FREE = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all")
@@ -44,8 +46,8 @@ def program(implementation: str | None, wanted: tuple[int, ...]):
         chosen = [values[k] for k in wanted]
 
         def of_chosen(*some):
-            given = dict(zip(wanted, some))
-            return step(*(given.get(k, x) for k, x in enumerate(values)))
+            replaced = dict(zip(wanted, some))
+            return step(*(replaced.get(k, x) for k, x in enumerate(values)))
 
         out, back = jax.vjp(of_chosen, *chosen)
         return out, back((ct_x, ct_v))
@@ -76,10 +78,10 @@ def moved(text: str) -> int:
     entry = text[text.index("ENTRY ") :]
     sizes, total = {}, 0
     for line in entry[: entry.index("\n}")].splitlines()[1:]:
-        found = re.match(r"\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)", line)
-        if not found:
+        match = re.match(r"\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:,|$)", line)
+        if not match:
             continue
-        name, kind, operation, operands = found.groups()
+        name, kind, operation, operands = match.groups()
         sizes[name] = bytes_of(re.sub(r"\{[^}]*\}", "", kind))
         if operation == "while":
             raise ValueError("the program has a loop")
@@ -91,8 +93,8 @@ def moved(text: str) -> int:
 def counted(chip: str, implementation: str | None, wanted: tuple[int, ...]) -> float:
     """MB (of 2^20 bytes) that the program moves."""
     array, number = jax.ShapeDtypeStruct((SIZE,), "float32"), jax.ShapeDtypeStruct((), "float32")
-    given = [array] * 3 + [number] * len(PARAMETERS) + [array] * (2 if wanted else 0)
-    compiled = compile_for(chip, program(implementation, wanted), *given)
+    shapes = [array] * 3 + [number] * len(PARAMETERS) + [array] * (2 if wanted else 0)
+    compiled = compile_for(chip, program(implementation, wanted), *shapes)
     return round(moved(compiled.executable.as_text()) / 2**20, 2)
 
 
@@ -100,11 +102,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(RESULTS / "op_bytes.json"))
     parser.add_argument("--chip", choices=CHIPS, help="print this chip's counts only")
-    given = parser.parse_args()
-    if given.chip:
+    options = parser.parse_args()
+    if chip := options.chip:
         print(json.dumps([
-            {"chip": given.chip, "implementation": name or "jnp", "what": what, "MB": counted(given.chip, name, wanted)}
-            for name in (None, CHIPS[given.chip]) for what, wanted in GRADIENTS.items()
+            {"chip": chip, "implementation": name or "jnp", "what": what, "MB": counted(chip, name, wanted)}
+            for name in (None, CHIPS[chip]) for what, wanted in GRADIENTS.items()
         ]))  # fmt: skip
         return
     results = []
@@ -114,7 +116,17 @@ def main() -> None:
         results += json.loads(done.stdout.splitlines()[-1])
     for row in results:
         print(f"{row['chip']:<5} {row['implementation']:<11} {row['what']:<24} {row['MB']:>7.2f} MB")
-    save(given.out, ("jax", "brainmass_kernels"), results=results)
+    save(options.out, ("jax", "brainmass_kernels"), results=results)
+    write_table(results)
+
+
+def write_table(results: list[dict]) -> None:
+    """The counts as the package has them, by chip, implementation and gradient."""
+    table: dict[str, dict] = {}
+    for row in results:
+        name = {"jnp": "scan"}.get(row["implementation"], row["implementation"])
+        table.setdefault(row["chip"], {}).setdefault(name, {})[row["what"]] = row["MB"]
+    TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ import numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels import bench
 
-RESULT = Path(__file__).parent / "results" / "sweep.json"
+from .timing import RESULTS
+
+RESULT = RESULTS / "sweep.json"
 OVER = {"E_inp": np.linspace(0.0, 400.0, 1024) * u.Hz, "C": np.linspace(60.0, 240.0, 1024)}
 STEPS, DT = 10_000, 0.5
 
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = bk.sweep(
+        grid = bk.sweep(
             bk.JansenRit(), OVER, options.steps, DT * u.ms, transient=options.steps // 5, every=10,
             out=Path(folder) / "grid.npz", progress=True,
         )  # fmt: skip
@@ -38,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     peak = bench.peak_memory()
     numbers = {
         "command": "python -m benchmarks.sweep",
-        "masses": found.about["masses"],
+        "masses": grid.about["masses"],
         "steps": options.steps,
-        "implementation": found.about["implementation"],
+        "implementation": grid.about["implementation"],
         "seconds": round(seconds, 1),
-        "mass_steps_per_second": float(f"{found.about['masses'] * options.steps / seconds:.3g}"),
+        "mass_steps_per_second": float(f"{grid.about['masses'] * options.steps / seconds:.3g}"),
         "peak_bytes": peak,
         "machine": bench.machine(),
     }

@@ -60,7 +60,9 @@ def arguments(size: int):
 
 
 @pytest.mark.parametrize("size", OP_SIZES)
-@pytest.mark.parametrize(("op", "contender"), [(op, name) for op, found in CONTENDERS.items() for name in found])
+@pytest.mark.parametrize(
+    ("op", "contender"), [(op, name) for op, contenders in CONTENDERS.items() for name in contenders]
+)
 def test_op(benchmark, op, contender, size):
     args = arguments(size)
     run = jax.jit(CONTENDERS[op][contender])

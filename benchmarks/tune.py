@@ -100,21 +100,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the folder of the lines (default: $OUT, or here)")
     parser.add_argument("--first", type=int, help="at most so many cases")
     parser.add_argument("--compile", metavar="CHIP", help="compile each variant for a chip and print what it holds")
-    given = parser.parse_args(argv)
-    out = given.out or Path(os.environ.get("OUT") or ".")
+    options = parser.parse_args(argv)
+    out = options.out or Path(os.environ.get("OUT") or ".")
     out.mkdir(parents=True, exist_ok=True)
-    if given.compile:
-        for case in CASES[: given.first]:
+    if options.compile:
+        for case in CASES[: options.first]:
             for variant in variants(case):
                 lay_out(case, variant)
                 shape = jax.ShapeDtypeStruct((case.lanes,), jnp.float32)
-                made = compile_for(given.compile, bench.fused(case, "mosaic_gpu"), shape, shape, shape).kernels
-                held = {n: (k.registers, k.spill_bytes, sum(x.total for x in k.loops)) for n, k in made.items()}
-                print(case, variant, held, flush=True)
+                kernels = compile_for(options.compile, bench.fused(case, "mosaic_gpu"), shape, shape, shape).kernels
+                counts = {n: (k.registers, k.spill_bytes, sum(x.total for x in k.loops)) for n, k in kernels.items()}
+                print(case, variant, counts, flush=True)
         return
     note(out / LINES, **bench.machine())
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
-        for case in CASES[: given.first]:
+        for case in CASES[: options.first]:
             timed(case, pool, out)
 
 

@@ -2,15 +2,18 @@
 
 from . import _program as _program
 from . import testing as testing
+from ._version import __version__ as __version__
 from .adapters.brainmass import fuse as fuse
 from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .errors import Unsupported as Unsupported
-from .fit import Fit as Fit
-from .fit import Profile as Profile
-from .fit import fit as fit
+from .fitting.fit import fit as fit
+from .fitting.result import Fit as Fit
+from .fitting.result import Profile as Profile
+from .fitting.targets import Connectivity as Connectivity
+from .fitting.targets import TimeSeries as TimeSeries
 from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid
@@ -52,6 +55,8 @@ from .models import list_models as list_models
 from .models import model as model
 from .models import with_bold as with_bold
 from .network import Network as Network
+from .one_step import StepPlan as StepPlan
+from .one_step import explain_step as explain_step
 from .pointwise import NotPointwise as NotPointwise
 from .programs import clear_caches as clear_caches
 from .recording import Average as Average
@@ -64,12 +69,8 @@ from .recording import Reduction as Reduction
 from .recording import Spectrum as Spectrum
 from .recording import Variance as Variance
 from .sensitivity import sensitivities as sensitivities
-from .simulate import Result as Result
-from .simulate import explain as explain
-from .simulate import simulate as simulate
-from .sweep import Sweep as Sweep
-from .sweep import sweep as sweep
-from .targets import Connectivity as Connectivity
-from .targets import TimeSeries as TimeSeries
-
-__version__ = "0.1.0"
+from .simulation import Result as Result
+from .simulation import explain as explain
+from .simulation import simulate as simulate
+from .sweeps import Sweep as Sweep
+from .sweeps import sweep as sweep

@@ -156,27 +156,6 @@ def at_source(eqn):
     return source_info_util.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack)
 
 
-def call_body(eqn):
-    """The jaxpr and the constants of a call equation (jit, remat, custom_jvp, ...)."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            body = eqn.params[name]
-            return (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
-    raise TypeError(f"no body in a call of '{eqn.primitive.name}'")
-
-
-def drop_dead(closed):
-    """The same closed jaxpr without the equations that no output needs."""
-    jaxpr = closed.jaxpr
-    live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-    kept = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in live for v in eqn.outvars):
-            kept.append(eqn)
-            live.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1]))
-
-
 def is_traced(value) -> bool:
     """Whether a value is known only when the program runs."""
     return isinstance(value, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]

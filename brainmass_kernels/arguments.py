@@ -21,6 +21,7 @@ from .network import Network
 from .noise import check_key
 from .notices import warn
 from .recording import Reduction, Sampling
+from .routing import noise_unit
 from .run import Data, Run, inverse_holds, request_of
 from .schedule import Schedule
 from .schemes import NEEDS, SCHEMES
@@ -273,7 +274,7 @@ def _inverse_steps(run: Run, hoisted) -> str:
     """Whether rounding stays small over the inverse steps of a segment; where rates are traced, to be asked."""
     if run.native_autodiff or not dispatch.load(run.implementation).inverse_steps or not build(run.spec).invertible:
         return ""
-    growth = _rates(run.spec.model, dict(zip(run.spec.hoisted, hoisted))), hoisted[-1]
+    growth = _rates(run.spec.model, run.spec.unchanging(hoisted).parameters), hoisted[-1]
     if any(is_traced(x) for x in jax.tree.leaves(growth)):
         return "asked"
     fastest = max(float(np.max(np.abs(rate), initial=0.0)) for rate in growth[0].values()) * float(growth[1])
@@ -367,10 +368,7 @@ def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
     found = {}
     for name, sigma in given.items():
         check_name(name, {**model.inputs, **model.states}, "input or state")
-        if name in model.inputs:
-            unit = units.unit_of(model.inputs[name]) * model.time_unit**0.5
-        else:
-            unit = model.states[name] / model.time_unit**0.5
+        unit = noise_unit(model, name)
         found[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
         refuse_nan(magnitude, f"noise[{name!r}]", infinite=True)
         if not is_traced(magnitude) and np.any(np.asarray(magnitude) < 0.0):

@@ -1,4 +1,4 @@
-"""What the methods of a model return, checked once before a step is made of them: each mistake is one sentence."""
+"""What the methods of a model return, checked once before a step is built: each mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Method(NamedTuple):
 
 
 def check_methods(model: type[Model], scheme: str, avals: Sequence[jax.ShapeDtypeStruct], noisy: Sequence[str]) -> None:
-    """Call each method that a step under ``scheme`` is made of, on traced numbers of ``avals``.
+    """Call each method that a step under ``scheme`` needs, on traced numbers of ``avals``.
 
     Raises
     ------
-    ValueError, TypeError : an unknown name that it reads, a missing or unknown one that it returns, a unit, a NumPy
-        function, Python's ``if``; by model, method, name and line
-    NotPointwise : lanes that are mixed
+    ValueError, TypeError : a method reads an unknown name, returns a missing or unknown one, or uses a unit, a NumPy
+        function or Python's ``if``; the message names model, method, name and line
+    NotPointwise : a method mixes lanes
     """
     dtype = avals[0].dtype
     for method in _methods(model, scheme, noisy):
@@ -64,19 +64,19 @@ def check_methods(model: type[Model], scheme: str, avals: Sequence[jax.ShapeDtyp
 
 
 def _methods(model: type[Model], scheme: str, noisy: Sequence[str]) -> list[Method]:
-    """Those that the scheme calls, which model authors write."""
-    states, found = tuple(model.states), []
+    """The methods that the scheme calls, which model authors write."""
+    states, methods = tuple(model.states), []
     if scheme == "given":
-        found.append(Method("step", "the step", "value", states))
+        methods.append(Method("step", "the step", "value", states))
     else:
         blocks = tuple(b.position for b in getattr(model, "blocks", ()))
         if issubclass(model, SecondOrderModel):
-            found.append(Method("drive", "the drive", "drive", blocks))
-        found.append(Method("drift", "the drift", "rate", states))
+            methods.append(Method("drive", "the drive", "drive", blocks))
+        methods.append(Method("drift", "the drift", "rate", states))
     if any(n in states for n in noisy):
-        found.append(Method("diffusion", "the diffusion", "factor", states, states))
+        methods.append(Method("diffusion", "the diffusion", "factor", states, states))
     # An observable may be a state as it is.
-    return [*found, Method("observe", "an observable", "number", tuple(model.observables), states)]
+    return [*methods, Method("observe", "an observable", "number", tuple(model.observables), states)]
 
 
 def _caller(model: type[Model], method: Method, names, returned: Sequence[str]) -> Callable:
@@ -101,7 +101,7 @@ def _order(model: type[Model], method: Method, names, probes) -> list[str]:
     try:
         jax.eval_shape(call, *(jax.ShapeDtypeStruct((PROBE_LANES,), a.dtype) for a in probes))
     except _UNCLEAR as error:
-        # Of single numbers JAX says better what cannot be had of them.
+        # With single numbers, JAX's message is clearer.
         with contextlib.suppress(*_UNCLEAR):
             jax.eval_shape(call, *probes)
         raise error from error.__cause__
@@ -175,15 +175,15 @@ _PLAIN = "inside a model all values are plain numbers, in the units declared and
 
 
 class Unknown(AttributeError):
-    """A name that a method reads though the model has none."""
+    """A method reads a name that the model does not declare."""
 
 
 class UnclearType(TypeError):
-    """What JAX, NumPy or Python said of an equation, in their words."""
+    """An error of JAX, NumPy or Python in an equation, in their words."""
 
 
 class UnclearValue(ValueError):
-    """The same, of a value."""
+    """The same for a value."""
 
 
 _UNCLEAR = (UnclearType, UnclearValue)
@@ -215,7 +215,7 @@ class Names(SimpleNamespace):
 
 @contextlib.contextmanager
 def _explained(where: str):
-    """Errors of what must not be in an equation, in words."""
+    """A context that explains errors of what must not be in an equation."""
     try:
         yield
     except Unknown as error:
@@ -243,7 +243,7 @@ def _explained(where: str):
 
 
 def _line(error: BaseException) -> str:
-    """The line of the author's that an error came from."""
+    """The line of the author's code that an error came from."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(_ELSEWHERE) and "site-packages" not in f.filename]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""

@@ -27,9 +27,10 @@ import numpy as np
 from jax import lax
 
 from . import noise
+from ._version import __version__
 from .models import JansenRit
 from .schemes import SCHEMES
-from .simulate import explain, simulate
+from .simulation import explain, simulate
 
 DT = 1e-4
 EVERY = 10
@@ -419,8 +420,6 @@ def record(found: Measured | Rival) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What a result depends on: versions and the device."""
-    from . import __version__
-
     device = jax.devices()[0]
     optional = [name for name in ("numba", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
     versions = {

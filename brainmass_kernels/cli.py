@@ -156,24 +156,22 @@ def _sweep(arguments) -> int:
     import brainunit as u
     import jax
 
-    from . import models, plots, sweep
+    from . import models, plots, routing, sweep
     from .extras import needs
     from .models.base import check_name
 
     needs("matplotlib", "sweep")
     known = {entry.model.__name__: entry.model for entry in models.list_models()}
     check_name(arguments.model, known, "model")
-    model = known[arguments.model]
+    model = known[arguments.model]()
     over = dict(_grid(option, model) for option in arguments.over or OVER)
     if len(over) > 2:
         raise ValueError(f"'--over' got {len(over)} parameters, but takes one or two")
     held = dict(_held(option, model) for option in arguments.set)
-    inputs = {n: x for n, x in held.items() if n in model.inputs}
-    noise = {n.removeprefix("noise."): x for n, x in held.items() if n.startswith("noise.")}
-    parameters = {n: x for n, x in held.items() if n not in inputs and not n.startswith("noise.")}
-    noisy = noise or any(n.startswith("noise.") for n in over)
+    model, inputs, noise = routing.put(model, {}, {}, held)
+    noisy = noise or any(n.startswith(routing.NOISE) for n in over)
     found = sweep(
-        model(**parameters), over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
+        model, over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
         key=jax.random.key(arguments.seed) if noisy else None, transient=arguments.transient * u.second,
         every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
         progress=not arguments.quiet,
@@ -184,13 +182,12 @@ def _sweep(arguments) -> int:
 
 
 def _unit_of(name: str, model):
-    from .sweep import sweepable
-
-    known = sweepable(model)
     from .models.base import check_name
+    from .routing import places
 
+    known = places(model)
     check_name(name, known, "parameter or input")
-    return known[name]
+    return known[name].unit
 
 
 def _grid(option: str, model):
@@ -309,7 +306,8 @@ def _fit(arguments) -> int:
 
     from . import plots
     from .extras import needs
-    from .fit import Fit, fit
+    from .fitting.fit import fit
+    from .fitting.result import Fit
     from .models import JansenRit
 
     needs("matplotlib")

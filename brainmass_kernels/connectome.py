@@ -72,6 +72,7 @@ class Connectome:
 
     @property
     def regions(self) -> int:
+        """How many regions there are."""
         return len(self.weights)
 
     def normalized(self, by: str = "max") -> Connectome:

@@ -1,8 +1,8 @@
-"""What a model's equations are, as a key: two keys are equal only where everything that the equations read is equal.
+"""A model's equations as a key: two keys are equal only where everything that the equations read is equal.
 
-Compiled programs are kept under such keys in place of classes and functions. So a model whose code, helper, default,
-closure or global has changed gets a new program, though its class is the same object, and a class that was made again
-with the same equations, as by a notebook cell that runs once more, gets the old one.
+Compiled programs are stored under such keys in place of classes and functions. So a model whose code, helper, default,
+closure or global has changed gets a new program, though its class is the same object. A class that is defined again
+with the same equations, as by a notebook cell that runs once more, gets the old program.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from ._jax import is_traced
 
-# Code that is taken not to change while a process runs: it is known by its name, and not read.
+# Code that does not change while a process runs: its objects are known by identity, and not read.
 _LIBRARIES = frozenset(
     """
     abc brainevent brainmass brainstate brainunit braintools builtins collections copy dataclasses
@@ -34,7 +34,7 @@ _LIBRARIES = frozenset(
 )
 _HERE = __name__.partition(".")[0]
 _MODEL = f"{_HERE}.models.base"
-# Made by Python for every class, or of no concern to the equations.
+# Attributes that Python gives to every class, or that do not concern the equations.
 _OF_EVERY_CLASS = frozenset(
     """
     __annotations__ __annotate_func__ __annotations_cache__ __dataclass_fields__ __dataclass_params__ __dict__ __doc__
@@ -42,14 +42,14 @@ _OF_EVERY_CLASS = frozenset(
     __weakref__ __eq__ __hash__ __setattr__ __delattr__ __qualname__
     """.split()
 )
-# Made by Python for every named tuple.
+# Attributes that Python gives to every named tuple.
 _OF_NAMED_TUPLES = frozenset(["__new__", "__getnewargs__", "_asdict", "_make", "_replace"])
 _PLAIN = frozenset([type(None), bool, int, str, bytes])
-# Kinds with parts, of which nothing else need be asked.
+# Kinds that are read part by part, without any other test.
 _PARTED = frozenset([types.FunctionType, types.ModuleType, staticmethod, dict, tuple, list, u.Quantity])
 _DEEPEST = 4  # modules of modules
 _LARGE = 256  # bytes of an array, above which a digest stands for it
-# A class of C, such as `int`, keeps more than its attributes, unless it is one of these, or was made as if in Python.
+# A class written in C, such as `int`, has more inside than its attributes, unless it is one of these or a heap type.
 _SHOWN, _HEAP_TYPE = (object, types.SimpleNamespace), 1 << 9
 _FIELD: Any = collections.namedtuple("_Pair", "x")
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(_FIELD.x))
@@ -164,7 +164,7 @@ class _Reader:
         return self._instance(thing)
 
     def _container(self, thing: Any) -> Hashable:
-        """What a container is beside what it contains: a class of the user's may have methods and attributes."""
+        """What a container is beside its content: a class of the user's may have methods and attributes."""
         kind = type(thing)
         if _is_known(kind.__module__) or _is_ours(kind.__module__):
             return kind.__qualname__
@@ -177,8 +177,8 @@ class _Reader:
         if values.dtype.hasobject:
             return _Same(array)
         text = values.tobytes()
-        told = text if len(text) <= _LARGE else hashlib.sha256(text).digest()
-        return type(array).__name__, str(values.dtype), values.shape, bool(getattr(array, "weak_type", False)), told
+        content = text if len(text) <= _LARGE else hashlib.sha256(text).digest()
+        return type(array).__name__, str(values.dtype), values.shape, bool(getattr(array, "weak_type", False)), content
 
     def _function(self, function: types.FunctionType) -> Hashable:
         if _is_known(function.__module__):
@@ -204,16 +204,16 @@ class _Reader:
         kind = type(thing)
         if isinstance(thing, (jax.custom_jvp, jax.custom_vjp)):  # the function and the rules of its derivative
             return kind.__qualname__, self.read(dict(vars(thing)))
-        inside = getattr(thing, "__wrapped__", None)
-        if isinstance(inside, (types.FunctionType, types.MethodType)):  # of jax.jit, functools.lru_cache and so on
-            return kind.__qualname__, self.read(inside)
+        wrapped = getattr(thing, "__wrapped__", None)
+        if isinstance(wrapped, (types.FunctionType, types.MethodType)):  # of jax.jit, functools.lru_cache and so on
+            return kind.__qualname__, self.read(wrapped)
         if kind in _SLOTS:  # instances have the value
             return kind.__qualname__
-        held = _inside(thing)
-        if not held and not hasattr(thing, "__dict__"):
+        inside = _inside(thing)
+        if not inside and not hasattr(thing, "__dict__"):
             return _Same(thing)
-        whole = all(c in _SHOWN or c.__flags__ & _HEAP_TYPE for c in kind.__mro__)
-        return self._class(kind), self.read(held), None if whole else _Same(thing)
+        is_whole = all(c in _SHOWN or c.__flags__ & _HEAP_TYPE for c in kind.__mro__)
+        return self._class(kind), self.read(inside), None if is_whole else _Same(thing)
 
 
 def _inside(thing: Any) -> dict[str, Any]:
@@ -227,22 +227,22 @@ def _slots(cls: type) -> list[str]:
 
 
 def _outside(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """What a function's code reads beside its arguments, by name, and of modules what it names of them."""
-    found = []
+    """What a function's code reads beside its arguments, by name; of a module, the attributes that the code names."""
+    outside = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            found.append((name, cell.cell_contents))
+            outside.append((name, cell.cell_contents))
         except ValueError:  # it is not filled yet
-            found.append((name, None))
+            outside.append((name, None))
     names, of_module = _names(function.__code__)
     # Not `__module__`, in which a decorator writes the module of what it decorates.
     module = function.__globals__.get("__name__")
     if not _is_known(module) and not _is_ours(module):
-        found += [(name, function.__globals__[name]) for name in of_module if name in function.__globals__]
-    for path, x in found:  # grows
+        outside += [(name, function.__globals__[name]) for name in of_module if name in function.__globals__]
+    for path, x in outside:  # which grows
         if isinstance(x, types.ModuleType) and not _is_known(x.__name__) and path.count(".") < _DEEPEST:
-            found += [(f"{path}.{name}", vars(x)[name]) for name in names if name in vars(x)]
-    return found
+            outside += [(f"{path}.{name}", vars(x)[name]) for name in names if name in vars(x)]
+    return outside
 
 
 def _is_known(module: str | None) -> bool:
@@ -255,14 +255,14 @@ def _is_ours(module: str | None) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names that code reads, those of functions inside it too, in order: all of them, and those of its module.
+    """The names that code reads, also in functions inside it, in order: all of them, and those that are globals.
 
-    An attribute's name is none of the module's: a global `v` does not belong to an equation that reads `s.v`.
+    The name of an attribute is no global: a global `v` does not concern an equation that reads `s.v`.
     """
-    found = [x.argval for x in dis.get_instructions(code) if x.opcode in dis.hasname and not _is_attribute(x.opname)]
+    own = [x.argval for x in dis.get_instructions(code) if x.opcode in dis.hasname and not _is_attribute(x.opname)]
     inner = [_names(x) for x in code.co_consts if isinstance(x, types.CodeType)]
     names = {*code.co_names, *(n for all_of_it, _ in inner for n in all_of_it)}
-    of_module = {*found, *(n for _, of_it in inner for n in of_it)}
+    of_module = {*own, *(n for _, of_it in inner for n in of_it)}
     return tuple(sorted(names)), tuple(sorted(of_module))
 
 

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _context, derivatives, dispatch, units
+from . import _context, derivatives, one_step, units
 from .arguments import PerLane, prepare
-from .errors import Unsupported
 from .functional import bounded_input, check_bound, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
 from .programs import Programs
 from .schemes import SCHEMES
-from .simulate import simulate
+from .simulation import simulate
 from .step import StepSpec, build
 
 
@@ -73,7 +72,8 @@ def sigmoid_sys2nd(
     scheme : a name in `schemes.SCHEMES`
     implementation : ``None`` is jnp, which has every derivative and moves as few bytes as can be but for gradients in
         parameters. "mosaic_tpu" and "mosaic_gpu" are one Pallas kernel each way, in float32 and reverse mode, and move
-        as few for those too (docs/benchmarks.md); "numba" and "triton" run a loop of one step
+        as few for those too (docs/benchmarks.md); "auto" is the kernel of the device where that was counted to move
+        fewer (`explain_step`), else jnp; "numba" and "triton" run a loop of one step
 
     Returns
     -------
@@ -104,29 +104,23 @@ def sigmoid_sys2nd(
     state = {"x": units.strip(x, position, "x"), "v": units.strip(v, position / time, "v")}
     step = units.strip(dt, time, "dt") * u.second
     drive = PerLane(units.strip(potential, volt, "potential"))
+    call: dict[str, Any] = {"inputs": {"potential": drive}, "initial": state, "record": (), "scheme": scheme}
+    if implementation in (None, "auto"):
+        dtype = None if implementation is None else prepare(block, 1, step, **call, implementation="scan")[0].spec.dtype
+        implementation, _ = one_step.choose(implementation, dtype)
     if implementation in ("mosaic_tpu", "mosaic_gpu"):
-        stepped = _one_kernel(block, state, drive, step, scheme, implementation)
+        stepped = _one_kernel(block, step, call, implementation)
     else:
-        stepped = simulate(
-            block, 1, step, inputs={"potential": drive}, initial=state, record=(), scheme=scheme,
-            implementation=implementation or "scan",
-        ).final  # fmt: skip
+        stepped = simulate(block, 1, step, **call, implementation=implementation).final
     return units.attach(stepped["x"], position), units.attach(stepped["v"], position / time)
 
 
-def _one_kernel(block, state, potential, dt, scheme: str, implementation: str) -> dict[str, Any]:
+def _one_kernel(block, dt, call: dict[str, Any], implementation: str) -> dict[str, Any]:
     """The step by a kernel that reads each array once: what the scheme needs of parameters it makes within."""
     from .backends import elementwise
 
-    run, data = prepare(
-        block, 1, dt, inputs={"potential": potential}, initial=state, record=(), scheme=scheme, implementation="scan"
-    )
-    interpret = _context.INTERPRETED.get()
-    reason = not interpret and dispatch.load(implementation).unavailable(dispatch.platform())
-    if not reason and run.spec.dtype != np.float32:
-        reason = f"it computes in float32 only, not in {run.spec.dtype}"
-    if reason:
-        raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
+    run, data = prepare(block, 1, dt, **call, implementation="scan")
+    one_step.check(implementation, run.spec.dtype)
     # One element is an array of one; what is one number for all elements stays a number.
     values = [jnp.asarray(x, jnp.float32) for x in (*data.hoisted, *data.state)]
     values = [jnp.broadcast_to(x, run.batch or (1,)) if np.ndim(x) or not run.batch else x for x in values]
@@ -134,8 +128,8 @@ def _one_kernel(block, state, potential, dt, scheme: str, implementation: str) -
         values, f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sigmoid_sys2nd() on "
         f"'{implementation}': leave implementation out, for jnp has every derivative",
     )  # fmt: skip
-    found = elementwise.call(_whole(run.spec), values, implementation, interpret)
-    return dict(zip(state, (x.reshape(run.batch) for x in found)))
+    found = elementwise.call(_whole(run.spec), values, implementation, _context.INTERPRETED.get())
+    return dict(zip(call["initial"], (x.reshape(run.batch) for x in found)))
 
 
 def _written(spec: StepSpec) -> Program:

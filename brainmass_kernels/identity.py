@@ -1,8 +1,8 @@
-"""What a run computes, as a few letters: the same in every process, and others where anything is computed otherwise.
+"""What a run computes, as a short digest: the same in every process, and another where anything differs.
 
-A file that is written as a run goes, and read when it goes on, holds what tells that run from others. Names do not: a
-drift that was edited has the name that it had. So the programs themselves are hashed, as they were traced: operations,
-shapes, dtypes and constants, but no names of variables, no lines of source and no addresses.
+The file of an interrupted run holds digests that tell this run from others when it resumes. Names cannot: an edited
+drift keeps its name. So the traced programs are hashed: operations, shapes, dtypes and constants, but no names of
+variables, no lines of source and no addresses.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import units
-from ._jax import Literal, call_body, drop_dead
+from ._jax import Literal
+from ._version import __version__
 from .arguments import prepare
-from .pointwise import CALLS
+from .jaxprs import CALLS, call_body, drop_dead, read_by, variables
 from .recording import Reduction
 from .run import Data, Run
-from .simulate import times
+from .simulation import times
 from .step import Step, build
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{4,}")
-# Where these differ all else may differ with them, and does not say more.
+# Where these differ, all else may differ with them and says nothing more.
 _BASIC = ("brainmass_kernels", "jax", "dtype")
 
 
@@ -43,8 +44,8 @@ def of_run(run: Run) -> dict[str, str]:
 
     Returns
     -------
-    ``dtype``, ``scheme``, ``time unit``, ``equations`` (the step, what is sent in a network, and the scheme's change
-    of coordinates), and for each result ``record <name>``: the quantity and its equation, of a statistic its programs
+    ``dtype``, ``scheme``, ``time unit``, ``equations`` (the step, what a network's masses send, the scheme's change of
+    coordinates), and for each result ``record <name>``: the quantity and its equation, or the programs of a statistic
     """
     step = build(run.spec, bool(run.inverse_steps))
     return {
@@ -73,9 +74,7 @@ def of_data(run: Run, data: Data) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what traces programs: those of one version are not compared with those of another."""
-    from . import __version__
-
+    """The versions of the libraries that trace programs: digests are only compared within one version."""
     return {"brainmass_kernels": __version__, "jax": metadata.version("jax")}
 
 
@@ -83,10 +82,10 @@ def difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
     """What differs between two runs, in words; empty where nothing does."""
     differing = [n for n in (*theirs, *(n for n in ours if n not in theirs)) if theirs.get(n) != ours.get(n)]
     basic = [n for n in differing if n in _BASIC]
-    return ", ".join(_told(n, theirs.get(n), ours.get(n)) for n in basic or differing)
+    return ", ".join(_in_words(n, theirs.get(n), ours.get(n)) for n in basic or differing)
 
 
-def _told(name: str, theirs: str | None, ours: str | None) -> str:
+def _in_words(name: str, theirs: str | None, ours: str | None) -> str:
     if name == "equations":
         return "the model's equations"
     kind, _, of = name.partition(" ")
@@ -97,7 +96,7 @@ def _told(name: str, theirs: str | None, ours: str | None) -> str:
         return f"'over' (the values of {of})"
     if theirs is None or ours is None:
         return f"'{name}' ({'not ' if theirs is None else ''}given then, {'not ' if ours is None else ''}given now)"
-    # Of arrays there are only their shapes and a few letters.
+    # The digest of an array says nothing to a reader.
     return f"'{name}'" if "(" in (theirs[:1], ours[:1]) else f"'{name}' ({theirs} then, {ours} now)"
 
 
@@ -113,11 +112,11 @@ def _equations(step: Step) -> str:
 def _recorded(what: str | Reduction, run: Run, step: Step) -> str:
     source = what if isinstance(what, str) else what.of
     closed = step.written["observe"].jaxpr
-    kept = closed.jaxpr.outvars[run.spec.record.index(source)]
-    seen = text_of(drop_dead(closed.replace(jaxpr=closed.jaxpr.replace(outvars=[kept]))))
+    output = closed.jaxpr.outvars[run.spec.record.index(source)]
+    equation = text_of(drop_dead(closed.replace(jaxpr=closed.jaxpr.replace(outvars=[output]))))
     if isinstance(what, str):
-        return f"{source} {_hash(seen)}"
-    return f"{type(what).__name__} of {source} {_hash(seen, *_statistic(what, run))}"
+        return f"{source} {_hash(equation)}"
+    return f"{type(what).__name__} of {source} {_hash(equation, *_statistic(what, run))}"
 
 
 def _statistic(what: Reduction, run: Run) -> list[str]:
@@ -127,27 +126,27 @@ def _statistic(what: Reduction, run: Run) -> list[str]:
     like = jax.ShapeDtypeStruct((lanes,), run.spec.dtype)
     block = jax.ShapeDtypeStruct((min(sampling.block, sampling.count), lanes), run.spec.dtype)
     start = functools.partial(what.start, sampling=sampling)
-    kept = jax.eval_shape(start, like)
+    carry = jax.eval_shape(start, like)
     add = functools.partial(what.add, sampling=sampling)
     finish = functools.partial(what.finish, sampling=sampling)
     first = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = jax.make_jaxpr(start)(like), jax.make_jaxpr(add)(kept, block, first), jax.make_jaxpr(finish)(kept)
+    traced = jax.make_jaxpr(start)(like), jax.make_jaxpr(add)(carry, block, first), jax.make_jaxpr(finish)(carry)
     known = run.spec.model.recordable()[what.of]
     axis = what.axis(times(run, 1.0 * run.spec.model.time_unit), sampling)
-    told = [] if axis is None else [str(units.unit_of(axis)), of_array(u.get_magnitude(axis))]
-    return [*map(text_of, traced), str(what.unit(known)), *told]
+    of_axis = [] if axis is None else [str(units.unit_of(axis)), of_array(u.get_magnitude(axis))]
+    return [*map(text_of, traced), str(what.unit(known)), *of_axis]
 
 
 # Programs and values ------------------------------------------------------------------------------------------------
 
 
 def of_function(fun: Callable, *avals: Any) -> str:
-    """What a function computes from arguments of these shapes and dtypes, in a few letters."""
+    """A digest of what a function computes from arguments of these shapes and dtypes."""
     return _hash(text_of(jax.make_jaxpr(fun)(*avals)))
 
 
 def of_array(value) -> str:
-    """A number as it is, an array as its shape and a few letters."""
+    """A number as it is, an array as its shape and a digest."""
     array = _plain(value)
     if array.size == 1:
         return repr(array.reshape(()).item())
@@ -155,16 +154,16 @@ def of_array(value) -> str:
 
 
 def text_of(closed) -> str:
-    """A closed jaxpr as text without names, source lines or addresses, so that two of one text compute the same."""
+    """A closed jaxpr as text without names, source lines or addresses, so that equal texts compute the same."""
     return _text(closed.jaxpr, closed.consts)
 
 
 def _hash(*parts: str | bytes) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        found.update(len(data).to_bytes(8, "little") + data)
-    return found.hexdigest()[:16]
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
 
 
 def _text(jaxpr, consts) -> str:
@@ -179,17 +178,17 @@ def _text(jaxpr, consts) -> str:
     def typed(variables) -> str:
         return " ".join(f"{place(v)}:{_aval(v.aval)}" for v in variables)
 
-    used = {v for vs in (jaxpr.outvars, *(eqn.invars for eqn in jaxpr.eqns)) for v in vs if not isinstance(v, Literal)}
+    used = {*variables(jaxpr.outvars), *read_by(jaxpr.eqns)}
     lines = [f"in {typed(jaxpr.invars)}"]
     lines += [f"const {place(v)} {_value(x, v.aval)}" for v, x in zip(jaxpr.constvars, consts) if v in used]
     for eqn in jaxpr.eqns:
-        given, name = listed(eqn.invars), eqn.primitive.name
+        operands, name = listed(eqn.invars), eqn.primitive.name
         if name in CALLS:
-            # Its name, and where it would be placed, compute nothing.
-            said = "call", _text(*call_body(eqn))
+            # The name of a call and its placement compute nothing.
+            operation = "call", _text(*call_body(eqn))
         else:
-            said = name, " ".join(f"{n}={_parameter(x)}" for n, x in sorted(eqn.params.items()))
-        lines.append(f"{typed(eqn.outvars)} = {' '.join(said)} {given}")
+            operation = name, " ".join(f"{n}={_parameter(x)}" for n, x in sorted(eqn.params.items()))
+        lines.append(f"{typed(eqn.outvars)} = {' '.join(operation)} {operands}")
     return "\n".join([*lines, f"out {listed(jaxpr.outvars)}"])
 
 
@@ -204,7 +203,7 @@ def _value(value, aval) -> str:
 
 
 def _parameter(value) -> str:
-    """A parameter of an operation: what is in it of programs and values; of functions and the like, the name."""
+    """A parameter of an operation: programs and values by their content, functions and the like by name."""
     if hasattr(value, "jaxpr") and hasattr(value, "consts"):
         return "{" + _text(value.jaxpr, value.consts) + "}"
     if hasattr(value, "eqns") and hasattr(value, "invars"):
@@ -229,7 +228,7 @@ def _parameter(value) -> str:
 
 
 def _key_data(value) -> np.ndarray:
-    """An array of its own dtype, of random keys what they are made of."""
+    """An array in its own dtype; of random keys, their words."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     return np.ascontiguousarray(value)

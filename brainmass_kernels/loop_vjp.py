@@ -19,7 +19,6 @@ from .backends.base import (
     Pullbacks,
     Wanted,
 )  # fmt: skip
-from .pointwise import pullback, pullback_after
 
 # How each argument of a loop looks; see `folded`.
 OPERANDS = Operands("coefs", "rows", "lanes", Connections("weights", "shared", "shared"))  # pyright: ignore
@@ -77,7 +76,7 @@ def _wanted(loop: Loop, operands: Operands) -> Wanted:
 
 
 def _walk_back(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int):
-    pullbacks = _pullbacks(loop, wanted)
+    pullbacks = Pullbacks.of(loop, wanted)
 
     def walk(near, operands, saved, cotangents):
         def by(pullbacks):
@@ -101,19 +100,6 @@ def _cotangents(operands: Operands, wanted: Wanted, back) -> Operands:
     coefs = [_summed(ct, c) for ct, c in zip(back.coefs, _chosen(operands.coefs, wanted.coefs))]
     inputs = [_summed_rows(ct, x) for ct, x in zip(back.inputs, _chosen(operands.inputs, wanted.inputs))]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
-
-
-def _pullbacks(loop: Loop, wanted: Wanted) -> Pullbacks:
-    state = (True,) * loop.n_state
-    inputs = (*wanted.inputs, *((True,) if loop.coupling else ()))
-    advance = pullback(loop.advance, (*wanted.coefs, *state, *inputs, *(False,) * loop.n_normals))
-    place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
-    return Pullbacks(
-        advance,
-        pullback(loop.observe, (*wanted.coefs, *state)),
-        pullback_after(loop.inverse, advance, place) if loop.inverse else None,
-        pullback(loop.coupling.send, (*wanted.coefs, *state)) if loop.coupling else None,
-    )
 
 
 def _is_zero(x) -> bool:

@@ -157,6 +157,7 @@ class Network:
 
     @property
     def regions(self) -> int:
+        """How many regions there are."""
         return int(np.shape(self.weights)[-1])
 
     @property

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jax import Literal, Primitive, at_source, call_body, drop_dead, eqn_source, meshless
+from . import jaxprs
+from ._jax import Literal, Primitive, at_source, eqn_source, meshless
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
 PROBE_LANES = 5
@@ -23,12 +24,6 @@ ELEMENTWISE = frozenset(
     log log1p logistic lt max min mul ne neg nextafter not one_minus_square or pow reduce_precision rem round rsqrt
     select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
     xor
-    """.split()
-)
-# Calls whose body is inlined.
-CALLS = frozenset(
-    """
-    pjit jit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr
     """.split()
 )
 
@@ -73,20 +68,14 @@ class Program:
     def uses(self) -> tuple[bool, ...]:
         """For each argument, whether any output depends on it."""
         jaxpr = self.jaxpr.jaxpr
-        live = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
-        for eqn in reversed(jaxpr.eqns):
-            if any(v in live for v in eqn.outvars):
-                live.update(v for v in eqn.invars if not isinstance(v, Literal))
+        live = {*jaxprs.variables(jaxpr.outvars), *jaxprs.read_by(jaxprs.needed_for(jaxpr.outvars, jaxpr.eqns))}
         return tuple(v in live for v in jaxpr.invars)
 
     def depends(self, on: Sequence[bool]) -> list[bool]:
         """For each output, whether it depends on any of the flagged arguments."""
         jaxpr = self.jaxpr.jaxpr
-        touched = {v for v, flag in zip(jaxpr.invars, on, strict=True) if flag}
-        for eqn in jaxpr.eqns:
-            if any(v in touched for v in eqn.invars if not isinstance(v, Literal)):
-                touched.update(eqn.outvars)
-        return [not isinstance(v, Literal) and v in touched for v in jaxpr.outvars]
+        reached = jaxprs.depending_on((v for v, flag in zip(jaxpr.invars, on, strict=True) if flag), jaxpr.eqns)
+        return [not isinstance(v, Literal) and v in reached for v in jaxpr.outvars]
 
     def __repr__(self) -> str:
         return f"Program({self.label}, {len(self.jaxpr.jaxpr.eqns)} operations)"
@@ -107,7 +96,7 @@ def check_pointwise(
             f"{label} holds an array of shape {shapes} of its own, but takes scalars: give it as a parameter of the "
             f"model, so that it broadcasts to the batch"
         )
-    _check_equations(closed.jaxpr, label, "")
+    _check_equations(closed.jaxpr, label)
     for k, var in enumerate(closed.jaxpr.outvars):
         if var.aval.shape not in ((), (PROBE_LANES,)):
             what = f" for {names[k]}" if names else ""
@@ -122,19 +111,16 @@ def _traced(fun: Callable, probes, label: str):
         raise type(error)(f"{label} cannot be traced with one value a lane: {error}") from error
 
 
-def _check_equations(jaxpr, label: str, source: str) -> None:
-    """Check each equation; ``source`` is the line of the call that this jaxpr is the body of."""
-    for eqn in jaxpr.eqns:
-        name, where = eqn.primitive.name, source or eqn_source(eqn)
-        if name in CALLS:
-            _check_equations(call_body(eqn)[0], label, where)
-            continue
-        shapes = {v.aval.shape for v in eqn.outvars}
+def _check_equations(jaxpr, label: str) -> None:
+    for eqn, calls in jaxprs.walk(jaxpr):
+        name, shapes = eqn.primitive.name, {v.aval.shape for v in eqn.outvars}
         lanes = {v.aval.shape for v in eqn.invars}
         if name == "broadcast_in_dim" and lanes <= {()}:
             continue  # a constant; what uses it is refused if it is not one of scalars and lanes
         reshaped = name in ("broadcast_in_dim", "reshape", "squeeze") and (lanes == {()} or lanes == shapes)
         if not (name in ELEMENTWISE or reshaped) or not shapes <= {(), (PROBE_LANES,)}:
+            # Of what a called function does, the line of the call is the author's.
+            where = next(filter(None, map(eqn_source, (*calls, eqn))), "")
             raise NotPointwise(
                 f"{label}: '{name}' ({where}) is not elementwise. A step must be pointwise: each lane "
                 f"of what it returns may depend on the same lane of its arguments only. Coupling between masses "
@@ -218,17 +204,19 @@ def pushforward(program: Program, moving: Sequence[Sequence[bool]]) -> Program:
 
 
 def _without_repeats(program: Program) -> Program:
+    """The same program, in which what two equations compute alike is computed once."""
+
     def fun(*args):
-        jaxpr, made = program.jaxpr.jaxpr, {}
-        env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.jaxpr.consts, *args)))
-        for eqn in jaxpr.eqns:
-            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
+        made: dict[Any, Any] = {}
+
+        def once(eqn, operands):
             named = tuple(str(v) if isinstance(v, Literal) else id(x) for v, x in zip(eqn.invars, operands))
             key = eqn.primitive.name, str(eqn.params), named
             if key not in made:
-                made[key] = eqn.primitive.bind(*operands, **eqn.params)
-            env[eqn.outvars[0]] = made[key]
-        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+                made[key] = jaxprs.bind(eqn, operands)
+            return made[key]
+
+        return jaxprs.evaluate(program.jaxpr.jaxpr, program.jaxpr.consts, args, once)
 
     return Program(fun, program.in_avals, program.label)
 
@@ -248,12 +236,12 @@ class SplitPullback:
         level = {v: 0 if f else 1 if k else 2 for v, f, k in zip(jaxpr.invars, free, known, strict=True)}
         made_by, needed = {}, []
         for eqn in jaxpr.eqns:
-            operands = [v for v in eqn.invars if not isinstance(v, Literal)]
+            operands = jaxprs.variables(eqn.invars)
             level[eqn.outvars[0]] = max((level.get(v, 0) for v in operands), default=0)
             made_by[eqn.outvars[0]] = operands, eqn.primitive.name in TRANSCENDENTAL
             if level[eqn.outvars[0]] == 2:
                 needed += operands
-        needed += [v for v in jaxpr.outvars if not isinstance(v, Literal)]
+        needed += jaxprs.variables(jaxpr.outvars)
 
         def floats(v) -> list:
             """Only floats are kept: of a truth value or a word, the floats that it is made of."""
@@ -284,21 +272,12 @@ class SplitPullback:
 def _part(program: Program, given, wanted) -> Program:
     """The part of a program that makes some of its variables from others."""
     jaxpr = program.jaxpr.jaxpr
-    live, eqns = {v for v in wanted if not isinstance(v, Literal)} - set(given), []
-    for eqn in reversed(jaxpr.eqns):
-        if eqn.outvars[0] in live:
-            live |= {v for v in eqn.invars if not isinstance(v, Literal)} - set(given)
-            eqns.append(eqn)
+    eqns = jaxprs.needed_for(wanted, jaxpr.eqns, set(given))
 
     def fun(*values):
-        env = {**dict(zip(jaxpr.constvars, program.jaxpr.consts)), **dict(zip(given, values, strict=True))}
-
-        def read(v):
-            return v.val if isinstance(v, Literal) else env[v]
-
-        for eqn in reversed(eqns):
-            env[eqn.outvars[0]] = eqn.primitive.bind(*map(read, eqn.invars), **eqn.params)
-        return [read(v) for v in wanted]
+        env = dict(zip(jaxpr.constvars, program.jaxpr.consts)) | dict(zip(given, values, strict=True))
+        jaxprs.compute(eqns, env)
+        return [jaxprs.value_of(v, env) for v in wanted]
 
     return Program(fun, [v.aval for v in given], program.label)
 
@@ -337,15 +316,9 @@ def _slope_of_erf(x, y, tangent):
 
 def evaluate(closed, *args, rules: dict[str, Callable] | None = None) -> tuple:
     """Evaluate a scalar pointwise jaxpr on arrays of lane shapes that broadcast against each other."""
-    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts))
-    env.update(zip(closed.jaxpr.invars, args, strict=True))
-
-    def read(v):
-        return v.val if isinstance(v, Literal) else env[v]
-
-    for eqn in closed.jaxpr.eqns:
-        env[eqn.outvars[0]] = evaluate_equation(eqn, [read(v) for v in eqn.invars], rules or RULES)
-    return tuple(read(v) for v in closed.jaxpr.outvars)
+    return tuple(
+        jaxprs.evaluate(closed.jaxpr, closed.consts, args, lambda eqn, given: [evaluate_equation(eqn, given, rules)])
+    )
 
 
 def evaluate_equation(eqn, operands, rules: dict[str, Callable] | None = None):
@@ -366,16 +339,21 @@ def _bind(eqn, operands):
     return eqn.primitive.bind(*operands, **eqn.params)
 
 
-def _integer_pow(x, *, y, **_):
-    """x**y by squaring: Mosaic GPU has no rule for a negative power."""
-    if y < 0:
-        return 1.0 / _integer_pow(x, y=-y)
+def by_squaring(x, power: int, multiply: Callable):
+    """``x`` to a positive power by multiplications, or ``None`` for a power of 0."""
     result, square = None, x
-    for bit in reversed(f"{y:b}" if y else ""):
+    for bit in reversed(f"{power:b}" if power else ""):
         if bit == "1":
-            result = square if result is None else result * square
-        square = square * square
-    return jnp.ones_like(x) if result is None else result
+            result = square if result is None else multiply(result, square)
+        square = multiply(square, square)
+    return result
+
+
+def _integer_pow(x, *, y, **_):
+    """Mosaic GPU has no rule for a negative power."""
+    result = by_squaring(x, abs(y), lambda a, b: a * b)
+    result = jnp.ones_like(x) if result is None else result
+    return 1.0 / result if y < 0 else result
 
 
 # Primitives that some backend lacks, in terms of ones that all have. Also the fast way to evaluate the rest.
@@ -406,25 +384,10 @@ _DIFFERENTIABLE = {
 
 def _inline(closed):
     """Inline every call, and drop the equations that no output needs."""
+    return jaxprs.rewritten(closed, _inlined)
 
-    def fun(*args):
-        return _eval_inlined(closed.jaxpr, closed.consts, args)
 
-    def _eval_inlined(jaxpr, consts, args):
-        env = dict(zip(jaxpr.constvars, consts))
-        env.update(zip(jaxpr.invars, args))
-        for eqn in jaxpr.eqns:
-            operands = [v.val if isinstance(v, Literal) else env[v] for v in eqn.invars]
-            if eqn.primitive.name in CALLS:
-                inner, inner_consts = call_body(eqn)
-                outs = _eval_inlined(inner, inner_consts, operands)
-            elif eqn.primitive.name == "reduce_sum" and not eqn.params["axes"]:
-                outs = operands  # of a scalar; transposition leaves these behind
-            else:
-                with at_source(eqn):
-                    outs = eqn.primitive.bind(*operands, **eqn.params)
-                outs = outs if eqn.primitive.multiple_results else [outs]
-            env.update(zip(eqn.outvars, outs))
-        return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
-
-    return drop_dead(jax.make_jaxpr(fun)(*[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]))
+def _inlined(eqn, operands):
+    if eqn.primitive.name == "reduce_sum" and not eqn.params["axes"]:
+        return operands  # of a scalar; transposition leaves these behind
+    return jaxprs.inline(eqn, operands, _inlined)

@@ -18,8 +18,9 @@ from .loop_vjp import differentiable
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
+from .routing import NOISE, places
 from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once
-from .simulate import Result, clock
+from .simulation import Result, clock
 from .step import StepSpec, build
 
 _ONLY_REVERSE = (
@@ -91,13 +92,8 @@ def sensitivities(
 
 def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
     """The unit of each hoisted argument but the time step, in their order."""
-    root = model.time_unit**0.5
-    held = {n: units.unit_of(model.inputs[n]) for n in spec.constant}
-    noisy = {
-        f"noise.{n}": units.unit_of(model.inputs[n]) * root if n in model.inputs else model.states[n] / root
-        for n in spec.noisy
-    }
-    return {**model.parameter_units(), **held, **noisy}
+    known, noisy = places(model), (f"{NOISE}{n}" for n in spec.noisy)
+    return {n: known[n].unit for n in (*spec.parameters, *spec.constant, *noisy)}
 
 
 def _loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:

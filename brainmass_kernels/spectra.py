@@ -72,6 +72,7 @@ class Spectrum:
 
 
 def in_hertz(value, name: str):
+    """A number in Hz, of a frequency that may have a unit; ``name`` is the argument's, for errors."""
     if not isinstance(value, u.Quantity):
         return value
     try:

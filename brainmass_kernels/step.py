@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,16 +62,37 @@ class StepSpec:
         return tuple(self.model.parameters())
 
     @property
+    def coupled(self) -> tuple[str, ...]:
+        """Names of the coupling's constants."""
+        return self.link.parameters if self.link else ()
+
+    @property
     def hoisted(self) -> tuple[str, ...]:
-        """Names of the arguments that do not change during a run."""
-        link = self.link.parameters if self.link else ()
-        noise = (f"noise {n}" for n in self.noisy)
-        return (*self.parameters, *self.constant, *noise, *(f"coupling {n}" for n in link), "dt")
+        """Labels of the arguments that do not change during a run, in their order."""
+        noise, coupling = (f"noise {n}" for n in self.noisy), (f"coupling {n}" for n in self.coupled)
+        return (*self.parameters, *self.constant, *noise, *coupling, "dt")
+
+    def unchanging(self, values: Sequence[Any]) -> Unchanging:
+        """The arguments that do not change during a run, the first of ``values``, by group and name."""
+        rest = iter(values)
+        groups = (self.parameters, self.constant, self.noisy, self.coupled)
+        parameters, inputs, noise, coupling = ({n: next(rest) for n in names} for names in groups)
+        return Unchanging(parameters, inputs, noise, coupling, next(rest))
 
     @property
     def arriving(self) -> tuple[str, ...]:
         """Names of the arguments that change with each step, the normals left out; the coupling's sum is the last."""
         return (*self.varying, *(("coupling",) if self.link else ()))
+
+
+class Unchanging(NamedTuple):
+    """What does not change during a run: parameters, held inputs, intensities of noise, the coupling's constants."""
+
+    parameters: dict[str, Any]
+    inputs: dict[str, Any]
+    noise: dict[str, Any]
+    coupling: dict[str, Any]
+    dt: Any
 
 
 class Noisy:
@@ -140,13 +162,12 @@ class Step:
         self.invertible = invertible(spec.model, spec.scheme, spec.noisy)
 
     def _named(self, flat):
-        """Flat arguments as (parameters, everything hoisted, state, rest)."""
+        """Flat arguments as what does not change, the parameters of the equations, the state, and the rest."""
         spec = self.spec
-        values = dict(zip(spec.hoisted, flat))
-        p = SimpleNamespace(**_inside({n: values[n] for n in spec.parameters}, self.factors.parameters))
-        n = len(spec.hoisted)
+        known, n = spec.unchanging(flat), len(spec.hoisted)
+        p = SimpleNamespace(**_inside(known.parameters, self.factors.parameters))
         state = dict(zip(spec.model.states, flat[n:]))
-        return p, values, state, flat[n + len(state) :]
+        return known, p, state, flat[n + len(state) :]
 
     def _advance(self, *flat):
         return self._moved(SCHEMES[self.spec.scheme].step, flat)
@@ -156,53 +177,46 @@ class Step:
 
     def _moved(self, move, flat):
         spec = self.spec
-        p, values, state, rest = self._named(flat)
-        # By place: an input may be named "coupling" too.
-        inputs = {n: values[n] for n in spec.constant} | dict(zip(spec.varying, rest))
+        known, p, state, rest = self._named(flat)
+        inputs = known.inputs | dict(zip(spec.varying, rest))
         if spec.link:
-            total, own = rest[len(spec.varying)], self._source(p, values, state)
-            inputs[spec.link.target] += spec.link.received(total, own, self._of_link(values))
-        noise = {
-            n: values[f"noise {n}"] / jnp.sqrt(values["dt"]) * normal
-            for n, normal in zip(spec.noisy, rest[len(spec.arriving) :])
-        }
+            total, own = rest[len(spec.varying)], self._source(known, p, state)
+            inputs[spec.link.target] += spec.link.received(total, own, SimpleNamespace(**known.coupling))
+        normals = rest[len(spec.arriving) :]
+        noise = {n: sigma / jnp.sqrt(known.dt) * z for (n, sigma), z in zip(known.noise.items(), normals)}
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
         on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
         inputs = _inside(inputs, self.factors.inputs)
         model = Noisy(spec.model, on_states) if on_states else spec.model
-        stepped = move(model, state, p, SimpleNamespace(**inputs), values["dt"])
+        stepped = move(model, state, p, SimpleNamespace(**inputs), known.dt)
         return [stepped[n] for n in spec.model.states]
 
     def _observe(self, *flat):
-        p, values, state, _ = self._named(flat)
-        seen = self._seen(p, values, state)
+        known, p, state, _ = self._named(flat)
+        seen = self._seen(known, p, state)
         return [seen[n] for n in self.spec.record]
 
-    def _seen(self, p, values, state) -> dict[str, Any]:
+    def _seen(self, known: Unchanging, p, state) -> dict[str, Any]:
         """Everything that can be recorded, in the units declared."""
-        state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, values["dt"])
+        state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, known.dt)
         observed = self.spec.model.observe(SimpleNamespace(**state), p)
         return _outside(state, self.factors.states) | _outside(observed, self.factors.observables)
 
     def _send(self, *flat):
-        p, values, state, _ = self._named(flat)
+        known, p, state, _ = self._named(flat)
         link = self.spec.link
         assert link is not None
-        return [link.sent(self._source(p, values, state), self._of_link(values))]
+        return [link.sent(self._source(known, p, state), SimpleNamespace(**known.coupling))]
 
-    def _source(self, p, values, state):
+    def _source(self, known: Unchanging, p, state):
         assert self.spec.link is not None
-        return self._seen(p, values, state)[self.spec.link.source]
-
-    def _of_link(self, values) -> SimpleNamespace:
-        link = self.spec.link
-        return SimpleNamespace(**{n: values[f"coupling {n}"] for n in link.parameters} if link else {})
+        return self._seen(known, p, state)[self.spec.link.source]
 
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
-        values = dict(zip(self.spec.hoisted, hoisted))
-        rates = _inside(values, self.factors.parameters)
-        rates = [jnp.max(jnp.abs(rates[name] * values["dt"])) for name in self._rates]
+        known = self.spec.unchanging(hoisted)
+        values = _inside(known.parameters, self.factors.parameters)
+        rates = [jnp.max(jnp.abs(values[name] * known.dt)) for name in self._rates]
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
@@ -213,9 +227,9 @@ class Step:
 
     def _moving(self, way: str):
         def moved(*flat):
-            p, values, state, _ = self._named(flat)
+            known, p, state, _ = self._named(flat)
             state = _inside(state, self.factors.states) if way == "enter" else state
-            state = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, state, p, values["dt"])
+            state = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, state, p, known.dt)
             state = _outside(state, self.factors.states) if way == "exit" else state
             return [state[n] for n in self.spec.model.states]
 

@@ -25,10 +25,10 @@ ALPHA = (8.0, 12.0)
 
 
 def connectome(regions: int | None = None) -> bk.Connectome:
-    """The first regions, with weights that sum to one, and no tract under 5 mm."""
-    found = bk.load_connectome(76).normalized("rows")
-    found = found.subset(range(regions)) if regions else found
-    return bk.Connectome(found.weights, np.maximum(found.lengths.mantissa, 5.0) * u.mm, found.labels)
+    """The first regions, the weights of each normalised to a sum of one, and no tract under 5 mm."""
+    brain = bk.load_connectome(76).normalized("rows")
+    brain = brain.subset(range(regions)) if regions else brain
+    return bk.Connectome(brain.weights, np.maximum(brain.lengths.mantissa, 5.0) * u.mm, brain.labels)
 
 
 def simulate(brain: bk.Connectome, strength, speed, duration, gain=3.25, seed: int = 0):
@@ -59,15 +59,15 @@ def connectivity(eeg):
 def sweep(brain: bk.Connectome, strengths, speeds, duration):
     """Mean functional connectivity by speed and strength: one run for each speed, all strengths in it."""
     others = ~np.eye(brain.regions, dtype=bool)
-    found = [
+    means = [
         connectivity(simulate(brain, jnp.asarray(strengths)[:, None], speed, duration))[:, others].mean(-1)
         for speed in speeds
     ]
-    return np.array(found)
+    return np.array(means)
 
 
 def fit(brain: bk.Connectome, target, speed, duration, steps: int, rate: float = 0.05):
-    """Strength and gains whose connectivity is nearest to a target, and the loss before each step."""
+    """Strength and gains whose connectivity is nearest to a target, and the loss before each step and at the end."""
 
     def loss(values):
         gain = 3.25 * jnp.exp(values["log gain"])
@@ -87,11 +87,11 @@ def fit(brain: bk.Connectome, target, speed, duration, steps: int, rate: float =
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--regions", type=int, default=None, help="the first so many only")
+    parser.add_argument("--regions", type=int, default=None, help="how many, from the first on")
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=20, help="of the fit")
-    given = parser.parse_args(argv)
-    brain, duration = connectome(given.regions), given.seconds * u.second
+    parser.add_argument("--steps", type=int, default=20, help="steps of the fit")
+    options = parser.parse_args(argv)
+    brain, duration = connectome(options.regions), options.seconds * u.second
     print(brain)
     strengths, speeds = np.linspace(0.0, 1.0, 5), (3.0, 10.0)
     began = time.perf_counter()
@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> dict:
     rng = np.random.default_rng(0)
     gains = 3.25 * np.exp(0.05 * rng.standard_normal(brain.regions)).astype(np.float32)
     target = connectivity(simulate(brain, 1.0, 5.0, duration, gains))
-    values, losses = fit(brain, target, 5.0, duration, given.steps)
-    print(f"fit: mean squared distance {losses[0]:.4f} before, {losses.min():.4f} after {given.steps} steps")
+    values, losses = fit(brain, target, 5.0, duration, options.steps)
+    print(f"fit: mean squared distance {losses[0]:.4f} before, {losses.min():.4f} after {options.steps} steps")
     print(f"strength {float(jnp.exp(values['log strength'])):.2f}, of the target 1")
     return {"means": means, "losses": losses, "values": values}
 

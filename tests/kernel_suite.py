@@ -7,7 +7,6 @@ lines, and its gradient JAX's own.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import NamedTuple
 
 import jax
@@ -133,11 +132,11 @@ def expected(case: Case):
 
 # What bounds the steps that a backend takes or keeps at a time, and its value for so many.
 SHORTENED = {
-    "mosaic_tpu": ("LONGEST", lambda steps: steps),
+    "mosaic_tpu": ("layout.LONGEST", lambda steps: steps),
     "mosaic_gpu": ("SHARED", lambda steps: (steps + 1) * 4 * 3 * 128),
-    "triton": ("KEPT", lambda steps: 2 * steps),
+    "triton": ("source.KEPT", lambda steps: 2 * steps),
     # The block becomes as narrow as it may.
-    "numba": ("REPLAY", lambda steps: steps),
+    "numba": ("layout.REPLAY", lambda steps: steps),
 }
 
 
@@ -163,7 +162,7 @@ class KernelSuite:
     def shorten(self, monkeypatch, steps: int) -> None:
         """Have the backend take or keep no more steps than these at a time."""
         name, value = SHORTENED[self.backend.name]
-        monkeypatch.setattr(sys.modules[type(self.backend).__module__], name, value(steps))
+        monkeypatch.setattr(f"{type(self.backend).__module__}.{name}", value(steps))
 
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
     def test_forward_and_adjoint_agree_with_a_float64_scan(self, case, monkeypatch):

@@ -624,7 +624,7 @@ def test_an_unsupported_version_and_none(monkeypatch):
     model = made("HopfStep")
     adapter._brainmass.cache_clear()
     monkeypatch.setattr(adapter, "VERSIONS", ("0.0.1",))
-    with pytest.raises(ImportError, match=r"made for brainmass 0\.0\.1, and .* is here: pip install"):
+    with pytest.raises(ImportError, match=r"supports brainmass 0\.0\.1, and this is .*: pip install"):
         bk.fuse(model, DT)
     imported = builtins.__import__
 

@@ -11,7 +11,7 @@ from test_spectra import write_edf
 
 import brainmass_kernels as bk
 from brainmass_kernels import cli
-from brainmass_kernels.fit import Fit
+from brainmass_kernels.fitting.result import Fit
 
 FREQS = np.arange(2.0, 40.5, 0.5)
 QUICK = ["--starts", "2", "--steps", "2", "--screen", "0", "--realisations", "1", "--duration", "4", "--quiet"]
@@ -92,7 +92,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["brainmass_kernels.fit"], "fit", interrupted)
+    monkeypatch.setattr(sys.modules["brainmass_kernels.fitting.fit"], "fit", interrupted)
     assert cli.main(["fit"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -1,36 +1,122 @@
-"""The pages' code runs, each page in its own namespace; every page is in the navigation, each name in the API."""
+"""The pages' code runs, each page in its own namespace; what they show, name and link to is there."""
 
+import inspect
 import pathlib
 import re
+import subprocess
+import sys
+import types
 
 import jax
 import pytest
 
 import brainmass_kernels as bk
+from benchmarks import emitted
+from brainmass_kernels import spectra
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCS, PACKAGE = ROOT / "docs", ROOT / "brainmass_kernels"
+PAGES = {str(p.relative_to(DOCS)): p.read_text() for p in sorted(DOCS.rglob("*.md"))}
 # Those of docs/models.md run in tests/test_models_page.py.
-PAGES = sorted(p.name for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text() and p.name != "models.md")
+WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name != "models.md"]
+INTERNALS = ["design.md", *(name for name in PAGES if name.startswith("internals/"))]
 SLOW = {"brainmass.md", "fitting.md", "gradients.md", "networks.md"}
+# What JAX asks of a tree's node.
+OF_JAX = {"tree_flatten", "tree_unflatten"}
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in PAGES])
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in WITH_CODE])
 def test_code_runs(page, tmp_path, monkeypatch):
     """With the promotion that users have, where the other tests have the strict one."""
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S):
+        for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
             exec(compile(block, page, "exec"), namespace)
 
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
-    assert not {p.name for p in (ROOT / "docs").glob("*.md") if f": {p.name}" not in navigation}
+    assert not {page for page in PAGES if f": {page}\n" not in navigation}
 
 
-def test_every_public_name_but_models_is_in_the_api():
-    listed = set(re.findall(r"::: brainmass_kernels\.(\w+)", (ROOT / "docs" / "api.md").read_text()))
-    models = {entry.model.__name__ for entry in bk.list_models()}
-    ours = {n for n, x in vars(bk).items() if str(getattr(x, "__module__", "")).startswith("brainmass_kernels")}
-    assert {n for n in ours if not n.startswith("_")} - models - listed <= {"NotPointwise"}
+@pytest.mark.parametrize("page", INTERNALS)
+def test_files_that_are_named_are_there(page):
+    named = re.findall(r"\b[a-z_\d/]+\.(?:py|json)\b|(?<=`)[\w/]+/(?=`)", PAGES[page])
+    assert not {name for name in named if not any((place / name).exists() for place in (ROOT, PACKAGE))}
+
+
+@pytest.mark.parametrize("page", INTERNALS)
+def test_names_of_the_code_are_in_the_code(page):
+    source = "\n".join(path.read_text() for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py"))
+    named = set(re.findall(r"`(?:\w+\.)*([A-Z][\w]{3,}|_?[a-z]+(?:_[a-z]+)+)`", PAGES[page]))
+    assert not named - set(re.findall(r"\w+", source))
+
+
+# The API ------------------------------------------------------------------------------------------------------------
+
+
+def is_ours(x) -> bool:
+    return str(getattr(x, "__module__", "")).startswith("brainmass_kernels")
+
+
+def public(module) -> dict:
+    """Classes and functions by name; of `spectra`, those that are defined there."""
+    found = {n: x for n, x in vars(module).items() if not n.startswith("_") and is_ours(x)}
+    return {n: x for n, x in found.items() if module is bk or x.__module__ == module.__name__}
+
+
+def test_every_public_name_is_in_the_api():
+    pages = "".join(text for name, text in PAGES.items() if name.startswith("api/"))
+    listed = set(re.findall(r"^::: brainmass_kernels\.(?:\w+\.)*(\w+)$", pages, re.M))
+    assert {"spectra", *public(bk)} <= listed
+
+
+@pytest.mark.slow
+def test_the_site_shows_every_public_name_and_method(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the documentation's tools are in the extra `docs`")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = {name for page in tmp_path.glob("api/*/*.html") for name in re.findall(r'id="([\w.]+)"', page.read_text())}
+    shown |= {name.removeprefix("brainmass_kernels.") for name in shown}
+
+    def is_shown(kind: type, method: str) -> bool:
+        """Of the class itself, or of the base that says what the method does."""
+        owners = [owner for owner in kind.__mro__ if is_ours(owner)]
+        return any({f"{c.__name__}.{method}", f"{c.__module__}.{c.__name__}.{method}"} & shown for c in owners)
+
+    missing = []
+    for module in (bk, spectra):
+        for name, x in public(module).items():
+            missing += [] if {f"{module.__name__}.{name}", f"{x.__module__}.{x.__name__}"} & shown else [name]
+            missing += [f"{name}.{n}" for n in methods(x) if not is_shown(x, n)]
+    assert not missing
+
+
+def methods(x) -> list[str]:
+    """Public methods and properties of a class that are written in the package."""
+    if not inspect.isclass(x):
+        return []
+    ours = {n: m for owner in x.__mro__ if is_ours(owner) for n, m in vars(owner).items()}
+    kinds = (property, classmethod, staticmethod, types.FunctionType)
+    return [n for n, m in ours.items() if isinstance(m, kinds) and not n.startswith("_") and n not in OF_JAX]
+
+
+# What is emitted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_source_that_is_shown_is_what_is_compiled():
+    """If not, ``python -m benchmarks.emitted`` writes the pages anew."""
+    pytest.importorskip("triton", reason="Triton's compiler is in the extra `ledger`")
+    check = [sys.executable, "-m", "benchmarks.emitted", "--check"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lines_are_shortened_where_nothing_is_lost():
+    assert emitted.shown("\n@a\nf(c0, c1, c2, c3)\nf(c0, c1, c3, c4)") == "@a\nf(c0, ..., c3)\nf(c0, c1, c3, c4)"
+    assert emitted.shown("\n@a\nx1\nx2\nx3\nx4\ny\ny\ny\nx1\nx2\nx4\nx8").splitlines() == [
+        "@a", "x1", "...  # 2 more", "x4", "y", "y", "y", "x1", "x2", "x4", "x8",
+    ]  # fmt: skip

@@ -12,7 +12,8 @@ from jax import lax
 
 import brainmass_kernels as bk
 from brainmass_kernels import noise
-from brainmass_kernels.emit import NUMBA, NUMBA_FAST, Writer, words
+from brainmass_kernels.backends.numba.optable import NUMBA, NUMBA_FAST
+from brainmass_kernels.codegen.writer import Writer, words
 from brainmass_kernels.pointwise import ELEMENTWISE, Program, pullback
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")

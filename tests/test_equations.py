@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import descent
 from brainmass_kernels.equations import key_of
+from brainmass_kernels.fitting import fit as fitting
+from brainmass_kernels.fitting.starts import starts_from
 from brainmass_kernels.programs import Programs
 from brainmass_kernels.step import build
 
@@ -349,7 +350,7 @@ def problem(monkeypatch, target=None, **changes):
     def begun(problem, *_):
         raise _Begun(problem)
 
-    monkeypatch.setattr(descent, "starts_from", begun)
+    monkeypatch.setattr(fitting, "starts_from", begun)
     arguments = {
         "model": bk.JansenRit(), "record": {"x": "eeg"}, "realisations": 1, "starts": 1, "steps": 1,
         "implementation": "scan", **SIMPLE, **changes,
@@ -394,7 +395,7 @@ def test_every_argument_of_a_fit_gives_another_program(monkeypatch):
 
 def test_the_order_of_free_names_changes_no_start(monkeypatch):
     bounds = {"be": (40.0, 80.0), "Ae": (2.0, 5.0), "C": (100.0, 160.0)}
-    draw, key = descent.starts_from, jax.random.key(1)
+    draw, key = starts_from, jax.random.key(1)
     given = {"be": 50.0, "Ae": 3.25, "C": 135.0}
     orders = list(bounds), list(bounds)[::-1]
     found = [draw(problem(monkeypatch, free={n: bounds[n] for n in order}), 8, 0, given, key) for order in orders]

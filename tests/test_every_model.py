@@ -18,7 +18,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import dispatch, units
 from brainmass_kernels.backends.base import Loop, Request
 from brainmass_kernels.backends.mosaic_gpu import SUPPORTED
-from brainmass_kernels.backends.mosaic_tpu import LACKING
+from brainmass_kernels.backends.mosaic_tpu.optable import LACKING
 from brainmass_kernels.pointwise import ELEMENTWISE, RULES, pullback
 from brainmass_kernels.schedule import Schedule
 from brainmass_kernels.schemes import SCHEMES

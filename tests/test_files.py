@@ -1,7 +1,6 @@
 """What is kept in files: whole or not at all, known when damaged, and read back as it was."""
 
 import copy
-import importlib
 import itertools
 import json
 import os
@@ -18,10 +17,10 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import files, identity, plots, units
+from brainmass_kernels import files, identity, plots, sweeps, units
+from brainmass_kernels.fitting import saved as saved_fits
 
 # The package has functions of these names.
-fitting, sweeping = (importlib.import_module(f"brainmass_kernels.{name}") for name in ("fit", "sweep"))
 
 GRID = bk.Sweep(
     {"E_inp": np.array([1.0, 2.0, 3.0]) * u.Hz, "C": np.array([1.0, 2.0])},
@@ -133,13 +132,13 @@ def test_a_sweep_that_cannot_be_written_leaves_the_old_one(elsewhere, name, monk
     needed(name)
     GRID.save(name)
     kind = Path(name).suffix
-    write = sweeping._writer(name)
+    write = sweeps._writer(name)
 
     def half(found, path):
         write(found, path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweeping, "_writer", lambda *_: half)
+    monkeypatch.setattr(sweeps, "_writer", lambda *_: half)
     with pytest.raises(OSError, match="No space left"):
         bk.Sweep({"C": np.arange(2.0)}, {"x": np.arange(2.0)}, {}, {}).save(name)
     assert left() == [f"grid{kind}"]
@@ -430,8 +429,8 @@ def test_a_sweep_keeps_any_unit(elsewhere, name):
 @pytest.mark.parametrize("unit", [u.uvolt, u.volt, u.ftesla, u.nA * u.meter, u.mV**2 / u.Hz, u.UNITLESS])
 def test_a_target_keeps_any_unit(unit):
     target = bk.TimeSeries(units.attach(np.arange(4.0)[None], unit), scale=True)
-    saved = json.loads(json.dumps(fitting._encode_target(target)))
-    read = fitting._decode_target(saved, units.parsed(saved["unit"]))
+    saved = json.loads(json.dumps(saved_fits._encode_target(target)))
+    read = saved_fits._decode_target(saved, units.parsed(saved["unit"]))
     assert units.unit_of(read.values) == unit
     np.testing.assert_array_equal(u.get_magnitude(read.values), u.get_magnitude(target.values))
 

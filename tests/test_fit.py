@@ -14,7 +14,8 @@ import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import plots, spectra
-from brainmass_kernels.fit import Fit, fit
+from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.fitting.result import Fit
 from brainmass_kernels.spectra import Spectrum
 
 FREQS = np.arange(2.0, 40.5, 0.5)

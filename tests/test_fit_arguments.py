@@ -9,7 +9,7 @@ import pytest
 from backend_suite import slow_but
 
 import brainmass_kernels as bk
-from brainmass_kernels import descent
+from brainmass_kernels.fitting.problem import Free
 
 STEPS = 40
 WAVE = np.sin(np.arange(STEPS) / 4.0).astype(np.float32)
@@ -114,7 +114,7 @@ class TestTheRecord:
     [(0.5, 4.0, 0.5), (0.5, 4.0, 4.0), (0.5, 4.0, 0.501), (-1.0, 4.0, 3.9999), (1e-6, 1e6, 3.0), (0.0, 8.0, 0.0)],
 )
 def test_a_start_is_the_model_as_it_was_given(low, high, value):
-    free = descent.Free("gain", low, high, u.UNITLESS)
+    free = Free("gain", low, high, u.UNITLESS)
     got = float(free.value(jnp.asarray(free.z(value, "'model'"), jnp.float32)))
     assert got == pytest.approx(value, rel=2e-6, abs=2e-7 * (high - low))
 

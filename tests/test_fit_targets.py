@@ -13,9 +13,12 @@ import pytest
 from test_fit import FREQS, SHAKEN, Resonator, resonance
 
 import brainmass_kernels as bk
-from brainmass_kernels import descent, spectra
-from brainmass_kernels.fit import Fit, compare, fit
-from brainmass_kernels.targets import as_target
+from brainmass_kernels import spectra
+from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.fitting.problem import Free, Problem
+from brainmass_kernels.fitting.result import Fit
+from brainmass_kernels.fitting.steps import normal_equations_at
+from brainmass_kernels.fitting.targets import as_target, compare
 
 DT, STEPS, EVERY = 5 * u.ms, 200, 5
 LEAST_SQUARES: dict[str, Any] = {"optimiser": "levenberg_marquardt"}
@@ -96,12 +99,12 @@ def test_least_squares_end_what_gradients_began():
     assert began.places()["f0"].shape == (1, 4)
 
 
-def problem_of(target, noise=None, inputs=RUN["inputs"], background=False, **changes) -> descent.Problem:
+def problem_of(target, noise=None, inputs=RUN["inputs"], background=False, **changes) -> Problem:
     options = {name: RUN[name] for name in ("duration", "dt", "every", "transient")}
     options |= {"scheme": None, "implementation": None, **changes}
-    frees = tuple(descent.Free(name, *bounds, u.Hz if name == "f0" else u.UNITLESS) for name, bounds in FREE.items())
+    frees = tuple(Free(name, *bounds, u.Hz if name == "f0" else u.UNITLESS) for name, bounds in FREE.items())
     comparison = compare(as_target(target), Resonator(), "eeg", options, (2.0, 40.0), background)
-    return descent.Problem(Resonator(), inputs, noise or {}, frees, comparison, 1, "eeg", options)
+    return Problem(Resonator(), inputs, noise or {}, frees, comparison, 1, "eeg", options)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -118,7 +121,7 @@ def test_the_normal_equations_have_the_gradient_of_the_error(background):
         return found.sum(), found
 
     slopes, wanted = jax.grad(error, has_aux=True)(z)
-    found = descent.normal_equations_at(problem, z, keys, data)
+    found = normal_equations_at(problem, z, keys, data)
     np.testing.assert_allclose(found.error, wanted, rtol=1e-4)
     for p, name in enumerate(FREE):
         np.testing.assert_allclose(2 * found.slope[..., p], slopes[name], rtol=2e-2, atol=1e-4)

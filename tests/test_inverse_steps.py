@@ -91,18 +91,18 @@ class TestWhereRoundingAllows:
     def walked(self, monkeypatch):
         """Which way back each adjoint kernel that is built takes."""
         ways = []
-        for name in ("invert", "groups"):
-            original = getattr(mosaic_gpu._Walk, name)
+        for name in ("by_inverse_steps", "by_replay"):
+            original = getattr(mosaic_gpu.ReversePass, name)
 
             def watched(self, *args, name=name, original=original):
                 ways.append(name)
                 return original(self, *args)
 
-            monkeypatch.setattr(mosaic_gpu._Walk, name, watched)
+            monkeypatch.setattr(mosaic_gpu.ReversePass, name, watched)
         jax.clear_caches()
         return ways
 
-    @pytest.mark.parametrize(("rate", "way"), [(100.0, "invert"), (1500.0, "groups")])
+    @pytest.mark.parametrize(("rate", "way"), [(100.0, "by_inverse_steps"), (1500.0, "by_replay")])
     def test_known_rates_decide_beforehand(self, walked, rate, way):
         def of_gain(Ae, **more):
             return loss(bk.JansenRit(Ae=Ae * u.mV, be=rate * u.Hz, C=jnp.linspace(120.0, 140.0, LANES)), **more)
@@ -116,7 +116,7 @@ class TestWhereRoundingAllows:
     def test_traced_rates_decide_at_run_time(self, walked, rate):
         with testing.interpret():
             got = jax.jit(jax.grad(of_rate))(rate)
-        assert set(walked) == {"invert", "groups"}
+        assert set(walked) == {"by_inverse_steps", "by_replay"}
         np.testing.assert_allclose(got, jax.grad(of_rate)(rate, implementation="scan"), rtol=2e-5)
 
     def test_under_vmap(self, walked):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from brainmass_kernels import kernel_cache
+from brainmass_kernels.codegen import kernel_cache
 
 DATA = bytes(range(256)) * 40
 ROOT = Path(__file__).parents[1]
@@ -216,7 +216,7 @@ SOURCE = "def task(job):\n    return job + {number}\n\n\ndef handler(frame):\n  
 @pytest.fixture
 def entry(places, monkeypatch):
     """Make a small kernel: its C function, and how often numba compiled for it."""
-    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba.runtime")
     compile_one, count = runtime.CFunc._compile_uncached, []
     monkeypatch.setattr(runtime.CFunc, "_compile_uncached", lambda self: (count.append(1), compile_one(self))[1])
 
@@ -263,7 +263,7 @@ def test_nothing_planted_in_a_cache_runs(entry, places, tmp_path):
 
 @pytest.mark.parametrize("what", ["numba", "llvmlite", "package", "processor", "optimisation"])
 def test_code_of_other_versions_and_machines_is_apart(entry, monkeypatch, what):
-    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba.runtime")
     before = runtime._surroundings()
     assert before == runtime._surroundings()
     if what == "package":

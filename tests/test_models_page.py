@@ -77,8 +77,8 @@ def test_a_fit_finds_the_rate_again(Feedback):
     )["eeg"]
     freqs, density = spectra.welch(record, 5 * u.ms, 400)
     target = spectra.Spectrum(freqs[1:], np.asarray(u.get_mantissa(density)).mean(-1)[1:], "simulated")
-    found = bk.fit(
+    fit = bk.fit(
         Feedback(), target, {"b": (30.0, 90.0)}, noise=NOISE, starts={"b": [50.0]}, steps=15, duration=4 * u.second,
         dt=1 * u.ms, every=5, realisations=4, background=False, record="eeg", optimiser=optax.adam(0.2),
     )  # fmt: skip
-    assert found.parameters["b"].to_decimal(u.Hz)[0] == pytest.approx(65.0, rel=0.05)
+    assert fit.parameters["b"].to_decimal(u.Hz)[0] == pytest.approx(65.0, rel=0.05)

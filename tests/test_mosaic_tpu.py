@@ -15,9 +15,10 @@ from kernel_suite import Case, KernelSuite, make_data, make_loop
 
 import brainmass_kernels as bk
 from brainmass_kernels import _jax
-from brainmass_kernels.backends import mosaic_tpu
 from brainmass_kernels.backends.base import Carry, Loop, Operands, Pullbacks, Request, Wanted
-from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, chunk_time
+from brainmass_kernels.backends.mosaic_tpu import MosaicTPU, layout
+from brainmass_kernels.backends.mosaic_tpu.layout import chunk_time
+from brainmass_kernels.backends.mosaic_tpu.optable import LACKING
 from brainmass_kernels.pointwise import Program, pullback
 from brainmass_kernels.schedule import Schedule
 from brainmass_kernels.testing import TPU_TOPOLOGIES
@@ -89,7 +90,7 @@ def test_the_reason_is_named(asked, reason):
 
 
 # jax 0.11 has reduce_precision, 0.10 has not.
-@pytest.mark.parametrize("name", sorted(mosaic_tpu.LACKING - {"reduce_precision"}))
+@pytest.mark.parametrize("name", sorted(LACKING - {"reduce_precision"}))
 def test_mosaic_lacks(name):
     def step(_, __, x, v):
         return getattr(lax, name)(x), v
@@ -151,8 +152,8 @@ def test_both_kernels_compile_for(chip):
 )
 def test_all_cores_of_a_device_get_blocks(monkeypatch, lanes, cores, rows):
     """v4 and v5p have two that make one device, and take the blocks of a grid in turns."""
-    monkeypatch.setattr(mosaic_tpu, "tensor_cores", lambda: cores)
-    assert mosaic_tpu.block_rows(lanes, mosaic_tpu._FORWARD, lambda rows: True) == rows
+    monkeypatch.setattr(layout, "tensor_cores", lambda: cores)
+    assert layout.block_rows(lanes, layout.FORWARD_BUNDLES, lambda rows: True) == rows
 
 
 @needs.libtpu

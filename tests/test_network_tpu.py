@@ -11,7 +11,7 @@ import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
 from brainmass_kernels.arguments import connections_of, delay_counts
 from brainmass_kernels.backends.base import Coupling
-from brainmass_kernels.backends.mosaic_tpu_network import Form
+from brainmass_kernels.backends.mosaic_tpu.connections import Form
 
 DT = 0.1 * u.ms
 STEPS = 20

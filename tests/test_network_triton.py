@@ -12,7 +12,8 @@ import pytest
 from backend_suite import slow_but
 
 import brainmass_kernels as bk
-from brainmass_kernels.backends import triton, triton_network
+from brainmass_kernels.backends import triton
+from brainmass_kernels.backends.triton.networks import AT_ONCE
 
 DT = 0.1 * u.ms
 STEPS = 12
@@ -233,7 +234,7 @@ def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
         steps = [loop for loop in kernel.loops if loop.inner == 1 and any(within(x, loop) for x in sums)]
         assert len(steps) == len(sums) >= 2
         for loop in sums:
-            assert loop.total / triton_network.AT_ONCE <= (7.5 if delayed else 5)
+            assert loop.total / AT_ONCE <= (7.5 if delayed else 5)
         for loop in steps:
             assert loop.kinds()["barrier"] == 1
         # What the compiler puts aside it puts aside outside of steps.
@@ -244,7 +245,7 @@ def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
 
 def sums_up(loop) -> bool:
     """Whether a loop does nothing but sum over connections."""
-    return not loop.inner and loop.instructions["FFMA"] == loop.kinds()["fp32"] == triton_network.AT_ONCE
+    return not loop.inner and loop.instructions["FFMA"] == loop.kinds()["fp32"] == AT_ONCE
 
 
 def within(loop, outer) -> bool:

@@ -20,7 +20,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import noise
 from brainmass_kernels.backends import numba as backend
 from brainmass_kernels.backends.base import Carry, Loop, Operands, lacking
-from brainmass_kernels.emit import NUMBA
+from brainmass_kernels.backends.numba.optable import NUMBA
 from brainmass_kernels.pointwise import Program
 from brainmass_kernels.schedule import Schedule
 
@@ -90,7 +90,7 @@ def test_functions_take_what_is_not_finite():
 
 
 def test_fast_is_less_accurate_by_as_much_as_is_written():
-    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba.runtime")
 
     @numba.njit(error_model="numpy")
     def each(x):
@@ -103,7 +103,7 @@ def test_fast_is_less_accurate_by_as_much_as_is_written():
 
 
 def test_the_tanh_of_a_rate_errs_little_beside_one():
-    runtime = pytest.importorskip("brainmass_kernels.backends.numba_runtime")
+    runtime = pytest.importorskip("brainmass_kernels.backends.numba.runtime")
 
     @numba.njit(error_model="numpy")
     def each(x):
@@ -176,6 +176,21 @@ def test_replay_has_the_bits_of_the_run():
     jax.tree.map(np.testing.assert_array_equal, once["initial"], often["initial"])
 
 
+@pytest.mark.parametrize("regions", [32, 40])
+def test_the_gradient_by_an_input_of_all_regions(regions):
+    """Of a network that fills the lanes of its block, and of one that does not."""
+
+    def loss(wave, implementation):
+        C = jnp.full((3, regions), 135.0)
+        weights = jnp.full((regions, regions), 1 / regions)
+        network = bk.Network(bk.JansenRit(C=C), weights, source="eeg", target="E_inp", k=0.1 * u.Hz / u.mV)
+        run = bk.simulate(network, 30, 1 * u.ms, inputs={"E_inp": wave * u.Hz}, every=10, implementation=implementation)
+        return jnp.mean((run["eeg"] / u.mV) ** 2)
+
+    got, want = (jax.grad(loss)(jnp.full(30, 220.0), name) for name in ("numba", "scan"))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(want))))
+
+
 # Calls --------------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +231,7 @@ def test_python_goes_on_while_a_kernel_runs():
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
     C = jnp.linspace(100.0, 160.0, 1000)
     many = eeg(C, 2000)
-    monkeypatch.setattr(backend, "WORTH_A_THREAD", 2**62)
+    monkeypatch.setattr(backend.call, "WORTH_A_THREAD", 2**62)
     jax.clear_caches()
     np.testing.assert_array_equal(eeg(C, 2000), many)
 
@@ -255,7 +270,7 @@ def test_what_only_the_adjoint_would_need_is_seen_before_it_runs():
 AGAIN = """
 import time, jax, jax.numpy as jnp, brainunit as u, brainmass_kernels as bk
 from brainmass_kernels.backends import numba as backend
-import brainmass_kernels.backends.numba_runtime as runtime
+import brainmass_kernels.backends.numba.runtime as runtime
 compiled = []
 original = runtime.tanh_absolute32.compile
 runtime.tanh_absolute32.compile = lambda *a: (compiled.append(a), original(*a))[1]

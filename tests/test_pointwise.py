@@ -15,7 +15,8 @@ from scipy.integrate import solve_ivp
 
 import brainmass_kernels as bk
 from brainmass_kernels.affine import hoist
-from brainmass_kernels.pointwise import CALLS, RULES, Program, pullback
+from brainmass_kernels.jaxprs import CALLS
+from brainmass_kernels.pointwise import RULES, Program, pullback
 from brainmass_kernels.step import StepSpec, build
 
 

@@ -12,7 +12,8 @@ from jax.interpreters import ad
 import brainmass_kernels as bk
 from brainmass_kernels import dispatch, pointwise
 from brainmass_kernels.backends.base import Loop, Request, lacking
-from brainmass_kernels.emit import NUMBA, TRITON
+from brainmass_kernels.backends.numba.optable import NUMBA
+from brainmass_kernels.backends.triton.optable import TRITON
 from brainmass_kernels.pointwise import Program, pullback
 from brainmass_kernels.schedule import Schedule
 

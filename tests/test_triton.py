@@ -16,9 +16,10 @@ from test_numba import FUNCTIONS
 
 import brainmass_kernels as bk
 from brainmass_kernels import _jax, dispatch, noise
-from brainmass_kernels.backends import mosaic_gpu, triton, triton_versions
+from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Carry, Loop, Operands
-from brainmass_kernels.emit import TRITON, TRITON_AMD, TRITON_FAST
+from brainmass_kernels.backends.triton import versions
+from brainmass_kernels.backends.triton.optable import TRITON, TRITON_AMD, TRITON_FAST
 from brainmass_kernels.pointwise import ELEMENTWISE, Program, logistic2, pullback, tanh_absolute
 from brainmass_kernels.schedule import Schedule
 
@@ -226,14 +227,14 @@ def test_jax_triton_lowers_a_gradient_to_two_calls(on_gpu, monkeypatch):
 def test_it_is_chosen_on_a_gpu_that_mosaic_does_not_reach(on_gpu, monkeypatch):
     monkeypatch.setattr(_jax, "compute_capability", lambda: 8.0)
     monkeypatch.setattr(mosaic_gpu, "compute_capability", lambda: 8.0)
-    monkeypatch.setattr(triton_versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
+    monkeypatch.setattr(versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
     plan = bk.explain(bk.JansenRit(), 1000, 0.1 * u.ms)
     assert plan.implementation == "triton"
-    monkeypatch.setattr(triton_versions, "version_of", lambda name: None)
+    monkeypatch.setattr(versions, "version_of", lambda name: None)
     plan = bk.explain(bk.JansenRit(), 1000, 0.1 * u.ms)
     assert plan.implementation == "scan"
     assert "brainmass-kernels[triton]" in plan.passed_over["triton"]
-    monkeypatch.setattr(triton_versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
+    monkeypatch.setattr(versions, "version_of", {"jax-triton": "0.3.1", "triton": "3.9.0"}.get)
     monkeypatch.setattr(_jax, "compute_capability", lambda: 7.5)
     with pytest.raises(bk.Unsupported, match=r"8\.0 \(Ampere\)"):
         bk.simulate(bk.JansenRit(), 10, 0.1 * u.ms, implementation="triton")
@@ -257,7 +258,7 @@ def test_lanes_fill_the_multiprocessors_first(lanes, most, warps, vec):
 @needs.triton
 def test_random_words_in_assembly():
     """The instructions of the hardware's `threefry`, one by one, on Python integers."""
-    from brainmass_kernels.backends.triton_runtime import _threefry_ptx
+    from brainmass_kernels.backends.triton.runtime import _threefry_ptx
 
     mask, rng = 0xFFFFFFFF, np.random.default_rng(3)
     words = rng.integers(-(2**31), 2**31, (4, 20), dtype=np.int64).astype(np.int32)

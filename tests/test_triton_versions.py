@@ -11,7 +11,7 @@ import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import _jax, assembly, dispatch
-from brainmass_kernels.backends import triton_versions
+from brainmass_kernels.backends.triton import versions
 
 CUDA_13 = 90
 HOPPER, BLACKWELL, ADA = 9.0, 10.0, 8.9
@@ -44,10 +44,10 @@ def on_gpu(monkeypatch):
 @pytest.mark.parametrize(("ours", "theirs", "capability", "says"), PAIRS)
 def test_a_pair_that_cannot_work_is_named(ours, theirs, capability, says, on_gpu, monkeypatch):
     # Triton's wheel with a ptxas of CUDA 13.4, and JAX with one of 13.0; that of Triton 3.6 is of 12.9.
-    monkeypatch.setattr(triton_versions, "version_of", {"jax-triton": ours, "triton": theirs}.get)
-    monkeypatch.setattr(triton_versions, "tool", lambda name: theirs)
-    monkeypatch.setattr(triton_versions, "_cuda_of", lambda path: (12, 9) if path == "3.6.0" else (13, 4))
-    monkeypatch.setattr(triton_versions, "newest_ptx", lambda: CUDA_13)
+    monkeypatch.setattr(versions, "version_of", {"jax-triton": ours, "triton": theirs}.get)
+    monkeypatch.setattr(versions, "tool", lambda name: theirs)
+    monkeypatch.setattr(versions, "_cuda_of", lambda path: (12, 9) if path == "3.6.0" else (13, 4))
+    monkeypatch.setattr(versions, "newest_ptx", lambda: CUDA_13)
     monkeypatch.setattr(_jax, "compute_capability", lambda: capability)
     found = bk.implementations()["triton"]
     if says is None:
@@ -61,7 +61,7 @@ CUDAS = [((12, 0), 80), ((12, 5), 85), ((12, 6), 85), ((12, 9), 88), ((13, 0), 9
 
 @pytest.mark.parametrize(("cuda", "ptx"), CUDAS)
 def test_ptx_of_a_cuda_release(cuda, ptx):
-    assert triton_versions.ptx_of(cuda) == ptx
+    assert versions.ptx_of(cuda) == ptx
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_ptx_of_a_cuda_release(cuda, ptx):
 )
 def test_the_older_of_jax_and_its_ptxas_decides(built, ptxas, newest, monkeypatch):
     monkeypatch.setattr(_jax, "cuda_version", lambda: built)
-    monkeypatch.setattr(triton_versions, "_ptxas_of_jax", lambda: ptxas and "ptxas")
-    monkeypatch.setattr(triton_versions, "_cuda_of", lambda path: ptxas)
-    assert triton_versions.newest_ptx.__wrapped__() == newest
+    monkeypatch.setattr(versions, "_ptxas_of_jax", lambda: ptxas and "ptxas")
+    monkeypatch.setattr(versions, "_cuda_of", lambda path: ptxas)
+    assert versions.newest_ptx.__wrapped__() == newest
 
 
 # With jax-triton -----------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_an_older_ptxas_assembles_what_is_written(capability, on_gpu, monkeypatc
     except ImportError as error:
         pytest.skip(f"jax-triton needs JAX's plugin for CUDA: {str(error).splitlines()[0]}")
     monkeypatch.setattr(triton_lib.triton_kernel_call_lib, "get_compute_capability", lambda device: capability)
-    if reason := triton_versions.unfit(capability / 10):
+    if reason := versions.unfit(capability / 10):
         pytest.skip(reason)
     written, original = [], triton_lib.compile_ttir_inplace
 
@@ -106,7 +106,7 @@ def test_an_older_ptxas_assembles_what_is_written(capability, on_gpu, monkeypatc
 
     monkeypatch.setattr(triton_lib, "compile_ttir_inplace", kept)
     ptxas = assembly.tool("ptxas")
-    monkeypatch.setattr(triton_versions, "newest_ptx", lambda: triton_versions.ptx_of(triton_versions._cuda_of(ptxas)))
+    monkeypatch.setattr(versions, "newest_ptx", lambda: versions.ptx_of(versions._cuda_of(ptxas)))
     lanes = jax.ShapeDtypeStruct((64,), "float32")
     jax.jit(jax.grad(power)).trace(lanes).lower(lowering_platforms=("cuda",))
     assert len(written) == 2

@@ -1,8 +1,8 @@
 """A brainmass model in, a fused run out: `brainmass.Simulator` with the whole time loop as one kernel.
 
-The model's own `update` is traced once, with brainmass's inputs, monitors, parameters and noise; `lanes` takes the
+The model's own `update` is traced once, with brainmass's inputs, monitors, parameters and noise. `FusedStep` takes the
 trace apart, and `simulate` runs its loop. No equation of brainmass is written here. Where regions are coupled,
-`couplings` stands in for the coupling and its delay while the step is traced, and the loop is that of a network.
+`couplings` replaces the coupling and its delay while the step is traced, and the loop is that of a network.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 from .._jax import meshless
 from ..dispatch import Plan, check_known
 from ..errors import Unsupported
-from ..simulate import explain, simulate
+from ..simulation import explain, simulate
 from ..units import UNITLESS, positive_time
-from .couplings import SENT, Wiring
+from .classify import Arriving, Key, Number, State
+from .couplings import SENT, RegionCoupling
+from .fused_step import FusedStep
 from .jansen_rit_tr import fused_between_trs, trs_of
-from .lanes import Arriving, Key, Number, Parts, State
 
 VERSIONS = ("0.1.1",)
 _INSTALL = "pip install 'brainmass-kernels[brainmass]'"
@@ -45,9 +46,9 @@ def fuse(
     ----------
     model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own, or
         couples them by one coupling of brainmass, as `brainmass.Network` does
-    dt : the time of a step; ``None``, that of `brainstate.environ` at the time of a run
-    allow_fallback : run what cannot be fused by `brainmass.Simulator`, in place of raising; `Fused.fallback` then
-        has the reason
+    dt : the time of a step; ``None`` for that of `brainstate.environ` at the time of a run
+    allow_fallback : whether `brainmass.Simulator` runs what cannot be fused, in place of an error; `Fused.fallback`
+        then has the reason
     implementation, precision, checkpoint_every : as in `simulate`
 
     Returns
@@ -56,7 +57,7 @@ def fuse(
 
     Raises
     ------
-    ImportError : brainmass is not installed, or in a version that this was not made for
+    ImportError : brainmass is not installed, or in a version that is not supported
     TypeError : the model is no module of brainstate
     ValueError : 'dt' is no positive time, or a name is unknown
     Unsupported : a coupling of masses that is neither that of a `Network` nor that of a `JansenRitTR`; other obstacles
@@ -70,7 +71,7 @@ def fuse(
         positive_time(dt, u.second if isinstance(dt, u.Quantity) else UNITLESS, "dt")
     if not allow_fallback:
         trs_of(model)
-        Wiring.of(model)
+        RegionCoupling.of(model)
     return Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
 
 
@@ -79,8 +80,8 @@ class Fused:
 
     Attributes
     ----------
-    model, dt : as given
-    fallback : why runs are brainmass's own, where they are; empty otherwise
+    model, dt : as `fuse` took them
+    fallback : why `brainmass.Simulator` ran, where it did; empty otherwise
     """
 
     def __init__(self, model, dt, allow_fallback, implementation, precision, checkpoint_every):
@@ -132,18 +133,18 @@ class Fused:
             if init_states:
                 _initialise(self.model, batch_size)
             asked = {"inputs": inputs, "monitors": monitors, "transient": transient, "sample_every": sample_every}
-            theirs = functools.partial(simulator.run, duration, **asked, init_states=False, jit=jit)
+            unfused = functools.partial(simulator.run, duration, **asked, init_states=False, jit=jit)
             self.fallback = ""
             try:
                 if trs := trs_of(self.model):
                     with fused_between_trs(trs, lambda *asked: self._between_trs(*asked).result()):
-                        return theirs()
+                        return unfused()
                 fused = _Run(simulator, read, monitors, self.engine)
             except Unsupported as reason:
                 if not self.allow_fallback:
                     raise
                 self.fallback = str(reason)
-                return theirs()
+                return unfused()
             return fused.result()
 
     def explain(self, duration, *, inputs=None, monitors=None, transient=None, sample_every=None, batch_size=None):
@@ -205,9 +206,9 @@ class _Reading(NamedTuple):
     def stages(self, tail: int = 0) -> Iterator[tuple[int, int, int, int]]:
         """(first step, steps, transient, every) of the runs that this one is made of.
 
-        `simulate` records at the end of each stride, brainmass at the end of its first step: where the transient is
-        shorter than that makes a difference of, the first record has a run of its own. So have the last ``tail``
-        steps, each of which is recorded.
+        `simulate` records at the end of each stride, brainmass at the end of its first step. Where the transient is
+        too short to make up for the difference, the steps to the first record are a run of their own. So are the last
+        ``tail`` steps, each of which is recorded.
         """
         end = max(0, self.steps - tail)
         lead = self.lead + 1 - self.every
@@ -216,69 +217,69 @@ class _Reading(NamedTuple):
             yield 0, first, min(self.lead, first), 1
         if end > first:
             lead, steps = max(lead, 0), end - first
-            # Less than a stride is recorded as brainmass has it, not at all.
+            # brainmass records nothing of less than a stride.
             yield first, steps, lead if lead + self.every <= steps else steps, self.every
         if tail:
             yield end, self.steps - end, 0, 1
 
 
 class _Run:
-    """One run: the model's step, which is its ``update`` if no other is given, traced and taken apart."""
+    """One run: the model's step, by default its ``update``, traced and taken apart."""
 
     def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any], update: Callable | None = None):
-        self.read, self.engine, self.wiring = read, engine, Wiring.of(simulator.model)
-        if self.wiring:
-            self.wiring.start()
+        self.read, self.engine, self.coupling = read, engine, RegionCoupling.of(simulator.model)
+        if self.coupling:
+            self.coupling.start()
         update = simulator.model.update if update is None else update
-        self.traced = _Traced(simulator.model, update, read, simulator._build_measure(monitors), self.wiring)
-        self.parts = self.traced.parts
-        self.tail = self.wiring.tail if self.wiring else 0
+        self.traced = _TracedStep(simulator.model, update, read, simulator._build_measure(monitors), self.coupling)
+        self.step = self.traced.step
+        self.tail = self.coupling.tail if self.coupling else 0
 
     def result(self) -> dict[str, Any]:
-        parts, records, state, last = self.parts, [], self._start(), None
+        step, records, state, last = self.step, [], self._start(), None
         for arguments in self._stages():
-            done = simulate(**arguments, initial=state)
-            state = done.final
-            records.append({n: done[n] for n in parts.needed()})
+            run = simulate(**arguments, initial=state)
+            state = run.final
+            records.append({n: run[n] for n in step.needed()})
         if self.tail:
-            last, end = done[SENT], self.read.steps - len(done.ts)
-            kept = self.read.recorded()
-            kept = kept[kept >= end] - end
-            records[-1] = {n: x[kept] for n, x in records[-1].items()}
-        self.traced.write(parts.final(state))
-        if self.wiring:
-            self.wiring.write(state, last, self.read.steps)
+            last, first = run[SENT], self.read.steps - len(run.ts)
+            wanted = self.read.recorded()
+            wanted = wanted[wanted >= first] - first
+            records[-1] = {n: x[wanted] for n, x in records[-1].items()}
+        self.traced.write(step.final(state))
+        if self.coupling:
+            self.coupling.write(state, last, self.read.steps)
         numbers = jnp.asarray(self.read.recorded())
-        found = self.traced.structure.unflatten(parts.outputs(_joined(records, parts.needed()), numbers))
-        return {**found, "ts": ((np.arange(self.read.steps) + 1) * self.read.dt)[self.read.lead :: self.read.every]}
+        outputs = self.traced.structure.unflatten(step.outputs(_joined(records, step.needed()), numbers))
+        return {**outputs, "ts": ((np.arange(self.read.steps) + 1) * self.read.dt)[self.read.lead :: self.read.every]}
 
     def plan(self) -> Plan:
         longest = max(self._stages(), key=lambda arguments: arguments["duration"])
         return explain(**longest, initial=self._start())
 
     def _start(self) -> dict[str, Any]:
-        parts = self.parts
-        given = {n: jnp.broadcast_to(x, parts.lanes) for n, x in self.traced.start.items()}
-        given |= dict.fromkeys(parts.extra, jnp.zeros(parts.lanes, parts.dtype))
-        return given | (self.wiring.history() if self.wiring else {})
+        step = self.step
+        start = {n: jnp.broadcast_to(x, step.lanes) for n, x in self.traced.start.items()}
+        start |= dict.fromkeys(step.extra, jnp.zeros(step.lanes, step.dtype))
+        return start | (self.coupling.history() if self.coupling else {})
 
     def _stages(self) -> Iterator[dict[str, Any]]:
         """The arguments of `simulate`, without the initial state, of each stage."""
-        parts, equations = self.parts, self.parts.equations
+        step, equations = self.step, self.step.equations
         shared, key = _split_key(2) if self.traced.draws else (None, None)
-        held = {n: jnp.asarray(x, parts.dtype) for n, x in parts.held_values().items()}
-        rows = parts.row_values(self.read.steps, shared)
-        # Unflattened, as what is not a number in brainmass's run is none here either, and no error.
-        model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(held.values()))
-        if self.wiring:
-            model = self.wiring.network(model)
-        record = dict.fromkeys((*parts.needed(), *((SENT,) if self.tail else ())))
+        constants = {n: jnp.asarray(x, step.dtype) for n, x in step.constant_values().items()}
+        rows = step.row_values(self.read.steps, shared)
+        # Unflattened, since a parameter that is NaN is no error in brainmass's run, and so none here.
+        model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(constants.values()))
+        if self.coupling:
+            model = self.coupling.network(model)
+        record = dict.fromkeys((*step.needed(), *((SENT,) if self.tail else ())))
         for first, steps, lead, every in self.read.stages(self.tail):
-            some = {n: jnp.asarray(x[first : first + steps], parts.dtype) for n, x in rows.items()}
+            some = {n: jnp.asarray(x[first : first + steps], step.dtype) for n, x in rows.items()}
             yield {
                 "model": model,
                 "duration": steps,
-                "dt": 1.0 * u.second,  # a step is given: this is only what a noise of 1 is one normal a step for
+                "dt": 1.0 * u.second,  # the step is complete: dt only scales a noise of 1 to one normal a step
                 "inputs": some if steps > 1 else {n: x[0] for n, x in some.items()},
                 "noise": dict.fromkeys(equations.normals, 1.0 * u.second**0.5),
                 "key": None if key is None else jax.random.fold_in(key, first),
@@ -293,76 +294,68 @@ def _joined(records: list[dict[str, Any]], names) -> dict[str, Any]:
     return {n: jnp.concatenate([r[n] for r in records]) if len(records) > 1 else records[0][n] for n in names}
 
 
-class _Traced:
+class _TracedStep:
     """One step of a model, traced through brainstate and taken apart.
 
     Attributes
     ----------
-    parts : the step
+    step : the traced step
     start : the states that it changes, by name
     structure : of what is recorded
     draws : whether it draws random numbers
     """
 
-    def __init__(self, model, update: Callable, read: _Reading, measure: Callable, wiring: Wiring | None):
-        import brainstate
-
+    def __init__(self, model, update: Callable, read: _Reading, measure: Callable, coupling: RegionCoupling | None):
         def step(i, *total, opaque):
             t = i * read.dt
-            coupled = wiring.traced(*total) if wiring else contextlib.nullcontext()
-            with brainstate.environ.context(i=i, t=t), coupled:
+            coupled = coupling.traced(*total) if coupling else contextlib.nullcontext()
+            with _environment(i=i, t=t), coupled:
                 returned = update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
 
-        given = (jnp.asarray(np.arange(1)[0]), *((wiring.arriving(),) if wiring else ()))
-        before = _attributes(model)
-        try:
-            # What the user gives is no text of the program: other values must not compile it anew,
-            function = _traced(functools.partial(step, opaque=_opaque), given)
-        except jax.errors.ConcretizationTypeError:
-            # unless the model's Python reads it.
-            function = _traced(functools.partial(step, opaque=lambda x: x), given)
-        _refuse_changes(model, before)
-        closed, states = function.get_jaxpr(*given), function.get_states(*given)
-        _refuse_effects(closed, type(model).__name__)
-        _refuse_delays(model, states)
-        out, after = function.get_out_shapes(*given)
+        arguments = (jnp.asarray(np.arange(1)[0]), *((coupling.arriving(),) if coupling else ()))
+        function = _checked_trace(model, step, arguments)
+        out, after = function.get_out_shapes(*arguments)
         leaves, self.structure = jax.tree.flatten(out)
-
-        names = _names(model) | ({id(wiring.newest): SENT} if wiring else {})
+        names = _names(model) | ({id(coupling.newest): SENT} if coupling else {})
+        self._label = type(model).__name__
         self._written: list[tuple[Any, Any, list[str]]] = []
         self.start: dict[str, Any] = {}
         self.draws = False
-        arguments: list[Any] = [Number(), *([Arriving()] if wiring else [])]
+        kinds: list[Any] = [Number(), *([Arriving()] if coupling else [])]
         places: dict[str, int] = {}
         place = len(leaves)
-        for state, new in zip(states, after, strict=True):
-            values, structure = jax.tree.flatten(state.value)
-            written = jax.tree.leaves(new)
-            if isinstance(state, brainstate.random.RandomState):
-                self.draws |= bool(written)
-                arguments += [Key() for _ in values]
-            elif written:
-                name = names.get(id(state), "a state outside of the model")
-                if jax.tree.structure(new) != structure:
-                    raise Unsupported(
-                        f"a step of {type(model).__name__} changes the unit or the structure of '{name}', from "
-                        f"{structure} to {jax.tree.structure(new)}"
-                    )
-                own = [name if len(values) == 1 else f"{name} {k}" for k in range(len(values))]
-                arguments += map(State, own)
-                self.start |= dict(zip(own, values))
-                places |= dict(zip(own, range(place, place + len(own))))
-                self._written.append((state, structure, own))
-            else:
-                arguments += values
-            place += len(written)
-        self.parts = Parts(closed, arguments, places, range(len(leaves)), type(model).__name__)
-        if wiring and self.parts.lanes != (wiring.regions,):
+        for state, new in zip(function.get_states(*arguments), after, strict=True):
+            kinds += self._kinds(state, new, places, place, names.get(id(state), "a state outside of the model"))
+            place += len(jax.tree.leaves(new))
+        self.step = FusedStep(function.get_jaxpr(*arguments), kinds, places, range(len(leaves)), self._label)
+        if coupling and self.step.lanes != (coupling.regions,):
             raise Unsupported(
-                f"the states of {type(model).__name__} have the shape {self.parts.lanes}, and those of regions that "
-                f"are coupled have ({wiring.regions},). vmap runs batches of networks"
+                f"the states of {self._label} have the shape {self.step.lanes}, and those of regions that are coupled "
+                f"have ({coupling.regions},). vmap runs batches of networks"
             )
+
+    def _kinds(self, state, new, places: dict[str, int], place: int, name: str) -> list[Any]:
+        """What the arguments of one state are; where the step changes it, its ``places`` among the outputs too."""
+        import brainstate
+
+        values, structure = jax.tree.flatten(state.value)
+        written = bool(jax.tree.leaves(new))
+        if isinstance(state, brainstate.random.RandomState):
+            self.draws |= written
+            return [Key() for _ in values]
+        if not written:
+            return values
+        if jax.tree.structure(new) != structure:
+            raise Unsupported(
+                f"a step of {self._label} changes the unit or the structure of '{name}', from "
+                f"{structure} to {jax.tree.structure(new)}"
+            )
+        own = [name if len(values) == 1 else f"{name} {k}" for k in range(len(values))]
+        self.start |= dict(zip(own, values))
+        places |= dict(zip(own, range(place, place + len(own))))
+        self._written.append((state, structure, own))
+        return [State(n) for n in own]
 
     def write(self, final: dict[str, Any]) -> None:
         """Give the model the states after a run."""
@@ -370,11 +363,26 @@ class _Traced:
             state.value = structure.unflatten([final[n] for n in names])
 
 
-def _traced(step: Callable, given):
+def _checked_trace(model, step: Callable, arguments):
+    """``step(*arguments, opaque=)`` as a traced function of brainstate, without side effects or delays."""
+    before = _attributes(model)
+    try:
+        # What the user gives is no text of the program: other values must not compile it anew,
+        function = _traced(functools.partial(step, opaque=_opaque), arguments)
+    except jax.errors.ConcretizationTypeError:
+        # unless the model's Python reads it.
+        function = _traced(functools.partial(step, opaque=lambda x: x), arguments)
+    _refuse_changes(model, before)
+    _refuse_effects(function.get_jaxpr(*arguments), type(model).__name__)
+    _refuse_delays(model, function.get_states(*arguments))
+    return function
+
+
+def _traced(step: Callable, arguments):
     import brainstate
 
     with meshless():
-        return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(*given)
+        return brainstate.transform.StatefulFunction(step, return_only_write=True).make_jaxpr(*arguments)
 
 
 def _opaque(x):
@@ -413,13 +421,13 @@ def _refuse_effects(closed, name: str) -> None:
 
 def _attributes(model) -> dict[tuple[str, str], Any]:
     """What a Python side effect of a step would change: the attributes of each module, and lengths of containers."""
-    found = {}
+    attributes = {}
     for path, node in model.nodes().items():
         if not type(node).__module__.startswith("brainstate."):
             for name, x in vars(node).items():
-                held = len(x) if isinstance(x, (list, dict, set)) else x if isinstance(x, (int, float, str)) else None
-                found[".".join(map(str, path)), name] = id(x), held
-    return found
+                value = len(x) if isinstance(x, (list, dict, set)) else x if isinstance(x, (int, float, str)) else None
+                attributes[".".join(map(str, path)), name] = id(x), value
+    return attributes
 
 
 def _refuse_changes(model, before) -> None:
@@ -439,7 +447,7 @@ def _refuse_changes(model, before) -> None:
 
 @functools.cache
 def _brainmass():
-    """brainmass, where it is installed in a version that this was made for."""
+    """brainmass, if a supported version of it is installed."""
     try:
         import brainmass
     except ImportError as error:
@@ -447,8 +455,8 @@ def _brainmass():
             raise
         raise ImportError(f"fuse() takes models of brainmass, which is not installed: {_INSTALL}") from error
     if brainmass.__version__ not in VERSIONS:
-        made_for = ", ".join(VERSIONS)
-        raise ImportError(f"fuse() was made for brainmass {made_for}, and {brainmass.__version__} is here: {_INSTALL}")
+        supported = ", ".join(VERSIONS)
+        raise ImportError(f"fuse() supports brainmass {supported}, and this is {brainmass.__version__}: {_INSTALL}")
     return brainmass
 
 

@@ -1,8 +1,8 @@
 """The coupling of a brainmass model's regions, as that of a `Network`.
 
-A coupling of brainmass reads from a delay buffer what each region was some steps ago, weighs it and sums. That sum is
-the network loop's; the rest of a coupling is traced with the step, by `network.COUPLINGS`. The newest entry of the
-buffer is a state of the traced step: after a step it is the source, but before the first it need not be.
+A coupling of brainmass reads the state of each region some steps ago from a delay buffer, weighs it and sums. The
+network's loop computes that sum; the rest of a coupling is traced with the step, by `network.COUPLINGS`. The newest
+entry of the buffer is a state of the traced step: after a step it equals the source, but before the first it need not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import Unsupported
 from ..models.base import Model
 from ..network import COUPLINGS, Network
-from .lanes import ARRIVING
+from .lower import ARRIVING
 
 # The state of a traced step that is what each region last sent.
 SENT = "last sent"
@@ -38,7 +38,7 @@ _SENDS_RATES = ("sigmoidal_jansen_rit",)
 _TAKES_PLAIN = ("sigmoidal", "tanh")
 
 
-class Wiring:
+class RegionCoupling:
     """The one coupling of a model, between regions that are the last axis of its states.
 
     Parameters
@@ -54,7 +54,7 @@ class Wiring:
 
     Raises
     ------
-    Unsupported : what is read is no delayed state of each region, one for each connection
+    Unsupported : the source is no delayed state of each region, one for each connection
     """
 
     def __init__(self, module, name: str):
@@ -81,16 +81,20 @@ class Wiring:
         self.steps, self.regions, self.depth = steps.reshape(size, size), size, int(steps.max())
 
     @classmethod
-    def of(cls, model) -> Wiring | None:
-        """That of a model, ``None`` where it has no coupling."""
+    def of(cls, model) -> RegionCoupling | None:
+        """The coupling of a model, ``None`` where it has none."""
         import brainmass
 
         kinds = {getattr(brainmass, name) for name in _KINDS}
-        found = {path: node for path, node in model.nodes().items() if type(node) in kinds}
-        names = [f"{type(node).__name__} '{'.'.join(map(str, path))}'" for path, node in found.items()]
-        if len(found) > 1:
-            raise Unsupported(f"{type(model).__name__} has {len(found)} couplings, {', '.join(names)}: one is fused")
-        return next((cls(node, name) for node, name in zip(found.values(), names)), None)
+        couplings = {
+            f"{type(node).__name__} '{'.'.join(map(str, path))}'": node
+            for path, node in model.nodes().items()
+            if type(node) in kinds
+        }
+        if len(couplings) > 1:
+            listed = ", ".join(couplings)
+            raise Unsupported(f"{type(model).__name__} has {len(couplings)} couplings, {listed}: one is fused")
+        return next((cls(node, name) for name, node in couplings.items()), None)
 
     @property
     def source(self):
@@ -105,8 +109,8 @@ class Wiring:
         if shapes != [(self.regions,)]:
             raise Unsupported(
                 f"{self.name} cannot be fused: its source '{self.item}' has the shape {', '.join(map(str, shapes))} "
-                f"and not ({self.regions},). Of a batch, brainmass reads the delay by the wrong axis; vmap runs "
-                f"batches of networks"
+                f"and not ({self.regions},). brainmass reads the delay of a batch by the wrong axis; vmap runs batches "
+                f"of networks"
             )
         self._pointer = self.delay.write_ptr.value
         self._entries = jnp.roll(values[0], -self._pointer, axis=0)  # the oldest first
@@ -115,12 +119,12 @@ class Wiring:
     # In the traced step ---------------------------------------------------------------------------------------------
 
     def arriving(self):
-        """What stands for the sum in a trace, ``(N,)``."""
+        """A placeholder of the sum for tracing, ``(N,)``."""
         return jnp.zeros_like(self._entries[-1])
 
     @contextlib.contextmanager
     def traced(self, total) -> Iterator[None]:
-        """Within, the coupling makes its current of ``total``, and the delay's only entry is `newest`."""
+        """A context in which the coupling makes its current from ``total``, and the delay's only entry is `newest`."""
         written = []
 
         def update(*_, **__):
@@ -135,13 +139,13 @@ class Wiring:
             self.newest.value = self.source.value
 
         objects = {self.module: update, self.delay: write}
-        for one, function in objects.items():
-            vars(one)["update"] = function
+        for module, function in objects.items():
+            vars(module)["update"] = function
         try:
             yield
         finally:
-            for one in objects:
-                del vars(one)["update"]
+            for module in objects:
+                del vars(module)["update"]
         if len(written) != 1:
             raise Unsupported(
                 f"{self.name} cannot be fused: a step writes '{self.item}' to its delay {len(written)} times, in place "
@@ -168,7 +172,7 @@ class Wiring:
     # In the run -----------------------------------------------------------------------------------------------------
 
     def network(self, model: Model) -> Network:
-        """The network of a traced model."""
+        """The network of a traced model; its unit of time is a step."""
         own = {n: x for n, x in self._constants().items() if n != "k"} if self.kind in _SENDS_RATES else {}
         return Network(
             model,
@@ -178,12 +182,12 @@ class Wiring:
             source=SENT,
             target=ARRIVING,
             k=1.0,
-            self_connection=True,  # what does not count is zero already
+            self_connection=True,  # a connection that does not count has weight 0 already
             **own,
         )
 
     def history(self) -> dict[str, Any]:
-        """What was sent before the first step, where there are delays."""
+        """The entries that were sent before the first step, where there are delays."""
         if not self.depth:
             return {}
         late = self._entries[-1 - self.depth : -1]
@@ -192,13 +196,13 @@ class Wiring:
 
     @property
     def tail(self) -> int:
-        """How many last steps must be recorded one by one, to have the delay buffer after them."""
+        """How many last steps must be recorded one by one, so that the delay buffer is known after them."""
         length = len(self._entries)
-        kept = self.depth + 1 if self.kind not in _SENDS_RATES else 1
-        return length if length > kept else 0
+        in_history = 1 if self.kind in _SENDS_RATES else self.depth + 1
+        return length if length > in_history else 0
 
     def write(self, final: dict[str, Any], last, steps: int) -> None:
-        """Give the delay buffer its entries after ``steps`` steps.
+        """Set the delay buffer to its entries after ``steps`` steps.
 
         Parameters
         ----------

@@ -1,8 +1,8 @@
 """`brainmass.JansenRitTR`: the steps of each repetition time as one kernel.
 
-Its three delayed sums, by the weights of its `LaplacianConnectivity`, are taken once a repetition time (TR) and held.
-The steps until the next treat each region on its own, the Laplacian's diagonal included: they are what is fused. The
-delay and the loop over TRs stay brainmass's own; the sums are its own too, but with what does not change taken out.
+The model takes three delayed sums, by the weights of its `LaplacianConnectivity`, once a repetition time (TR) and holds
+them. The steps until the next TR treat each region on its own, the Laplacian's diagonal included: they are fused. The
+delay and the loop over TRs stay brainmass's. So do the sums, except that constants are computed once a run.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ def trs_of(model) -> list:
 
     Raises
     ------
-    Unsupported : a `LaplacianConnectivity` that is no `JansenRitTR`'s, which takes its three sums at each step
+    Unsupported : a `LaplacianConnectivity` outside of a `JansenRitTR`, which takes its three sums at each step
     """
     import brainmass
     from brainmass.jansen_rit.connectivity import LaplacianConnectivity
 
-    found = list(model.nodes(brainmass.JansenRitTR).values())
-    held = {id(tr.conn) for tr in found}
+    trs = list(model.nodes(brainmass.JansenRitTR).values())
+    supported = {id(tr.conn) for tr in trs}
     for path, node in model.nodes(LaplacianConnectivity).items():
-        if id(node) not in held:
+        if id(node) not in supported:
             where = f" ('{'.'.join(map(str, path))}' of {type(model).__name__})" if path else ""
             raise Unsupported(
                 f"LaplacianConnectivity{where} cannot be fused: it couples masses by three weighted sums, and a fused "
                 f"network has one. brainmass.JansenRitTR, which holds its sums for a repetition time, is fused, as is "
                 f"a brainmass.Network of JansenRitStep"
             )
-    return found
+    return trs
 
 
 @contextlib.contextmanager
 def fused_between_trs(trs, run: Run) -> Iterator[None]:
-    """Within, `JansenRitTR.update` is one fused run of its steps."""
+    """A context in which `JansenRitTR.update` is one fused run of its steps."""
     for tr in trs:
         vars(tr)["update"] = _update_of(tr, run, _sums_of(tr.conn))
     try:
@@ -70,7 +70,7 @@ def _sums_of(conn) -> Callable:
 
 def _update_of(tr, run: Run, sums: Callable) -> Callable:
     def step(to_M, to_E, to_I):
-        """One step, of the sums that are held and the Laplacian's diagonal."""
+        """One step, from the held sums and the Laplacian's diagonal."""
         own_M, own_E, own_I = tr.conn.update()
         tr.step.update((to_M + own_M) * u.mV, (to_E + own_E) * u.Hz, (to_I + own_I) * u.mV)
 

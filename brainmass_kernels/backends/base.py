@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from ..pointwise import Program, pullback
+from ..pointwise import Program, SplitPullback, pullback, pullback_after
 from ..schedule import Schedule
 
 
@@ -153,6 +153,41 @@ class Pullbacks(NamedTuple):
     observe: Program
     inverse: Program | None = None
     send: Program | None = None
+
+    @classmethod
+    def of(cls, loop: Loop, wanted: Wanted) -> Pullbacks:
+        """Those of a loop's programs for the wanted cotangents."""
+        state = (True,) * loop.n_state
+        inputs = (*wanted.inputs, *((True,) if loop.coupling else ()))
+        advance = pullback(loop.advance, (*wanted.coefs, *state, *inputs, *(False,) * loop.n_normals))
+        place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
+        return cls(
+            advance,
+            pullback(loop.observe, (*wanted.coefs, *state)),
+            pullback_after(loop.inverse, advance, place) if loop.inverse else None,
+            pullback(loop.coupling.send, (*wanted.coefs, *state)) if loop.coupling else None,
+        )
+
+
+class SplitPullbacks(NamedTuple):
+    """Each pullback in two: what it needs of a step, which replay keeps, and what it makes of that on the way back."""
+
+    advance: SplitPullback
+    observe: SplitPullback
+    send: SplitPullback | None = None
+
+    @classmethod
+    def of(cls, loop: Loop, pullbacks: Pullbacks, kept_inputs: int = 0) -> SplitPullbacks:
+        """State and normals are kept, coefficients and inputs read again but for the last ``kept_inputs`` inputs."""
+
+        def split(program: Program, known: list[bool]) -> SplitPullback:
+            cotangents = [False] * (len(program.in_avals) - len(known))
+            return SplitPullback(program, [not x for x in known] + cotangents, known + cotangents)
+
+        known = [False] * loop.n_coefs + [True] * loop.n_state
+        in_step = [False] * (loop.n_inputs - kept_inputs) + [True] * (kept_inputs + loop.n_normals)
+        send = split(pullbacks.send, known) if pullbacks.send else None
+        return cls(split(pullbacks.advance, known + in_step), split(pullbacks.observe, known), send)
 
 
 class Forward(NamedTuple):

@@ -22,10 +22,12 @@ from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU
 from ..errors import Unsupported
 from ..pointwise import RULES, Program, evaluate, pullback
 from ..programs import on_clear
-from . import mosaic_gpu, mosaic_tpu
+from . import mosaic_gpu
 from .base import lacking
 from .mosaic_gpu import THREADS, WARPS, Layout, plgpu
-from .mosaic_tpu import LANES
+from .mosaic_tpu import optable
+from .mosaic_tpu.call import interpreter
+from .mosaic_tpu.layout import COLUMNS
 from .pallas import apply, fill, merged, parted, read
 
 # Rows of 128 elements in a block of a TPU: half a megabyte for each of ten arrays, twice.
@@ -50,7 +52,7 @@ def call(program: Program, values: Sequence[jax.Array], implementation: str, int
     Unsupported : a primitive, or a gradient of one, that the kernel cannot hold
     """
     program = _spelled(program)
-    lacks = mosaic_tpu._lacks if implementation == "mosaic_tpu" else mosaic_gpu._lacks
+    lacks = optable.lacks if implementation == "mosaic_tpu" else mosaic_gpu.lacks
     reason = NO_MOSAIC_GPU if implementation == "mosaic_gpu" and not MOSAIC_GPU else lacking(lacks, program)
     if reason:
         raise Unsupported(f"implementation '{implementation}' cannot run this: {reason}")
@@ -94,8 +96,8 @@ def _differentiable(program: Program, implementation: str, interpret: str):
         ]
         back = _pullback(program, wanted)
         summed = tuple(not jnp.ndim(x) and bool(shape) for x, flag in zip(values, wanted) if flag)
-        found = iter(_mapped(back, implementation, interpret, summed, len(cts))(*values, *cts))
-        return tuple(next(found) if flag else None for flag in wanted)
+        cts_wanted = iter(_mapped(back, implementation, interpret, summed, len(cts))(*values, *cts))
+        return tuple(next(cts_wanted) if flag else None for flag in wanted)
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
@@ -161,32 +163,32 @@ def _read(program: Program, values) -> tuple[jax.Array, list[jax.Array], list[bo
 def _on_tpu(program: Program, values, summed, n_cts: int, interpret: str):
     shape = jnp.broadcast_shapes(*map(jnp.shape, values))
     size, (numbers, arrays, in_arrays) = math.prod(shape), _read(program, values)
-    rows = -(-size // LANES)
+    rows = -(-size // COLUMNS)
     block = min(_ROWS, -(-rows // 8) * 8)
     grid = -(-rows // block)
 
-    def kernel(given, *refs):
+    def kernel(scalars, *refs):
         ins, outs = refs[: len(arrays)], refs[len(arrays) :]
-        spread = [jnp.full((1, LANES), given[k], jnp.float32) for k in range(1, len(numbers))]
-        made = fill(apply(program, *merged(spread, read(ins), in_arrays)), (block, LANES))
-        row, lane = (lax.broadcasted_iota(jnp.int32, (block, LANES), axis) for axis in (0, 1))
-        inside = (row + pl.program_id(0) * block) * LANES + lane < size
-        for ref, x, each in zip(outs, made, summed):
-            ref[...] = jnp.sum(jnp.where(inside, x, 0.0).reshape(block // 8, 8, LANES), axis=0) if each else x
+        spread = [jnp.full((1, COLUMNS), scalars[k], jnp.float32) for k in range(1, len(numbers))]
+        results = fill(apply(program, *merged(spread, read(ins), in_arrays)), (block, COLUMNS))
+        row, lane = (lax.broadcasted_iota(jnp.int32, (block, COLUMNS), axis) for axis in (0, 1))
+        inside = (row + pl.program_id(0) * block) * COLUMNS + lane < size
+        for ref, x, each in zip(outs, results, summed):
+            ref[...] = jnp.sum(jnp.where(inside, x, 0.0).reshape(block // 8, 8, COLUMNS), axis=0) if each else x
 
-    blocks = pl.BlockSpec((block, LANES), lambda i: (i, 0))
-    sums = pl.BlockSpec((8, LANES), lambda i: (i, 0))
-    made = pl.pallas_call(
+    blocks = pl.BlockSpec((block, COLUMNS), lambda i: (i, 0))
+    sums = pl.BlockSpec((8, COLUMNS), lambda i: (i, 0))
+    results = pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((8 * grid if each else rows, LANES), jnp.float32) for each in summed],
+        out_shape=[jax.ShapeDtypeStruct((8 * grid if each else rows, COLUMNS), jnp.float32) for each in summed],
         grid=(grid,),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *[blocks] * len(arrays)],
         out_specs=[sums if each else blocks for each in summed],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
-        interpret=mosaic_tpu.interpreter() if interpret else False,
+        interpret=interpreter() if interpret else False,
         name=f"brainmass_kernels_tpu_step{'_back' if n_cts else ''}",
-    )(numbers, *(jnp.pad(x, (0, -size % LANES), mode="edge").reshape(rows, LANES) for x in arrays))
-    return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(made, summed)]
+    )(numbers, *(jnp.pad(x, (0, -size % COLUMNS), mode="edge").reshape(rows, COLUMNS) for x in arrays))
+    return [jnp.sum(x) if each else x.reshape(-1)[:size].reshape(shape) for x, each in zip(results, summed)]
 
 
 def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
@@ -197,7 +199,7 @@ def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
     modes = ["constant" if n >= len(values) - n_cts else "edge" for n, each in enumerate(in_arrays) if each]
     registers = plgpu.Layout.WG_STRIDED((layout.width,), vec_size=layout.vec)
 
-    def kernel(given, *refs):
+    def kernel(scalars, *refs):
         ins, outs = refs[: len(arrays)], refs[len(arrays) :]
         block = lax.axis_index("block")
         place = pl.ds(block * layout.width, layout.width)
@@ -205,10 +207,10 @@ def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
         def laid(values) -> list:
             return [plgpu.layout_cast(x, registers) for x in fill(values, (layout.width,))]
 
-        spread = laid([given[k] for k in range(1, len(numbers))])
+        spread = laid([scalars[k] for k in range(1, len(numbers))])
         loaded = [plgpu.load(ref.at[place], layout=registers, optimized=False) for ref in ins]
-        made = laid(apply(program, *merged(spread, loaded, in_arrays)))
-        for ref, x, each in zip(outs, made, summed):
+        results = laid(apply(program, *merged(spread, loaded, in_arrays)))
+        for ref, x, each in zip(outs, results, summed):
             if each:
                 mosaic_gpu.store_sums(ref.at[pl.ds(block * WARPS, WARPS)], x, registers, interpret)
             else:
@@ -216,12 +218,14 @@ def _on_gpu(program: Program, values, summed, n_cts: int, interpret: str):
 
     kernel.__name__ = f"brainmass_kernels_gpu_step{'_back' if n_cts else ''}"
     sums = jax.ShapeDtypeStruct((layout.blocks * WARPS,), jnp.float32)
-    made = plgpu.kernel(
+    results = plgpu.kernel(
         kernel,
         out_type=[sums if each else layout.array() for each in summed],
         grid=(layout.blocks,),
         grid_names=("block",),
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu._by_lane()),
+        compiler_params=plgpu.CompilerParams(
+            unsafe_no_auto_barriers=True, lowering_semantics=mosaic_gpu.lane_semantics()
+        ),
         interpret=mosaic_gpu.interpreter(interpret) if interpret else None,
     )(numbers, *map(layout.lay, arrays, modes))
-    return [jnp.sum(x) if each else layout.unlay(x).reshape(shape) for x, each in zip(made, summed)]
+    return [jnp.sum(x) if each else layout.unlay(x).reshape(shape) for x, each in zip(results, summed)]

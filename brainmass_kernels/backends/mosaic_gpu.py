@@ -1,6 +1,6 @@
 """The whole run as one Pallas kernel for NVIDIA GPUs from Hopper on: the state never leaves the registers.
 
-A program is one warpgroup, 128 threads, each with `vec` masses; programs do not meet. What changes with time is read
+A program is one warpgroup, 128 threads, each with `vec` lanes; programs do not meet. What changes with time is read
 from device memory a body of steps ahead, records and checkpoints are written straight to it. The adjoint walks the
 checkpointed segments backwards: it runs each once more, keeping the state before every step in shared memory, and
 where a segment is too long for that, keeps the state before every few steps in device memory and repeats those.
@@ -22,26 +22,14 @@ from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessor
 from ..noise import Normals, in_a_row
 from ..pointwise import RULES, Program
 from ..schedule import Body, SegmentGroup, checkpoint_levels, nested_segments, parity_in, segment_groups, segments_in
-from .base import (
-    Adjoint,
-    Carry,
-    Copied,
-    Cotangents,
-    Forward,
-    Loop,
-    Operands,
-    Pullbacks,
-    Request,
-    Wanted,
-    lacking,
-    programs_of,
-)
-from .pallas import added, apply, fill, grouped, lacks, merged, parted
+from .base import Adjoint, Carry, Copied, Cotangents, Forward, Loop, Operands, Pullbacks, Request, Wanted
+from .pallas import added, apply, fill, grouped, merged, no_records, not_here, parted, unsupported
+from .pallas import lacks as lacks_of
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None
 
 THREADS, WARPS = 128, 4
-# Programs that a multiprocessor should hold before threads take two masses: 16 warps hide the latencies.
+# Programs that a multiprocessor should hold before threads take two lanes: 16 warps hide the latencies.
 _FILLED = 4
 # Operations that one unrolled loop body may have: a multiprocessor's nearest instruction caches hold some 2,000.
 _BODY = 1500
@@ -63,13 +51,18 @@ SUPPORTED = RULES.keys() | frozenset(
 )
 
 
+def lacks(program: Program) -> str | None:
+    """Why Mosaic cannot hold a program on GPUs, or ``None``."""
+    return lacks_of(program, SUPPORTED, "GPUs")
+
+
 class Layout(NamedTuple):
     """How the lanes of a run lie on the GPU.
 
     Attributes
     ----------
     lanes : lanes of the run
-    vec : masses a thread
+    vec : lanes a thread
     """
 
     lanes: int
@@ -86,7 +79,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def choose(cls, lanes: int, most: int) -> Layout:
-        """One mass a thread: more were no faster on Hopper (benchmarks/results has the H100's times).
+        """One lane a thread: more were no faster on Hopper (benchmarks/results has the H100's times).
 
         Blackwell adds and multiplies in pairs: at most two, once every multiprocessor has its programs.
         """
@@ -126,17 +119,16 @@ class _Call:
         self.operands["lane_inputs"] = [self.layout.lay(x) for x in per_lane]
         self.operands["seeds"] = [] if seeds is None else [self.layout.lay(x) for x in seeds]
 
-    def run(self, kernel: Callable, name: str) -> dict[str, tuple]:
+    def run(self, kernel: Callable, name: str) -> dict[str, list]:
         loop = self.loop
-        parts = (self.operands, self.outs, self.scratch)
-        groups = [(name, len(values)) for part in parts for name, values in part.items()]
+        names = _names(self.operands | self.outs | self.scratch)
 
         def body(*refs):
-            kernel(_Lanes(self, grouped(groups, refs)))
+            kernel(_Lanes(self, grouped(names, refs)))
 
         body.__name__ = name
         outs = [x for values in self.outs.values() for x in values]
-        made = plgpu.kernel(
+        results = plgpu.kernel(
             body,
             out_type=outs,
             scratch_types=[x for values in self.scratch.values() for x in values],
@@ -145,14 +137,18 @@ class _Call:
             compiler_params=plgpu.CompilerParams(
                 approx_math=loop.precision == "fast",
                 unsafe_no_auto_barriers=True,
-                lowering_semantics=_by_lane(),
+                lowering_semantics=lane_semantics(),
             ),
             interpret=interpreter(loop.interpret) if loop.interpret else None,
         )(*[x for values in self.operands.values() for x in values])
-        return grouped([(name, len(values)) for name, values in self.outs.items()], made)
+        return grouped(_names(self.outs), results)
 
 
-def _by_lane():
+def _names(groups: dict[str, list]) -> list[str]:
+    return [name for name, values in groups.items() for _ in values]
+
+
+def lane_semantics():
     """Mosaic's older way to lower: the newer one infers layouts, which takes minutes for a step with noise."""
     return importlib.import_module("jax.experimental.mosaic.gpu").LoweringSemantics.Lane
 
@@ -191,7 +187,7 @@ class _Lanes:
             lambda _, x: reciprocal(x.exp2(approx=True) + 1.0)
         )(x)
 
-    def _register(self, ref):
+    def register(self, ref):
         return plgpu.load(ref, layout=self.registers, optimized=False)
 
     def fill(self, values) -> tuple:
@@ -200,7 +196,7 @@ class _Lanes:
 
     def load(self, refs, *index) -> tuple:
         """These lanes of arrays in device memory."""
-        return tuple(self._register(ref.at[(*index, self.place)]) for ref in refs)
+        return tuple(self.register(ref.at[(*index, self.place)]) for ref in refs)
 
     def store(self, refs, values, *index) -> None:
         for ref, value in zip(refs, values, strict=True):
@@ -209,13 +205,6 @@ class _Lanes:
     def store_sums(self, ref, value) -> None:
         """The sum of each warp's lanes."""
         store_sums(ref, value, self.registers, self.loop.interpret)
-
-    def recall(self, ref, *index):
-        """A value that these lanes `keep` in shared memory."""
-        return self._register(ref.at[index])
-
-    def keep(self, ref, value, *index) -> None:
-        ref[index] = value
 
     def inputs(self, n) -> tuple:
         uniform = [ref[n] for ref in self.refs["uniform_inputs"]]
@@ -254,9 +243,9 @@ class _Start(NamedTuple):
     step: Any = 0
     parity: int | None = 0
 
-    def segment(self, piece: SegmentGroup, i) -> _Start:
-        """Of a piece's segment ``i``, where the pieces begin here."""
-        return _Start(self.step + piece.start + i * piece.length, parity_in(self.parity, piece))
+    def segment(self, group: SegmentGroup, i) -> _Start:
+        """That of a group's segment ``i``, where the groups begin here."""
+        return _Start(self.step + group.start + i * group.length, parity_in(self.parity, group))
 
 
 def _repeat(count: int, size: int, body: Callable, carry, backwards: bool = False):
@@ -279,7 +268,7 @@ def _repeat(count: int, size: int, body: Callable, carry, backwards: bool = Fals
 def _ahead(
     count: int, size: int, values: int, most: int, read: Callable, body: Callable, carry, backwards: bool = False
 ):
-    """As `_repeat`, for ``body(i, n, given, carry)``: what ``read(i, n)`` gives is read while the body before runs.
+    """As `_repeat`, for ``body(i, n, inputs, carry)``: ``read(i, n)`` gives the inputs, while the body before runs.
 
     It gives ``values`` for each of the ``n``, and at most ``most`` are held.
     """
@@ -292,9 +281,9 @@ def _ahead(
         return (whole - 1 - k if backwards else k) * size
 
     def one(k, both):
-        given, carry = both
+        inputs, carry = both
         later = read(at(jnp.minimum(k + 1, whole - 1)), size)
-        return later, body(at(k), size, given, carry)
+        return later, body(at(k), size, inputs, carry)
 
     def rest(carry):
         start, left = jnp.int32(whole * size), count % size
@@ -305,22 +294,22 @@ def _ahead(
     return carry if backwards else rest(carry)
 
 
-def _segments(piece: SegmentGroup, segment: Callable, carry, backwards: bool = False):
-    """``carry = segment(i, carry)`` for each segment of a piece."""
-    return _repeat(piece.segments, 1, lambda i, _, carry: segment(i, carry), carry, backwards)
+def _segments(group: SegmentGroup, segment: Callable, carry, backwards: bool = False):
+    """``carry = segment(i, carry)`` for each segment of a group."""
+    return _repeat(group.segments, 1, lambda i, _, carry: segment(i, carry), carry, backwards)
 
 
 def _steps(
-    lanes: _Lanes, piece: SegmentGroup, first: _Start, unroll: int, step: Callable, record: Callable | None, carry,
+    lanes: _Lanes, group: SegmentGroup, first: _Start, unroll: int, step: Callable, record: Callable | None, carry,
     backwards: bool = False,
 ):  # fmt: skip
     """Take the steps of one segment, which begins at ``first``, several written out in one body.
 
-    ``step(j, inputs, draw, carry)`` takes the segment's step ``j``, whose normals ``draw()`` gives;
+    ``step(j, inputs, draw, carry)`` takes the segment's step ``j``, whose normals are ``draw()``;
     ``record(m, carry)`` takes the record at the end of its stride ``m``.
     """
-    stride, most = piece.stride, _READ_AHEAD // lanes.layout.vec
-    form = Body.of(piece, unroll, lanes.loop.n_normals > 0)
+    stride, most = group.stride, _READ_AHEAD // lanes.layout.vec
+    form = Body.of(group, unroll, lanes.loop.n_normals > 0)
     parity = first.parity if form.even else None
 
     def read(start, count):
@@ -340,7 +329,7 @@ def _steps(
 
     if form.strides:
         return _ahead(
-            piece.strides, form.strides, stride * lanes.loop.n_inputs, most, lambda m, n: read(m * stride, n * stride),
+            group.strides, form.strides, stride * lanes.loop.n_inputs, most, lambda m, n: read(m * stride, n * stride),
             lambda m, n, inputs, carry: body(m, 0, n * stride, inputs, carry), carry, backwards,
         )  # fmt: skip
 
@@ -352,7 +341,7 @@ def _steps(
         )  # fmt: skip
         return record(m, carry) if record and not backwards else carry
 
-    return _repeat(piece.strides, 1, one_stride, carry, backwards)
+    return _repeat(group.strides, 1, one_stride, carry, backwards)
 
 
 def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
@@ -361,22 +350,21 @@ def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -
     return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (max(1, operations) * layout.vec)))
 
 
-def _run_pieces(
-    lanes: _Lanes, parts: Sequence[SegmentGroup], start: _Start, state, record: Callable | None, save: Callable | None
+def _run_groups(
+    lanes: _Lanes, groups: Sequence[SegmentGroup], start: _Start, state, record: Callable | None, save: Callable | None
 ):
-    """Run pieces, the first of which begins at ``start``.
+    """Run groups of segments, the first of which begins at ``start``.
 
-    ``record(k, state)`` is called at the end of each stride of a recorded piece; ``save(slot, state)`` before each
-    segment. Both count from 0 over all pieces.
+    ``record(k, state)`` is called at the end of each stride of a recorded group; ``save(slot, state)`` before each
+    segment. Both count from 0 over all groups.
     """
     unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
-    slot = taken = 0
-    for piece in parts:
+    for group, slot, taken in _numbered(groups):
 
-        def segment(i, state, piece=piece, slot=slot, taken=taken):
+        def segment(i, state, group=group, slot=slot, taken=taken):
             if save:
                 save(slot + i, state)
-            first, k = start.segment(piece, i), taken + i * piece.records
+            first, k = start.segment(group, i), taken + i * group.records
 
             def recorded(m, state):
                 assert record is not None
@@ -384,18 +372,21 @@ def _run_pieces(
                 return state
 
             return _steps(
-                lanes, piece, first, unroll, lambda j, inputs, draw, state: lanes.step(inputs, state, draw()),
-                recorded if piece.recorded and record else None, state,
+                lanes, group, first, unroll, lambda j, inputs, draw, state: lanes.step(inputs, state, draw()),
+                recorded if group.recorded and record else None, state,
             )  # fmt: skip
 
-        state = _segments(piece, segment, state)
-        slot += piece.segments
-        taken += piece.segments * piece.records
+        state = _segments(group, segment, state)
     return state
 
 
-def _lacks(program: Program) -> str | None:
-    return lacks(program, SUPPORTED, "GPUs")
+def _numbered(groups: Sequence[SegmentGroup]):
+    """Each group, and how many segments and records the groups before it have."""
+    slot = taken = 0
+    for group in groups:
+        yield group, slot, taken
+        slot += group.segments
+        taken += group.segments * group.records
 
 
 # The kernels --------------------------------------------------------------------------------------------------------
@@ -418,11 +409,8 @@ class MosaicGPU:
         """Why nothing can run on this platform, or ``None``."""
         if not MOSAIC_GPU:
             return NO_MOSAIC_GPU
-        if platform != "gpu":
-            return (
-                f"this machine's platform is '{platform}', not 'gpu'; "
-                f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
-            )
+        if reason := not_here(platform, "gpu"):
+            return reason
         capability = compute_capability()
         if capability is not None and capability < 9.0:
             return f"it needs an NVIDIA GPU of compute capability 9.0 (Hopper) or newer, and this one has {capability}"
@@ -430,11 +418,7 @@ class MosaicGPU:
 
     def unsupported(self, request: Request) -> str | None:
         """Why the request cannot run, or ``None`` if it can."""
-        if not MOSAIC_GPU:
-            return NO_MOSAIC_GPU
-        if jnp.dtype(request.dtype) != jnp.float32:
-            return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
-        return lacking(_lacks, *programs_of(request.loop))
+        return unsupported(request, lacks) if MOSAIC_GPU else NO_MOSAIC_GPU
 
     def copied(self, request: Request) -> Copied:
         """Whole programs, cut to the lanes of the run."""
@@ -446,7 +430,7 @@ class MosaicGPU:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
         (coefs, inputs, seeds, _), state = operands, initial.state
         layout = Layout.choose(state[0].shape[0], most=2)
-        parts = tuple(segment_groups(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
+        groups = tuple(segment_groups(loop.schedule, checkpoint_every or max(1, loop.schedule.steps)))
         obs = loop.n_observables if loop.schedule.count else 0
         call = _Call(loop, layout)
         call.give_arguments(coefs, inputs, seeds)
@@ -454,13 +438,13 @@ class MosaicGPU:
         call.outs["final"] = [layout.array()] * loop.n_state
         call.outs["records"] = [layout.array(loop.schedule.count)] * obs
         # A walk back by inverse steps begins each segment at its end.
-        slots = segments_in(parts) + (loop.inverse is not None)
+        slots = segments_in(groups) + (loop.inverse is not None)
         call.outs["saved"] = [layout.array(slots)] * loop.n_state if checkpoint_every else []
 
         def kernel(lanes: _Lanes):
             refs = lanes.refs
-            state = _run_pieces(
-                lanes, parts, _Start(), lanes.load(refs["initial"]),
+            state = _run_groups(
+                lanes, groups, _Start(), lanes.load(refs["initial"]),
                 record=(lambda k, state: lanes.store(refs["records"], lanes.observe(state), k)) if obs else None,
                 save=(lambda slot, state: lanes.store(refs["saved"], state, slot)) if checkpoint_every else None,
             )  # fmt: skip
@@ -469,9 +453,7 @@ class MosaicGPU:
                 lanes.store(refs["saved"], state, slots - 1)
 
         out = call.run(kernel, "brainmass_kernels_gpu_forward")
-        records = tuple(layout.unlay(x) for x in out["records"])
-        if not obs:
-            records = (jnp.zeros((0, layout.lanes), jnp.float32),) * loop.n_observables
+        records = tuple(layout.unlay(x) for x in out["records"]) or no_records(loop, layout.lanes)
         saved = tuple(layout.unlay(x) for x in out["saved"])
         final = Carry(tuple(layout.unlay(x) for x in out["final"]))
         return Forward(records, final, saved if checkpoint_every else None)
@@ -483,26 +465,26 @@ class MosaicGPU:
         """Walk back over a forward run that kept checkpoints."""
         (coefs, inputs, seeds, _), ct_final = operands, cotangents.final.state
         layout = Layout.choose(ct_final[0].shape[0], most=1)
-        parts = tuple(segment_groups(loop.schedule, checkpoint_every))
+        groups = tuple(segment_groups(loop.schedule, checkpoint_every))
         obs = loop.n_observables if loop.schedule.count else 0
-        back = ReversePass.of(loop, pullbacks, wanted, layout)
+        reverse = ReversePlan.of(loop, pullbacks, wanted, layout)
         call = _Call(loop, layout)
         call.give_arguments(coefs, inputs, seeds)
         call.operands["saved"] = [layout.lay(x) for x in saved]
         call.operands["ct_final"] = [layout.lay(x, "constant") for x in ct_final]
         call.operands["ct_records"] = [layout.lay(x, "constant") for x in cotangents.records] if obs else []
         call.outs["ct_state"] = [layout.array()] * loop.n_state
-        call.outs["ct_coefs"] = [layout.array()] * back.n_coefs
+        call.outs["ct_coefs"] = [layout.array()] * reverse.n_coefs
         steps, in_lanes = loop.schedule.steps, [x for x, w in zip(call.inputs_in_lanes, wanted.inputs) if w]
         call.outs["ct_lane_inputs"] = [layout.array(steps)] * sum(in_lanes)
         sums = jax.ShapeDtypeStruct((steps, layout.blocks * WARPS), jnp.float32)
         call.outs["ct_uniform_inputs"] = [sums] * (len(in_lanes) - sum(in_lanes))
         if pullbacks.inverse is None:
-            for depth, slots in enumerate(checkpoint_levels(parts, back.most)):
-                call.outs[f"saved {depth + 1}"] = [layout.array(slots)] * loop.n_state
-            longest = min(back.most, max((piece.length for piece in parts), default=1))
-            call.scratch["kept"] = [plgpu.SMEM((longest + 1, back.n_kept, layout.width), jnp.float32)]
-        out = call.run(lambda lanes: back.kernel(lanes, parts, in_lanes), "brainmass_kernels_gpu_adjoint")
+            levels = checkpoint_levels(groups, reverse.most)
+            call.outs["inner_saved"] = [layout.array(slots) for slots in levels for _ in range(loop.n_state)]
+            longest = min(reverse.most, max((group.length for group in groups), default=1))
+            call.scratch["residuals"] = [plgpu.SMEM((longest + 1, reverse.n_residuals, layout.width), jnp.float32)]
+        out = call.run(lambda lanes: ReversePass(reverse, lanes, in_lanes).run(groups), "brainmass_kernels_gpu_adjoint")
         return Adjoint(
             tuple(layout.unlay(x) for x in out["ct_coefs"]),
             Carry(tuple(layout.unlay(x) for x in out["ct_state"])),
@@ -510,175 +492,167 @@ class MosaicGPU:
         )
 
 
-class ReversePass(NamedTuple):
+class ReversePlan(NamedTuple):
     """What an adjoint kernel is made of.
 
     Attributes
     ----------
-    keep : which of a step's state and normals the pullbacks need
+    needed : which of a step's state and normals the pullbacks need
     most : steps that shared memory holds them for
     """
 
-    loop: Loop
     pullbacks: Pullbacks
-    wanted: Wanted
-    keep: tuple[bool, ...]
+    n_coefs: int
+    needed: tuple[bool, ...]
     most: int
 
     @classmethod
-    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> ReversePass:
+    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> ReversePlan:
         n, m = loop.n_coefs, loop.n_state
         by_step = pullbacks.advance.uses()
         by_record = pullbacks.observe.uses()[n : n + m]
         drawn = by_step[n + m + loop.n_inputs :][: loop.n_normals]
-        keep = tuple(a or b for a, b in zip(by_step[n : n + m], by_record)) + drawn
-        most = SHARED // (4 * max(1, sum(keep)) * layout.width) - 1
-        return cls(loop, pullbacks, wanted, keep, max(1, most))
+        needed = tuple(a or b for a, b in zip(by_step[n : n + m], by_record)) + drawn
+        most = SHARED // (4 * max(1, sum(needed)) * layout.width) - 1
+        return cls(pullbacks, sum(wanted.coefs), needed, max(1, most))
 
     @property
-    def n_coefs(self) -> int:
-        return sum(self.wanted.coefs)
-
-    @property
-    def n_kept(self) -> int:
-        return max(1, sum(self.keep))
-
-    def kernel(self, lanes: _Lanes, parts: Sequence[SegmentGroup], in_lanes: Sequence[bool]):
-        refs = lanes.refs
-        carry = lanes.zeros(self.n_coefs), lanes.load(refs["ct_final"])
-        walk = _Walk(self, lanes, in_lanes)
-        if self.pullbacks.inverse is not None:
-            carry = walk.invert(self.pullbacks.inverse, parts, carry)
-        else:
-            carry = walk.groups(parts, _Start(), 0, refs["saved"], carry, 0)
-        lanes.store(refs["ct_coefs"], carry[0])
-        lanes.store(refs["ct_state"], carry[1])
+    def n_residuals(self) -> int:
+        return max(1, sum(self.needed))
 
 
-class _Walk(NamedTuple):
+class ReversePass(NamedTuple):
     """The way back of one program's lanes; a carry is the cotangents of coefficients and state."""
 
-    back: ReversePass
+    plan: ReversePlan
     lanes: _Lanes
     in_lanes: Sequence[bool]
 
-    def groups(self, parts: Sequence[SegmentGroup], start: _Start, taken, saved, carry, depth: int):
-        """Walk groups back, of which the first begins at ``start`` and with record ``taken``."""
-        slots = segments_in(parts)
-        taken = taken + sum(p.segments * p.records for p in parts)
-        for piece in reversed(parts):
-            slots -= piece.segments
-            taken = taken - piece.segments * piece.records
+    def run(self, groups: Sequence[SegmentGroup]) -> None:
+        lanes, refs = self.lanes, self.lanes.refs
+        carry = lanes.zeros(self.plan.n_coefs), lanes.load(refs["ct_final"])
+        if self.plan.pullbacks.inverse is not None:
+            carry = self.by_inverse_steps(self.plan.pullbacks.inverse, groups, carry)
+        else:
+            carry = self.by_replay(groups, _Start(), 0, refs["saved"], carry, 0)
+        lanes.store(refs["ct_coefs"], carry[0])
+        lanes.store(refs["ct_state"], carry[1])
 
-            def segment(i, carry, piece=piece, slots=slots, taken=taken):
-                state = self.lanes.load(saved, slots + i)
-                first, k = start.segment(piece, i), taken + i * piece.records
-                if piece.parts or piece.length > self.back.most:
-                    return self.long(piece, first, k, state, carry, depth + 1)
-                return self.short(piece, first, k, state, carry)
+    def walk(self, groups: Sequence[SegmentGroup], start: _Start, record, segment: Callable, carry):
+        """Walk back groups, of which the first begins at ``start`` and with this record.
 
-            carry = _segments(piece, segment, carry, backwards=True)
+        ``segment(group, slot, first, k, carry)`` takes a segment that begins at ``first`` and with record ``k``.
+        """
+        for group, slot, taken in reversed([*_numbered(groups)]):
+
+            def one(i, carry, group=group, slot=slot, taken=taken):
+                k = record + taken + i * group.records
+                return segment(group, slot + i, start.segment(group, i), k, carry)
+
+            carry = _segments(group, one, carry, backwards=True)
         return carry
 
-    def long(self, piece: SegmentGroup, first: _Start, k, state, carry, depth: int):
-        """A segment too long for shared memory: run it to keep states within it, and walk its parts back."""
-        lanes, saved = self.lanes, self.lanes.refs[f"saved {depth}"]
-        parts = nested_segments(piece, self.back.most)
-        state = _run_pieces(lanes, parts, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
-        if piece.parts and piece.recorded:
-            carry = self.observed(k, state, carry)
-        return self.groups(parts, first, k, saved, carry, depth)
+    def by_replay(self, groups: Sequence[SegmentGroup], start: _Start, record, saved, carry, depth: int):
+        """Run each segment again from the state before it, of which ``saved`` has one for each slot."""
 
-    def short(self, piece: SegmentGroup, first: _Start, k, state, carry):
+        def segment(group, slot, first, k, carry):
+            state = self.lanes.load(saved, slot)
+            if group.parts or group.length > self.plan.most:
+                return self.long(group, first, k, state, carry, depth)
+            return self.short(group, first, k, state, carry)
+
+        return self.walk(groups, start, record, segment, carry)
+
+    def long(self, group: SegmentGroup, first: _Start, k, state, carry, depth: int):
+        """A segment too long for shared memory: run it to save states within it, and walk its parts back."""
+        lanes, n, groups = self.lanes, self.lanes.loop.n_state, nested_segments(group, self.plan.most)
+        saved = lanes.refs["inner_saved"][n * depth : n * (depth + 1)]
+        state = _run_groups(lanes, groups, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
+        if group.parts and group.recorded:
+            carry = self.observed(k, state, carry)
+        return self.by_replay(groups, first, k, saved, carry, depth + 1)
+
+    def short(self, group: SegmentGroup, first: _Start, k, state, carry):
         """A segment that shared memory holds."""
-        self.replay(piece, first, state)
-        unroll = unrolled(self.lanes.loop, self.lanes.layout, self.back.pullbacks.advance, drawn=False)
+        self.replay(group, first, state)
+        unroll = unrolled(self.lanes.loop, self.lanes.layout, self.plan.pullbacks.advance, drawn=False)
 
         def observed(m, carry):
-            return self.observed(k + m, self.kept((m + 1) * piece.stride)[0], carry)
+            return self.observed(k + m, self.recall((m + 1) * group.stride)[0], carry)
 
         return _steps(
-            self.lanes, piece, first, unroll,
+            self.lanes, group, first, unroll,
             lambda j, inputs, _, carry: self.step(first.step + j, j, inputs, carry),
-            observed if piece.recorded else None, carry, backwards=True,
+            observed if group.recorded else None, carry, backwards=True,
         )  # fmt: skip
 
-    def replay(self, piece: SegmentGroup, first: _Start, state):
-        lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
+    def replay(self, group: SegmentGroup, first: _Start, state):
+        lanes, (ref,) = self.lanes, self.lanes.refs["residuals"]
         unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
         def keep(j, state, draws):
-            chosen = [x for x, flag in zip((*state, *draws), self.back.keep) if flag]
+            chosen = [x for x, flag in zip((*state, *draws), self.plan.needed) if flag]
             for i, x in enumerate(chosen):
-                lanes.keep(ref, x, j, i)
+                ref[j, i] = x
 
         def step(j, inputs, draw, state):
             draws = draw()
             keep(j, state, draws)
             return lanes.step(inputs, state, draws)
 
-        whole = piece._replace(strides=1, stride=piece.length, recorded=False)
+        whole = group._replace(strides=1, stride=group.length, recorded=False)
         state = _steps(lanes, whole, first, unroll, step, None, state)
-        keep(jnp.int32(piece.length), state, lanes.zeros(lanes.loop.n_normals))
+        keep(jnp.int32(group.length), state, lanes.zeros(lanes.loop.n_normals))
 
-    def kept(self, j) -> tuple[tuple, tuple]:
+    def recall(self, j) -> tuple[tuple, tuple]:
         """State and normals of a step, zero where no pullback needs them."""
-        lanes, (ref,) = self.lanes, self.lanes.refs["kept"]
-        chosen = iter(range(self.back.n_kept))
+        lanes, (ref,) = self.lanes, self.lanes.refs["residuals"]
+        chosen = iter(range(self.plan.n_residuals))
         (zero,) = lanes.zeros(1)
-        values = tuple(lanes.recall(ref, j, next(chosen)) if flag else zero for flag in self.back.keep)
+        values = tuple(lanes.register(ref.at[j, next(chosen)]) if flag else zero for flag in self.plan.needed)
         n = lanes.loop.n_state
         return values[:n], values[n:]
 
     def step(self, n, j, inputs, carry):
-        """The pullback of step ``n``, whose state is kept at ``j``."""
-        lanes, back = self.lanes, self.back
-        state, draws = self.kept(j)
-        out = lanes.apply(back.pullbacks.advance, *lanes.coefs, *state, *inputs, *draws, *carry[1])
+        """The pullback of step ``n``, of which residuals have the number ``j``."""
+        lanes, (state, draws) = self.lanes, self.recall(j)
+        out = lanes.apply(self.plan.pullbacks.advance, *lanes.coefs, *state, *inputs, *draws, *carry[1])
         return self.pulled(n, out, carry)
 
     def pulled(self, n, out, carry):
         """The carry after the pullback of step ``n``, which made ``out``."""
-        lanes, loop, back = self.lanes, self.lanes.loop, self.back
-        ct_coefs, ct_state, ct_inputs = _split(out, back.n_coefs, loop.n_state)
+        lanes = self.lanes
+        ct_coefs, ct_state, ct_inputs = self.split(out)
         series, streams = parted(lanes.fill(ct_inputs), self.in_lanes)
         lanes.store(lanes.refs["ct_lane_inputs"], streams, n)
         for ref, ct in zip(lanes.refs["ct_uniform_inputs"], series):
             lanes.store_sums(ref.at[n, pl.ds(lax.axis_index("block") * WARPS, WARPS)], ct)
         return added(carry[0], ct_coefs), lanes.fill(ct_state)
 
-    def invert(self, program: Program, parts: Sequence[SegmentGroup], carry):
-        """Walk groups back by inverse steps, each segment from the state at its end, which a checkpoint holds."""
+    def by_inverse_steps(self, program: Program, groups: Sequence[SegmentGroup], carry):
+        """Walk each segment back from the state at its end, which a checkpoint holds."""
         lanes, n = self.lanes, self.lanes.loop.n_state
         unroll = unrolled(lanes.loop, lanes.layout, program)
-        slots, taken = segments_in(parts), sum(p.segments * p.records for p in parts)
 
         def step(n_step, inputs, draw, carry):
             *carry, state = carry
             out = lanes.apply(program, *lanes.coefs, *state, *inputs, *draw(), *carry[1])
             return *self.pulled(n_step, out[:-n], carry), lanes.fill(out[-n:])
 
-        def segment(piece, slot, first, k, carry):
+        def segment(group, slot, first, k, carry):
             def observed(m, carry):
                 *carry, state = carry
                 return *self.observed(k + m, state, carry), state
 
             state = lanes.load(lanes.refs["saved"], slot + 1)
             *carry, _ = _steps(
-                lanes, piece, first, unroll,
+                lanes, group, first, unroll,
                 lambda j, inputs, draw, carry: step(first.step + j, inputs, draw, carry),
-                observed if piece.recorded else None, (*carry, state), backwards=True,
+                observed if group.recorded else None, (*carry, state), backwards=True,
             )  # fmt: skip
             return tuple(carry)
 
-        for piece in reversed(parts):
-            slots, taken = slots - piece.segments, taken - piece.segments * piece.records
-
-            def walked(i, carry, piece=piece, slots=slots, taken=taken):
-                return segment(piece, slots + i, _Start().segment(piece, i), taken + i * piece.records, carry)
-
-            carry = _segments(piece, walked, carry, backwards=True)
-        return carry
+        return self.walk(groups, _Start(), 0, segment, carry)
 
     def observed(self, k, state, carry):
         """The pullback of record ``k``, taken of ``state``."""
@@ -686,10 +660,11 @@ class _Walk(NamedTuple):
         if not refs["ct_records"]:
             return carry
         cts = lanes.load(refs["ct_records"], k)
-        out = lanes.apply(self.back.pullbacks.observe, *lanes.coefs, *state, *cts)
-        ct_coefs, ct_state, _ = _split(out, self.back.n_coefs, lanes.loop.n_state)
+        out = lanes.apply(self.plan.pullbacks.observe, *lanes.coefs, *state, *cts)
+        ct_coefs, ct_state, _ = self.split(out)
         return added(carry[0], ct_coefs), added(carry[1], ct_state)
 
-
-def _split(out: Sequence[Any], n_coefs: int, n_state: int):
-    return out[:n_coefs], out[n_coefs : n_coefs + n_state], out[n_coefs + n_state :]
+    def split(self, out: Sequence[Any]):
+        """What a pullback returns: cotangents of coefficients, of the state, and of inputs."""
+        a, b = self.plan.n_coefs, self.plan.n_coefs + self.lanes.loop.n_state
+        return out[:a], out[a:b], out[b:]

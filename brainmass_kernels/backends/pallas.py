@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from jax.experimental import pallas as pl
 
 from .._jax import eqn_source
 from ..pointwise import RULES, TRANSCENDENTAL, Program, evaluate
+from .base import Loop, Request, lacking, programs_of
 
 
 def lacks(program: Program, supported: Collection[str], where: str) -> str | None:
@@ -31,6 +31,28 @@ def lacks(program: Program, supported: Collection[str], where: str) -> str | Non
         if eqn.params.get("accuracy") is not None and name not in RULES:
             return f"Mosaic has no '{name}' of a given accuracy on {where} ({eqn_source(eqn)})"
     return None
+
+
+def unsupported(request: Request, lacks: Callable[[Program], str | None]) -> str | None:
+    """Why a kernel cannot run a loop without networks, or ``None``; ``lacks`` says why it cannot hold a program."""
+    if jnp.dtype(request.dtype) != jnp.float32:
+        return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
+    return lacking(lacks, *programs_of(request.loop))
+
+
+def not_here(platform: str, needed: str) -> str | None:
+    """Why a kernel for one platform cannot run on this one, or ``None``."""
+    if platform == needed:
+        return None
+    return (
+        f"this machine's platform is '{platform}', not '{needed}'; "
+        f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
+    )
+
+
+def no_records(loop: Loop, lanes: int) -> tuple:
+    """The records of a run that takes none."""
+    return (jnp.zeros((0, lanes), jnp.float32),) * loop.n_observables
 
 
 def parted(values, flags) -> tuple[list, list]:
@@ -74,10 +96,12 @@ def operations(*programs: Program) -> tuple[int, int]:
     return len(names), sum(name in TRANSCENDENTAL for name in names)
 
 
-def grouped(groups, values) -> dict[str, tuple]:
-    """Values by the name of their group, an absent one being empty."""
-    left = iter(values)
-    return defaultdict(tuple, {name: tuple(itertools.islice(left, count)) for name, count in groups})
+def grouped(names: Iterable[str], values: Iterable) -> dict[str, list]:
+    """Values by the name of their group; an absent group is empty."""
+    groups = defaultdict(list)
+    for name, value in zip(names, values, strict=True):
+        groups[name].append(value)
+    return groups
 
 
 def when(on):

@@ -7,12 +7,12 @@ from .base import model as model
 from .canonical_microcircuit import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .catalogue import Catalogue as Catalogue
 from .catalogue import list_models as list_models
-from .coloured import coloured as coloured
 from .david_friston import DavidFriston as DavidFriston
+from .derived import coloured as coloured
+from .derived import with_bold as with_bold
 from .epileptor import Epileptor as Epileptor
 from .fitzhugh_nagumo import FitzHughNagumo as FitzHughNagumo
 from .generic_2d_oscillator import Generic2dOscillator as Generic2dOscillator
-from .haemodynamic import with_bold as with_bold
 from .hopf import Hopf as Hopf
 from .hopf import StuartLandau as StuartLandau
 from .horn import HORN as HORN

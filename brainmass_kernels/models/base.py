@@ -1,4 +1,4 @@
-"""What a model is: parameters with units, states, inputs, observables, and its equations in jnp."""
+"""A model: parameters with units, states, inputs, observables, and its equations in jnp."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 class TimeFactors(NamedTuple):
-    """By name, what a magnitude is multiplied with inside a model, where that is not 1."""
+    """By name, the factor of a magnitude inside a model, where it is not 1."""
 
     parameters: dict[str, float]
     inputs: dict[str, float]
@@ -53,10 +53,10 @@ class Model:
     inputs : default of each input
     observables : unit of each observable, the first is recorded by default
     time_unit : the time of the drift, and of all units in it
-    scheme : used where `simulate` is given none
-    initial : where a state starts unless `simulate` is told; zero where not named
+    scheme : the default of `simulate`
+    initial : where a state starts unless `simulate` takes another value; zero where not named
     pairs : (position, velocity) of the states whose rate is another state, for scheme "symplectic_euler"
-    also : a second unit that a field takes, read as if it were the first
+    also : by the name of a field, a second unit that it takes, read as if it were the first
     as_declared : names of fields, inputs, states and observables whose numbers the equations take in the very unit that
         is declared, whatever time it holds
     """
@@ -88,7 +88,7 @@ class Model:
 
     @staticmethod
     def diffusion(s: SimpleNamespace, p: SimpleNamespace) -> dict[str, Any]:
-        """What the intensity of the white noise on a state is multiplied with, by its name; 1 where not named."""
+        """The factor of the intensity of the white noise on each state, by its name; 1 where not named."""
         return {}
 
     @classmethod
@@ -111,11 +111,11 @@ class Model:
 
     @classmethod
     def time_factors(cls) -> TimeFactors:
-        """What turns a number in the unit declared into the number that the equations take."""
+        """The factors that turn numbers in the declared units into those that the equations take."""
 
         def factors(unit_of: Mapping[str, Any]) -> dict[str, float]:
-            found = {n: cls.time_factor(n, unit) for n, unit in unit_of.items()}
-            return {n: factor for n, factor in found.items() if factor != 1.0}
+            every = {n: cls.time_factor(n, unit) for n, unit in unit_of.items()}
+            return {n: factor for n, factor in every.items() if factor != 1.0}
 
         inputs = {n: units.unit_of(x) for n, x in cls.inputs.items()}
         return TimeFactors(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
@@ -139,18 +139,18 @@ class Model:
 
 
 def derived(make: Callable) -> Callable:
-    """``make(base, *arguments)``, the class of a model made of another, once for what the other is at the time."""
+    """``make(base, *arguments)``, a class derived from a model's, cached for as long as the base does not change."""
 
     @functools.lru_cache(maxsize=64)
-    def kept(base: type[Model], _: Key, *arguments) -> type[Model]:
+    def cached(base: type[Model], _: Key, *arguments) -> type[Model]:
         return make(base, *arguments)
 
-    on_clear(kept.cache_clear)
-    return functools.wraps(make)(lambda base, *arguments: kept(base, key_of(base), *arguments))
+    on_clear(cached.cache_clear)
+    return functools.wraps(make)(lambda base, *arguments: cached(base, key_of(base), *arguments))
 
 
 def remade(make: Callable, base: type[Model], *arguments) -> Callable:
-    """What pickles a model whose class ``make(base, *arguments)`` made: the class has no place to be found at."""
+    """The ``__reduce__`` of models of a class that ``make(base, *arguments)`` built: pickle cannot find it by name."""
 
     def reduce(self: Model):
         return _blank, (_recipe(type(self)),), dict(vars(self))
@@ -160,7 +160,7 @@ def remade(make: Callable, base: type[Model], *arguments) -> Callable:
 
 
 def _recipe(cls: type[Model]):
-    """How a class was made, from classes that can be imported; of another the class itself."""
+    """How a derived class is built from classes that can be imported; an importable class itself."""
     how = getattr(cls.__dict__.get("__reduce__"), "recipe", None)
     if how is None:
         return cls
@@ -169,7 +169,7 @@ def _recipe(cls: type[Model]):
 
 
 def _blank(recipe) -> Model:
-    """A model without values, which unpickling puts in."""
+    """A model without values, which unpickling fills in."""
     return object.__new__(_class_of(recipe))
 
 
@@ -207,7 +207,7 @@ class SecondOrderModel(Model):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def model(cls):
-    """Make a model of a class: a frozen dataclass whose fields are keyword arguments, and a pytree.
+    """Turn a class into a model: a frozen dataclass whose fields are keyword arguments, and a pytree.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def model(cls):
 
 
 def _check_fields(cls) -> None:
-    """What a class writes itself: annotations where they belong, and defaults that are one number each."""
+    """A class's own declarations: annotations where they belong, and defaults that are one number each."""
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         raise TypeError(f"@bk.model got {getattr(cls, '__name__', cls)!r}, but takes a subclass of bk.Model")
     annotated, title = inspect.get_annotations(cls), cls.__name__
@@ -328,7 +328,7 @@ def _named(cls: type[Model], kind: str) -> Mapping[str, Any]:
 
 
 def _check_names(cls: type[Model], parameters) -> None:
-    """One name is one thing, and what is named exists."""
+    """Each name means one thing, and every name that is referred to exists."""
     title, known = cls.__name__, {"a parameter": parameters, "an input": cls.inputs, "a state": cls.states}
     for (one, first), (other, second) in itertools.combinations(known.items(), 2):
         for name in first:
@@ -350,7 +350,7 @@ def _check_names(cls: type[Model], parameters) -> None:
 
 
 def check_model(model, takes: str = "") -> None:
-    """Raise ``TypeError`` unless it is a model; ``takes`` is what else can be given.
+    """Refuse what is no model; ``takes`` says what else the argument can be.
 
     Raises
     ------

@@ -14,24 +14,31 @@ from .base import Block, SecondOrderModel, model
 class CanonicalMicrocircuit(SecondOrderModel):
     """One source of dynamic causal modelling's canonical microcircuit; the defaults are SPM's priors.
 
-    Four second-order blocks, as deviations from rest: ``ss`` (spiny stellate cells), ``sp`` (superficial pyramidal),
-    ``ii`` (inhibitory interneurons), ``dp`` (deep pyramidal), and their velocities ``ssv`` .. ``dpv``. Delays
-    within and between sources, and SPM's modulation of one connection by deep cells, are left out.
+        ss'' = H b_ss (ss_inp - g_ss_ss f(ss) - g_sp_ss f(sp) - g_ii_ss f(ii)) - 2 b_ss ss' - b_ss^2 ss
+        sp'' = H b_sp (sp_inp + g_ss_sp f(ss) - g_sp_sp f(sp)) - 2 b_sp sp' - b_sp^2 sp
+        ii'' = H b_ii (ii_inp + g_ss_ii f(ss) + g_dp_ii f(dp) - g_ii_ii f(ii)) - 2 b_ii ii' - b_ii^2 ii
+        dp'' = H b_dp (dp_inp - g_ii_dp f(ii) - g_dp_dp f(dp)) - 2 b_dp dp' - b_dp^2 dp
+        f(v) = 1 / (1 + exp(-r v)) - 1/2
+
+    Delays within and between sources, and SPM's modulation of one connection by deep cells, are left out.
+
+    - States: the potentials, as deviations from rest, of ``ss`` (spiny stellate cells), ``sp`` (superficial pyramidal
+      cells), ``ii`` (inhibitory interneurons) and ``dp`` (deep pyramidal cells) in mV, and their velocities ``ssv``,
+      ``spv``, ``iiv``, ``dpv`` (mV/s).
+    - Inputs: ``ss_inp``, ``sp_inp``, ``ii_inp`` and ``dp_inp`` (Hz): forward ones reach ss and dp, backward ones sp and
+      ii with a negative sign.
 
     Parameters
     ----------
     H : gain of every block, mV
     b_ss, b_sp, b_ii, b_dp : rate constants, Hz: of time constants 2, 2, 16 and 28 ms
     g_ss_ss, g_sp_ss, g_ii_ss, g_ii_ii, g_sp_sp, g_ii_dp, g_dp_dp : inhibitory connections, "from_to", Hz
-    g_ss_ii, g_dp_ii, g_ss_sp : excitatory ones, Hz
+    g_ss_ii, g_dp_ii, g_ss_sp : excitatory connections, "from_to", Hz
     r : steepness of the sigmoid (per mV, given as a plain number)
-
-    Inputs are ``ss_inp``, ``sp_inp``, ``ii_inp`` and ``dp_inp`` (Hz): forward ones reach ss and dp, backward ones sp
-    and ii with a negative sign.
 
     References
     ----------
-    Bastos, Usrey, Adams, Mangun, Fries and Friston 2012, Neuron 76:695.
+    Bastos, Usrey, Adams, Mangun, Fries and Friston 2012, Neuron 76:695-711.
     Moran, Pinotsis and Friston 2013, Frontiers in Computational Neuroscience 7:57; SPM12, ``spm_fx_cmc``.
     """
 

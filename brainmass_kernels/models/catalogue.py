@@ -1,4 +1,4 @@
-"""What models there are, as a table."""
+"""The models of the library, as a table."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Entry(NamedTuple):
     ----------
     model : its class; ``name`` is the name of that
     states, inputs, observables : their names
-    scheme : used where `simulate` is given none
-    paper : the first of its references, author and year
+    scheme : the default of `simulate`
+    paper : authors and year of its first reference
     """
 
     name: str
@@ -56,16 +56,18 @@ def _lines(cells: list[list[str]], widths: list[int]) -> Iterator[str]:
 
 def list_models() -> Catalogue:
     """The models of the library, by name; print it for a table of states, inputs, observables, schemes and papers."""
-    found = sorted(_library(Model), key=lambda cls: cls.__name__.lower())
+    models = sorted(set(_library(Model)), key=lambda cls: cls.__name__.lower())
     return Catalogue(
-        Entry(m.__name__, m, tuple(m.states), tuple(m.inputs), tuple(m.observables), m.scheme, _paper(m)) for m in found
+        Entry(cls.__name__, cls, tuple(cls.states), tuple(cls.inputs), tuple(cls.observables), cls.scheme, _paper(cls))
+        for cls in models
     )
 
 
 def _library(cls: type[Model]) -> Iterator[type[Model]]:
-    """Subclasses in this folder that can be made, each once."""
+    """The models among the subclasses in this folder, without classes that only hold what several of them share."""
     for sub in cls.__subclasses__():
-        if "__dataclass_fields__" in vars(sub) and sub.__module__.startswith(f"{__package__}."):
+        is_model = "__dataclass_fields__" in vars(sub) and not sub.__name__.startswith("_")
+        if is_model and sub.__module__.startswith(f"{__package__}."):
             yield sub
         yield from _library(sub)
 
@@ -73,8 +75,8 @@ def _library(cls: type[Model]) -> Iterator[type[Model]]:
 def _paper(cls: type[Model]) -> str:
     """Authors and year of the first reference."""
     _, _, references = (inspect.getdoc(cls) or "").partition("References\n----------\n")
-    found = re.match(r"(.+?) (\d{4})\b", references.replace("\n", " "))
-    if found is None:
+    reference = re.match(r"(.+?) (\d{4})\b", references.replace("\n", " "))
+    if reference is None:
         return ""
-    authors = re.split(", | and ", found[1])
-    return f"{' and '.join(authors) if len(authors) < 3 else f'{authors[0]} et al.'} {found[2]}"
+    authors = re.split(", | and ", reference[1])
+    return f"{' and '.join(authors) if len(authors) < 3 else f'{authors[0]} et al.'} {reference[2]}"

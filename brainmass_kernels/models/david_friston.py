@@ -14,24 +14,32 @@ from .base import Block, SecondOrderModel, model
 class DavidFriston(SecondOrderModel):
     """David and Friston's mixture of two kinetic subpopulations; the spectrum moves with their weight ``w``.
 
-    Each of the three populations of `JansenRit` has a slow (1) and a fast (2) part: the states ``M1, E1, I1`` and
-    ``M2, E2, I2`` and their velocities ``Mv1`` .. ``Iv2``. The parts see the same firing rates, those of the potentials
-    mixed as ``w`` of the slow and ``1 - w`` of the fast ones. The mixed pyramidal potential ``E - I`` is recorded as
-    ``meg``.
+    Each of the three populations of `JansenRit` has a slow (k = 1) and a fast (k = 2) part, which see the same rates:
+
+        Mk'' = Aek bek rate(meg) - 2 bek Mk' - bek^2 Mk    (k = 1, 2)
+        Ek'' = Aek bek (E_inp + a2 C rate(a1 C M)) - 2 bek Ek' - bek^2 Ek    (k = 1, 2)
+        Ik'' = Aik bik a4 C rate(a3 C M) - 2 bik Ik' - bik^2 Ik    (k = 1, 2)
+        M = w M1 + (1 - w) M2
+        meg = w (E1 - I1) + (1 - w) (E2 - I2)
+        rate(v) = s_max / (1 + exp(r (v0 - v)))
+
+    - States: the potentials ``M1``, ``E1``, ``I1``, ``M2``, ``E2``, ``I2`` (mV), and their velocities ``Mv1``, ``Ev1``,
+      ``Iv1``, ``Mv2``, ``Ev2``, ``Iv2`` (mV/s).
+    - Input: ``E_inp`` (Hz), 220 with a standard deviation of 22 in each sample of the paper.
+    - Observable: ``meg``, the mixed pyramidal potential (mV).
 
     Parameters
     ----------
-    w : weight of the slow part: 1 oscillates at alpha frequency, 0 at gamma
+    w : weight of the slow part, dimensionless: 1 oscillates at alpha frequency, 0 at gamma
     be1, bi1, be2, bi2 : rate constants, Hz: of time constants 10.8, 22, 4.6 and 2.9 ms
     Ae1, Ai1, Ae2, Ai2 : gains, mV: proportional to the rate constants, such that a response keeps its area
-    C : number of synapses, with the shares ``a1`` .. ``a4`` of the four connections
+    C : number of synapses, dimensionless
+    a1, a2, a3, a4 : shares of the four connections, dimensionless
     s_max, v0, r : largest rate (Hz), threshold (mV) and steepness (per mV, given as a plain number) of the sigmoid
-
-    Input is ``E_inp`` (Hz), 220 with a standard deviation of 22 in each sample of the paper.
 
     References
     ----------
-    David and Friston 2003, NeuroImage 20:1743.
+    David and Friston 2003, NeuroImage 20:1743-1755.
     """
 
     w: Any = 0.8

@@ -15,27 +15,36 @@ from .base import Model, model
 class Epileptor(Model):
     """Jirsa's Epileptor; names, defaults and starting point as in `brainmass.EpileptorStep`.
 
-    The states are ``x1, y1`` (fast discharges), ``z`` (permittivity), ``x2, y2`` (spikes and waves) and ``g`` (``x1``
-    low-passed). All are dimensionless and the time of the equations is ms; ``lfp`` is ``x2 - x1``.
+        x1' = tt (y1 - z + Iext + Kvf x1_inp + f x1)
+        y1' = tt (c - d x1^2 - y1)
+        z'  = tt r (h - z + Ks x1_inp)
+        x2' = tt (x2 - x2^3 - y2 + Iext2 + bb g - 0.3 (z - 3.5) + Kf x2_inp)
+        y2' = tt (aa max(x2 + 0.25, 0) - y2) / tau
+        g'  = -0.01 tt (g - 0.1 x1)
+        f = b x1 - a x1^2 where x1 < 0, otherwise slope - x2 + 0.6 (z - 4)^2
+        h = (1 - modification) (4 (x1 - x0) - 0.1 min(z, 0)^7) + modification (x0 + 3 / (1 + exp(-10 (x1 + 0.5))))
+
+    - States: ``x1``, ``y1`` (fast discharges), ``z`` (permittivity), ``x2``, ``y2`` (spikes and waves) and ``g``
+      (``x1`` low-passed), dimensionless; the time of the equations is ms.
+    - Inputs: ``x1_inp`` and ``x2_inp``, dimensionless.
+    - Observable: ``lfp`` = x2 - x1, dimensionless.
 
     Parameters
     ----------
     a, b, slope : of the nonlinearity of ``x1``, below and above 0
     c, d : of ``y1``
-    r : rate of the permittivity; a seizure takes about ``1 / r`` ms
+    r : rate of the permittivity, per ms (as a plain number, like the others); a seizure takes about ``1 / r`` ms
     x0 : epileptogenicity
     Iext, Iext2 : currents into ``x1`` and ``x2``
-    tau, aa, bb : time constant and slope of ``y2``, weight of ``g``
+    tau, aa, bb : time constant (ms) and slope of ``y2``, weight of ``g``
     Kvf, Kf, Ks : gains of ``x1_inp`` in ``x1``, of ``x2_inp`` in ``x2`` and of ``x1_inp`` in ``z``
     tt : scale of time
     modification : 0 for the linear influence of ``x1`` on ``z``, 1 for the sigmoidal one
 
-    Inputs are ``x1_inp`` and ``x2_inp``.
-
     References
     ----------
-    Jirsa, Stacey, Quilichini, Ivanov and Bernard 2014, Brain 137:2210.
-    Proix, Bartolomei, Chauvel, Bernard and Jirsa 2014, Journal of Neuroscience 34:15009 (the linear influence on z).
+    Jirsa, Stacey, Quilichini, Ivanov and Bernard 2014, Brain 137:2210-2230.
+    Proix, Bartolomei, Chauvel, Bernard and Jirsa 2014, Journal of Neuroscience 34:15009-15021 (the linear influence).
     """
 
     a: Any = 1.0

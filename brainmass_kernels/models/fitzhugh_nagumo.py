@@ -13,20 +13,22 @@ from .base import Model, model
 class FitzHughNagumo(Model):
     """FitzHugh and Nagumo's unit with a general cubic, as in `brainmass.FitzHughNagumoStep`.
 
-    The states are the fast ``V`` and its recovery ``w``; they start at 0.025, the middle of the range that brainmass
-    draws from.
+        V' = -alpha V^3 + beta V^2 + gamma V - w + V_inp
+        w' = (V - delta - epsilon w) / tau + w_inp
+
+    - States: the fast ``V`` and its recovery ``w``, dimensionless; both start at 0.025, the middle of the range that
+      brainmass draws from.
+    - Inputs: ``V_inp`` and ``w_inp``, per ms (as plain numbers).
 
     Parameters
     ----------
-    alpha, beta, gamma : coefficients of the cubic ``-alpha V^3 + beta V^2 + gamma V``, per ms
-    delta, epsilon : offset and slope of the recovery
+    alpha, beta, gamma : coefficients of the cubic, per ms (as plain numbers)
+    delta, epsilon : offset and slope of the recovery, dimensionless
     tau : time constant of the recovery, ms
-
-    Inputs are ``V_inp`` and ``w_inp``, per ms.
 
     References
     ----------
-    Kostova, Ravindran and Schonbek 2004, International Journal of Bifurcation and Chaos 14:913.
+    Kostova, Ravindran and Schonbek 2004, International Journal of Bifurcation and Chaos 14:913-925.
     """
 
     alpha: Any = 3.0

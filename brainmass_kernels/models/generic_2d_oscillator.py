@@ -13,20 +13,22 @@ from .base import Model, model
 class Generic2dOscillator(Model):
     """The Virtual Brain's planar oscillator; names and defaults as in `brainmass.Generic2dOscillatorStep`.
 
-    The states are the fast ``V`` and the slow ``W``, dimensionless; the time of the equations is ms.
+        V' = d tau (-f V^3 + e V^2 + g V + alpha W + gamma (I + V_inp))
+        W' = (d / tau) (a + b V + c V^2 - beta W)
+
+    - States: the fast ``V`` and the slow ``W``, dimensionless; the time of the equations is ms.
+    - Input: ``V_inp``, dimensionless.
 
     Parameters
     ----------
-    a, b, c, beta : the nullcline of ``W``, ``a + b V + c V^2 - beta W``
-    e, f, g, alpha : that of ``V``, ``-f V^3 + e V^2 + g V + alpha W``
-    I, gamma : a constant current, and the gain of it and of ``V_inp``
-    d, tau : rate of both, and how much faster ``V`` is
-
-    Input is ``V_inp``.
+    a, b, c, beta : the nullcline of ``W``, dimensionless
+    e, f, g, alpha : the nullcline of ``V``, dimensionless
+    I, gamma : a constant current, and the gain of it and of ``V_inp``, dimensionless
+    d, tau : rate of both (per ms, as a plain number), and how much faster ``V`` is
 
     References
     ----------
-    Sanz-Leon, Knock, Spiegler and Jirsa 2015, NeuroImage 111:385.
+    Sanz-Leon, Knock, Spiegler and Jirsa 2015, NeuroImage 111:385-430.
     """
 
     a: Any = -2.0

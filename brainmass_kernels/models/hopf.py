@@ -23,18 +23,20 @@ def _rotation(s, growth, w, i):
 
 @model
 class Hopf(_Planar):
-    """Supercritical Hopf normal form, ``dz/dt = (a + j w) z - beta |z|^2 z``, as in `brainmass.HopfStep`.
+    """Supercritical Hopf normal form, as in `brainmass.HopfStep`.
 
-    The states are ``z = x + j y``; above ``a = 0`` they circle at radius ``sqrt(a / beta)``. It starts at rest, which
-    is a fixed point: give ``initial=`` or noise.
+        x' = (a - beta (x^2 + y^2)) x - w y + x_inp
+        y' = (a - beta (x^2 + y^2)) y + w x + y_inp
+
+    - States: ``x`` and ``y``, dimensionless; above ``a = 0`` they circle at radius ``sqrt(a / beta)``. They start at
+      rest, which is a fixed point: give ``initial=`` or noise.
+    - Inputs: ``x_inp`` and ``y_inp``, per ms (as plain numbers).
 
     Parameters
     ----------
     a : distance from the bifurcation, per ms (as a plain number, like the others)
     w : angular frequency, per ms
     beta : cubic coefficient, per ms
-
-    Inputs are ``x_inp`` and ``y_inp``, per ms.
 
     References
     ----------
@@ -52,20 +54,22 @@ class Hopf(_Planar):
 
 @model
 class StuartLandau(_Planar):
-    """Stuart and Landau's oscillator, ``dz/dt = (a - |z|^2 + j w) z``, as in `brainmass.StuartLandauStep`.
+    """Stuart and Landau's oscillator, as in `brainmass.StuartLandauStep`.
 
-    It starts at ``x = y = 0.025``, the middle of the range that brainmass draws from.
+        x' = (a - x^2 - y^2) x - w y + x_inp
+        y' = (a - x^2 - y^2) y + w x + y_inp
+
+    - States: ``x`` and ``y``, dimensionless; both start at 0.025, the middle of the range that brainmass draws from.
+    - Inputs: ``x_inp`` and ``y_inp``, per ms (as plain numbers).
 
     Parameters
     ----------
     a : distance from the bifurcation, per ms (as a plain number)
-    w : angular frequency, per ms
-
-    Inputs are ``x_inp`` and ``y_inp``, per ms.
+    w : angular frequency, per ms (as a plain number)
 
     References
     ----------
-    Stuart 1960, Journal of Fluid Mechanics 9:353; in real numbers.
+    Stuart 1960, Journal of Fluid Mechanics 9:353-370; in real numbers.
     """
 
     a: Any = 0.25

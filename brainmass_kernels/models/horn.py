@@ -13,19 +13,22 @@ from .base import Model, model
 
 @model
 class HORN(Model):
-    """A driven, damped harmonic oscillator, as in `brainmass.HORNStep`; time in ms, all else dimensionless.
+    """A driven, damped harmonic oscillator, as in `brainmass.HORNStep`.
 
-    The states are the position ``x`` and the velocity ``y``. The scheme is symplectic Euler, of which a step of 1 ms is
-    the step of the network.
+        x' = y
+        y' = alpha tanh(x_inp + v x) - omega^2 x - 2 gamma y
+
+    The scheme is symplectic Euler, of which a step of 1 ms is the step of the network.
+
+    - States: the position ``x`` (dimensionless) and the velocity ``y`` (per ms, as a plain number).
+    - Input: ``x_inp``, extrinsic plus recurrent, dimensionless.
 
     Parameters
     ----------
-    alpha : excitability
-    omega : natural angular frequency, per ms
-    gamma : damping, per ms
-    v : weight of the position in the unit's own input
-
-    Input is ``x_inp``, inside the tanh: extrinsic plus recurrent.
+    alpha : excitability, dimensionless
+    omega : natural angular frequency, per ms (as a plain number)
+    gamma : damping, per ms (as a plain number)
+    v : weight of the position in the unit's own input, dimensionless
 
     References
     ----------

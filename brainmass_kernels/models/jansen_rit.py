@@ -14,21 +14,26 @@ from .base import Block, SecondOrderModel, model
 class JansenRit(SecondOrderModel):
     """Jansen and Rit's cortical column; names, units and defaults as in `brainmass.JansenRitStep`.
 
-    Three second-order blocks, in the states ``M`` (pyramidal), ``E``, ``I`` and their velocities ``Mv``, ``Ev``,
-    ``Iv``: the pyramidal potential is ``E - I``, recorded as ``eeg``.
+        M'' = Ae be rate(E - I + M_inp) - 2 be M' - be^2 M
+        E'' = Ae be (E_inp + a2 C rate(a1 C M)) - 2 be E' - be^2 E
+        I'' = Ai bi a4 C rate(a3 C M + I_inp) - 2 bi I' - bi^2 I
+        rate(v) = s_max / (1 + exp(r (v0 - v)))
+
+    - States: the potentials ``M`` (pyramidal), ``E`` and ``I`` (mV), their velocities ``Mv``, ``Ev``, ``Iv`` (mV/s).
+    - Inputs: ``M_inp`` (mV), ``E_inp`` (Hz, the extrinsic drive) and ``I_inp`` (mV).
+    - Observable: ``eeg``, the pyramidal potential E - I (mV).
 
     Parameters
     ----------
     Ae, Ai : excitatory and inhibitory gain, mV
     be, bi : excitatory and inhibitory rate constant, Hz
-    C : number of synapses, with the shares ``a1`` .. ``a4`` of the four connections
+    C : number of synapses, dimensionless
+    a1, a2, a3, a4 : shares of the four connections, dimensionless
     s_max, v0, r : largest rate (Hz), threshold (mV) and steepness (per mV, given as a plain number) of the sigmoid
-
-    Inputs are ``M_inp`` (mV), ``E_inp`` (Hz, the extrinsic drive) and ``I_inp`` (mV).
 
     References
     ----------
-    Jansen and Rit 1995, Biological Cybernetics 73:357, equations 1-6 and table 1.
+    Jansen and Rit 1995, Biological Cybernetics 73:357-366, equations 1-6 and table 1.
     """
 
     Ae: Any = 3.25 * u.mV

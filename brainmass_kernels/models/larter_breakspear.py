@@ -18,13 +18,24 @@ def _open(x, threshold, width):
 class LarterBreakspear(Model):
     """Larter and Breakspear's mass; names and defaults as in `brainmass.LarterBreakspearStep`.
 
-    The states are the pyramidal potential ``V``, the open fraction ``W`` of potassium channels and the inhibitory
-    activity ``Z``. All are dimensionless and the time of the equations is ms. The default is chaotic; ``d_V`` below
-    0.55 is not.
+        V' = t_scale (ane Iext - aie Z Q_Z - (gCa + rNMDA c) m(V, TCa, d_Ca) (V - VCa)
+                      - (gNa m(V, TNa, d_Na) + c) (V - VNa) - gK W (V - VK) - gL (V - VL))
+        W' = t_scale phi (m(V, TK, d_K) - W) / tau_K
+        Z' = t_scale b (ani Iext + aei V Q_V)
+        c = aee ((1 - C) Q_V + C V_inp)
+        Q_V = QV_max m(V, VT, d_V)
+        Q_Z = QZ_max m(Z, ZT, d_Z)
+        m(x, T, d) = (1 + tanh((x - T) / d)) / 2
+
+    - States: the pyramidal potential ``V``, the open fraction ``W`` of potassium channels and the inhibitory activity
+      ``Z``, dimensionless; the time of the equations is ms.
+    - Input: ``V_inp``, the mean firing rate of distant masses, dimensionless.
+
+    The default is chaotic; ``d_V`` below 0.55 is not.
 
     Parameters
     ----------
-    gCa, gK, gL, gNa : conductances of calcium, potassium, leak and sodium
+    gCa, gK, gL, gNa : conductances of calcium, potassium, leak and sodium; dimensionless, like all others
     VCa, VK, VL, VNa : their reversal potentials
     TCa, TK, TNa, d_Ca, d_K, d_Na : thresholds and widths of the channels
     phi, tau_K : rate and time constant of the potassium channels
@@ -35,11 +46,9 @@ class LarterBreakspear(Model):
     VT, d_V, ZT, d_Z, QV_max, QZ_max : threshold, width and maximum of the two firing rates
     t_scale : scale of time
 
-    Input is ``V_inp``, the mean firing rate of distant masses.
-
     References
     ----------
-    Breakspear, Terry and Friston 2003, Network 14:703.
+    Breakspear, Terry and Friston 2003, Network 14:703-732.
     """
 
     gCa: Any = 1.1

@@ -11,19 +11,20 @@ from .base import Model, model
 
 @model
 class Linear(Model):
-    """One state that decays, ``dx/dt = gamma x + x_inp``, as in `brainmass.LinearStep`; time in ms.
+    """One state that decays, as in `brainmass.LinearStep`.
 
-    It starts at 0.01.
+        x' = gamma x + x_inp
+
+    - State: ``x``, dimensionless; it starts at 0.01.
+    - Input: ``x_inp``, per ms (as a plain number).
 
     Parameters
     ----------
     gamma : rate, per ms (as a plain number); negative in a stable node
 
-    Input is ``x_inp``, per ms.
-
     References
     ----------
-    Sanz-Leon, Knock, Spiegler and Jirsa 2015, NeuroImage 111:385.
+    Sanz-Leon, Knock, Spiegler and Jirsa 2015, NeuroImage 111:385-430.
     """
 
     gamma: Any = -10.0

@@ -11,17 +11,22 @@ from .base import Model, model
 
 @model
 class Lorenz(Model):
-    """Lorenz's three equations, as in `brainmass.LorenzStep`; they start at (1, 1, 1), and their time is ms.
+    """Lorenz's three equations, as in `brainmass.LorenzStep`.
+
+        x' = sigma (y - x) + x_inp
+        y' = x (rho - z) - y
+        z' = x y - beta z
+
+    - States: ``x``, ``y`` and ``z``, dimensionless; all start at 1, and their time is ms.
+    - Input: ``x_inp``, per ms (as a plain number).
 
     Parameters
     ----------
-    sigma, rho, beta : Prandtl number, Rayleigh number, shape of the convection cell
-
-    Input is ``x_inp``, per ms.
+    sigma, rho, beta : Prandtl number, Rayleigh number, shape of the convection cell; dimensionless
 
     References
     ----------
-    Lorenz 1963, Journal of the Atmospheric Sciences 20:130, equations 25-27.
+    Lorenz 1963, Journal of the Atmospheric Sciences 20:130-141, equations 25-27.
     """
 
     sigma: Any = 10.0

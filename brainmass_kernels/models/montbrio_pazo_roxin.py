@@ -17,18 +17,23 @@ _PER_KHZ = 1e-3
 class MontbrioPazoRoxin(Model):
     """Montbrio, Pazo and Roxin's mean field; names, units and defaults as in `brainmass.MontbrioPazoRoxinStep`.
 
-    The states are the firing rate ``r`` (Hz) and the mean potential ``v``; they start at 0.025, the middle of the range
-    that brainmass draws from. As there, the term ``2 v r`` of the rate is per ms, not per ``tau``; at the default the
-    two are the same.
+        r' = delta / (pi tau) + 2 v r + r_inp
+        v' = (v^2 + eta + v_inp + J n - (pi n)^2) / tau
+        n = tau r / 1000
+
+    The equations take numbers of Hz and of ms. As in brainmass, the term 2 v r is per ms, not per tau; at the default
+    the two are the same.
+
+    - States: the firing rate ``r`` (Hz) and the mean potential ``v`` (dimensionless); both start at 0.025, the middle
+      of the range that brainmass draws from.
+    - Inputs: ``r_inp`` (Hz, per ms) and ``v_inp`` (dimensionless).
 
     Parameters
     ----------
     tau : time constant, ms
-    eta : mean excitability
+    eta : mean excitability, dimensionless
     delta : half width of the excitabilities, Hz
-    J : recurrent weight
-
-    Inputs are ``r_inp`` (Hz, per ms) and ``v_inp``.
+    J : recurrent weight, dimensionless
 
     References
     ----------
@@ -57,23 +62,26 @@ class MontbrioPazoRoxin(Model):
 
 @model
 class CoombesByrne(Model):
-    """Coombes and Byrne's mean field, with a conductance ``g = k pi r``; as in `brainmass.CoombesByrneStep`.
+    """Coombes and Byrne's mean field, with a conductance; as in `brainmass.CoombesByrneStep`.
 
-    The states are the rate ``r`` and the mean potential ``v``, dimensionless; time is in ms. They start at 0.1 and 0.
+        r' = Delta / pi + 2 v r - g r + r_inp
+        v' = v^2 - (pi r)^2 + eta + (v_syn - v) g + v_inp
+        g = k pi r
+
+    - States: the rate ``r`` and the mean potential ``v``, dimensionless; they start at 0.1 and 0, and time is in ms.
+    - Inputs: ``r_inp`` and ``v_inp``, per ms (as plain numbers).
 
     Parameters
     ----------
-    Delta : half width of the excitabilities
-    eta : mean excitability
-    k : conductance of a synapse
-    v_syn : its reversal potential
-
-    Inputs are ``r_inp`` and ``v_inp``, per ms.
+    Delta : half width of the excitabilities, dimensionless
+    eta : mean excitability, dimensionless
+    k : conductance of a synapse, dimensionless
+    v_syn : reversal potential of the synapse, dimensionless
 
     References
     ----------
     Coombes and Byrne 2019, Next generation neural mass models, in Nonlinear Dynamics in Computational Neuroscience,
-    Springer; the synapse is in its steady state.
+    Springer, pages 1-16; the synapse is in its steady state.
     """
 
     Delta: Any = 1.0

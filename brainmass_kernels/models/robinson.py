@@ -14,10 +14,20 @@ from .base import Model, model
 class Robinson(Model):
     """Robinson's corticothalamic (EIRS) model of one place, WITHOUT the delay between cortex and thalamus.
 
-    The states are the soma potentials ``V_e`` (excitatory; the inhibitory one is the same, as their connections are),
-    ``V_r`` (reticular) and ``V_s`` (relay), the cortical field ``phi_e``, and their velocities ``V_et``, ``V_rt``,
-    ``V_st``, ``phi_et``. The published loop takes 85 ms around, which moves no fixed point but makes the alpha rhythm:
-    a step is pointwise in time, so here that delay is zero and there is no such resonance.
+        V_e'' = alpha beta (nu_ee phi_e + nu_ei Q(V_e) + nu_es Q(V_s) - V_e) - (alpha + beta) V_e'
+        V_r'' = alpha beta (nu_re phi_e + nu_rs Q(V_s) - V_r) - (alpha + beta) V_r'
+        V_s'' = alpha beta (nu_se phi_e + nu_sr Q(V_r) + nu_sn phi_n - V_s) - (alpha + beta) V_s'
+        phi_e'' = gamma^2 (Q(V_e) - phi_e) - 2 gamma phi_e'
+        Q(V) = Q_max / (1 + exp((theta - V) / sigma))
+
+    The published loop takes 85 ms around. This delay moves no fixed point, but it makes the alpha rhythm. A step is
+    pointwise in time: here the delay is zero, and there is no such resonance.
+
+    - States: the soma potentials ``V_e`` (excitatory; the inhibitory one is the same, as their connections are),
+      ``V_r`` (reticular) and ``V_s`` (relay) in mV, the cortical field ``phi_e`` (Hz), and their velocities ``V_et``,
+      ``V_rt``, ``V_st`` (mV/s) and ``phi_et`` (Hz/s).
+    - Input: ``phi_n`` (Hz), from the senses.
+    - Observable: ``phi_e`` (Hz).
 
     Parameters
     ----------
@@ -25,15 +35,15 @@ class Robinson(Model):
     gamma : damping of the field, Hz
     theta, sigma, Q_max : threshold and width (mV) and maximum (Hz) of the firing rate
     nu_ee, nu_ei, nu_es : strengths onto the cortex of excitatory, inhibitory and relay cells, mV s
-    nu_re, nu_rs : onto the reticular nucleus, of cortex and relay nuclei, mV s
-    nu_se, nu_sr, nu_sn : onto the relay nuclei, of cortex, reticular nucleus and ``phi_n``, mV s
+    nu_re, nu_rs : strengths onto the reticular nucleus of cortex and relay nuclei, mV s
+    nu_se, nu_sr, nu_sn : strengths onto the relay nuclei of cortex, reticular nucleus and ``phi_n``, mV s
 
-    Input is ``phi_n`` (Hz), from the senses. The defaults are the eyes-closed state.
+    The defaults are the eyes-closed state.
 
     References
     ----------
     Robinson, Rennie and Rowe 2002, Physical Review E 65:041924.
-    Abeysuriya, Rennie and Robinson 2015, Journal of Neuroscience Methods 253:55 (the eyes-closed parameters).
+    Abeysuriya, Rennie and Robinson 2015, Journal of Neuroscience Methods 253:55-69 (the eyes-closed parameters).
     """
 
     alpha: Any = 1000.0 / 12.0 * u.Hz

@@ -13,17 +13,19 @@ from .base import Model, model
 class VanDerPol(Model):
     """Van der Pol's oscillator in Lienard's coordinates, as in `brainmass.VanDerPolStep`.
 
-    It starts at ``x = y = 0.025``, the middle of the range that brainmass draws from.
+        x' = mu (x - x^3 / 3 - y) + x_inp
+        y' = x / mu + y_inp
+
+    - States: ``x`` and ``y``, dimensionless; both start at 0.025, the middle of the range that brainmass draws from.
+    - Inputs: ``x_inp`` and ``y_inp``, per ms (as plain numbers).
 
     Parameters
     ----------
     mu : nonlinearity, a plain number; the time of the equations is ms
 
-    Inputs are ``x_inp`` and ``y_inp``, per ms.
-
     References
     ----------
-    Van der Pol 1926, Philosophical Magazine 2:978.
+    Van der Pol 1926, Philosophical Magazine 2:978-992.
     """
 
     mu: Any = 1.0

@@ -14,9 +14,18 @@ from .base import Block, SecondOrderModel, model
 class Wendling(SecondOrderModel):
     """Wendling's mass with slow, dendritic and fast, somatic inhibition of the pyramidal cells.
 
-    Five second-order blocks: ``M`` (pyramidal), ``E`` (excitatory), ``I`` (slow inhibition), ``F`` (fast inhibition),
-    ``S`` (slow inhibition of the fast interneurons), and their velocities ``Mv`` .. ``Sv``. The pyramidal potential is
-    ``E - I - F``, recorded as ``eeg``.
+        M'' = A a rate(E - I - F) - 2 a M' - a^2 M
+        E'' = A a (E_inp + c2 C rate(c1 C M)) - 2 a E' - a^2 E
+        I'' = B b c4 C rate(c3 C M) - 2 b I' - b^2 I
+        F'' = G g c7 C rate(C (c5 M - c6 S)) - 2 g F' - g^2 F
+        S'' = B b rate(c3 C M) - 2 b S' - b^2 S
+        rate(v) = s_max / (1 + exp(r (v0 - v)))
+
+    - States: the potentials ``M`` (pyramidal), ``E`` (excitatory), ``I`` (slow inhibition), ``F`` (fast inhibition)
+      and ``S`` (slow inhibition of the fast interneurons) in mV, and their velocities ``Mv``, ``Ev``, ``Iv``, ``Fv``,
+      ``Sv`` (mV/s).
+    - Input: ``E_inp`` (Hz), with a standard deviation of 30 Hz in each sample of the paper.
+    - Observable: ``eeg``, the pyramidal potential E - I - F (mV).
 
     With A = 5 mV and a mean input of 90 Hz, (B, G) in mV gives (50, 15) background activity, (40, 15) sporadic spikes,
     (25, 15) sustained spikes, (10, 15) activity like alpha, (5, 25) low-voltage fast activity and (15, 0) a nearly
@@ -25,15 +34,14 @@ class Wendling(SecondOrderModel):
     Parameters
     ----------
     A, B, G : gain of excitation, slow and fast inhibition, mV
-    a, b, g : their rate constants, Hz
-    C : number of synapses, with the shares ``c1`` .. ``c7`` of the seven connections
+    a, b, g : rate constant of excitation, slow and fast inhibition, Hz
+    C : number of synapses, dimensionless
+    c1, c2, c3, c4, c5, c6, c7 : shares of the seven connections, dimensionless
     s_max, v0, r : largest rate (Hz), threshold (mV) and steepness (per mV, given as a plain number) of the sigmoid
-
-    Input is ``E_inp`` (Hz), with a standard deviation of 30 Hz in each sample of the paper.
 
     References
     ----------
-    Wendling, Bartolomei, Bellanger and Chauvel 2002, European Journal of Neuroscience 15:1499.
+    Wendling, Bartolomei, Bellanger and Chauvel 2002, European Journal of Neuroscience 15:1499-1508.
     """
 
     A: Any = 3.25 * u.mV

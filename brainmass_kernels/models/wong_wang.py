@@ -22,13 +22,19 @@ def _currents(s, p, i):
 class WongWang(Model):
     """Wong and Wang's two populations that compete for a decision; as in `brainmass.WongWangStep`.
 
-    The states are the NMDA gates ``S1`` and ``S2``, in [0, 1], which the equations do not leave; brainmass clips them
-    there, and holds the rates while it steps the gates.
+        S1' = -S1 / tau_S + (1 - S1) gamma a max(I1 - theta, 0)
+        S2' = -S2 / tau_S + (1 - S2) gamma a max(I2 - theta, 0)
+        I1 = J_N11 S1 - J_N12 S2 + J_A_ext mu_0 (1 + coherence) + I_0 + I1_inp
+        I2 = J_N22 S2 - J_N21 S1 + J_A_ext mu_0 (1 - coherence) + I_0 + I2_inp
+
+    - States: the NMDA gates ``S1`` and ``S2``, in [0, 1], which the equations do not leave. brainmass clips them there,
+      and holds the rates while it steps the gates.
+    - Inputs: ``coherence``, in [-1, 1], and the currents ``I1_inp`` and ``I2_inp`` (nA).
 
     Parameters
     ----------
     tau_S : time constant of the gates, s
-    gamma : their saturation
+    gamma : saturation of the gates, dimensionless
     a, theta : gain (Hz/nA) and threshold (nA) of the rectified-linear rate
     J_N11, J_N22 : weights of each population on itself, nA
     J_N12, J_N21 : weights of the second on the first, which subtracts, and the reverse, nA
@@ -36,11 +42,9 @@ class WongWang(Model):
     mu_0 : rate of the stimulus, Hz
     I_0 : background current, nA
 
-    Inputs are ``coherence``, in [-1, 1], and the currents ``I1_inp`` and ``I2_inp`` (nA).
-
     References
     ----------
-    Wong and Wang 2006, Journal of Neuroscience 26:1314 (the reduced two-variable model).
+    Wong and Wang 2006, Journal of Neuroscience 26:1314-1328 (the reduced two-variable model).
     """
 
     tau_S: Any = 0.1 * u.second
@@ -86,21 +90,26 @@ def _transfer(x, d):
 class WongWangExcInh(Model):
     """Excitation with feedback inhibition after Wong and Wang, as in `brainmass.WongWangExcInhStep`.
 
-    The states are the gates ``S_e`` and ``S_i``; they start at 0.001. Times are in ms, given as plain numbers.
+        S_e' = -S_e / tau_e + (1 - S_e) gamma_e rate(a_e x_e - b_e, d_e)
+        S_i' = -S_i / tau_i + gamma_i rate(a_i x_i - b_i, d_i)
+        x_e = w_p J_N S_e - J_i S_i + W_e I_o + G J_N coupling + I_ext
+        x_i = J_N S_e - S_i + W_i I_o + lamda G J_N coupling
+        rate(x, d) = x / (1 - exp(-d x))
+
+    - States: the gates ``S_e`` and ``S_i``, dimensionless; both start at 0.001.
+    - Input: ``coupling``, the gates of other masses, summed.
 
     Parameters
     ----------
     a_e, b_e, d_e, a_i, b_i, d_i : gain, shift and curvature of the two rates
-    gamma_e, gamma_i, tau_e, tau_i : kinetics and time constants of the gates
+    gamma_e, gamma_i, tau_e, tau_i : kinetics (per ms) and time constants (ms) of the gates, as plain numbers
     w_p, J_N, J_i : recurrent excitation, NMDA weight, feedback inhibition
     W_e, W_i, I_o, I_ext : shares of the background current, that current, and one to the excitatory population only
     G, lamda : gain of ``coupling``, and the fraction of it that reaches the inhibitory population
 
-    Input is ``coupling``, the gates of other masses, summed.
-
     References
     ----------
-    Deco, Ponce-Alvarez, Hagmann, Romani, Mantini and Corbetta 2014, Journal of Neuroscience 34:7886.
+    Deco, Ponce-Alvarez, Hagmann, Romani, Mantini and Corbetta 2014, Journal of Neuroscience 34:7886-7898.
     """
 
     a_e: Any = 310.0

@@ -1,0 +1,104 @@
+"""How the lanes of a run lie on the CPU: in blocks that threads take, whose values lie in rows of a scratch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base import Loop
+from .optable import TYPES
+
+# Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
+BLOCK = 64
+# And at least, in forward and adjoint runs. LLVM unrolls shorter loops of few operations before it looks for SIMD.
+NARROWEST = {"forward": 8, "adjoint": 16}
+# A slow function has a loop to itself in blocks of this many lanes or more, for the same reason.
+STAGED = 32
+# Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
+REPLAY = 256 * 1024
+# What the one attribute of a call holds.
+PLAN = (
+    "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
+    "depth", "edges", "stride", "ct_stride", "shared",
+)  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """How the lanes of a run lie in blocks.
+
+    Attributes
+    ----------
+    lanes : lanes of the run
+    span : lanes of the run that a block has: a network, or as many as a row
+    block : lanes of a row; those beyond the span repeat its last
+    dtype : "f32" or "f64"
+    """
+
+    lanes: int
+    span: int
+    block: int
+    dtype: str
+
+    @classmethod
+    def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None) -> Layout:
+        """Of a forward run, or of an adjoint one by segments of so many steps."""
+        block = narrowest = NARROWEST["adjoint" if segment else "forward"]
+        name = TYPES[np.dtype(dtype).name]
+        if loop.coupling:
+            regions = loop.coupling.regions
+            return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
+        # Every thread should have a block.
+        share = -(-lanes // threads()) if lanes > STAGED else lanes
+        while block < min(BLOCK, share):
+            block *= 2
+        if segment is not None:
+            while block > narrowest and block * segment * (loop.n_state + 3) * np.dtype(dtype).itemsize > REPLAY:
+                block //= 2
+        return cls(lanes, block, block, name)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.lanes // self.span)
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.dtype[1:]) // 8
+
+    @property
+    def group(self) -> int:
+        """Lanes that a cotangent of a uniform input is summed over; whatever the block, as threads decide its size."""
+        return NARROWEST["adjoint"] if self.span == self.block else self.block
+
+    @property
+    def groups(self) -> int:
+        """How many such sums there are."""
+        return -(-self.lanes // self.group) if self.span == self.block else self.blocks
+
+
+class Rows:
+    """Names of the rows of an array in the scratch, each of one block of lanes."""
+
+    def __init__(self, array: str, block: int):
+        self.array, self.block, self.names = array, block, []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def add(self, *names: str) -> list[str]:
+        self.names += names
+        return list(names)
+
+    def offset(self, name: str) -> int:
+        return self.names.index(name) * self.block
+
+    def at(self, name: str) -> str:
+        """Lane ``i`` of a row."""
+        return f"{self.array}[{self.offset(name)} + i]"
+
+
+def threads() -> int:
+    """How many threads a run may take: numba's own setting, which knows the process's share of the machine."""
+    from numba.core import config
+
+    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,265 @@
+"""What emitted CPU kernels of networks are made with besides `runtime`.
+
+The sum of a region is over its connections, of each one multiply-add for every step. Where a delay has `TILE` steps or
+more, what arrives in the next `TILE` steps was sent before them: those sums are made for all these steps at once, in
+SIMD over time, as what a region sent lies together in time. Shorter delays are summed step by step. The order of each
+sum is fixed.
+"""
+
+# pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false, reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from .runtime import _OPTIONS, compiled, f32_at, f64_at, fma, i32_at, i64_at
+
+# Steps that are summed at once.
+TILE = 16
+# Steps over which a gradient by the weights reads what all regions sent, so that it stays in cache.
+SPAN = 512
+
+f32, f64 = np.float32, np.float64
+
+
+class Pack(types.Type):
+    """As many numbers as a tile has steps, in vector registers."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Pack({dtype})")
+
+
+@register_model(Pack)
+class _PackModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        number = ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType()
+        super().__init__(manager, kind, ir.VectorType(number, TILE))
+
+
+@intrinsic
+def zeros(_, like):
+    """A pack of zeros of the kind of a number."""
+    pack = Pack(like)
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(pack), None)
+
+    return pack(like), codegen
+
+
+def _pointer(context, builder, pack, cells, index):
+    return builder.bitcast(builder.gep(cells, [index]), context.get_value_type(pack).as_pointer())
+
+
+@intrinsic
+def multiply_add(_, weight, cells, index, pack):
+    """``weight`` times the numbers from a place on, plus a pack."""
+
+    def codegen(context, builder, signature, args):
+        weight, cells, index, total = args
+        kind = total.type
+        load = builder.load(_pointer(context, builder, pack, cells, index), align=pack.dtype.bitwidth // 8)
+        first = builder.insert_element(ir.Constant(kind, ir.Undefined), weight, ir.IntType(32)(0))
+        all_of_it = ir.Constant(ir.VectorType(ir.IntType(32), TILE), None)
+        spread = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), all_of_it)
+        name = f"llvm.fmuladd.v{TILE}f{pack.dtype.bitwidth}"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(kind, [kind] * 3), name
+        )
+        return builder.call(function, [spread, load, total])
+
+    return pack(weight, cells, types.intp, pack), codegen
+
+
+@intrinsic
+def put(_, cells, index, pack):
+    """Write a pack from a place on."""
+
+    def codegen(context, builder, signature, args):
+        store = builder.store(args[2], _pointer(context, builder, pack, args[0], args[1]))
+        store.align = pack.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.none(cells, types.intp, pack), codegen
+
+
+@compiled
+def places(area, regions):
+    """Of a list of connections: where those of each region begin, where the near ones of each begin, what they read."""
+    return i64_at(area), i64_at(area + 8 * (regions + 1)), i64_at(area + 8 * (3 * regions + 1))
+
+
+@compiled
+def weights_at(area, regions, edges):
+    return area + 8 * (3 * regions + 1) + 8 * edges
+
+
+def _lists(kind: str, at, one):
+    """The connections of a network, sorted."""
+
+    def list_connections(area, of, others, delays, weights, edges, regions, nearest, stride, sign):
+        """Sort connections by the region they are ``of``; those with a delay under ``nearest`` come last of each."""
+        row, column, delay, of_edge = i32_at(of), i32_at(others), i32_at(delays), at(weights)
+        first, near, reads = places(area, regions)
+        next_of = i64_at(area + 8 * (2 * regions + 1))
+        weight = at(weights_at(area, regions, edges))
+        for i in range(regions + 1):
+            first[i] = 0
+        for e in range(edges):
+            first[row[e] + 1] += 1
+        for i in range(regions):
+            first[i + 1] += first[i]
+            next_of[i] = first[i]
+        for far in range(2):
+            for e in range(edges):
+                if (delay[e] >= nearest) == (far == 0):
+                    k = next_of[row[e]]
+                    reads[k] = column[e] * stride + sign * delay[e]
+                    weight[k] = of_edge[e]
+                    next_of[row[e]] = k + 1
+            if far == 0:
+                for i in range(regions):
+                    near[i] = next_of[i]
+
+    return (list_connections,)
+
+
+def _sums(kind: str, at, one):
+    """What arrives at regions."""
+
+    def sum_far(area, regions, edges, source, start, sums):
+        """The sums of a whole tile over the connections that are not near, ``(regions, TILE)``."""
+        first, near, reads = places(area, regions)
+        weight, sent, total = at(weights_at(area, regions, edges)), at(source), at(sums)
+        for i in range(regions):
+            even, odd = zeros(one), zeros(one)
+            e, last = first[i], near[i]
+            while e + 1 < last:
+                even = multiply_add(weight[e], sent, reads[e] + start, even)
+                odd = multiply_add(weight[e + 1], sent, reads[e + 1] + start, odd)
+                e += 2
+            if e < last:
+                even = multiply_add(weight[e], sent, reads[e] + start, even)
+            put(total, TILE * i, even)
+            put(total, TILE * regions, odd)
+            for t in range(TILE):
+                total[TILE * i + t] += total[TILE * regions + t]
+
+    def sum_near(area, regions, edges, source, now, sums, phase, to):
+        """Add what is near to the sums of one step of the tile, and write them to a row."""
+        first, near, reads = places(area, regions)
+        weight, sent, total, row = at(weights_at(area, regions, edges)), at(source), at(sums), at(to)
+        for i in range(regions):
+            value = total[TILE * i + phase]
+            for e in range(near[i], first[i + 1]):
+                value = fma(weight[e], sent[reads[e] + now], value)
+            row[i] = value
+
+    def sum_now(weights, regions, block, source, to):
+        """Of connections without delay: a matrix, ``(regions, block)``, the sources in rows, times a row."""
+        weight, sent, total = at(weights), at(source), at(to)
+        for i in range(block):
+            total[i] = one - one
+        whole = regions // 4 * 4
+        for j in range(0, whole, 4):
+            a, b, c, d = sent[j], sent[j + 1], sent[j + 2], sent[j + 3]
+            at_a, at_b, at_c, at_d = j * block, (j + 1) * block, (j + 2) * block, (j + 3) * block
+            for i in range(block):
+                value = fma(weight[at_a + i], a, total[i])
+                value = fma(weight[at_b + i], b, value)
+                value = fma(weight[at_c + i], c, value)
+                total[i] = fma(weight[at_d + i], d, value)
+        for j in range(whole, regions):
+            for i in range(block):
+                total[i] = fma(weight[j * block + i], sent[j], total[i])
+
+    return sum_far, sum_near, sum_now
+
+
+def _moves(kind: str, at, one):
+    """What is sent, from and to rows of time."""
+
+    def scatter(row, target, stride, now, regions):
+        """Write a row to one step of what all regions sent."""
+        sent, to = at(row), at(target)
+        for j in range(regions):
+            to[j * stride + now] = sent[j]
+
+    def move(source, source_stride, begin, target, stride, start, regions, count):
+        """Copy ``count`` numbers of each region."""
+        sent, to = at(source), at(target)
+        for j in range(regions):
+            for h in range(count):
+                to[j * stride + start + h] = sent[j * source_stride + begin + h]
+
+    def fill(target, count):
+        to = at(target)
+        for k in range(count):
+            to[k] = one - one
+
+    def add_final(row, final, depth, place, regions):
+        """Add the cotangent of one place of the last history."""
+        to, ct = at(row), at(final)
+        for j in range(regions):
+            to[j] += ct[j * depth + place]
+
+    return scatter, move, fill, add_final
+
+
+def _cotangents(kind: str, at, one):
+    """Cotangents of the first history and of the weights."""
+
+    def product(left, i, right, j, count):
+        a, b = at(left), at(right)
+        total = one - one
+        for k in range(count):
+            total += a[i + k] * b[j + k]
+        return total
+
+    product.__name__ = product.__qualname__ = f"product_{kind}"
+    product = numba.njit(product, fastmath={"reassoc", "contract"}, **_OPTIONS)
+
+    def to_history(target, final, depth, steps, pushed, stride, of, others, delays, weights, edges, regions):
+        """The cotangent of the first history, from those of all sums and of the last history."""
+        to, last, ct = at(target), at(final), at(pushed)
+        row, column, delay, weight = i32_at(of), i32_at(others), i32_at(delays), at(weights)
+        for j in range(regions):
+            for h in range(depth):
+                to[j * depth + h] = last[j * depth + h - steps] if h >= steps else one - one
+        for e in range(edges):
+            begin, source, w = column[e] * depth + depth - delay[e], row[e] * stride, weight[e]
+            for t in range(delay[e]):
+                to[begin + t] = fma(w, ct[source + t], to[begin + t])
+
+    def to_weights(target, sent, sent_stride, depth, pushed, stride, steps, of, others, delays, edges):
+        """The cotangent of each weight, by spans of time."""
+        to = at(target)
+        row, column, delay = i32_at(of), i32_at(others), i32_at(delays)
+        for e in range(edges):
+            to[e] = one - one
+        for start in range(0, steps, SPAN):
+            count = min(SPAN, steps - start)
+            for e in range(edges):
+                to[e] += product(
+                    pushed, row[e] * stride + start, sent, column[e] * sent_stride + depth - delay[e] + start, count
+                )
+
+    return to_history, to_weights
+
+
+def _functions(kind: str, at, one) -> dict:
+    """All of them for one dtype, by the names that link kernels of different dtypes, which must differ."""
+    functions = {}
+    for group in (_lists, _sums, _moves, _cotangents):
+        for function in group(kind, at, one):
+            function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
+            functions[function.__name__] = numba.njit(function, **_OPTIONS)
+    return functions
+
+
+globals().update(_functions("f32", f32_at, f32(1.0)))
+globals().update(_functions("f64", f64_at, f64(1.0)))

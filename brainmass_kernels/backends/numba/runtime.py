@@ -1,0 +1,590 @@
+"""What emitted CPU kernels are made with: functions that LLVM vectorises, threads, and the call from XLA.
+
+The functions have no branch and no call, so that a loop over lanes becomes SIMD; they take a NaN or an infinity as any
+other number. Nothing is compiled with fast-math flags: they would reorder the sums that the step is careful about, and
+let a lane that diverged disturb others. Products are fused with sums by the emitter, one way everywhere, so that a
+replayed step has the bits of the step itself.
+
+An emitted kernel is called by XLA's typed FFI: its handler reads the addresses of all buffers from the call frame
+(`XLA_FFI_CallFrame` in jaxlib's xla/ffi/api/c_api.h), starts threads, and joins them. Neither Python nor its lock has
+a part in it.
+"""
+
+# pyright: reportCallIssue=false, reportOptionalCall=false
+# numba's intrinsics take a typing context that their callers do not give.
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import operator
+import pickle
+import sys
+
+import jax
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from ..._version import __version__
+from ...codegen import kernel_cache
+
+f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
+u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
+inf, nan = math.inf, math.nan
+
+_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+compiled = numba.njit(**_OPTIONS)
+
+# LLVM's own operations -----------------------------------------------------------------------------------------------
+
+
+def _llvm_function(name: str, arity: int):
+    """An LLVM intrinsic on floats of one type."""
+
+    def codegen(context, builder, signature, args):
+        kind = args[0].type
+        function = builder.module.declare_intrinsic(name, (kind,), ir.FunctionType(kind, [kind] * arity))
+        return builder.call(function, args)
+
+    def typing(_, x):
+        return x(x), codegen
+
+    def typing2(_, x, y):
+        return x(x, y), codegen
+
+    def typing3(_, x, y, z):
+        return x(x, y, z), codegen
+
+    return intrinsic({1: typing, 2: typing2, 3: typing3}[arity])
+
+
+# `fmuladd` is one instruction where the machine has it, and the same two everywhere where not.
+fma = _llvm_function("llvm.fmuladd", 3)
+absolute = _llvm_function("llvm.fabs", 1)
+copysign = _llvm_function("llvm.copysign", 2)
+floor = _llvm_function("llvm.floor", 1)
+ceil = _llvm_function("llvm.ceil", 1)
+round_even = _llvm_function("llvm.rint", 1)
+round_away = _llvm_function("llvm.round", 1)
+sqrt = _llvm_function("llvm.sqrt", 1)
+
+_SAME_BITS = {types.float32: types.int32, types.int32: types.float32, types.uint32: types.float32,
+              types.float64: types.int64, types.int64: types.float64, types.uint64: types.float64}  # fmt: skip
+
+
+@intrinsic
+def bits(_, x):
+    """The number of the other kind, integer or float, with the same bits."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return _SAME_BITS[x](x), codegen
+
+
+# Functions of one number ---------------------------------------------------------------------------------------------
+
+
+@compiled
+def maximum(x, y):
+    return x if x > y or x != x else y
+
+
+@compiled
+def minimum(x, y):
+    return x if x < y or x != x else y
+
+
+@compiled
+def clamped(x, low, high):
+    x = low if x < low else x
+    return high if x > high else x
+
+
+# Adding one of these rounds to an integer, which is then in the low bits.
+_SHIFT32, _SHIFT64 = f32(1.5 * 2.0**23), f64(1.5 * 2.0**52)
+# The same, and the integer has the bias of an exponent.
+_BIASED32 = f32(1.5 * 2.0**23 + 127)
+_LOG2E = 1.4426950408889634
+# ln 2 in two: the product of the first with an exponent is exact.
+_LN2_HIGH32, _LN2_LOW32 = f32(0.693145751953125), f32(1.4286068203094173e-06)
+_LN2_HIGH64, _LN2_LOW64 = f64(0.6931471805601177), f64(-1.7239444525614835e-13)
+
+
+@compiled
+def _exp_remainder32(r):
+    """(exp(r) - 1 - r) / r^2 for abs(r) < 0.35."""
+    p = fma(f32(0.0013951718574389815), r, f32(0.008369598537683487))
+    p = fma(p, r, f32(0.0416661873459816))
+    p = fma(p, r, f32(0.16666512191295624))
+    return fma(p, r, f32(0.5))
+
+
+@compiled
+def _exp_remainder64(r):
+    p = fma(f64(1 / 6227020800), r, f64(1 / 479001600))
+    p = fma(p, r, f64(1 / 39916800))
+    p = fma(p, r, f64(1 / 3628800))
+    p = fma(p, r, f64(1 / 362880))
+    p = fma(p, r, f64(1 / 40320))
+    p = fma(p, r, f64(1 / 5040))
+    p = fma(p, r, f64(1 / 720))
+    p = fma(p, r, f64(1 / 120))
+    p = fma(p, r, f64(1 / 24))
+    p = fma(p, r, f64(1 / 6))
+    return fma(p, r, f64(0.5))
+
+
+@compiled
+def exp32(x):
+    x = clamped(x, f32(-104.0), f32(89.0))
+    shifted = fma(x, f32(_LOG2E), _SHIFT32)
+    n = shifted - _SHIFT32
+    r = fma(n, -_LN2_LOW32, fma(n, -_LN2_HIGH32, x))
+    power = fma(_exp_remainder32(r), r * r, r) + f32(1.0)
+    # The exponent may not fit in one factor: in two halves it does.
+    whole = i32(bits(shifted) - bits(_SHIFT32))
+    half = i32(whole >> i32(1))
+    a = bits(i32(i32(half + i32(127)) << i32(23)))
+    b = bits(i32(i32(i32(whole - half) + i32(127)) << i32(23)))
+    return power * a * b
+
+
+@compiled
+def exp64(x):
+    x = clamped(x, f64(-746.0), f64(710.0))
+    shifted = fma(x, f64(_LOG2E), _SHIFT64)
+    n = shifted - _SHIFT64
+    r = fma(n, -_LN2_LOW64, fma(n, -_LN2_HIGH64, x))
+    power = fma(_exp_remainder64(r), r * r, r) + f64(1.0)
+    whole = bits(shifted) - bits(_SHIFT64)
+    half = whole >> 1
+    return power * bits((half + 1023) << 52) * bits((whole - half + 1023) << 52)
+
+
+@compiled
+def tanh32(x):
+    """h / (1 + h), h = (exp(2 abs(x)) - 1) / 2, and where h is small, h - h h / (1 + h). Within 2 ulp."""
+    sign = i32(bits(x) & i32(-(2**31)))
+    size = bits(i32(bits(x) ^ sign))
+    size = f32(9.02) if size > f32(9.02) else size
+    shifted = fma(size, f32(2 * _LOG2E), _BIASED32)
+    r = fma(shifted - _BIASED32, f32(-0.5 * 0.6931471805599453), size)
+    p = fma(f32(0.0444236621260643), r, f32(0.13387489318847656))
+    p = fma(p, r, f32(0.33333778381347656))
+    p = fma(p, r, f32(0.6666615605354309))
+    p = fma(p, r, f32(0.9999999403953552))
+    power = bits(i32(bits(shifted) << i32(23)))
+    h = fma(power, fma(p, r * r, r), fma(power, f32(0.5), f32(-0.5)))
+    far = h / (h + f32(1.0))
+    y = fma(-h, far, h) if h < f32(0.45) else far
+    return bits(i32(bits(y) | sign))
+
+
+@compiled
+def tanh_absolute32(x):
+    """1 - 2 / (1 + exp(2 x)), within 1.8e-7 of tanh."""
+    x = clamped(x, f32(-9.02), f32(9.02))
+    shifted = fma(x, f32(2 * _LOG2E), _BIASED32)
+    r = fma(shifted - _BIASED32, f32(-0.5 * 0.6931471805599453), x)
+    p = fma(f32(0.0444236621260643), r, f32(0.13387489318847656))
+    p = fma(p, r, f32(0.33333778381347656))
+    p = fma(p, r, f32(0.6666615605354309))
+    p = fma(p, r, f32(0.9999999403953552))
+    power = bits(i32(bits(shifted) << i32(23)))
+    half = fma(power, fma(p, r * r, r), fma(power, f32(0.5), f32(0.5)))
+    return f32(1.0) - f32(1.0) / half
+
+
+@compiled
+def fast_tanh32(x):
+    """2 t / (1 + t^2), where t is a ratio of polynomials near tanh(x / 2). Within 8 ulp."""
+    x = clamped(x, f32(-8.6), f32(8.6))
+    square = x * x
+    top = x * fma(fma(f32(2.7777319300985546e-05), square, f32(0.013524942787064)), square, f32(0.5))
+    low = fma(fma(f32(0.0009215138112996901), square, f32(0.11038218051524701)), square, f32(1.0))
+    return (top + top) * low / fma(top, top, low * low)
+
+
+@compiled
+def tanh64(x):
+    """e / (e + 2), e = exp(2 abs(x)) - 1."""
+    double = absolute(x) + absolute(x)
+    double = f64(40.0) if double > f64(40.0) else double
+    shifted = fma(double, f64(_LOG2E), _SHIFT64)
+    n = shifted - _SHIFT64
+    r = fma(n, -_LN2_LOW64, fma(n, -_LN2_HIGH64, double))
+    power = bits((bits(shifted) + 1023) << 52)
+    e = fma(power, fma(_exp_remainder64(r), r * r, r), power - f64(1.0))
+    return copysign(e / (e + f64(2.0)), x)
+
+
+fast_tanh64 = tanh_absolute64 = tanh64
+
+
+@compiled
+def logistic32(x):
+    return f32(1.0) / (f32(1.0) + exp32(-x))
+
+
+@compiled
+def logistic64(x):
+    return f64(1.0) / (f64(1.0) + exp64(-x))
+
+
+@compiled
+def log32(x):
+    """Within 1 ulp, of subnormal numbers too where the machine is not told to take them as zero."""
+    tiny = x < f32(2.0**-126)
+    scaled = x * f32(2.0**23) if tiny else x
+    word = bits(scaled)
+    exponent = i32(i32(word - i32(0x3F3504F3)) >> i32(23))  # of the number over sqrt(1/2)
+    m = bits(i32(word - i32(exponent << i32(23)))) - f32(1.0)
+    p = fma(f32(-0.07634474337100983), m, f32(0.12761567533016205))
+    p = fma(p, m, f32(-0.13160187005996704))
+    p = fma(p, m, f32(0.14201758801937103))
+    p = fma(p, m, f32(-0.16623356938362122))
+    p = fma(p, m, f32(0.20001226663589478))
+    p = fma(p, m, f32(-0.2500081956386566))
+    p = fma(p, m, f32(0.3333333134651184))
+    n = f32(exponent) - (f32(23.0) if tiny else f32(0.0))
+    square = m * m
+    y = fma(p * m, square, fma(n, _LN2_LOW32, f32(-0.5) * square)) + m
+    y = fma(n, _LN2_HIGH32, y)
+    y = x if x == f32(inf) else y
+    y = f32(-inf) if x == f32(0.0) else y
+    return y if x >= f32(0.0) else f32(nan)
+
+
+@compiled
+def log64(x):
+    return math.log(x)
+
+
+@compiled
+def quotient(x, y):
+    """Of integers, rounded towards zero; by zero it is -1, as XLA has it."""
+    if y == 0:
+        return -1
+    whole = abs(x) // abs(y)
+    return whole if (x < 0) == (y < 0) else -whole
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+class Cells(types.CPointer):
+    """Numbers at an address; an index may be any, and is not looked at."""
+
+    def __init__(self, dtype):
+        super().__init__(dtype)
+        self.name = f"Cells({dtype})"
+
+
+register_model(Cells)(models.PointerModel)
+
+
+@infer_global(operator.getitem)
+class _GetCell(AbstractTemplate):
+    def generic(self, args, kws):
+        if isinstance(args[0], Cells):
+            return args[0].dtype(args[0], types.intp)
+        return None
+
+
+@infer_global(operator.setitem)
+class _SetCell(AbstractTemplate):
+    def generic(self, args, kws):
+        if isinstance(args[0], Cells):
+            return types.none(args[0], types.intp, args[0].dtype)
+        return None
+
+
+@lower_builtin(operator.getitem, Cells, types.intp)
+def _get_cell(context, builder, signature, args):
+    return builder.load(builder.gep(args[0], [args[1]]))
+
+
+@lower_builtin(operator.setitem, Cells, types.intp, types.Any)
+def _set_cell(context, builder, signature, args):
+    builder.store(args[2], builder.gep(args[0], [args[1]]))
+    return context.get_dummy_value()
+
+
+def _cells_at(dtype):
+    def at(_, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return Cells(dtype)(types.int64), codegen
+
+    return intrinsic(at)
+
+
+f32_at, f64_at = _cells_at(types.float32), _cells_at(types.float64)
+i32_at, i64_at = _cells_at(types.int32), _cells_at(types.int64)
+
+
+@intrinsic
+def add_atomically(_, address, value):
+    """Add to the int64 at an address, and return what it was."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+# Rows of lanes ------------------------------------------------------------------------------------------------------
+
+# Rows are passed by their address: the fewer values a source holds, the sooner numba has compiled it.
+
+
+def _row_functions(kind: str, at, one):
+    def spread(row, source, valid, block):
+        """Read a block of lanes into a row; lanes beyond the batch repeat its last."""
+        to, lanes = at(row), at(source)
+        for i in range(valid):
+            to[i] = lanes[i]
+        for i in range(valid, block):
+            to[i] = lanes[valid - 1]
+
+    def gather(target, row, valid):
+        """Write the lanes of a row that are in the batch."""
+        to, lanes = at(target), at(row)
+        for i in range(valid):
+            to[i] = lanes[i]
+
+    def clear(row, block):
+        to = at(row)
+        for i in range(block):
+            to[i] = one - one
+
+    def totals(target, row, valid, group):
+        """Write the sums of each so many lanes of a row, always in the same order."""
+        to, lanes = at(target), at(row)
+        for first in range(0, valid, group):
+            result = lanes[first]
+            for i in range(first + 1, min(valid, first + group)):
+                result += lanes[i]
+            to[first // group] = result
+
+    functions = []
+    for function in (spread, gather, clear, totals):
+        # All kinds take words. Kernels that different processes compiled are linked by these names, and a number that
+        # counts within one process: functions of different kinds under one name would be taken for each other.
+        function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
+        functions.append(numba.njit(function, fastmath={"reassoc"} if function is totals else False, **_OPTIONS))
+    return functions
+
+
+spread_f32, gather_f32, clear_f32, totals_f32 = _row_functions("f32", f32_at, f32(1.0))
+spread_f64, gather_f64, clear_f64, totals_f64 = _row_functions("f64", f64_at, f64(1.0))
+spread_i32, _, _, _ = _row_functions("i32", i32_at, i32(1))
+
+
+# The call from XLA --------------------------------------------------------------------------------------------------
+
+# Offsets in XLA_FFI_CallFrame and what it points at; all fields that are read here are of 8 bytes.
+_EXTENSION, _API, _ARGUMENTS, _RESULTS, _ATTRIBUTES = 8, 16, 72, 112, 160
+_BUFFER_DATA, _ARRAY_DATA = 24, 16
+_METADATA, _METADATA_VERSION, _METADATA_TRAITS, _API_VERSION = 24, 24, 32, 32
+
+
+def _word(builder, address, offset: int):
+    pointer = builder.inttoptr(builder.add(address, ir.IntType(64)(offset)), ir.IntType(64).as_pointer())
+    return builder.load(pointer)
+
+
+def _buffer(field: int):
+    """The address of the data of argument or result ``k``."""
+
+    def at(_, frame, k):
+        def codegen(context, builder, signature, args):
+            offset = builder.mul(args[1], ir.IntType(64)(8))
+            buffer = _word(builder, builder.add(_word(builder, args[0], field), offset), 0)
+            return _word(builder, buffer, _BUFFER_DATA)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return intrinsic(at)
+
+
+argument, result = _buffer(_ARGUMENTS), _buffer(_RESULTS)
+
+
+@intrinsic
+def attribute(_, frame):
+    """The one attribute, an array of int64."""
+
+    def codegen(context, builder, signature, args):
+        array = _word(builder, _word(builder, args[0], _ATTRIBUTES), 0)
+        data = _word(builder, array, _ARRAY_DATA)
+        return builder.inttoptr(data, context.get_value_type(signature.return_type))
+
+    return Cells(types.int64)(types.int64), codegen
+
+
+@compiled
+def describe(frame):
+    """Answer a call that asks for the handler's metadata only, with the version of the interface that asks."""
+    words = i64_at(frame)
+    extension = words[_EXTENSION // 8]
+    if extension == 0:
+        return False
+    metadata = i64_at(extension)[_METADATA // 8]
+    i64_at(metadata)[_METADATA_VERSION // 8] = i64_at(words[_API // 8])[_API_VERSION // 8]
+    i32_at(metadata)[_METADATA_TRAITS // 4] = 0
+    return True
+
+
+def _external(name: str, arity: int):
+    """A C function of words, by its symbol."""
+
+    def codegen(context, builder, signature, args):
+        return builder.call(_declared(builder, name, arity), args)
+
+    def typing1(_, a):
+        return types.int64(types.int64), codegen
+
+    def typing2(_, a, b):
+        return types.int64(types.int64, types.int64), codegen
+
+    def typing4(_, a, b, c, d):
+        return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
+
+    return intrinsic({1: typing1, 2: typing2, 4: typing4}[arity])
+
+
+def _declared(builder, name: str, arity: int):
+    kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * arity)
+    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+
+def publish(symbol: str, address: int) -> None:
+    """Let kernels loaded from now on find a function by this name."""
+    llvm.add_symbol(symbol, address)
+
+
+def call_of(symbol: str):
+    """A published function of one word, to be called in compiled code."""
+    return _external(symbol, 1)
+
+
+def address_of(symbol: str):
+    """A function that returns the address of what was published, in compiled code."""
+
+    @intrinsic
+    def address(_):
+        def codegen(context, builder, signature, args):
+            return builder.ptrtoint(_declared(builder, symbol, 1), ir.IntType(64))
+
+        return types.int64(), codegen
+
+    return address
+
+
+_process = ctypes.CDLL(None)
+for _name in ("pthread_create", "pthread_join"):
+    publish(f"brainmass_kernels_{_name}", ctypes.cast(getattr(_process, _name), ctypes.c_void_p).value or 0)
+_create_thread = _external("brainmass_kernels_pthread_create", 4)
+_join_thread = _external("brainmass_kernels_pthread_join", 2)
+
+# The first bytes of the scratch hold the call itself: next block, next thread, frame, then the threads' own names.
+JOB_BYTES = 4096
+MOST_THREADS = JOB_BYTES // 8 - 8
+
+
+@compiled
+def start(job, frame, task, threads):
+    """Run ``task(job)`` on this many threads, this one among them."""
+    words = i64_at(job)
+    words[0], words[1], words[2] = 0, 0, frame
+    started = 0
+    for _k in range(threads - 1):
+        # A thread that cannot be had is no error: the others take its blocks.
+        if i32(_create_thread(job + 8 * (8 + started), 0, task, job)) == 0:
+            started += 1
+    return started
+
+
+@compiled
+def join(job, started):
+    for k in range(started):
+        _join_thread(i64_at(job)[8 + k], 0)
+
+
+# Compiled once, and on disk ------------------------------------------------------------------------------------------
+
+
+class _MachineCode(NullCache):
+    """What numba asks for the machine code of one function before it compiles it, and gives it afterwards.
+
+    Attributes
+    ----------
+    code : the function as numba takes it apart, or ``None``
+    new : whether it was compiled now
+    """
+
+    def __init__(self, code=None):
+        self.code, self.new = code, False
+
+    def load_overload(self, sig, target_context):
+        if self.code is None:
+            return None
+        target_context.refresh()
+        return CompileResult._rebuild(target_context, *self.code)
+
+    def save_overload(self, sig, cres):
+        self.code, self.new = cres._reduce(), True
+
+
+def entry(name: str, task, handler):
+    """Compile a kernel of this name, or load it: ``handler`` as a C function, which starts ``task`` on threads."""
+    file = f"{name}-{_surroundings()}.kernel"
+    data = kernel_cache.load(file)
+    parts = [_MachineCode(code) for code in pickle.loads(data)] if data else [_MachineCode(), _MachineCode()]
+    publish(name, _callback(task, parts[0]).address or 0)
+    c_function = _callback(handler, parts[1])
+    if any(each.new for each in parts):
+        kernel_cache.keep(file, dumps([each.code for each in parts]))
+    return c_function
+
+
+def register(name: str, handler: CFunc) -> None:
+    """Tell XLA of a kernel."""
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
+
+
+def _callback(function, code: _MachineCode) -> CFunc:
+    c_function = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
+    c_function._cache = code  # pyright: ignore[reportAttributeAccessIssue]
+    c_function.compile()
+    return c_function
+
+
+def _surroundings() -> str:
+    """What machine code depends on besides its source: the machine, and the versions of all that had a part in it."""
+    options = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
+    versions = (
+        __version__,
+        numba.__version__,
+        llvmlite.__version__,
+        sys.implementation.cache_tag,
+        cpu_target.target_context.codegen().magic_tuple(),  # pyright: ignore[reportAttributeAccessIssue]
+        [str(getattr(config, option, None)) for option in options],
+    )
+    return hashlib.sha256(repr(versions).encode()).hexdigest()[:16]

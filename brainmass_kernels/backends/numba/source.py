@@ -1,0 +1,452 @@
+"""What is done for one block of lanes, as source that numba compiles.
+
+In the source ``S`` is the scratch of a thread, a row a value: ``x`` the state, ``z`` normals of this step and ``later``
+those of the next, ``c`` and ``u`` what differs between lanes of coefficients and inputs, ``ct_`` cotangents. ``K`` is
+the tape, what is kept of a step until its pullback, and ``I`` the words that normals are drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+
+from ... import noise
+from ...codegen.source import SourceBuilder
+from ...codegen.writer import Writer, words
+from ...pointwise import Program
+from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
+from .layout import PLAN, STAGED, Layout, Rows
+from .masses import Uncoupled
+from .optable import NUMBA, NUMBA_FAST, TYPES
+
+# Stand in lines for where the rows end in the scratch, and the words behind them, until all rows are known.
+_ROWS_END, WORDS_END = "<end of rows>", "<end of words>"
+
+
+class Kernel(SourceBuilder):
+    """What both kernels are made of: arguments, rows, and loops over the lanes of a block."""
+
+    kind: str
+    segment: int
+    coupling: Uncoupled
+
+    def __init__(self, loop: Loop, layout: Layout, operands: Operands):
+        super().__init__(NUMBA_FAST if loop.precision == "fast" else NUMBA)
+        self.loop, self.layout, self.operands = loop, layout, operands
+        self.rows, self.tape, self.words = (Rows(array, layout.block) for array in "SKI")
+        self.coefs, self.inputs = self.names("c", loop.n_coefs), self.names("u", loop.n_inputs)
+        self.state = self.rows.add(*self.names("x", loop.n_state))
+        self.normals = self.rows.add(*self.names("z", loop.n_normals))
+        self.later = self.rows.add(*self.names("later", loop.n_normals))
+        self.words.add("key0", "key1")
+        self.uniform_coefs = [c.ndim == 0 for c in operands.coefs]
+        self.uniform_inputs = [x.ndim == 1 for x in operands.inputs]
+        for name, uniform in zip((*self.coefs, *self.inputs), (*self.uniform_coefs, *self.uniform_inputs)):
+            if not uniform:
+                self.rows.add(name)
+
+    def take_operands(self, stem: str, states: Sequence[jax.Array]) -> None:
+        """What both kernels take; ``states`` are before the first step, or before each segment."""
+        self.coef_arguments = self.take("coef", self.operands.coefs)
+        self.state_arguments = self.take(stem, states)
+        self.input_arguments = self.take("input", self.operands.inputs)
+        if self.loop.n_normals:
+            self.take_one("seeds", self.operands.seeds)
+
+    @property
+    def step_arguments(self) -> list[str]:
+        return [*self.coefs, *self.state, *self.inputs, *self.normals]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.layout.block * self.layout.itemsize
+
+    @property
+    def words_end(self) -> int:
+        """Bytes of the rows and of the words of normals."""
+        return (len(self.rows) + (2 if self.loop.n_normals else 0)) * self.row_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of a thread: rows, words, the tape of a segment, and what the coupling has."""
+        return self.words_end + self.segment * len(self.tape) * self.row_bytes + self.coupling.scratch_bytes
+
+    @property
+    def text(self) -> str:
+        rows_end = len(self.rows) * self.row_bytes
+        return super().text.replace(_ROWS_END, str(rows_end)).replace(WORDS_END, str(self.words_end))
+
+    # Places ----------------------------------------------------------------------------------------------------------
+
+    def address(self, name: str) -> str:
+        """Of an argument or a result."""
+        kind, names = ("argument", self.arguments) if name in self.arguments else ("result", self.results)
+        return f"{kind}(frame, {list(names).index(name)})"
+
+    def addresses(self, names: Sequence[str]) -> None:
+        self.line(*(f"{name} = {self.address(name)}" for name in names))
+
+    def row(self, name: str) -> str:
+        """The address of a row."""
+        return f"work + {self.layout.itemsize * self.rows.offset(name)}"
+
+    def at(self, name: str) -> str:
+        """Lane ``i`` of a row, of any array."""
+        return next(rows.at(name) for rows in (self.rows, self.tape, self.words) if name in rows.names)
+
+    def place(self, name: str, row: str) -> None:
+        """The block's place in a buffer of rows of lanes, in bytes."""
+        self.line(f"{name} = {self.layout.itemsize} * ({row} * lanes + lane)")
+
+    def call(self, function: str, *arguments: str | int) -> None:
+        """Call a function of the runtime that there is for each dtype."""
+        self.line(f"{function}_{self.layout.dtype}({', '.join(map(str, arguments))})")
+
+    def spread(self, names: Sequence[str], buffers: Sequence[str], place: str = "place") -> None:
+        """Read rows from buffers, at the block's place in bytes."""
+        for name, buffer in zip(names, buffers, strict=True):
+            self.call("spread", self.row(name), f"{buffer} + {place}", "valid", "block")
+
+    def gather(self, names: Sequence[str], buffers: Sequence[str], place: str = "place") -> None:
+        """Write rows to buffers."""
+        for name, buffer in zip(names, buffers, strict=True):
+            self.call("gather", f"{buffer} + {place}", self.row(name), "valid")
+
+    # Lines of both kernels -------------------------------------------------------------------------------------------
+
+    def head(self) -> None:
+        """The block's place, its rows and its coefficients."""
+        dtype, layout = self.layout.dtype, self.layout
+        self.line(
+            f"{', '.join(PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
+            # A literal would make numba compile each function that takes it anew.
+            f"block = i64({layout.block})",
+            f"lane = {layout.span} * number",
+            f"valid = min({layout.span}, lanes - lane)",
+            f"place = {layout.itemsize} * lane",
+            f"S = {dtype}_at(work)",
+        )
+        for name, argument, uniform in zip(self.coefs, self.coef_arguments, self.uniform_coefs):
+            if uniform:
+                self.line(f"{name} = {dtype}_at({self.address(argument)})[0]")
+            else:
+                self.spread([name], [self.address(argument)])
+
+    def read_seeds(self) -> None:
+        """The two words of each lane, behind the rows."""
+        if not self.loop.n_normals:
+            return
+        row, seeds = f"work + {_ROWS_END}", self.address("seeds")
+        assert self.operands.seeds is not None
+        # All lanes have come equally far.
+        origin = f"i32_at({seeds} + 8 * lanes)[0]" if len(self.operands.seeds) == 3 else "i32(0)"
+        self.line(
+            f"I = i32_at({row})",
+            f"spread_i32({row}, {seeds} + 4 * lane, valid, block)",
+            f"spread_i32({row} + 4 * block, {seeds} + 4 * (lanes + lane), valid, block)",
+            f"origin = {origin}",
+        )
+
+    def read_inputs(self) -> None:
+        """The inputs of step ``n``, in scalars or rows."""
+        if not all(self.uniform_inputs):
+            self.place("place_u", "n")
+        for name, argument, uniform in zip(self.inputs, self.input_arguments, self.uniform_inputs):
+            if uniform:
+                self.line(f"{name} = {self.layout.dtype}_at({argument} + {self.layout.itemsize} * n)[0]")
+            else:
+                self.spread([name], [argument], "place_u")
+
+    def draw(self, first: str) -> None:
+        """The normals of step ``n``, drawn for two steps at a time; ``first`` says whether none was drawn before."""
+        count = self.loop.n_normals
+        if not count:
+            return
+        word = jax.ShapeDtypeStruct((), "int32")
+        program = Program(lambda k0, k1, half: sum(noise.pairs((k0, k1), half, count), ()), [word] * 3, "white noise")
+        self.line("counter = i32(n + origin)")
+        with self.block(f"if {first} or counter & i32(1) == i32(0):"):
+            self.line("half = i32(counter >> i32(1))")
+            # In a float64 run the rows do not hold float32.
+            with self.lanes(staged=self.layout.dtype == "f32") as lanes:
+                drawn = lanes.values(program, ["key0", "key1", "half"])
+                lanes.store([name for both in zip(self.normals, self.later) for name in both], drawn)
+        with self.block("if counter & i32(1) == i32(1):"), self.block(f"for i in range({self.layout.block}):"):
+            self.line(*(f"{self.at(z)} = {self.at(later)}" for z, later in zip(self.normals, self.later)))
+
+    def next_record(self) -> None:
+        self.line("records += 1", "due = due + every if records < count else 0")
+
+    # Loops over lanes ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lanes(self, staged: bool = True) -> Iterator[LaneLoop]:
+        """Compute values for all lanes of the block, and store each in a row."""
+        loop = LaneLoop(self, staged and self.layout.block >= STAGED)
+        yield loop
+        loop.finish()
+
+    def slow_row(self, number: int) -> str:
+        """The row of an argument of a slow function, and then of its value."""
+        name = f"slow{number}"
+        if name not in self.rows.names:
+            self.rows.add(name)
+        return name
+
+
+class LaneLoop:
+    """A loop over the lanes of a block: what is stored of each.
+
+    Slow functions have loops of their own where the loop is ``staged``: what they keep in registers leaves room for
+    nothing else, and one that LLVM has no SIMD for does not keep the rest from it.
+    """
+
+    def __init__(self, kernel: Kernel, staged: bool):
+        self.kernel, self.staged = kernel, staged
+        self.writer = Writer(kernel.optable)
+        self.stores: dict[str, str] = {}
+
+    def values(self, program: Program, arguments: Sequence[str]) -> list[str]:
+        """Outputs of a program in the kernel's dtype: one may be a constant of another."""
+        dtype, outputs = self.kernel.layout.dtype, self.writer.write(program, arguments)
+        return [
+            value if TYPES[aval.dtype.name] == dtype else f"{dtype}({value})"
+            for value, aval in zip(outputs, program.out_avals)
+        ]
+
+    def store(self, names: Sequence[str], values: Sequence[str]) -> None:
+        self.stores |= {self.kernel.at(name): value for name, value in zip(names, values, strict=True)}
+
+    def add(self, names: Sequence[str], values: Sequence[str]) -> None:
+        """Add to what rows hold, but for values that are 0 in all lanes."""
+        zero = self.writer.literal(0, np.dtype(f"float{8 * self.kernel.layout.itemsize}"))
+        sums = [(name, f"{name} + {value}") for name, value in zip(names, values, strict=True) if value != zero]
+        self.store([name for name, _ in sums], [total for _, total in sums])
+
+    def finish(self) -> None:
+        if not self.stores:
+            return
+        rows: dict[str, str] = {}
+        for stage in self.writer.stages(list(self.stores.values())) if self.staged else []:
+            rows |= self._stage(stage, rows)
+        self._loop(self.stores, rows)
+
+    def _stage(self, stage: dict[str, list[tuple[str, str]]], rows: dict[str, str]) -> dict[str, str]:
+        """Loops for some calls of slow functions; the row in which each call's value is then."""
+        kernel = self.kernel
+        calls = [call for group in stage.values() for call in group]
+        places = {name: kernel.slow_row(len(rows) + j) for j, (name, _) in enumerate(calls)}
+        self._loop({kernel.at(places[name]): argument for name, argument in calls}, rows)
+        for function, group in stage.items():
+            # Rows that follow each other are one for a function.
+            place = kernel.at(places[group[0][0]])
+            with kernel.block(f"for i in range({kernel.layout.block * len(group)}):"):
+                kernel.line(f"{place} = {function.format(place)}")
+        return places
+
+    def _loop(self, stores: dict[str, str], rows: dict[str, str]) -> None:
+        """One loop, in which the values that have ``rows`` are known."""
+        kernel, lines = self.kernel, self.writer.lines(list(stores.values()), rows)
+        used = words([*lines, *stores.values()])
+        with kernel.block(f"for i in range({kernel.layout.block}):"):
+            for names in (kernel.rows.names, kernel.tape.names, kernel.words.names):
+                kernel.line(*(f"{name} = {kernel.at(name)}" for name in names if name in used))
+            kernel.line(*(f"{name} = {kernel.at(row)}" for name, row in rows.items() if name in used))
+            kernel.line(*lines, *(f"{place} = {value}" for place, value in stores.items()))
+
+
+class ForwardKernel(Kernel):
+    """A forward run.
+
+    Arguments: coefficients, state, inputs, seeds. Results: records, final state, saved states.
+    """
+
+    kind = "forward"
+
+    def __init__(
+        self, coupling: type[Uncoupled], loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None
+    ):
+        state, count = initial.state, loop.schedule.count
+        super().__init__(loop, Layout.of(loop, state[0].shape[0], state[0].dtype), operands)
+        self.initial, self.segment = initial, checkpoint_every or 0
+        self.observables = self.rows.add(*self.names("obs", loop.n_observables))
+        self.take_operands("initial", state)
+        lanes, segments = self.layout.lanes, -(-loop.schedule.steps // self.segment) if self.segment else 0
+        self.records = self.give("record", [(count, lanes)] * loop.n_observables)
+        self.final = self.give("final", [(lanes,)] * loop.n_state)
+        self.saved = self.give("saved", [(segments, lanes)] * loop.n_state)
+        self.coupling = coupling(self)
+        self.write()
+
+    def write(self) -> None:
+        self.head()
+        self.spread(self.state, [self.address(name) for name in self.state_arguments])
+        self.read_seeds()
+        for names in (self.input_arguments, self.records, self.saved):
+            self.addresses(names)
+        self.line("records = 0", "due = lead + every if count > 0 else 0")
+        self.line("segment_number = 0", "due_save = 0 if segment > 0 else -1")
+        self.coupling.begin()
+        with self.block("for n in range(steps):"):
+            with self.block("if n == due_save:"):
+                self.save()
+            self.step()
+            with self.block("if n + 1 == due:"):
+                self.record()
+            self.coupling.leave()
+        self.coupling.end()
+        self.gather(self.state, [self.address(name) for name in self.final])
+
+    def save(self) -> None:
+        self.place("place_s", "segment_number")
+        self.gather(self.state, self.saved, "place_s")
+        self.line("segment_number += 1", "due_save += segment")
+
+    def step(self) -> None:
+        self.read_inputs()
+        self.draw("n == 0")
+        self.coupling.arrive()
+        with self.lanes() as lanes:
+            lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
+
+    def record(self) -> None:
+        with self.lanes() as lanes:
+            lanes.store(self.observables, lanes.values(self.loop.observe, [*self.coefs, *self.state]))
+        self.place("place_r", "records")
+        self.gather(self.observables, self.records, "place_r")
+        self.next_record()
+
+
+class AdjointKernel(Kernel):
+    """An adjoint run: each segment is run again, keeping what its pullbacks need, and walked back.
+
+    Arguments: coefficients, saved states, inputs, seeds, cotangents of records and of the final state.
+    Results: cotangents of the wanted coefficients, of the initial state, and of the wanted inputs.
+    """
+
+    kind = "adjoint"
+
+    def __init__(
+        self, coupling: type[Uncoupled], loop: Loop, pullbacks: Pullbacks, wanted: Wanted, operands: Operands, saved,
+        cotangents: Cotangents, checkpoint_every: int,
+    ):  # fmt: skip
+        (first, *_), n_arriving = cotangents.final.state, loop.n_inputs - len(operands.inputs)
+        super().__init__(loop, Layout.of(loop, first.shape[0], first.dtype, checkpoint_every), operands)
+        self.wanted, self.cotangents, self.segment = wanted, cotangents, checkpoint_every
+        # What arrives from other lanes is kept like the state; the other inputs are read again.
+        self.pullbacks = SplitPullbacks.of(loop, pullbacks, kept_inputs=n_arriving)
+        self.of_step = self.tape.add(*self.names("k", self.pullbacks.advance.n_kept))
+        self.of_record = self.tape.add(*self.names("v", self.pullbacks.observe.n_kept))
+        self.ct_coefs = self.rows.add(*self.names("ct_c", sum(wanted.coefs)))
+        self.ct_state = self.rows.add(*self.names("ct_x", loop.n_state))
+        self.ct_observables = self.rows.add(*self.names("ct_obs", loop.n_observables))
+        self.ct_inputs = self.rows.add(*self.names("ct_u", sum(wanted.inputs)))
+        self.take_operands("saved", saved[0])
+        self.ct_records = self.take("ct_record", cotangents.records)
+        self.ct_final = self.take("ct_final", cotangents.final.state)
+        self.give_cotangents()
+        self.saved_by_coupling = saved[1]
+        self.coupling = coupling(self)
+        self.ct_arrived = self.rows.add(*self.names("ct_arrived", n_arriving))
+        self.write()
+
+    def give_cotangents(self) -> None:
+        lanes, steps = self.layout.lanes, self.loop.schedule.steps
+        self.wanted_uniform = [uniform for uniform, w in zip(self.uniform_inputs, self.wanted.inputs) if w]
+        self.out_coefs = self.give("coefs", [(lanes,)] * len(self.ct_coefs))
+        self.out_state = self.give("state", [(lanes,)] * self.loop.n_state)
+        shapes = [(steps, self.layout.groups if uniform else lanes) for uniform in self.wanted_uniform]
+        self.out_inputs = self.give("ct_input", shapes)
+
+    def write(self) -> None:
+        layout = self.layout
+        self.head()
+        if layout.span == layout.block:
+            self.line(f"groups = (lanes + {layout.group - 1}) // {layout.group}")
+        else:
+            self.line(f"groups = plan[{PLAN.index('blocks')}]")
+        for name in self.ct_coefs:
+            self.call("clear", self.row(name), "block")
+        self.spread(self.ct_state, [self.address(name) for name in self.ct_final])
+        self.read_seeds()
+        self.line(f"slots = work + {WORDS_END}")
+        for names in (self.state_arguments, self.input_arguments, self.ct_records, self.out_inputs):
+            self.addresses(names)
+        self.coupling.begin()
+        with self.block("for segment_number in range((steps + segment - 1) // segment - 1, -1, -1):"):
+            self.begin_segment()
+            with self.block("for j in range(length):"):
+                self.replay_step()
+            self.line("records -= 1", "due = lead + (records + 1) * every")
+            with self.block("for j in range(length - 1, -1, -1):"):
+                self.reverse_step()
+        self.coupling.end()
+        cotangents, results = [*self.ct_coefs, *self.ct_state], [*self.out_coefs, *self.out_state]
+        self.gather(cotangents, [self.address(name) for name in results])
+
+    def begin_segment(self) -> None:
+        self.line("start = segment_number * segment", "length = min(segment, steps - start)")
+        self.place("place_s", "segment_number")
+        self.spread(self.state, self.state_arguments, "place_s")
+        self.line("records = max(0, start - lead) // every")
+        self.line("due = lead + (records + 1) * every if records < count else 0")
+
+    def begin_step(self) -> None:
+        """Step ``n`` is the ``j``-th of its segment; ``K`` is its place on the tape."""
+        tape = f"slots + {self.layout.itemsize} * j * {self.tape_numbers}"
+        self.line("n = start + j", f"K = {self.layout.dtype}_at({tape})")
+
+    @property
+    def tape_numbers(self) -> int:
+        """How many numbers the tape has of a step of a block."""
+        return len(self.tape) * self.layout.block
+
+    def replay_step(self) -> None:
+        self.begin_step()
+        self.read_inputs()
+        self.draw("j == 0")
+        self.coupling.replay()
+        with self.lanes() as lanes:
+            lanes.store(self.of_step, lanes.values(self.pullbacks.advance.keep, self.step_arguments))
+            lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
+        with self.block("if n + 1 == due:"):
+            with self.lanes() as lanes:
+                lanes.store(self.of_record, lanes.values(self.pullbacks.observe.keep, [*self.coefs, *self.state]))
+            self.next_record()
+
+    def reverse_step(self) -> None:
+        self.begin_step()
+        with self.block("if records >= 0 and n + 1 == due:"):
+            self.reverse_record()
+        self.read_inputs()
+        with self.lanes() as lanes:
+            known = [*self.coefs, *self.inputs[: len(self.uniform_inputs)], *self.of_step, *self.ct_state]
+            cotangents = lanes.values(self.pullbacks.advance.back, known)
+            n = len(self.ct_coefs)
+            lanes.add(self.ct_coefs, cotangents[:n])
+            lanes.store([*self.ct_state, *self.ct_inputs, *self.ct_arrived], cotangents[n:])
+        self.coupling.reverse()
+        self.write_inputs()
+
+    def reverse_record(self) -> None:
+        self.place("place_r", "records")
+        self.spread(self.ct_observables, self.ct_records, "place_r")
+        with self.lanes() as lanes:
+            known = [*self.coefs, *self.of_record, *self.ct_observables]
+            lanes.add([*self.ct_coefs, *self.ct_state], lanes.values(self.pullbacks.observe.back, known))
+        self.line("records -= 1", "due -= every")
+
+    def write_inputs(self) -> None:
+        """The cotangents of the inputs of step ``n``; of a uniform one the sums of equally many lanes."""
+        if not all(self.wanted_uniform):
+            self.place("place_c", "n")
+        layout = self.layout
+        for name, result, uniform in zip(self.ct_inputs, self.out_inputs, self.wanted_uniform):
+            if uniform:
+                target = f"{result} + {layout.itemsize} * (n * groups + {layout.block // layout.group} * number)"
+                self.call("totals", target, self.row(name), "valid", layout.group)
+            else:
+                self.gather([name], [result], "place_c")

@@ -1,0 +1,372 @@
+"""Fits as JSON: finished ones, and checkpoints of one that is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import files, identity, models, routing, spectra, units
+from ..models.base import Model
+from ..network import Network
+from ..notices import warn
+from ..spectra import Spectrum
+from . import targets
+from .problem import Free, Problem, fingerprint
+from .steps import State, begin, optimiser_identity
+
+_FORMAT = ("brainmass_kernels.Fit", 2)
+_UNDER_WAY = "brainmass_kernels.Fit under way"
+_SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
+
+
+def plain_state(state: State) -> dict[str, Any]:
+    arrays = lambda tree: {name: np.asarray(value) for name, value in tree.items()}  # noqa: E731
+    return {
+        **{name: arrays(getattr(state, name)) for name in ("z", "best_z", "first")},
+        **{name: np.asarray(getattr(state, name)) for name in ("best", "alive")},
+        "moments": [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)],
+    }
+
+
+def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
+    put = lambda tree: {name: jnp.asarray(value) for name, value in tree.items()}  # noqa: E731
+    z = put(saved["z"])
+    dtype = jnp.result_type(float)
+    fresh, treedef = jax.tree.flatten(begin(problem, z, optimiser).moments)
+    if [np.shape(leaf) for leaf in fresh] != [np.shape(leaf) for leaf in saved["moments"]]:
+        raise ValueError("'optimiser' is another than the one that the resumed fit was made with")
+    moments = [jnp.asarray(value, like.dtype) for value, like in zip(saved["moments"], fresh)]
+    best, alive = jnp.asarray(saved["best"], dtype), jnp.asarray(saved["alive"], int)
+    return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
+
+
+def check_same(held, held_free, held_target, settings, problem: Problem, argument: str) -> None:
+    """Refuse to go on with a fit of something else."""
+    known = compare_programs(held.get("program"), settings["program"], argument)
+    ours = settings | {"free": [(f.name, f.low, f.high) for f in problem.frees]}
+    theirs = held | {"free": [(f.name, f.low, f.high) for f in held_free]}
+    # Functions are told apart by what they compute, by their names only where that is not known.
+    for name in [n for n in ours if n != "program" and not (known and n == "function")]:
+        if name not in theirs:
+            raise ValueError(f"'{argument}' got a fit to another target")
+        if ours[name] != theirs[name]:
+            raise ValueError(f"'{argument}' got a fit with {name} = {theirs[name]}, but this call has {ours[name]}")
+    if not callable(problem.comparison.target) and not problem.comparison.same(held_target):
+        raise ValueError(f"'{argument}' got a fit to another target")
+
+
+def compare_programs(theirs: Mapping[str, str] | None, ours: Mapping[str, str], argument: str) -> bool:
+    """Whether two fits are known to compute the same; ValueError where they do not, a warning where none can tell."""
+    if theirs is None:
+        why = "was saved by an earlier version, which kept no trace of the programs"
+    else:
+        versions = identity.versions()
+        programs = ({n: x for n, x in held.items() if n not in versions} for held in (theirs, ours))
+        differing = identity.difference(*programs)
+        if not differing:
+            return True
+        other = [f"{n} {theirs.get(n)}, not {ours[n]}" for n in versions if theirs.get(n) != ours[n]]
+        if not other:
+            raise ValueError(f"'{argument}' got another fit. What differs: {differing}")
+        why = f"was made with {', '.join(other)}, which traces other programs ({differing})"
+    warn(f"'{argument}' got a fit that {why}: whether the model's equations are the same is not known", UserWarning)
+    return False
+
+
+class Checkpoint:
+    """The file of a fit that is under way, which goes on along the same way.
+
+    Parameters
+    ----------
+    path : of the file
+    problem, settings, optimiser : of the fit
+    call : what else decides its way, ready for JSON
+    """
+
+    def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any]):
+        self.path, self.problem, self.settings, self.optimiser, self.call = path, problem, settings, optimiser, call
+        self._last, self._took = 0.0, 0.0
+
+    @classmethod
+    def of(cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int):
+        """``None`` without a path."""
+        if path is None:
+            return None
+        call: dict[str, Any] = {"screen": int(screen), "clip": float(clip), "prune": int(prune)}
+        if isinstance(starts, Mapping):
+            values = {f.name: targets.plain(starts[f.name], f.unit, f"starts: {f.name!r}") for f in problem.frees}
+            call["starts"] = {name: fingerprint(x) for name, x in values.items()}
+        else:
+            call["starts"] = int(starts)
+        return cls(path, problem, settings, optimiser, call | {"optimiser": optimiser_identity(problem, optimiser)})
+
+    def write(self, state: State, history: list) -> None:
+        """Write the state of the fit, not more often than takes a tenth of the time."""
+        if time.perf_counter() - self._last < 10.0 * self._took:
+            return
+        began = time.perf_counter()
+        about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
+        about |= {"free": _encode_free(self.problem.frees), "target": _encode_target(self.problem.comparison.target)}
+        state_now = {"state": _encode_state(plain_state(state)), "losses": listed(np.stack(history))}
+        files.write_document(self.path, about | state_now)
+        self._last = time.perf_counter()
+        self._took = self._last - began
+
+    def read(self) -> tuple[State | None, list]:
+        """The state and the history that were written of this same fit; nothing where there is no such file."""
+        if not os.path.exists(self.path):
+            return None, []
+        remedy, comparison = "delete it, and the fit begins anew", self.problem.comparison
+        saved = _read(self.path, "checkpoint", _CHECKPOINT, remedy)
+        if saved.get("format") != _UNDER_WAY:
+            name = os.path.basename(os.fspath(self.path))
+            raise ValueError(f"'checkpoint' got {name}, which is no checkpoint of a fit")
+        with _damaged(self.path, _CHECKPOINT, remedy):
+            free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
+            target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
+            state, losses, held = _decode_state(saved["state"]), saved["losses"], dict(saved["settings"])
+            counted = {"starts": len(losses[0][0])} if isinstance(self.call["starts"], int) else {}
+            theirs = saved.get("call", counted)
+        check_same(held, free, target, self.settings, self.problem, "checkpoint")
+        for name, value in theirs.items():
+            if value != self.call[name]:
+                raise ValueError(f"'checkpoint' got a fit with {name} = {value}, but this call has {self.call[name]}")
+        return restore(self.problem, state, self.optimiser), [*array(losses)]
+
+
+def _read(path, argument: str, what: str, remedy: str) -> dict[str, Any]:
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"'{argument}' got {path}, but there is no file of that name")
+    with _damaged(path, what, remedy):
+        return files.read_document(path)
+
+
+@contextlib.contextmanager
+def _damaged(path, what: str, remedy: str):
+    """Raise what is wrong in a document as one ValueError with the file's name."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        raise files.damaged(path, what, error, remedy) from error
+
+
+def load(path, model) -> dict[str, Any]:
+    """The fields of a saved `Fit`; see `Fit.load`."""
+    saved = _read(path, "resume", _SAVED, "take a copy of it, or fit again")
+    with _damaged(path, _SAVED, "take a copy of it, or fit again"):
+        form = (saved["format"], saved["version"])
+        if form != _FORMAT:
+            raise KeyError(f"{form} is not {_FORMAT}")
+        name, linked, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
+    kind = _kind_of(name, linked, values, model)
+    with _damaged(path, _SAVED, "take a copy of it, or fit again"):
+        return decode(saved, kind, model if isinstance(model, Network) else None)
+
+
+def encode(fit) -> dict[str, Any]:
+    known = routing.quantities(fit.model, fit.inputs, fit.noise)
+    values = {
+        name: {"value": listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()
+    }
+    fitted = {
+        f.name: {"value": listed(units.strip(fit.parameters[f.name], f.unit, f.name)), "unit": str(f.unit)}
+        for f in fit.free
+    }
+    return {
+        "format": _FORMAT[0],
+        "version": _FORMAT[1],
+        "parameters": fitted,
+        "rms": listed(fit.rms),
+        "initial_rms": listed(fit.initial_rms),
+        "implementation": fit.implementation,
+        "reason": fit.reason,
+        "seconds": round(fit.seconds, 3),
+        "free": _encode_free(fit.free),
+        "settings": fit.settings,
+        "values": {name: value for name, value in values.items() if _is_given(fit, name)},
+        "best_start": listed(fit.best_start),
+        "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
+        **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
+        "losses": listed(np.round(fit.losses, 6)),
+        "state": _encode_state(fit.state),
+    }
+
+
+def _encode_free(frees):
+    return [{"name": f.name, "low": f.low, "high": f.high} for f in frees]
+
+
+def _encode_state(state):
+    return {
+        name: [listed(leaf) for leaf in part]
+        if isinstance(part, list)
+        else {key: listed(leaf) for key, leaf in part.items()}
+        if isinstance(part, dict)
+        else listed(part)
+        for name, part in state.items()
+    }
+
+
+def _decode_state(state):
+    return {
+        **{key: {k: np.array(v) for k, v in state[key].items()} for key in ("z", "best_z", "first")},
+        "best": array(state["best"], np.inf),
+        "alive": np.array(state["alive"], int),
+        "moments": [np.array(leaf) for leaf in state["moments"]],
+    }
+
+
+def _is_given(fit, name: str) -> bool:
+    mass = fit.model.model if isinstance(fit.model, Network) else fit.model
+    if name.startswith(routing.NOISE):
+        return name.removeprefix(routing.NOISE) in fit.noise
+    return name in fit.inputs or name not in mass.inputs
+
+
+def _encode_target(target) -> dict[str, Any]:
+    """A target or a prediction."""
+    if isinstance(target, Spectrum):
+        powers = listed(np.log10(target.power))
+        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
+    if isinstance(target, targets.TimeSeries):
+        held = {name: getattr(target, name) for name in ("scale", "offset", "name")}
+        sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
+        return {"kind": "series", **held, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
+                "unit": str(u.get_unit(target.values))}  # fmt: skip
+    if isinstance(target, targets.Connectivity):
+        band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
+        return {"kind": "connectivity", "name": target.name, "values": listed(target.values), "band": band,
+                "sigma": target.sigma}  # fmt: skip
+    if callable(target):
+        return {"kind": "function", "name": targets.name_of(target)}
+    return {"kind": "values", "values": listed(target)}
+
+
+def _decode_target(saved, unit=None, shown: bool = False) -> Any:
+    """What `_encode_target` made: a target, or where it is ``shown`` a prediction, which need not be one."""
+    kind = saved["kind"]
+    if kind == "spectra":
+        return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
+    if kind == "series":
+        unit = units.UNITLESS if unit is None else unit
+        values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
+        if shown:
+            return targets.unchecked(targets.TimeSeries, values)
+        sigma = None if sigma is None else units.attach(np.array(sigma), unit)
+        return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
+    if kind == "connectivity":
+        band = None if saved["band"] is None else tuple(saved["band"])
+        if shown:
+            return targets.unchecked(targets.Connectivity, array(saved["values"]), band=band, sigma=saved["sigma"])
+        return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
+    if kind == "function":
+        return _Absent(saved["name"])
+    return np.array(saved["values"])
+
+
+class _Absent(NamedTuple):
+    """The function that a saved fit was to, of which only the name was kept."""
+
+    name: str
+
+    def __call__(self, result):
+        raise TypeError(f"'target' was the function {self.name}, which a saved fit does not hold")
+
+
+def listed(array):
+    """Nested lists, with None for what JSON has no number for."""
+    array = np.asarray(array)
+    if array.ndim:
+        return [listed(row) for row in array]
+    return None if not np.isfinite(array) else array.item()
+
+
+def array(nested, missing=np.nan) -> np.ndarray:
+    return np.nan_to_num(np.array(nested, float), nan=missing, posinf=np.inf, neginf=-np.inf)
+
+
+def _kind_of(name: str, linked: bool, values: Mapping[str, Any], model) -> type[Model]:
+    """The class of the model of a saved fit.
+
+    Parameters
+    ----------
+    name : of that class
+    linked : whether the fit is of a network
+    values : by name, what the fit has of the model, with units
+    model : what `Fit.load` was given
+    """
+    network = model if isinstance(model, Network) else None
+    given = network.model if network else model
+    kind: Any = type(given) if type(given).__name__ == name else getattr(models, name, None)
+    got = f"'model' got {type(model).__name__}"
+    if kind is None:
+        raise ValueError(f"{got}, but the saved fit is of {name}; give a {name}")
+    if linked and network is None:
+        raise ValueError(f"{got}, but the saved fit is of a network of {name}; give that")
+    known = routing.places(network or kind)
+    if beyond := [n for n in values if n not in known]:
+        raise ValueError(f"{got}, but the saved fit is of a {name} that has {', '.join(beyond)}; give that")
+    for n, held in values.items():
+        if _factor(held["unit"], known[n]) is None:
+            raise ValueError(f"{got}, whose {n} is in {known[n].unit}, but the saved fit has it in {held['unit']}")
+    return kind
+
+
+def _factor(text: str, place: routing.Place) -> float | None:
+    """What turns a number in a saved unit into one in a place's own; ``None`` where the unit is another.
+
+    Earlier versions kept intensities of noise per root of a second, whatever the model's unit of time.
+    """
+    if units.reads(text, place.unit):
+        return 1.0
+    unit = units.parsed(text)
+    if place.kind != "noise" or unit.dim != place.unit.dim:
+        return None
+    return float(u.Quantity(1.0, unit=unit).to_decimal(place.unit))
+
+
+def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) -> dict[str, Any]:
+    empty: Any = network.replace(model=kind()) if network else kind()
+    places = routing.places(empty)
+    factors = {n: _factor(x["unit"], places[n]) for n, x in {**saved["values"], **saved["parameters"]}.items()}
+
+    def quantity(name: str, value):
+        value = np.array(value)
+        return units.attach(value if factors[name] == 1.0 else value * factors[name], places[name].unit)
+
+    values = {n: quantity(n, x["value"]) for n, x in saved["values"].items()}
+    fitted, inputs, noise = routing.put(empty, {}, {}, values)
+    fixed = saved["settings"]["fixed"]
+    for n in fixed:
+        if factors.get(n, 1.0) != 1.0 and not isinstance(fixed[n], str):
+            fixed[n] = (np.array(fixed[n]) * factors[n]).tolist()
+    free = [(f["name"], f["low"], f["high"], factors[f["name"]]) for f in saved["free"]]
+    mass: Any = fitted.model if network else fitted
+    record, unit = saved["settings"].get("record"), None
+    if saved["target"]["kind"] == "series":
+        known, text = mass.recordable()[record], saved["target"]["unit"]
+        unit = known if units.reads(text, known) else units.parsed(text)
+    return dict(
+        parameters={n: quantity(n, x["value"]) for n, x in saved["parameters"].items()},
+        model=fitted,
+        inputs=inputs,
+        noise=noise,
+        losses=array(saved["losses"]),
+        best_start=np.array(saved["best_start"]),
+        nuisance={key: array(value, -np.inf) for key, value in saved["nuisance"].items()},
+        free=tuple(Free(n, low * by, high * by, places[n].unit) for n, low, high, by in free),
+        state=_decode_state(saved["state"]),
+        **{key: array(saved[key]) for key in ("rms", "initial_rms")},
+        target=_decode_target(saved["target"], unit),
+        **{key: _decode_target(saved[key], unit, shown=True) for key in ("prediction", "initial_prediction")},
+        **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},
+    )

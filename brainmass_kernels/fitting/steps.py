@@ -1,0 +1,403 @@
+"""The steps of a fit: along gradients by an optimiser of optax, or Levenberg and Marquardt's of least squares."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import identity
+from ..extras import needs
+from .problem import Problem
+from .targets import OfFunction
+
+#: Adam's step in z, where the width between the bounds is about 6.
+LEARNING_RATE = 0.05
+#: Of an optimiser that is not one of optax.
+LEVENBERG_MARQUARDT = "levenberg_marquardt"
+#: Marquardt's damping at first, and its bounds.
+_DAMPING, _DAMPINGS = 1e-2, (1e-6, 1e6)
+#: The farthest that z goes, and the longest step of Levenberg and Marquardt.
+_FAR, _STRIDE = 6.0, 1.5
+
+
+class State(NamedTuple):
+    """What an optimiser carries and a saved fit keeps.
+
+    Attributes
+    ----------
+    z : where the next step is taken, name to ``(n or 1, starts, ...)``
+    moments : the optimiser's own
+    best_z, best : the best place so far, and its error with what priors say, ``(n, starts)``
+    first : where the first start of each target began
+    alive : which of the starts these are, ``(n, starts)``
+    """
+
+    z: dict[str, jax.Array]
+    moments: Any
+    best_z: dict[str, jax.Array]
+    best: jax.Array
+    first: dict[str, jax.Array]
+    alive: jax.Array
+
+
+class Damped(NamedTuple):
+    """What Levenberg and Marquardt carry: the damping, and the normal equations at the best place.
+
+    Attributes
+    ----------
+    damping : ``(n, starts)``
+    normal, slope : ``(n, starts, P, P)`` and ``(n, starts, P)``, means over the residuals
+    """
+
+    damping: jax.Array
+    normal: jax.Array
+    slope: jax.Array
+
+
+def begin(problem: Problem, z, optimiser) -> State:
+    n, starts = problem.comparison.count, z[problem.frees[0].name].shape[1]
+    if optimiser == LEVENBERG_MARQUARDT:
+        p = len(problem.frees) - len(problem.pooling.frozen)
+        full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
+        moments = Damped(full((n, starts), _DAMPING), full((n, starts, p, p), 0.0), full((n, starts, p), 0.0))
+    else:
+        moments = optimiser.init(z)
+    alive = jnp.broadcast_to(jnp.arange(starts), (n, starts))
+    first = {name: x[:, :1] for name, x in z.items()}
+    return State(z, moments, z, jnp.full((n, starts), jnp.inf), first, alive)
+
+
+@functools.cache
+def adam():
+    optax: Any = needs("optax")
+    return optax.adam(LEARNING_RATE, b2=0.99)
+
+
+def optimiser_of(problem: Problem, optimiser):
+    if optimiser is None:
+        return adam()
+    if isinstance(optimiser, str) and optimiser == LEVENBERG_MARQUARDT:
+        if problem.regions is not None:
+            raise TypeError(
+                f"'optimiser' got {optimiser!r}, but a network has no derivatives carried in the loop: leave it out, "
+                "or take one of optax"
+            )
+        if isinstance(problem.comparison, OfFunction) and not isinstance(problem.record, str | list | tuple):
+            raise TypeError(f"'optimiser' got {optimiser!r}, which takes records that are names, not statistics")
+        return optimiser
+    if not hasattr(optimiser, "update"):
+        got = f"str {optimiser!r}" if isinstance(optimiser, str) else type(optimiser).__name__
+        raise TypeError(f"'optimiser' got {got}, but takes an optax optimiser or {LEVENBERG_MARQUARDT!r}")
+    return optimiser
+
+
+def default_optimiser(problem: Problem):
+    """Least squares where they can be, else Adam."""
+    try:
+        return optimiser_of(problem, LEVENBERG_MARQUARDT)
+    except TypeError:
+        return adam()
+
+
+def optimiser_identity(problem: Problem, optimiser) -> str:
+    """What tells the steps of an optimiser from those of others, their sizes included."""
+    if optimiser == LEVENBERG_MARQUARDT:
+        return LEVENBERG_MARQUARDT
+    z = {f.name: jax.ShapeDtypeStruct((2, 3), jnp.result_type(float)) for f in problem.frees}
+    with jax.numpy_dtype_promotion("standard"):
+        return identity.of_function(optimiser.update, z, jax.eval_shape(optimiser.init, z), z)
+
+
+def _flag(flags, like):
+    """Flags of lanes as they choose between leaves of z."""
+    flags = flags[: like.shape[0]]
+    return jnp.broadcast_to(flags.reshape(*flags.shape, *(1,) * (like.ndim - 2)), like.shape)
+
+
+def _chosen(flags, new, old):
+    return {name: jnp.where(_flag(flags, x), x, old[name]) for name, x in new.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradient_step(problem: Problem, optimiser, state: State, keys, data, clip):
+    """One step of every lane along its gradient, and the errors before it."""
+
+    def objective(z):
+        z = {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
+        prediction = problem.predict(z, keys)
+        error, _ = problem.comparison.error(prediction, data)
+        count = math.prod(prediction.shape[2:])
+        total = error + jnp.broadcast_to(problem.penalty(z, count).astype(error.dtype), error.shape)
+        # Lanes do not mix: the gradient of the sum is each lane's own.
+        return jnp.sum(total), (error, total)
+
+    slopes, (error, total) = jax.grad(objective, has_aux=True)(state.z)
+    better = problem.score(total) < problem.score(state.best)
+    best_z = _chosen(better, state.z, state.best_z)
+    # optax itself leans on promotion, which a user may have forbidden.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
+    z = {name: jnp.clip(value + updates[name], -_FAR, _FAR) for name, value in state.z.items()}
+    # A lane whose simulation was not finite goes on from the best place it has been.
+    z = _chosen(jnp.isfinite(problem.score(total)), z, best_z)
+    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
+
+
+def _clipped(slopes, limit: float):
+    """Each lane's gradient at most ``limit`` long, and nothing where it is not finite."""
+    squares = [jnp.square(s) if s.ndim == 2 else jnp.sum(jnp.square(s), -1) for s in slopes.values()]
+    length = jnp.sqrt(sum(squares[1:], squares[0]))
+    usable = jnp.isfinite(length)
+    shrink = jnp.where(usable, jnp.minimum(1.0, limit / jnp.maximum(length, 1e-30)), 0.0)
+    found = {}
+    for name, slope in slopes.items():
+        least = shrink if len(slope) == len(shrink) else shrink.min(0, keepdims=True)
+        least = jnp.broadcast_to(least.reshape(*least.shape, *(1,) * (slope.ndim - 2)), slope.shape)
+        found[name] = jnp.where(least > 0, slope, 0.0) * least
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def lm_step(problem: Problem, state: State, keys, data):
+    """One step of Levenberg and Marquardt for every lane, and the errors before it.
+
+    A place is kept where it is better than the best, with a third of the damping; otherwise the step is taken again
+    from the best, shorter. Marquardt 1963, SIAM J. Appl. Math. 11:431.
+    """
+    error, total, normal, slope, _ = normal_equations(problem, state.z, keys, data)
+    better = problem.score(total) < problem.score(state.best)
+    kept = state.moments
+    low, high = _DAMPINGS
+    damping = jnp.clip(jnp.where(better, kept.damping / 3.0, kept.damping * 4.0), low, high)
+    normal = jnp.where(better[..., None, None], normal, kept.normal)
+    slope = jnp.where(better[..., None], slope, kept.slope)
+    best_z = _chosen(better, state.z, state.best_z)
+    step = _damped(problem, normal, slope, damping)
+    z, p = dict(best_z), 0
+    for f in problem.frees:
+        if f.name in problem.pooling.frozen:
+            continue
+        move = step[: len(z[f.name]), :, p]
+        z[f.name] = jnp.clip(z[f.name] - jnp.clip(move, -_STRIDE, _STRIDE), -_FAR, _FAR)
+        p += 1
+    moments = Damped(damping, normal, slope)
+    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
+
+
+class Normal(NamedTuple):
+    """The normal equations of every lane, means over the ``count`` residuals.
+
+    Attributes
+    ----------
+    error, total : ``(n, starts)``, of the data, and with what priors say
+    normal, slope : ``(n, starts, P, P)`` and ``(n, starts, P)``, what priors say included
+    """
+
+    error: jax.Array
+    total: jax.Array
+    normal: jax.Array
+    slope: jax.Array
+    count: Any
+
+
+def normal_equations(problem: Problem, z, keys, data) -> Normal:
+    residuals, jacobian = problem.linearised(z, keys, data)
+    count = residuals.shape[-1]
+    error = jnp.mean(residuals**2, -1)
+    error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+    normal = jnp.einsum("nspm,nsqm->nspq", jacobian, jacobian, precision="highest") / count
+    slope = jnp.einsum("nspm,nsm->nsp", jacobian, residuals, precision="highest") / count
+    moved = [f.name for f in problem.frees if f.name not in problem.pooling.frozen]
+    weight = problem.comparison.sigma**2 / count
+    for name, apart, by_z in problem.penalties(z):
+        if name not in moved:
+            continue
+        p, share = moved.index(name), len(error) if name in problem.pooling.shared else 1
+        normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, error.shape))
+        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * apart * weight / share, error.shape))
+    finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
+    total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
+    normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
+    return Normal(error, total, normal, slope, count)
+
+
+normal_equations_at = jax.jit(normal_equations, static_argnums=0)
+
+
+def joint_normal_equations(problem: Problem, normal, slope):
+    """The normal equations of each start with its targets' own and shared unknowns, and which unknown is whose.
+
+    Returns
+    -------
+    normal, slope : ``(1, starts, D, D)`` and ``(1, starts, D)``
+    place : ``(n, P)``, the unknown of each target and parameter
+    """
+    n, _, p, _ = normal.shape
+    moved = [f.name for f in problem.frees if f.name not in problem.pooling.frozen]
+    shared = [i for i, name in enumerate(moved) if name in problem.pooling.shared]
+    own = [i for i in range(p) if i not in shared]
+    place = np.zeros((n, p), int)
+    place[:, own] = np.arange(n * len(own)).reshape(n, -1)
+    place[:, shared] = n * len(own) + np.arange(len(shared))
+    size = n * len(own) + len(shared)
+    onto = jnp.asarray(np.eye(size)[place], normal.dtype)
+    dense = jnp.einsum("nspq,npi,nqj->sij", normal, onto, onto, precision="highest")
+    return dense[None], jnp.einsum("nsp,npi->si", slope, onto, precision="highest")[None], place
+
+
+def _damped(problem: Problem, normal, slope, damping):
+    """The solution of the damped normal equations, ``(n, starts, P)``."""
+    place = None
+    if problem.pooling.shared:
+        normal, slope, place = joint_normal_equations(problem, normal, slope)
+        damping = damping[:1]
+    diagonal = jnp.einsum("...ii->...i", normal)
+    least = 1e-12 + 1e-6 * diagonal.max(-1, keepdims=True)
+    added = damping[..., None] * jnp.maximum(diagonal, jnp.broadcast_to(least, diagonal.shape))
+    eye = jnp.broadcast_to(jnp.eye(normal.shape[-1], dtype=normal.dtype), normal.shape)
+    step = jnp.linalg.solve(normal + added[..., None] * eye, slope[..., None])[..., 0]
+    step = jnp.where(jnp.isfinite(step), step, 0.0)
+    return step if place is None else jnp.moveaxis(step[0][:, place], 1, 0)
+
+
+# The descent ----------------------------------------------------------------------------------------------------------
+
+
+class Progress(NamedTuple):
+    """What a ``progress`` callback is given after each step; it may return True to stop the fit."""
+
+    step: int
+    steps: int
+    rms: np.ndarray  # (targets, starts), this step
+    best: np.ndarray  # (targets,), lowest so far
+    seconds: float = 0.0  # since the first step began
+
+    @property
+    def rate(self) -> float:
+        """Steps a second."""
+        return self.step / max(self.seconds, 1e-9)
+
+    @property
+    def left(self) -> float:
+        """Seconds, if every step is taken."""
+        return (self.steps - self.step) / self.rate
+
+
+class Plan(NamedTuple):
+    """How far to descend.
+
+    Attributes
+    ----------
+    optimiser : of optax, or `LEVENBERG_MARQUARDT`
+    steps : most of them
+    clip : the largest norm of one lane's gradient
+    patience, tolerance : stop when in this many steps no target's error has fallen by this fraction
+    prune : after each so many steps, the worse half of the starts is left
+    """
+
+    optimiser: Any
+    steps: int
+    clip: float = 0.1
+    patience: int = 40
+    tolerance: float = 0.005
+    prune: int = 0
+
+
+def descend(problem: Problem, plan: Plan, state: State, history: list, key, begun: int = 0, show=None, keep=None):
+    """Step until the steps are used up or no target gains; returns the state, and fills ``history``.
+
+    Parameters
+    ----------
+    history : the errors of each step so far, ``(n, starts)``, NaN where a lane diverged or was left
+    begun : the steps of the history that count as this descent's own
+    show : a function of `Progress` that tells whether to stop
+    keep : a function of the state and the history after each step
+    """
+    keys, began = problem.keys(key), time.perf_counter()
+    starts = history[0].shape[1] if history else state.alive.shape[1]
+    data = problem.comparison.data
+    for step in range(len(history) - begun + 1, plan.steps + 1):
+        if _settled(history[begun:], plan):
+            break
+        if plan.optimiser == LEVENBERG_MARQUARDT:
+            state, error = lm_step(problem, state, keys, data)
+        else:
+            state, error = gradient_step(problem, plan.optimiser, state, keys, data, plan.clip)
+        # This wait can be interrupted; to compute with what is not ready cannot, where JAX does it at once.
+        jax.block_until_ready(error)
+        row = np.full((len(state.alive), starts), np.nan)
+        np.put_along_axis(row, np.asarray(state.alive), problem.comparison.measure(error), 1)
+        history.append(row)
+        if plan.prune and step % plan.prune == 0:
+            state = pruned(problem, state)
+        if keep:
+            keep(state, history)
+        best = _lowest(history)[-1]
+        if show and show(Progress(step, plan.steps, row, best, time.perf_counter() - began)):
+            break
+    return state
+
+
+def _lowest(history) -> np.ndarray:
+    """The lowest error of each target up to each step."""
+    rows = np.stack(history)
+    return np.fmin.accumulate(np.fmin.reduce(rows, -1), 0)
+
+
+def _settled(history, plan: Plan) -> bool:
+    if len(history) <= plan.patience:
+        return False
+    lowest = _lowest(history)
+    before, now = lowest[-1 - plan.patience], lowest[-1]
+    return not np.any(now < before - plan.tolerance * np.abs(before))
+
+
+def pruned(problem: Problem, state: State) -> State:
+    """The better half of the starts of each target."""
+    starts = state.alive.shape[1]
+    if starts == 1:
+        return state
+    order = np.argsort(np.asarray(problem.score(state.best)), axis=1, kind="stable")
+    kept = np.sort(order[:, : -(-starts // 2)], axis=1)
+
+    def take(leaf):
+        if np.ndim(leaf) < 2 or leaf.shape[1] != starts:
+            return leaf
+        index = kept[: leaf.shape[0]].reshape(leaf.shape[0], -1, *(1,) * (leaf.ndim - 2))
+        return jnp.take_along_axis(leaf, jnp.asarray(index), 1)
+
+    z, moments, best_z, best = (jax.tree.map(take, part) for part in state[:4])
+    return State(z, moments, best_z, best, state.first, take(state.alive))
+
+
+@contextlib.contextmanager
+def shown(progress, steps: int):
+    """A function that shows one `Progress` and tells whether to stop."""
+    if not progress:
+        yield None
+    elif callable(progress):
+        yield progress
+    else:
+        needs("rich")
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = [TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TextColumn("rms {task.fields[rms]}")]
+        columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn(), TextColumn("left")]
+        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("fitting", total=steps, rms="...", rate="...")
+
+            def show(report: Progress) -> bool:
+                rms, rate = f"{np.median(report.best):.3f}", f"{report.rate:.3g}"
+                bar.update(task, completed=report.step, rms=rms, rate=rate)
+                return False
+
+            yield show

@@ -1,0 +1,477 @@
+"""What a fit is compared with: power spectra, time series, functional connectivity, or a function of one's own.
+
+A comparison turns a run into a prediction, and a prediction into residuals; an error is their mean square. Gains and
+backgrounds that no model answers for are solved for within it, so that derivatives go through the residuals alone.
+Lanes are ``(targets, starts)``, with the realisations of the noise as a third axis of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import brainunit as u
+import jax.numpy as jnp
+import numpy as np
+
+from .. import eeg, spectra, units
+from ..models.base import check_name
+from ..network import Network
+from ..rounding import at_rest
+from ..simulation import Result
+from ..spectra import Spectrum
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimeSeries:
+    """Recordings to be fitted sample by sample, such as evoked responses.
+
+    Attributes
+    ----------
+    values : ``(K,)`` or ``(n, K)``, of a network ``(K, N)`` or ``(n, K, N)``: n targets of the K samples that a run
+        records, after its transient. Plain numbers are in the unit of the record
+    sigma : standard deviation of the noise in a sample, in the unit of the values, which weighs the data against
+        priors; a tenth of the values' own unless given
+    scale, offset : whether a gain and a constant of each target are solved for, as of a sensor that is not calibrated
+    name : for tables
+
+    The error of a fit is relative to the standard deviation of the values: 1 explains nothing.
+
+    Raises
+    ------
+    ValueError : values that are not finite or vary by rounding alone, a sigma that is not positive
+    """
+
+    values: Any
+    sigma: Any = None
+    scale: bool = False
+    offset: bool = False
+    name: str = "time series"
+
+    def __post_init__(self):
+        values = np.asarray(u.get_magnitude(self.values), float)
+        if not np.isfinite(values).all():
+            raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
+        if values.ndim not in (1, 2, 3) or values.size < 2 or at_rest(_plain_array(self.values).ravel()):
+            spread = np.ptp(values) if values.size else 0.0
+            raise ValueError(f"'values' of {self.name} got shape {values.shape} over a range of {spread:g}, but takes "
+                             "(K,) or (n, K) values that vary by more than rounding")  # fmt: skip
+        if self.sigma is not None and not np.min(u.get_magnitude(self.sigma)) > 0:
+            raise ValueError(f"'sigma' of {self.name} got {self.sigma}, but takes a positive value")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Connectivity:
+    """Functional connectivity of a network to be fitted: correlations of its regions over time.
+
+    Attributes
+    ----------
+    values : ``(N, N)`` or ``(n, N, N)``, symmetric; the diagonal does not count, and becomes 1 where it is not finite
+    band : of the oscillation whose amplitudes are correlated (`spectra.envelope`), plain numbers are Hz; ``None``, the
+        records themselves, as for BOLD
+    sigma : standard deviation of the noise in a correlation, which weighs the data against priors
+    name : for tables
+
+    Raises
+    ------
+    ValueError : another shape, values beyond -1 and 1, or not finite beside the diagonal
+    """
+
+    values: Any
+    band: tuple[Any, Any] | None = None
+    sigma: float = 0.1
+    name: str = "functional connectivity"
+
+    def __post_init__(self):
+        values = np.array(self.values, float)
+        if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
+            raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
+                             "correlations")  # fmt: skip
+        own = np.eye(values.shape[-1], dtype=bool) & ~np.isfinite(values)
+        if own.any():
+            # A masked diagonal, or Fisher's z of 1.
+            values[own] = 1.0
+            object.__setattr__(self, "values", values)
+        if not np.isfinite(values).all():
+            at = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
+            raise ValueError(
+                f"'values' of {self.name} got {values[at]:g} at {at}, {np.sum(~np.isfinite(values))} such beside the "
+                "diagonal in all, but takes correlations that are finite"
+            )
+        if not (np.abs(values) <= 1.0 + 1e-6).all():
+            raise ValueError(
+                f"'values' of {self.name} got shape {values.shape} from {values.min():g} to {values.max():g}, but "
+                "takes (N, N) or (n, N, N) correlations"
+            )
+        if not np.allclose(values, np.swapaxes(values, -1, -2), atol=1e-4):
+            raise ValueError(f"'values' of {self.name} is not symmetric, as correlations are")
+
+
+class Comparison:
+    """How runs are compared with a target; what is traced is in ``data``, all else decides the program.
+
+    Attributes
+    ----------
+    target : what the user gave
+    count : how many targets, n
+    name : for tables
+    data : arrays ``(n, 1, ...)``
+    sigma : of a residual, which weighs the data against priors
+    settings : what two fits must share to be the same, ready for JSON
+    """
+
+    target: Any
+    count: int
+    name: str
+    data: Any
+    sigma: float = 1.0
+    settings: dict[str, Any]
+
+    def read(self) -> tuple:
+        """What the programs read of the comparison beside ``data``; see `equations.key_of`."""
+        raise NotImplementedError
+
+    def predict(self, result: Result):
+        """What is compared, ``(n or 1, starts, ...)``, of a run with lanes ``(n or 1, starts, realisations)``."""
+        raise NotImplementedError
+
+    def residuals(self, prediction, data) -> tuple[Any, dict[str, Any]]:
+        """Residuals ``(n, starts, M)``, and what was solved for, by name, each ``(n, starts)``."""
+        raise NotImplementedError
+
+    def error(self, prediction, data) -> tuple[Any, dict[str, Any]]:
+        """The mean square of the residuals, infinite where a run was not finite."""
+        residuals, solved = self.residuals(prediction, data)
+        error = jnp.mean(residuals**2, -1)
+        return jnp.where(jnp.isfinite(error), error, jnp.inf), solved
+
+    def measure(self, error) -> np.ndarray:
+        """An error as it is reported; NaN where a run was not finite."""
+        error = np.asarray(error, float)
+        finite = np.isfinite(error)
+        return np.where(finite, np.sqrt(np.where(finite, error, 0.0)), np.nan)
+
+    def shown(self, prediction, solved, lane) -> Any:
+        """The predictions of some lanes, as the target has them."""
+        raise NotImplementedError
+
+    def solved_in_units(self, solved) -> dict[str, Any]:
+        return solved
+
+    def same(self, other: Any) -> bool:
+        """Whether another target has the same data."""
+        raise NotImplementedError
+
+
+class OfSpectra(Comparison):
+    """Welch's spectra, in log10 power, with a gain and a background that are solved for."""
+
+    sigma = 0.1
+
+    def __init__(self, target: Spectrum, record: str, sampling: float, samples: int, band, background: bool):
+        self.target, self.record, self.sampling, self.samples = target, record, sampling, samples
+        self.background, self.count, self.name = background, len(target), target.name
+        self.settings = {"band": list(band), "background": background, "record": record}
+        # float32 does not hold 1e-23 squared: the mean level is taken off, and the scale brings it back.
+        self.level = np.log10(target.power).mean(-1)
+        self.data = (np.log10(target.power) - self.level[:, None])[:, None]
+
+    def read(self):
+        return OfSpectra, self.record, self.sampling, self.samples, self.target.freqs, self.background, self.count
+
+    @functools.cached_property
+    def nperseg(self) -> int:
+        """Samples of a segment that give the model's spectrum the resolution of the target's."""
+        window = float(np.clip(1 / np.median(np.diff(self.target.freqs)), 1.0, 4.0))
+        if self.samples * self.sampling < window:
+            raise ValueError(
+                f"'duration' leaves {self.samples * self.sampling:g} s after the transient, but the target's "
+                f"resolution takes {window:.3g} s at least"
+            )
+        return round(window / self.sampling)
+
+    @functools.cached_property
+    def onto(self) -> np.ndarray:
+        return spectra.interpolation(np.fft.rfftfreq(self.nperseg, self.sampling), self.target.freqs)
+
+    @property
+    def log_freqs(self) -> np.ndarray:
+        return np.log10(self.target.freqs)
+
+    def predict(self, result):
+        signal = u.get_mantissa(result[self.record])
+        power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
+        # Rounding has a spectrum too, which a free gain would bring to any height.
+        power = jnp.where(at_rest(signal)[None], 0.0, power)
+        return jnp.moveaxis(power.mean(-1), 0, -1)
+
+    def log_model(self, prediction, count: int):
+        """log10 of a density at the target's frequencies, for each of ``count`` targets."""
+        log_model = jnp.log10(jnp.maximum(prediction, 1e-30)) @ jnp.asarray(self.onto.T, prediction.dtype)
+        return jnp.broadcast_to(log_model, (count, *log_model.shape[1:]))
+
+    def residuals(self, prediction, data):
+        log_model = self.log_model(prediction, len(data))
+        residuals, nuisance = spectra.log_residuals(log_model, data, self.log_freqs, background=self.background)
+        return residuals, nuisance._asdict()
+
+    def error(self, prediction, data):
+        log_model = self.log_model(prediction, len(data))
+        error, nuisance = spectra.log_error(log_model, data, self.log_freqs, background=self.background)
+        return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance._asdict()
+
+    def shown(self, prediction, solved, lane) -> Spectrum:
+        log_model = self.log_model(prediction, self.count)
+        nuisance = spectra.Nuisance(**solved)
+        log_power = np.asarray(spectra.observed_log_power(log_model, self.log_freqs, nuisance), float)[lane]
+        log_power = log_power + self.level[:, None]
+        # An unsuccessful start may have no spectrum at all; it is shown as nothing.
+        return Spectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
+
+    def solved_in_units(self, solved):
+        return {name: value if name == "chi" else value + self.level for name, value in solved.items()}
+
+    def same(self, other) -> bool:
+        if not isinstance(other, Spectrum) or other.power.shape != self.target.power.shape:
+            return False
+        mine = self.target
+        return np.allclose(other.freqs, mine.freqs) and np.allclose(np.log(other.power), np.log(mine.power))
+
+
+class OfSeries(Comparison):
+    """Samples, in standard deviations of the target."""
+
+    def __init__(self, target: TimeSeries, record: str, unit, samples: int, regions: int | None):
+        self.record, self.unit, self.name = record, unit, target.name
+        free = target.scale and isinstance(target.values, u.Quantity)
+        self.data_unit = target.values.unit if free else unit
+        values = np.asarray(plain(target.values, self.data_unit, "values"), float)
+        shape = (samples,) if regions is None else (samples, regions)
+        if values.ndim == len(shape):
+            values = values[None]
+        if values.shape[1:] != shape:
+            raise ValueError(
+                f"'values' of {target.name} got shape {values.shape}, but this run records {shape}: n targets take "
+                f"{('n', *shape)}".replace("'n'", "n")
+            )
+        self.target = dataclasses.replace(target, values=units.attach(values, self.data_unit))
+        self.count, flat = len(values), values.reshape(len(values), 1, -1)
+        self.spread = flat.std(-1, keepdims=True)
+        still = at_rest(_plain_array(target.values).reshape(len(values), -1).T)
+        if still.any():
+            raise ValueError(
+                f"'values' of {target.name} does not vary by more than rounding in target {int(still.argmax()) + 1}"
+            )
+        self.data = (flat / self.spread, self.spread)
+        sigma = 0.1 if target.sigma is None else plain(target.sigma, self.data_unit, "sigma") / self.spread.mean()
+        self.sigma = float(np.mean(sigma))
+        self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
+
+    def read(self):
+        solved = self.target.scale, self.target.offset
+        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, solved
+
+    def predict(self, result):
+        # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
+        signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
+        return signal.reshape(*signal.shape[:2], -1)
+
+    def residuals(self, prediction, data):
+        data, spread = (x.astype(prediction.dtype) for x in data)
+        lanes = (max(len(data), len(prediction)), *prediction.shape[1:])
+        model = jnp.broadcast_to(prediction, lanes) / jnp.broadcast_to(spread, lanes)
+        data, solved = jnp.broadcast_to(data, lanes), {}
+        about = 0.0 * model[..., :1], 0.0 * data[..., :1]
+        if self.target.offset:
+            about = jnp.mean(model, -1, keepdims=True), jnp.mean(data, -1, keepdims=True)
+        at, wanted = (x - jnp.broadcast_to(mean, lanes) for x, mean in zip((model, data), about))
+        if self.target.offset:
+            # Of a model at rest only rounding is left, which a free gain would fit.
+            at = jnp.where(at_rest(jnp.moveaxis(model, -1, 0))[..., None], 0.0, at)
+        scale = jnp.ones_like(at[..., :1])
+        if self.target.scale:
+            power = jnp.sum(at**2, -1, keepdims=True)
+            scale = jnp.sum(at * wanted, -1, keepdims=True) / jnp.where(power > 0, power, 1.0)
+            solved["scale"] = scale[..., 0]
+        if self.target.offset:
+            spread = jnp.broadcast_to(spread, about[0].shape)
+            solved["offset"] = ((about[1] - scale * about[0]) * spread)[..., 0]
+        return jnp.broadcast_to(scale, lanes) * at - wanted, solved
+
+    def shown(self, prediction, solved, lane) -> TimeSeries:
+        values = np.asarray(prediction, float)[lane]
+        values = values * np.asarray(solved["scale"], float)[lane][:, None] if "scale" in solved else values
+        values = values + np.asarray(solved["offset"], float)[lane][:, None] if "offset" in solved else values
+        values = values.reshape(len(values), *np.shape(self.target.values)[1:])
+        return unchecked(TimeSeries, units.attach(values, self.data_unit))
+
+    def same(self, other) -> bool:
+        mine = np.asarray(u.get_magnitude(self.target.values))
+        return isinstance(other, TimeSeries) and np.array_equal(
+            mine.ravel(), np.asarray(plain(other.values, self.data_unit, "values"), float).ravel()
+        )
+
+
+class OfConnectivity(Comparison):
+    """Correlations between regions, those above the diagonal."""
+
+    def __init__(self, target: Connectivity, record: str, sampling: float, regions: int | None):
+        values = np.atleast_3d(np.asarray(target.values, float).T).T
+        if regions != values.shape[-1]:
+            what = "one mass" if regions is None else f"a network of {regions} regions"
+            raise ValueError(f"'values' of {target.name} has {values.shape[-1]} regions, but what is fitted is {what}")
+        self.target, self.record, self.sampling = target, record, sampling
+        self.count, self.name, self.sigma = len(values), target.name, float(target.sigma)
+        self.above = np.triu_indices(values.shape[-1], 1)
+        self.data = values[:, None, *self.above]
+        band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
+        self.band = band
+        self.settings = {"record": record, "amplitudes of": band, "sigma": self.sigma}
+
+    def read(self):
+        return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
+    def predict(self, result):
+        signal = u.get_mantissa(result[self.record])
+        signal = signal if self.band is None else spectra.envelope(signal, self.sampling, self.band)
+        return spectra.correlation(signal).mean(2)[:, :, *self.above]
+
+    def residuals(self, prediction, data):
+        return prediction - data.astype(prediction.dtype), {}
+
+    def shown(self, prediction, solved, lane) -> Connectivity:
+        chosen = np.asarray(prediction, float)[lane]
+        regions = np.shape(self.target.values)[-1]
+        values = np.broadcast_to(np.eye(regions), (len(chosen), regions, regions)).copy()
+        values[:, *self.above] = chosen
+        values[:, *self.above[::-1]] = chosen
+        return unchecked(Connectivity, np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
+
+    def same(self, other) -> bool:
+        return isinstance(other, Connectivity) and np.array_equal(
+            np.atleast_3d(np.asarray(other.values).T), np.atleast_3d(np.asarray(self.target.values).T)
+        )
+
+
+class OfFunction(Comparison):
+    """A function of one's own, of a `Result` whose lanes are ``(1, starts, realisations)``.
+
+    It returns the error of each lane, which is averaged over realisations, or residuals with one more axis in front.
+    """
+
+    count = 1
+
+    def __init__(self, target: Callable):
+        self.target, self.name = target, name_of(target)
+        self.settings, self.data = {"function": self.name}, ()
+
+    def read(self):
+        return OfFunction, self.target
+
+    def predict(self, result):
+        lanes = np.shape(next(iter(result.final.values())))[:3]
+        found = self.target(result)
+        unit = u.get_unit(found)
+        if not unit.is_unitless:
+            raise TypeError(f"'target' returned {unit}, but an error is a plain number: divide it by a scale")
+        found = u.get_magnitude(found)
+        if np.shape(found) != lanes and np.shape(found)[1:] != lanes:
+            raise TypeError(
+                f"'target' returned shape {np.shape(found)}, but takes an error for each lane, {lanes}, or residuals, "
+                f"(M, {', '.join(map(str, lanes))})"
+            )
+        if np.ndim(found) == 3:
+            return found.mean(-1)
+        return jnp.moveaxis(found, 0, -1).reshape(*lanes[:2], -1)
+
+    def residuals(self, prediction, data):
+        if prediction.ndim == 2:
+            raise TypeError(
+                "'target' returns an error, but this takes its residuals: return them, (M, *lanes), or use an "
+                "optimiser of optax"
+            )
+        return prediction, {}
+
+    def error(self, prediction, data):
+        if prediction.ndim == 3:
+            return super().error(prediction, data)
+        return jnp.where(jnp.isfinite(prediction), prediction, jnp.inf), {}
+
+    def measure(self, error):
+        error = np.asarray(error, float)
+        return np.where(np.isfinite(error), error, np.nan)
+
+    def shown(self, prediction, solved, lane):
+        return np.asarray(prediction)[lane]
+
+    def same(self, other) -> bool:
+        return other is self.target or name_of(other) == self.name
+
+
+def unchecked(kind: type, values, **fields):
+    """A prediction as the target has it; a start at rest or one that diverged is shown too, and is no target."""
+    held = {f.name: f.default for f in dataclasses.fields(kind)} | {"values": values, "name": "fit"} | fields
+    shown = object.__new__(kind)
+    for name, value in held.items():
+        object.__setattr__(shown, name, value)
+    return shown
+
+
+def _plain_array(values) -> np.ndarray:
+    """Without a unit, in the precision that it was given in."""
+    return np.asarray(u.get_magnitude(values))
+
+
+def name_of(target) -> str:
+    return getattr(target, "name", None) or getattr(target, "__name__", type(target).__name__)
+
+
+def as_target(target) -> Any:
+    """A `Spectrum`, a `TimeSeries`, a `Connectivity` or a function."""
+    if isinstance(target, Spectrum | TimeSeries | Connectivity) or callable(target):
+        return target
+    if isinstance(target, str | os.PathLike) or eeg.is_recording(target):
+        return spectra.load_spectrum(target)
+    if isinstance(target, tuple | list) and len(target) == 2:
+        return Spectrum(*target)
+    raise TypeError(
+        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one or of a recording, "
+        "an MNE Raw or Epochs, a pair (freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
+    )
+
+
+def plain(value, unit, name: str):
+    """A magnitude in ``unit``; a plain number is in it already."""
+    return units.strip(value if isinstance(value, u.Quantity) else u.Quantity(value, unit=unit), unit, name)
+
+
+def compare(target, model, record, options, band, background) -> Comparison:
+    """How runs of these options are compared with a target."""
+    network = model if isinstance(model, Network) else None
+    mass: Any = network.model if network else model
+    regions = network.regions if network else None
+    if callable(target):
+        return OfFunction(target)
+    if not isinstance(record, str):
+        raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
+    check_name(record, mass.recordable(), "record")
+    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
+    steps, sampling = recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
+    samples = steps // options["every"]
+    if isinstance(target, TimeSeries):
+        return OfSeries(target, record, mass.recordable()[record], samples, regions)
+    if isinstance(target, Connectivity):
+        return OfConnectivity(target, record, sampling, regions)
+    if network:
+        raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
+    return OfSpectra(target.band(*band), record, sampling, samples, band, background)
+
+
+def recorded_steps(duration, seconds: float, transient) -> int:
+    """Steps of a run after its transient."""
+    return units.steps_of(duration, seconds, "duration") - (
+        0 if transient is None else units.steps_of(transient, seconds, "transient")
+    )

@@ -1,0 +1,81 @@
+"""Names of what can be set, swept or freed, their units, and where their values go.
+
+``"C"`` is a field of the model, ``"E_inp"`` an input, ``"noise.E_inp"`` the intensity of the noise on an input or a
+state, ``"coupling.k"`` a constant of a network's coupling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from . import units
+from .models.base import Model
+from .network import Network
+
+NOISE, COUPLING = "noise.", "coupling."
+
+
+class Place(NamedTuple):
+    """Where a value goes.
+
+    Attributes
+    ----------
+    kind : "parameters", "inputs", "noise" or "coupling"
+    name : within these
+    unit : that a plain number is read in
+    also : a second unit that is read as if it were the first
+    """
+
+    kind: str
+    name: str
+    unit: Any
+    also: Any = None
+
+
+def places(model: Model | type[Model] | Network) -> dict[str, Place]:
+    """The place of everything that a model, its class or a network has, by its full name."""
+    network = model if isinstance(model, Network) else None
+    mass: Any = network.model if network else model
+    known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
+    known |= {n: Place("inputs", n, units.unit_of(x)) for n, x in mass.inputs.items()}
+    known |= {NOISE + n: Place("noise", n, noise_unit(mass, n)) for n in (*mass.inputs, *mass.states)}
+    if network:
+        known |= {COUPLING + n: Place("coupling", n, unit) for n, unit in network.parameter_units().items()}
+    return known
+
+
+def noise_unit(model: Model | type[Model], name: str) -> Any:
+    """The unit of the intensity of white noise on an input or a state, in the model's unit of time."""
+    root = model.time_unit**0.5
+    return units.unit_of(model.inputs[name]) * root if name in model.inputs else model.states[name] / root
+
+
+def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping[str, Any]) -> tuple[Any, dict, dict]:
+    """Model, inputs and noise with values put in, by their full names."""
+    known = places(model)
+    groups: dict[str, dict] = {"parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}}
+    for name, value in values.items():
+        groups[known[name].kind][known[name].name] = value
+    mass: Any = model.model if isinstance(model, Network) else model
+    mass = dataclasses.replace(mass, **groups["parameters"])
+    if isinstance(model, Network):
+        return model.replace(model=mass, **groups["coupling"]), groups["inputs"], groups["noise"]
+    return mass, groups["inputs"], groups["noise"]
+
+
+def quantities(model: Model | Network, inputs: Mapping, noise: Mapping) -> dict[str, tuple[Any, Any]]:
+    """The unit and the value of everything, by its full name; noise on states only where it is given."""
+    mass: Any = model.model if isinstance(model, Network) else model
+    values = {}
+    for full, (kind, name, unit, _) in places(model).items():
+        if kind == "parameters":
+            values[full] = unit, getattr(mass, name)
+        elif kind == "inputs":
+            values[full] = unit, inputs.get(name, mass.inputs[name])
+        elif kind == "coupling":
+            values[full] = unit, model.parameters[name]  # pyright: ignore[reportIndexIssue]
+        elif name in noise or name in mass.inputs:
+            values[full] = unit, noise.get(name, units.attach(0.0, unit))
+    return values

@@ -1,0 +1,76 @@
+"""One table of names and units, whoever reads it."""
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import brainmass_kernels as bk
+from brainmass_kernels.cli import _unit_of
+from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.routing import places, put, quantities
+
+
+@bk.model
+class Slow(bk.Model):
+    """A model whose unit of time is the millisecond."""
+
+    rate: u.Quantity = 0.5 / u.ms
+    gain: float = 1.0
+
+    time_unit = u.ms
+    states = {"x": u.mV}
+    inputs = {"push": 0.0 * u.mV}
+
+    @staticmethod
+    def drift(s, p, i):
+        return {"x": p.rate * (p.gain * i.push - s.x)}
+
+
+def test_a_name_has_one_place_and_one_unit():
+    known = places(Slow())
+    assert {n: (p.kind, p.name) for n, p in known.items()} == {
+        "rate": ("parameters", "rate"), "gain": ("parameters", "gain"), "push": ("inputs", "push"),
+        "noise.push": ("noise", "push"), "noise.x": ("noise", "x"),
+    }  # fmt: skip
+    assert known["noise.push"].unit == u.mV * u.ms**0.5
+    assert known["noise.x"].unit == u.mV / u.ms**0.5
+
+
+def test_a_network_has_its_coupling_too():
+    network = bk.Network(bk.JansenRit(), np.ones((2, 2)), source="eeg", target="E_inp", k=1 * u.Hz / u.mV)
+    assert places(network)["coupling.k"].unit == u.Hz / u.mV
+    swept, inputs, noise = put(network, {}, {}, {"coupling.k": 2 * u.Hz / u.mV, "C": 120.0, "noise.E_inp": 1.0})
+    assert swept.parameters["k"] == 2 * u.Hz / u.mV
+    assert (swept.model.C, inputs, noise) == (120.0, {}, {"E_inp": 1.0})
+
+
+def test_plain_bounds_of_a_noise_are_in_the_models_unit_of_time():
+    """Of a fit, as of a sweep and of the command line."""
+    unit = u.mV * u.ms**0.5
+    target = bk.TimeSeries(np.linspace(0.0, 1.0, 10) * u.mV)
+    found = fit(
+        Slow(), target, {"noise.push": (1.0, 3.0)}, noise={"push": 2.0 * unit}, duration=20 * u.ms, dt=1 * u.ms,
+        every=2, transient=None, starts=1, steps=1, realisations=2, implementation="scan",
+    )  # fmt: skip
+    assert found.free[0].unit == unit
+    assert 1.0 <= found.parameters["noise.push"].to_decimal(unit)[0] <= 3.0
+    grid = bk.sweep(
+        Slow(), {"noise.push": jnp.array([1.0, 3.0]) * unit}, 20 * u.ms, 1 * u.ms, record=[bk.Mean(of="x")],
+        key=jax.random.key(0),
+    )  # fmt: skip
+    assert grid.axes["noise.push"].unit == unit
+    assert _unit_of("noise.push", Slow()) == unit
+
+
+def test_noise_on_a_state_can_be_free():
+    values = quantities(Slow(), {}, {"x": 2.0 * u.mV / u.ms**0.5})
+    assert values["noise.x"] == (u.mV / u.ms**0.5, 2.0 * u.mV / u.ms**0.5)
+    assert "noise.x" not in quantities(Slow(), {}, {})
+
+
+@pytest.mark.parametrize("name", ["noise.y", "coupling.k", "speed"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown name in 'free' '{name}'"):
+        fit(Slow(), bk.TimeSeries(np.arange(10.0) * u.mV), {name: (1.0, 2.0)}, duration=10 * u.ms, dt=1 * u.ms)
