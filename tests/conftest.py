@@ -30,14 +30,10 @@ def pytest_collection_modifyitems(config, items):
 
     A test of a suite that asks for what its implementation cannot do is no test of it, and so none that is skipped.
     """
-    beyond = [item for item in items if not _applies(item)]
-    config.hook.pytest_deselected(items=beyond)
-    items[:] = [item for item in items if item not in set(beyond)]
+    config.hook.pytest_deselected(items=[item for item in items if not _applies(item)])
+    items[:] = filter(_applies, items)
     for item in items:
-        listed = item.nodeid.rpartition("tests/")[2] in SLOW
-        if listed:
-            item.add_marker(pytest.mark.listed)
-        if listed or item.name in getattr(item.cls, "long", ()):
+        if item.nodeid.rpartition("tests/")[2] in SLOW or item.name in getattr(item.cls, "long", ()):
             item.add_marker(pytest.mark.slow)
 
 

@@ -144,7 +144,7 @@ def test_finite_on_numba(name):
 
 def slopes(fun, x, dtype):
     with jax.enable_x64(dtype == np.float64):
-        return np.asarray(jax.vmap(jax.grad(fun))(jnp.asarray(x, dtype)))
+        return np.asarray(jax.jit(jax.vmap(jax.grad(fun)))(jnp.asarray(x, dtype)))
 
 
 def test_the_transfer_of_wong_wang_far_from_zero():
@@ -161,7 +161,7 @@ def test_the_transfer_of_wong_wang_far_from_zero():
 
 def test_the_slope_of_the_transfer_loses_no_digits_near_zero():
     z = np.concatenate([-np.geomspace(1e-5, 30.0, 200)[::-1], np.geomspace(1e-5, 30.0, 200)])
-    slope = jax.vmap(jax.grad(lambda x: _transfer(x, jnp.float32(0.16))))(jnp.asarray(z / 0.16, jnp.float32))
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: _transfer(x, jnp.float32(0.16)))))(jnp.asarray(z / 0.16, jnp.float32))
     z = np.longdouble(np.float32(0.16)) * np.asarray(jnp.asarray(z / 0.16, jnp.float32), np.longdouble)
     away = -np.expm1(-z)
     expected = np.where(np.abs(z) < 1e-3, 0.5 + z / 6 - z**3 / 180, 1 / away - z * np.exp(-z) / away**2)
@@ -256,7 +256,7 @@ def test_helpers_and_couplings_on_the_grid(name):
         for factor in GRID
     ]
     arguments = jnp.asarray(lanes, jnp.float32).T
-    value, found = jax.vmap(jax.value_and_grad(fun, argnums=tuple(range(len(defaults)))))(*arguments)
+    value, found = jax.jit(jax.vmap(jax.value_and_grad(fun, argnums=tuple(range(len(defaults))))))(*arguments)
     assert np.isfinite(value).all()
     assert np.isfinite(jnp.stack(found)).all()
 

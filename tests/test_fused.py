@@ -189,19 +189,6 @@ def test_a_kernel_reads_and_writes_each_array_once(what, most):
     assert op_bytes.counted("v5e", "mosaic_tpu", op_bytes.GRADIENTS[what]) <= most
 
 
-def test_inside_users_loops():
-    """Under jit, in a scan body, under vmap and nested vmap, it is the same step."""
-
-    def step(carry, _):
-        x, v = bk.sigmoid_sys2nd(*carry, 0.5 * carry[0], **PLAIN)
-        return (x, v), x
-
-    alone = jax.lax.scan(step, (jnp.float32(0.1), jnp.float32(0.0)), length=50)[1]
-    starts = jnp.full((2, 3), 0.1, jnp.float32)
-    run = jax.jit(jax.vmap(jax.vmap(lambda x: jax.lax.scan(step, (x, 0.0 * x), length=50)[1])))
-    np.testing.assert_allclose(run(starts), np.broadcast_to(alone, (2, 3, 50)), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -49,7 +49,7 @@ class TestMosaicGPU(BackendSuite):
 @pytest.mark.parametrize("reach", [pytest.param(0.0, id="by replay"), pytest.param(None, id="by inverse steps")])
 @pytest.mark.parametrize(
     ("unroll", "steps", "every", "transient"),
-    [(4, 50, 1, 0), (4, 50, 3, 5), (6, 61, 10, 1), (5, 64, 2, 0)],
+    [(4, 50, 3, 5), (6, 61, 10, 1), (5, 40, 2, 0)],
 )
 def test_bodies_of_several_steps(monkeypatch, unroll, steps, every, transient, reach):
     """As on a chip, where the interpreter takes one: noise in pairs, inputs a body ahead, and what is left over."""
@@ -69,13 +69,14 @@ def test_bodies_of_several_steps(monkeypatch, unroll, steps, every, transient, r
         seen = run["eeg"].mantissa
         return jnp.sum(jnp.sin(jnp.arange(seen.size).reshape(seen.shape)) * seen) + jnp.sum(run.final["E"].mantissa)
 
-    want = jax.value_and_grad(loss)(values, "scan")
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    want = both(values, "scan")
     monkeypatch.setattr(mosaic_gpu, "unrolled", lambda *_, **__: unroll)
     if reach is not None:
         monkeypatch.setattr(importlib.import_module("brainmass_kernels.run"), "MAX_INVERSE_GROWTH", reach)
     bk.clear_caches()
     with bk.testing.interpret():
-        got = jax.value_and_grad(loss)(values, "mosaic_gpu")
+        got = both(values, "mosaic_gpu")
     bk.clear_caches()
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.max(np.abs(b))))

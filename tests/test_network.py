@@ -327,22 +327,6 @@ def test_gradients_against_scan(x64, batch, shared):
         np.testing.assert_allclose(found[name], want[name], atol=1e-6 * np.abs(want[name]).max(), err_msg=name)
 
 
-@needs.numba
-@pytest.mark.slow
-def test_gradients_under_vmap(x64):
-    steps, duration = delays_of("different", 4), 60
-    values = values_for(4, steps, duration)
-    over = jnp.linspace(0.1, 0.3, 3)
-
-    def gradient(k, name):
-        return jax.grad(loss)({**values, "k": k}, name, "additive", steps * DT, duration)
-
-    found = jax.vmap(lambda k: gradient(k, "numba"))(over)
-    for b, k in enumerate(over):
-        for part, want in gradient(k, "scan").items():
-            np.testing.assert_allclose(found[part][b], want, rtol=1e-9, atol=1e-11, err_msg=part)
-
-
 @pytest.mark.slow
 def test_a_long_run_is_cut_and_its_gradient_the_same(x64, implementation, monkeypatch):
     steps, duration = delays_of("different", 4), 400

@@ -16,7 +16,7 @@ from brainmass_kernels.backends import triton
 from brainmass_kernels.backends.triton.networks import AT_ONCE
 
 DT = 0.1 * u.ms
-STEPS = 20
+STEPS = 12
 KINDS = ("none", "one step", "different", "beyond the run")
 
 
@@ -69,7 +69,7 @@ class Setting:
         return sum(jnp.sum(jnp.sin((3.0 + i) * x + 0.5 * i)) for i, x in enumerate(seen)), result
 
     def gradient(self, implementation: str, given=None):
-        return jax.grad(functools.partial(self.loss, implementation), has_aux=True)(given or self.given)
+        return jax.jit(jax.grad(functools.partial(self.loss, implementation), has_aux=True))(given or self.given)
 
 
 def agrees(setting: Setting):

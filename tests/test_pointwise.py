@@ -359,19 +359,6 @@ def test_a_model_of_ones_own_simulates(x64):
         np.testing.assert_allclose(res["spike"].mantissa[:, lane], np.maximum(want[0], 0.0), atol=1e-6)
 
 
-def test_a_model_of_ones_own_differentiates(x64):
-    def loss(a, b, current):
-        res = spikes(a, b, current)
-        return jnp.mean(res["spike"].mantissa ** 2) + res.final["w"]
-
-    at = (0.7, 0.8, 0.6)
-    grads = jax.grad(loss, (0, 1, 2))(*at)
-    for n in range(3):
-        h = 1e-5
-        up, down = (loss(*(x + s * (k == n) for k, x in enumerate(at))) for s in (h, -h))
-        np.testing.assert_allclose(grads[n], (up - down) / (2 * h), rtol=1e-5)
-
-
 def test_second_order_schemes_want_second_order_blocks():
     for scheme in ("strang", "exact", "symplectic_euler"):
         with pytest.raises(ValueError, match=rf"'{scheme}'.*FitzHughNagumo is not.*heun"):

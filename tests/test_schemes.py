@@ -62,11 +62,6 @@ def test_accuracy_table(scheme):
     np.testing.assert_allclose(got, TABLE[scheme], rtol=0.03)
 
 
-def test_strang_is_the_accurate_one():
-    assert rms("strang", 10, 2000) < 0.005
-    assert rms("strang", 2, 2000) < rms("exp_euler", 10, 2000) / 6
-
-
 @bk.model
 class Bare(bk.SecondOrderModel):
     """One block driven by its input."""
