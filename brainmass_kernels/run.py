@@ -132,16 +132,16 @@ def _execute(run: Run, data: Data):
     near = inverse_holds(run, step.growth(hoisted)) if run.inverse_steps == "asked" else None
     launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data.key), connections), near)
     rows = tuple(in_rows(x, run.batch, run.spec.dtype) for x in data.varying)
-    # Pallas's interpreters have effects, which JAX runs no second time.
-    again = not run.interpret
+    # Pallas's interpreters have effects, which JAX does not rerun.
+    rerun = not run.interpret
     if connections is not None and not run.native_autodiff:
-        launch = functools.partial(run_in_parts, launch, memory.block(run), again)
+        launch = functools.partial(run_in_parts, launch, memory.block(run), rerun)
     if run.sampling is None:
         records, final = launch(run.schedule, carry, rows, None)
     else:
-        what = [what for _, what in run.entries]
-        blocks = (run.schedule, run.sampling, what, run.spec.record, launch)
-        records, final = run_in_blocks(*blocks, carry, rows, again)
+        entries = [what for _, what in run.entries]
+        blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
+        records, final = run_in_blocks(*blocks, carry, rows, rerun)
     state = around(step.exit, hoisted, final.state)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))

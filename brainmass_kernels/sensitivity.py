@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from . import derivatives, dispatch, units
 from .arguments import prepare
 from .backends.base import Carry, Loop, Operands, Request
-from .interrupts import heard
+from .interrupts import interruptible
 from .loop_vjp import differentiable
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
@@ -29,7 +29,7 @@ _ONLY_REVERSE = (
 )
 
 
-@heard
+@interruptible
 def sensitivities(
     model: Model, duration, dt, wrt: str | Sequence[str], **arguments
 ) -> tuple[Result, dict[str, Result]]:

@@ -16,7 +16,7 @@ import numpy as np
 from . import derivatives, dispatch, memory, units
 from ._jax import is_traced
 from .arguments import parts_of, prepare
-from .interrupts import heard
+from .interrupts import interruptible
 from .models.base import Model, check_name
 from .network import Network
 from .notices import warn
@@ -135,7 +135,7 @@ def _at_hand(x) -> bool:
     return isinstance(x, np.ndarray)
 
 
-@heard
+@interruptible
 def simulate(
     model: Model | Network,
     duration,

@@ -117,14 +117,14 @@ class TestReplacing:
 
     def test_one_run_at_a_time_has_a_folder(self, elsewhere):
         folder = elsewhere / "parts"
-        with files.held(folder):
-            with pytest.raises(ValueError, match="parts is being written by another run"), files.held(folder):
+        with files.exclusive(folder):
+            with pytest.raises(ValueError, match="parts is being written by another run"), files.exclusive(folder):
                 pass
             os.rename(folder, elsewhere / "gone")
             # What was moved away no longer counts.
-            with files.held(folder):
+            with files.exclusive(folder):
                 pass
-        with files.held(folder):
+        with files.exclusive(folder):
             pass
 
 
