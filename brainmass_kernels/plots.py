@@ -1,4 +1,4 @@
-"""Figures of a fit and of a benchmark. matplotlib is imported when one is made; no global backend is touched."""
+"""Figures of fits, benchmarks and sweeps. They import matplotlib when drawn, and do not change its backend."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
-#: More panels than this are not readable on one page.
+#: Most panels that are readable on one page.
 MAX_PANELS = 25
 
 
 def save(page, path) -> None:
-    """Write a figure, whole or not at all; a name without an ending gets matplotlib's own."""
+    """Write a figure, whole or not at all; a name without an ending gets matplotlib's default."""
     path = Path(path)
     if not path.suffix:
         path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
@@ -37,12 +37,12 @@ def save(page, path) -> None:
 
 def figure(fit: Fit, *, which=None):
     """Target, start and fit, one panel a target: log power against frequency with the alpha peaks marked, series over
-    time, matrices of connectivity beside each other, or of a function of one's own the errors over the steps.
+    time, matrices of connectivity beside each other, or for a user's function the errors over the steps.
 
     Parameters
     ----------
     fit : a `Fit`
-    which : the targets to show, by number from 0; the first 25 unless given
+    which : the targets to show, by number from 0; by default the first 25
 
     Returns
     -------
@@ -55,7 +55,7 @@ def figure(fit: Fit, *, which=None):
     ValueError
         for a target that the fit does not have
     """
-    # Not pyplot: a figure of one's own draws on Agg, and leaves the user's backend as it is.
+    # Not pyplot: a plain Figure draws on Agg, and does not change the user's backend.
     Figure = needs("matplotlib.figure").Figure
     count = fit.losses.shape[1]
     shown = list(range(min(count, MAX_PANELS)) if which is None else which)
@@ -109,8 +109,8 @@ def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
     if matrices:
         trio = {"target": fit.target, "start": fit.initial_prediction, "fit": fit.prediction}
         for row, i in zip(panels, shown):
-            for ax, (label, found) in zip(row, trio.items()):
-                values = np.asarray(found.values)
+            for ax, (label, matrices_of) in zip(row, trio.items()):
+                values = np.asarray(matrices_of.values)
                 drawn = ax.imshow(values if values.ndim == 2 else values[i], vmin=-1, vmax=1, cmap="RdBu_r")
                 ax.set_title(label if label != "fit" else f"fit, rms {fit.rms[i]:.3f}", fontsize=9)
                 ax.tick_params(length=2.5, labelsize=7)
@@ -130,8 +130,8 @@ def _over_time(ax, fit: Fit, i: int):
     step = fit.settings["dt"] * fit.settings["every"]
     unit = u.get_unit(fit.target.values)
     styles = {"target": {"color": _TARGET}, "start": {"color": _START, "ls": (0, (4, 2))}, "fit": {"color": _FIT}}
-    for (label, style), found in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
-        values = np.asarray(u.get_magnitude(found.values))[i]
+    for (label, style), series in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
+        values = np.asarray(u.get_magnitude(series.values))[i]
         values = values if values.ndim == 1 else values[:, 0]
         ts = fit.settings["transient"] + step * np.arange(1, len(values) + 1)
         ax.plot(ts, values, lw=1.4, label=label, **style)
@@ -148,14 +148,14 @@ def _over_steps(ax, fit: Fit, i: int):
 
 
 def _dress(ax, fit: Fit, i: int):
-    wanted, found = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
+    wanted, fitted = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
     ax.set(xlabel="frequency (Hz)", ylabel=_POWER)
     ax.legend(frameon=False, fontsize=9, loc="upper right")
     ax.set_title(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=11, loc="left")
     ax.text(
         0.985,
         0.74,
-        f"alpha peak {wanted:.1f} Hz, fitted {found:.1f} Hz",
+        f"alpha peak {wanted:.1f} Hz, fitted {fitted:.1f} Hz",
         transform=ax.transAxes,
         ha="right",
         va="top",
@@ -169,12 +169,12 @@ def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
 
 
 def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, *, filled: bool) -> float:
-    """A dot at the alpha peak, where there is one; returns the power there."""
-    at = alpha_peak(spectrum.freqs, spectrum.power)[i]
-    if np.isnan(at):
+    """Draw a dot at the alpha peak, if there is one; returns the log power there."""
+    peak = alpha_peak(spectrum.freqs, spectrum.power)[i]
+    if np.isnan(peak):
         return -math.inf
-    level = float(np.interp(at, spectrum.freqs, np.log10(spectrum.power[i])))
-    ax.plot(at, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
+    level = float(np.interp(peak, spectrum.freqs, np.log10(spectrum.power[i])))
+    ax.plot(peak, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
     return level
 
 
@@ -192,7 +192,7 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     Parameters
     ----------
     measured : of `bench.measure`; the forward runs without noise are drawn
-    points : of `bench.work_precision`; brainmass's own setting, exp_euler at 0.1 ms, is ringed
+    points : of `bench.work_precision`; brainmass's default, exp_euler at 0.1 ms, has a ring
     rivals : of `bench.against_brainmass`
 
     Returns
@@ -208,12 +208,12 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     plain = [m.rate / m.ratio for m in forward]
     speed.loglog(lanes, plain, "o--", color=_START, label="plain lax.scan")
     for name in dict.fromkeys(r.name for r in rivals):
-        own = [r for r in rivals if r.name == name]
-        speed.loglog([r.case.lanes for r in own], [r.rate for r in own], "o:", ms=4, label=f"brainmass: {name}")
+        runs = [r for r in rivals if r.name == name]
+        speed.loglog([r.case.lanes for r in runs], [r.rate for r in runs], "o:", ms=4, label=f"brainmass: {name}")
     speed.set(xlabel="masses", ylabel="mass-steps a second", title="speed")
     for scheme in dict.fromkeys(p.scheme for p in points):
-        own = [p for p in points if p.scheme == scheme]
-        work.loglog([p.seconds for p in own], [p.rms for p in own], "o-", ms=4, label=scheme)
+        runs = [p for p in points if p.scheme == scheme]
+        work.loglog([p.seconds for p in runs], [p.rms for p in runs], "o-", ms=4, label=scheme)
     for p in points:
         if (p.scheme, p.dt_ms) == ("exp_euler", 0.1):
             work.plot(p.seconds, p.rms, "o", ms=12, mfc="none", mec=_TARGET, label="brainmass's setting")
@@ -226,10 +226,10 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
 
 
 def sweep_figure(sweep: Sweep):
-    """What a sweep recorded of each mass: heat maps over two parameters, or curves over one.
+    """The records of a sweep with one value a mass: heat maps over two parameters, or curves over one.
 
-    Where the least and the largest value were recorded, their difference is drawn in their place, as the amplitude,
-    and a peak frequency is left blank where that is next to nothing. Points that diverged are left blank.
+    The minimum and the maximum, if both were recorded, are drawn as the amplitude, their difference. Points that
+    diverged are blank, as is the peak frequency where the amplitude is next to zero.
 
     Returns
     -------
@@ -238,7 +238,7 @@ def sweep_figure(sweep: Sweep):
     Raises
     ------
     ValueError
-        for a grid of more than two parameters, or records that all have an axis of their own
+        for a grid of more than two parameters, or without a record of one value a mass
     """
     if len(sweep.axes) > 2:
         raise ValueError(f"'sweep' has {len(sweep.axes)} parameters, and a picture shows one or two")
@@ -260,7 +260,7 @@ def sweep_figure(sweep: Sweep):
             ax.grid(color=_FAINT, lw=0.6)
             ax.spines[["top", "right"]].set_visible(False)
         else:
-            # The first parameter upwards, the second to the right, as the records' axes are written.
+            # The first parameter upwards, the second to the right, like rows and columns of the records.
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
             page.colorbar(drawn, ax=ax, label=title)
             ax.set_ylabel(axes[0][0])
@@ -287,7 +287,7 @@ def _maps(sweep: Sweep) -> dict[str, Any]:
 
 
 def _blank(values, where):
-    """Values with NaN in some places, where a picture shows nothing."""
+    """Values with NaN in some places, which stay blank in a picture."""
     return np.where(where, np.nan, u.get_magnitude(values)) * u.get_unit(values)
 
 

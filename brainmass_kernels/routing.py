@@ -1,4 +1,4 @@
-"""Names of what can be set, swept or freed, their units, and where their values go.
+"""Names of the quantities that can be set, swept or fitted, their units, and where their values go.
 
 ``"C"`` is a field of the model, ``"E_inp"`` an input, ``"noise.E_inp"`` the intensity of the noise on an input or a
 state, ``"coupling.k"`` a constant of a network's coupling.
@@ -23,9 +23,9 @@ class Place(NamedTuple):
     Attributes
     ----------
     kind : "parameters", "inputs", "noise" or "coupling"
-    name : within these
-    unit : that a plain number is read in
-    also : a second unit that is read as if it were the first
+    name : within its kind
+    unit : of plain numbers
+    also : a second unit, whose numbers are read as in ``unit``
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 def places(model: Model | type[Model] | Network) -> dict[str, Place]:
-    """The place of everything that a model, its class or a network has, by its full name."""
+    """The place of each quantity of a model, its class or a network, by its full name."""
     network = model if isinstance(model, Network) else None
     mass: Any = network.model if network else model
     known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
@@ -53,7 +53,7 @@ def noise_unit(model: Model | type[Model], name: str) -> Any:
 
 
 def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping[str, Any]) -> tuple[Any, dict, dict]:
-    """Model, inputs and noise with values put in, by their full names."""
+    """Model, inputs and noise with these values, by their full names."""
     known = places(model)
     groups: dict[str, dict] = {"parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}}
     for name, value in values.items():
@@ -66,7 +66,7 @@ def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping
 
 
 def quantities(model: Model | Network, inputs: Mapping, noise: Mapping) -> dict[str, tuple[Any, Any]]:
-    """The unit and the value of everything, by its full name; noise on states only where it is given."""
+    """The unit and the value of each quantity, by its full name; noise on states only if ``noise`` has it."""
     mass: Any = model.model if isinstance(model, Network) else model
     values = {}
     for full, (kind, name, unit, _) in places(model).items():

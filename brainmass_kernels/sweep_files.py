@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,18 +100,22 @@ def place(path: str | os.PathLike, argument: str) -> Path:
 
 def write(path: str | os.PathLike, contents: Contents) -> None:
     """Write a file of the kind that its name says, whole or not at all."""
-    kind = kind_of(path, "path")
-    for package in {".npz": (), ".zarr": ("xarray", "zarr"), ".nc": ("xarray", "scipy")}[kind]:
-        needs(package, "sweep")
-    target = place(path, "path")
+    write_contents, target = _writer(path), place(path, "path")
     check_names(contents.axes, [n for n in contents.records if n != OK], contents.record_axes)
-    with files.replacing(target, folder=kind == ".zarr") as aside:
-        if kind == ".npz":
-            _pack(aside, contents[:3], contents.about)
-        elif kind == ".zarr":
-            contents.dataset().to_zarr(aside, mode="w", consolidated=False)
-        else:
-            contents.dataset().to_netcdf(aside, engine="scipy")
+    with files.replacing(target, folder=kind_of(path, "path") == ".zarr") as aside:
+        write_contents(contents, aside)
+
+
+def _writer(path: str | os.PathLike) -> Callable[[Contents, Path], Any]:
+    """What writes a file of that name; it imports the packages for it at once."""
+    kind = kind_of(path, "path")
+    if kind == ".npz":
+        return lambda contents, aside: _pack(aside, contents[:3], contents.about)
+    for package in ("xarray", "zarr" if kind == ".zarr" else "scipy"):
+        needs(package, "sweep")
+    if kind == ".zarr":
+        return lambda contents, aside: contents.dataset().to_zarr(aside, mode="w", consolidated=False)
+    return lambda contents, aside: contents.dataset().to_netcdf(aside, engine="scipy")
 
 
 def read(path: Path) -> tuple[Contents, str | None]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import rounding, spectra, targets
+from brainmass_kernels import rounding, spectra
+from brainmass_kernels.fitting import targets
 
 LEVELS = (5.0, 0.1, 0.3, 7.7, 14.62, 1e-6, -3e5)
 EPS32 = np.finfo(np.float32).eps

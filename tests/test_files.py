@@ -1,7 +1,6 @@
 """What is kept in files: whole or not at all, known when damaged, and read back as it was."""
 
 import copy
-import importlib
 import itertools
 import json
 import os
@@ -18,10 +17,8 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import files, identity, plots, units
-
-# The package has functions of these names.
-fitting, sweeping = (importlib.import_module(f"brainmass_kernels.{name}") for name in ("fit", "sweep"))
+from brainmass_kernels import files, identity, plots, sweep_files, units
+from brainmass_kernels.fitting import saved as fitting
 
 GRID = bk.Sweep(
     {"E_inp": np.array([1.0, 2.0, 3.0]) * u.Hz, "C": np.array([1.0, 2.0])},
@@ -133,13 +130,13 @@ def test_a_sweep_that_cannot_be_written_leaves_the_old_one(elsewhere, name, monk
     needed(name)
     GRID.save(name)
     kind = Path(name).suffix
-    write = sweeping._writer(name)
+    write = sweep_files._writer(name)
 
     def half(found, path):
         write(found, path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweeping, "_writer", lambda *_: half)
+    monkeypatch.setattr(sweep_files, "_writer", lambda *_: half)
     with pytest.raises(OSError, match="No space left"):
         bk.Sweep({"C": np.arange(2.0)}, {"x": np.arange(2.0)}, {}, {}).save(name)
     assert left() == [f"grid{kind}"]

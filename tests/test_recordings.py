@@ -12,7 +12,8 @@ import scipy.io
 import scipy.signal
 
 import brainmass_kernels as bk
-from brainmass_kernels import cli, targets
+from brainmass_kernels import cli
+from brainmass_kernels.fitting import targets
 from brainmass_kernels.spectra import load_spectrum
 
 mne = pytest.importorskip("mne")
