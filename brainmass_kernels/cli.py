@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from importlib import metadata
+from typing import Any
 
 from .interrupts import Ending, ending
 
@@ -80,25 +81,16 @@ def _add_fit(commands):
         "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
     )
     add = fit.add_argument
+    bounds = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in FREE.items())
     add(
-        "--target",
-        metavar="FILE",
-        help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf",
+        "--target", metavar="FILE", help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf"
     )
-    add(
-        "--channel",
-        metavar="NAME",
-        action="append",
-        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)",
-    )
-    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: told from the file)")
-    add(
-        "--free",
-        metavar="NAME=LOW:HIGH",
-        action="append",
+    add("--channel", metavar="NAME", action="append",
+        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)")  # fmt: skip
+    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: detected)")
+    add("--free", metavar="NAME=LOW:HIGH", action="append",
         help="a free parameter, input or noise intensity (noise.E_inp) and its bounds; repeat for more "
-        f"(default: {', '.join(f'{name}={low:g}:{high:g}' for name, (low, high) in FREE.items())})",
-    )
+             f"(default: {bounds})")  # fmt: skip
     add("--band", metavar=("LOW", "HIGH"), nargs=2, type=float, help="compare the spectra here, Hz (default: 2 40)")
     add("--starts", type=int, help=f"starting points of each spectrum (default: {DEFAULTS['starts']})")
     add("--screen", type=int, default=1024, help="candidates that the starts are chosen from (default: %(default)s)")
@@ -106,18 +98,14 @@ def _add_fit(commands):
     add("--prune", type=int, default=0, metavar="STEPS", help="drop the worse half of the starts after every so many")
     add("--optimiser", choices=["adam", "levenberg_marquardt"], default="adam", help="(default: %(default)s)")
     add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
-    add(
-        "--realisations", type=int, help=f"runs over which a spectrum is averaged (default: {DEFAULTS['realisations']})"
-    )
+    add("--realisations", type=int, help=f"runs averaged over for a spectrum (default: {DEFAULTS['realisations']})")
     add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
     add("--no-background", action="store_true", help="no power law beside the model's spectrum, only a scale")
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
     add("--json", metavar="FILE", default="fit.json", help="the result (default: %(default)s)")
     add("--resume", metavar="FILE", help="continue the fit saved in this JSON")
-    add(
-        "--checkpoint", metavar="FILE", help="save the running fit here; after an interrupt the same command resumes it"
-    )
+    add("--checkpoint", metavar="FILE", help="save the running fit here; the same command resumes an interrupted fit")
     add("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
 
@@ -132,13 +120,9 @@ def _add_sweep(commands):
     )
     add = sweep.add_argument
     add("--model", default="JansenRit", help="one of `bk.list_models()` (default: %(default)s)")
-    add(
-        "--over",
-        metavar="NAME=LOW:HIGH:COUNT",
-        action="append",
+    add("--over", metavar="NAME=LOW:HIGH:COUNT", action="append",
         help="a parameter, input or noise intensity (noise.E_inp) in its own unit; once or twice "
-        f"(default: {' '.join(OVER)})",
-    )
+             f"(default: {' '.join(OVER)})")  # fmt: skip
     add("--set", metavar="NAME=VALUE", action="append", default=[], help="any other of these, at one value")
     add("--duration", type=float, default=6.0, help="seconds, with the transient (default: %(default)s)")
     add("--transient", type=float, default=2.0, help="seconds without records (default: %(default)s)")
@@ -154,7 +138,6 @@ def _add_sweep(commands):
 
 
 def _sweep(arguments) -> int:
-    _check_writable(arguments.picture, "picture")
     _check_figure(arguments.picture, "picture")
 
     import brainunit as u
@@ -199,24 +182,26 @@ def _grid(option: str, model):
 
     from . import units
 
-    name, _, values = option.partition("=")
-    try:
-        low, high, count = values.split(":")
-        grid = np.linspace(float(low), float(high), int(count))
-    except ValueError:
-        raise ValueError(f"'--over' got {option!r}, but takes NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256") from None
-    return name.strip(), units.attach(grid, _unit_of(name.strip(), model))
+    name, (low, high, count) = _parsed(
+        option, "--over", "NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256", float, float, int
+    )
+    return name, units.attach(np.linspace(low, high, count), _unit_of(name, model))
 
 
 def _value(option: str, model):
     from . import units
 
-    name, _, value = option.partition("=")
+    name, (value,) = _parsed(option, "--set", "NAME=VALUE, such as C=135", float)
+    return name, units.attach(value, _unit_of(name, model))
+
+
+def _parsed(option: str, argument: str, form: str, *kinds: type) -> tuple[str, list[Any]]:
+    """The name of an option, and its numbers of these kinds."""
+    name, _, numbers = option.partition("=")
     try:
-        number = float(value)
+        return name.strip(), [kind(x) for kind, x in zip(kinds, numbers.split(":"), strict=True)]
     except ValueError:
-        raise ValueError(f"'--set' got {option!r}, but takes NAME=VALUE, such as C=135") from None
-    return name.strip(), units.attach(number, _unit_of(name.strip(), model))
+        raise ValueError(f"'{argument}' got {option!r}, but takes {form}") from None
 
 
 def _add_bench(commands):
@@ -238,9 +223,8 @@ def _add_bench(commands):
 
 
 def _bench(arguments) -> int:
-    for option in ("out", "json"):
-        _check_writable(getattr(arguments, option), option)
-    _check_figure(arguments.out)
+    _check_figure(arguments.out, "out")
+    _check_writable(arguments.json, "json")
     if arguments.steps < 10 or arguments.steps % 10:
         raise ValueError(f"'--steps' got {arguments.steps}, but takes a multiple of 10")
 
@@ -302,9 +286,8 @@ def _implementations(_) -> int:
 
 def _fit(arguments) -> int:
     # Checked first, as it would otherwise fail only after the fit.
-    for option in ("out", "json"):
-        _check_writable(getattr(arguments, option), option)
-    _check_figure(arguments.out)
+    _check_figure(arguments.out, "out")
+    _check_writable(arguments.json, "json")
 
     import brainunit as u
 
@@ -386,28 +369,20 @@ def _warn(message, *_):
     print(f"brainmass-kernels: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:
-    return dict(map(_bounds, options)) if options else FREE
-
-
-def _bounds(option: str) -> tuple[str, tuple[float, float]]:
-    name, _, bounds = option.partition("=")
-    low, _, high = bounds.partition(":")
-    try:
-        return name.strip(), (float(low), float(high))
-    except ValueError:
-        raise ValueError(f"'--free' got {option!r}, but takes NAME=LOW:HIGH, such as be=50:180") from None
+def _free(options: list[str] | None) -> dict[str, tuple[float, ...]]:
+    form = "NAME=LOW:HIGH, such as be=50:180"
+    named = (_parsed(option, "--free", form, float, float) for option in options or ())
+    return {name: tuple(bounds) for name, bounds in named} or FREE
 
 
 def _check_writable(path: str, option: str):
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise ValueError(f"'--{option}' got {path}, but there is no folder {folder}")
-    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise ValueError(f"'--{option}' got {path}, which cannot be written")
+    from .files import absolute
+
+    absolute(path, f"--{option}")
 
 
-def _check_figure(path: str, option: str = "out"):
+def _check_figure(path: str, option: str):
+    _check_writable(path, option)
     if os.path.splitext(path)[1].lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"'--{option}' got {path}, but takes a name that ends in .png, .pdf or .svg")
 

@@ -212,17 +212,14 @@ def _open(mne, path: str, encoding: str | None):
     except MemoryError:
         raise
     except Exception as error:
-        more = f", 'encoding' that of its texts, such as 'latin1'{_was(encoding)}" if kind in _ENCODING else ""
+        was = "" if encoding is None else f" (it was {encoding!r})"
+        more = f", 'encoding' that of its texts, such as 'latin1'{was}" if kind in _ENCODING else ""
         raise ValueError(
             f"{path}: cannot be read as a recording ({_in_words(error)}); 'target' takes {', '.join(RECORDINGS)}, or "
             f"an MNE Raw or Epochs that was read by other means{more}"
         ) from error
     warn(f"{path}: its annotations are not in UTF-8 and are read as Latin-1; 'encoding' takes another", UserWarning)
     return recording
-
-
-def _was(encoding) -> str:
-    return "" if encoding is None else f" (it was {encoding!r})"
 
 
 def _check_encoding(encoding: str, kind: str, path: str):

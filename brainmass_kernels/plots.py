@@ -55,19 +55,17 @@ def figure(fit: Fit, *, which=None):
     ValueError
         for a target that the fit does not have
     """
-    # Not pyplot: a plain Figure draws on Agg, and does not change the user's backend.
-    Figure = needs("matplotlib.figure").Figure
     count = fit.losses.shape[1]
     shown = list(range(min(count, MAX_PANELS)) if which is None else which)
     wrong = [i for i in shown if not 0 <= i < count]
     if wrong or not shown:
         raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
     if not isinstance(fit.target, Spectrum):
-        return _other_figure(Figure, fit, shown)
+        return _other_figure(fit, shown)
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     size = (6.8, 4.4) if len(shown) == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
-    page = Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     axes = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     for ax, i in zip(axes, shown):
         _panel(ax, fit, i, alone=len(shown) == 1)
@@ -76,6 +74,16 @@ def figure(fit: Fit, *, which=None):
     if len(shown) > 1:
         _share_labels(page, fit, axes[0])
     return page
+
+
+def _page(width: float, height: float):
+    """An empty figure. Not by pyplot: a plain Figure draws on Agg, and does not change the user's backend."""
+    return needs("matplotlib.figure").Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _style(ax):
+    ax.grid(color=_FAINT, lw=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(ax, fit: Fit, i: int, *, alone: bool):
@@ -90,9 +98,8 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
     low, high = min(level.min() for level in levels), max(max(level.max() for level in levels), top)
     ax.set_ylim(low - 0.12 * (high - low), high + 0.14 * (high - low))
     ax.set_xlim(fit.target.freqs[0], fit.target.freqs[-1])
-    ax.grid(color=_FAINT, lw=0.6)
+    _style(ax)
     ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(length=2.5, labelsize=9 if alone else 7)
     if alone:
         _dress(ax, fit, i)
@@ -100,11 +107,11 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
         ax.set_title(f"{i + 1}:  rms {fit.rms[i]:.2f}", fontsize=8, loc="left", pad=2)
 
 
-def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
+def _other_figure(fit: Fit, shown: Sequence[int]):
     matrices = isinstance(fit.target, Connectivity)
     columns = 3 if matrices else 1
     size = (8.4, 2.6 * len(shown) + 0.4) if matrices else (6.8, 1.9 * len(shown) + 1.4)
-    page = Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     panels = page.subplots(len(shown), columns, squeeze=False)
     if matrices:
         trio = {"target": fit.target, "start": fit.initial_prediction, "fit": fit.prediction}
@@ -118,8 +125,7 @@ def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
     else:
         for ax, i in zip(panels[:, 0], shown):
             _over_time(ax, fit, i) if isinstance(fit.target, TimeSeries) else _over_steps(ax, fit, i)
-            ax.grid(color=_FAINT, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
+            _style(ax)
             ax.legend(frameon=False, fontsize=8, loc="upper right")
     page.suptitle(f"{fit.settings['model']} fitted to {fit.name}", fontsize=10, x=0.01, ha="left")
     return page
@@ -152,16 +158,8 @@ def _dress(ax, fit: Fit, i: int):
     ax.set(xlabel="frequency (Hz)", ylabel=_POWER)
     ax.legend(frameon=False, fontsize=9, loc="upper right")
     ax.set_title(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=11, loc="left")
-    ax.text(
-        0.985,
-        0.74,
-        f"alpha peak {wanted:.1f} Hz, fitted {fitted:.1f} Hz",
-        transform=ax.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8.5,
-        color="#5b6570",
-    )
+    text = f"alpha peak {wanted:.1f} Hz, fitted {fitted:.1f} Hz"
+    ax.text(0.985, 0.74, text, transform=ax.transAxes, ha="right", va="top", fontsize=8.5, color="#5b6570")
 
 
 def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
@@ -199,7 +197,7 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     -------
     matplotlib ``Figure``
     """
-    page = needs("matplotlib.figure").Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    page = _page(9.6, 4.2)
     speed, work = page.subplots(1, 2)
     forward = [m for m in measured if not m.case.gradient and not m.case.noisy]
     lanes = [m.case.lanes for m in forward]
@@ -219,8 +217,7 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
             work.plot(p.seconds, p.rms, "o", ms=12, mfc="none", mec=_TARGET, label="brainmass's setting")
     work.set(xlabel="seconds for one second of simulation", ylabel="rms error (mV)", title="error over time")
     for ax in (speed, work):
-        ax.grid(color=_FAINT, lw=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
+        _style(ax)
         ax.legend(frameon=False, fontsize=8)
     return page
 
@@ -249,7 +246,7 @@ def sweep_figure(sweep: Sweep):
     columns = 1 if flat else min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
-    page = needs("matplotlib.figure").Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     axes = [(_labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
     for ax, (title, values) in zip(panels, shown.items()):
@@ -257,8 +254,7 @@ def sweep_figure(sweep: Sweep):
         if flat:
             ax.plot(axes[0][1], values, color=_FIT, lw=1.6)
             ax.set_ylabel(title)
-            ax.grid(color=_FAINT, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
+            _style(ax)
         else:
             # The first parameter upwards, the second to the right, like rows and columns of the records.
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)

@@ -195,8 +195,7 @@ class Problem:
             delays = np.zeros(0) if self.model.delays is None else self.model.delays
             fixed |= {"link": list(self.model.link), "delays": fingerprint(delays)}
             fixed |= {"weights": fingerprint(self.model.connections())}
-        pooling = {"priors": self.pooling.priors, "group": self.pooling.group, "shared": self.pooling.shared}
-        pooling |= {"regional": self.pooling.regional}
+        pooling = {name: x for name, x in self.pooling._asdict().items() if name != "frozen"}
         return {
             **{name: self.steps(name) * self.dt for name in ("duration", "transient")},
             "dt": self.dt,

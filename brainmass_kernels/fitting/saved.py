@@ -194,14 +194,7 @@ def _encode_free(frees):
 
 
 def _encode_state(state):
-    return {
-        name: [listed(leaf) for leaf in part]
-        if isinstance(part, list)
-        else {key: listed(leaf) for key, leaf in part.items()}
-        if isinstance(part, dict)
-        else listed(part)
-        for name, part in state.items()
-    }
+    return jax.tree.map(listed, state)
 
 
 def _decode_state(state):
