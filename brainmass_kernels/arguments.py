@@ -17,7 +17,7 @@ from ._jax import is_traced
 from .backends.base import Connections
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
-from .network import Network
+from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
 from .recording import Reduction, Sampling
@@ -121,6 +121,7 @@ def prepare(
 ) -> tuple[Run, Data]:  # fmt: skip
     """Check every argument, and separate what decides the program from the data that it runs on."""
     network, mass = parts_of(model)
+    check_model(mass, ", or a bk.Network of one")
     scheme = _scheme(mass, scheme)
     seconds = units.positive_time(dt, u.second, "dt")
     entries = entries_of(mass, record)
@@ -177,14 +178,6 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
         every = _checkpoint_every(checkpoint_every, run.schedule.steps, checkpoint / step)
         run = run._replace(native_autodiff=True, checkpoint_every=every)
     return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
-
-
-def parts_of(model) -> tuple[Network | None, Model]:
-    """The network, or ``None`` for a model, and the model of each lane."""
-    if isinstance(model, Network):
-        return model, model.model
-    check_model(model, ", or a bk.Network of one")
-    return None, model
 
 
 def connections_of(network: Network, dt: float) -> Connections:

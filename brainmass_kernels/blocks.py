@@ -19,13 +19,7 @@ STORED = 64
 
 
 class _Entries(NamedTuple):
-    """What a run records: the names of stored quantities, and statistics.
-
-    Attributes
-    ----------
-    entries : both, in the order of the results
-    sources : names of the quantities that a launch records
-    """
+    """What a run records: names of stored quantities, and statistics of the ``sources`` that a launch records."""
 
     entries: Sequence[str | Reduction]
     sources: Sequence[str]

@@ -89,8 +89,10 @@ def _cotangents(operands: Operands, wanted: Wanted, by_lane) -> Operands:
         if weights is not None and connections.weights.ndim == 2:
             weights = jnp.sum(weights, axis=-1)
         connections = Connections(weights, None, None)  # pyright: ignore[reportArgumentType]
-    coefs = [_summed(ct, c) for ct, c in zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))]
-    inputs = [_summed_rows(ct, x) for ct, x in zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))]
+    coefs = zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))
+    coefs = [cotangent if c.ndim else jnp.sum(cotangent) for cotangent, c in coefs]
+    inputs = zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))
+    inputs = [cotangent if x.ndim == 2 else jnp.sum(cotangent, axis=1) for cotangent, x in inputs]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
 
 
@@ -122,14 +124,6 @@ def _chosen(values, flags):
 def _placed(flags, values):
     values = iter(values)
     return tuple(next(values) if flag else None for flag in flags)
-
-
-def _summed(cotangent, coefficient):
-    return cotangent if coefficient.ndim else jnp.sum(cotangent)
-
-
-def _summed_rows(cotangent, rows):
-    return cotangent if rows.ndim == 2 else jnp.sum(cotangent, axis=1)
 
 
 # vmap ---------------------------------------------------------------------------------------------------------------

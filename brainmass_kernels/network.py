@@ -239,6 +239,11 @@ class Network:
         )  # fmt: skip
 
 
+def parts_of(model: Any) -> tuple[Network | None, Any]:
+    """The network, or ``None`` for a model, and the model of each lane."""
+    return (model, model.model) if isinstance(model, Network) else (None, model)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Static:
     """An array in the static part of a pytree, compared by its values."""

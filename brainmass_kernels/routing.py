@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import units
 from .models.base import Model
-from .network import Network
+from .network import Network, parts_of
 
 NOISE, COUPLING = "noise.", "coupling."
 
@@ -36,8 +36,7 @@ class Place(NamedTuple):
 
 def places(model: Model | type[Model] | Network) -> dict[str, Place]:
     """The place of each quantity of a model, its class or a network, by its full name."""
-    network = model if isinstance(model, Network) else None
-    mass: Any = network.model if network else model
+    network, mass = parts_of(model)
     known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
     known |= {n: Place("inputs", n, units.unit_of(x)) for n, x in mass.inputs.items()}
     known |= {NOISE + n: Place("noise", n, noise_unit(mass, n)) for n in (*mass.inputs, *mass.states)}
@@ -58,17 +57,15 @@ def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping
     groups: dict[str, dict] = {"parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}}
     for name, value in values.items():
         groups[known[name].kind][known[name].name] = value
-    mass: Any = model.model if isinstance(model, Network) else model
+    network, mass = parts_of(model)
     mass = dataclasses.replace(mass, **groups["parameters"])
-    if isinstance(model, Network):
-        return model.replace(model=mass, **groups["coupling"]), groups["inputs"], groups["noise"]
-    return mass, groups["inputs"], groups["noise"]
+    model = network.replace(model=mass, **groups["coupling"]) if network else mass
+    return model, groups["inputs"], groups["noise"]
 
 
 def quantities(model: Model | Network, inputs: Mapping, noise: Mapping) -> dict[str, tuple[Any, Any]]:
     """The unit and the value of each quantity, by its full name; noise on states only if ``noise`` has it."""
-    mass: Any = model.model if isinstance(model, Network) else model
-    values = {}
+    mass, values = parts_of(model)[1], {}
     for full, (kind, name, unit, _) in places(model).items():
         if kind == "parameters":
             values[full] = unit, getattr(mass, name)

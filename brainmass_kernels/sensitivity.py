@@ -96,10 +96,6 @@ def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
     return {n: known[n].unit for n in (*spec.parameters, *spec.constant, *noisy)}
 
 
-def _loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
-    return _LOOPS(run, indices)
-
-
 def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
     """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
     step, spec = build(run.spec), run.spec
@@ -132,7 +128,7 @@ def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[b
     return loop, live
 
 
-_LOOPS = Programs(_build_loop, lambda run, indices: run.spec)
+_loop = Programs(_build_loop, lambda run, indices: run.spec)
 
 
 def _run(run: Run, indices: tuple[int, ...], data: Data):

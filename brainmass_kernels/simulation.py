@@ -15,10 +15,10 @@ import numpy as np
 
 from . import derivatives, dispatch, memory, units
 from ._jax import is_traced
-from .arguments import parts_of, prepare
+from .arguments import prepare
 from .interrupts import interruptible
 from .models.base import Model, check_name
-from .network import Network
+from .network import Network, parts_of
 from .notices import warn
 from .recording import Reduction, Sampling
 from .run import Run, execute, no_lanes, only_reverse, request_of

@@ -21,7 +21,7 @@ from .. import files, routing, spectra, units
 from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_model, check_name
-from ..network import Network
+from ..network import Network, parts_of
 from ..noise import check_key
 from ..spectra import Spectrum
 from . import saved, targets
@@ -135,8 +135,7 @@ def fit(
     """
     needs("optax")
     began = time.perf_counter()
-    if not isinstance(model, Network):
-        check_model(model, ", or a bk.Network of one")
+    check_model(parts_of(model)[1], ", or a bk.Network of one")
     check_key(key)
     key = jax.random.key(0) if key is None else key
     checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
@@ -209,9 +208,8 @@ def _every(target, duration, dt, transient) -> int:
 
 def _recorded(model, former: Fit | None) -> str:
     """The default record that is compared."""
-    mass: Any = model.model if isinstance(model, Network) else model
     record = former.settings.get("record") if former else None
-    return record or next(iter(mass.recordable()))
+    return record or next(iter(parts_of(model)[1].recordable()))
 
 
 def _pooling(model, frees, priors, shared, group, regional) -> Pooling:

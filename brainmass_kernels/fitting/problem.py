@@ -24,7 +24,7 @@ import numpy as np
 from .. import _context, dispatch, identity, routing, units
 from ..arguments import PerLane
 from ..equations import Key, key_of
-from ..network import Network
+from ..network import Network, parts_of
 from ..sensitivity import sensitivities
 from ..simulation import explain, simulate
 from .targets import Comparison
@@ -156,8 +156,8 @@ class Problem:
 
     @property
     def mass(self) -> Any:
-        """The model of each region, or the model."""
-        return self.model.model if isinstance(self.model, Network) else self.model
+        """The model of each lane."""
+        return parts_of(self.model)[1]
 
     @functools.cached_property
     def identity(self) -> Key:

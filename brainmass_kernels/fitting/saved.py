@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import files, identity, models, routing, spectra, units
 from ..models.base import Model
-from ..network import Network
+from ..network import Network, parts_of
 from ..notices import warn
 from ..spectra import Spectrum
 from . import targets
@@ -115,7 +115,7 @@ class Checkpoint:
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
         about |= {"free": _encode_free(self.problem.frees), "target": _encode_target(self.problem.comparison.target)}
-        about |= {"state": _encode_state(plain_state(state)), "losses": listed(np.stack(history))}
+        about |= {"state": jax.tree.map(listed, plain_state(state)), "losses": listed(np.stack(history))}
         files.write_document(self.path, about)
         self._written = time.perf_counter()
         self._seconds = self._written - began
@@ -161,7 +161,7 @@ def load(path, model) -> dict[str, Any]:
         name, is_network, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
     kind = _kind_of(name, is_network, values, model)
     with files.damaged(path, _SAVED, _REMEDY):
-        return decode(saved, kind, model if isinstance(model, Network) else None)
+        return decode(saved, kind, parts_of(model)[0])
 
 
 def encode(fit) -> dict[str, Any]:
@@ -185,16 +185,12 @@ def encode(fit) -> dict[str, Any]:
         "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
         **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
         "losses": listed(np.round(fit.losses, 6)),
-        "state": _encode_state(fit.state),
+        "state": jax.tree.map(listed, fit.state),
     }
 
 
 def _encode_free(frees):
     return [{"name": f.name, "low": f.low, "high": f.high} for f in frees]
-
-
-def _encode_state(state):
-    return jax.tree.map(listed, state)
 
 
 def _decode_state(state):
@@ -208,10 +204,9 @@ def _decode_state(state):
 
 def _has_value(fit, name: str) -> bool:
     """Whether a file has this quantity: inputs and intensities of noise only if the fit has them."""
-    mass = fit.model.model if isinstance(fit.model, Network) else fit.model
     if name.startswith(routing.NOISE):
         return name.removeprefix(routing.NOISE) in fit.noise
-    return name in fit.inputs or name not in mass.inputs
+    return name in fit.inputs or name not in parts_of(fit.model)[1].inputs
 
 
 def _encode_target(target) -> dict[str, Any]:
@@ -286,8 +281,7 @@ def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model) -> t
     values : the fit's values of the model by name, with units
     model : the argument of `Fit.load`
     """
-    network = model if isinstance(model, Network) else None
-    mass = network.model if network else model
+    network, mass = parts_of(model)
     kind: Any = type(mass) if type(mass).__name__ == name else getattr(models, name, None)
     got = f"'model' got {type(model).__name__}"
     if kind is None:
@@ -332,7 +326,7 @@ def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) ->
         if factors.get(n, 1.0) != 1.0 and not isinstance(fixed[n], str):
             fixed[n] = (np.array(fixed[n]) * factors[n]).tolist()
     free = [(f["name"], f["low"], f["high"], factors[f["name"]]) for f in saved["free"]]
-    mass: Any = fitted.model if network else fitted
+    mass = parts_of(fitted)[1]
     record, unit = saved["settings"].get("record"), None
     if saved["target"]["kind"] == "series":
         known, text = mass.recordable()[record], saved["target"]["unit"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import eeg, spectra, units
 from ..models.base import check_name
-from ..network import Network
+from ..network import parts_of
 from ..rounding import at_rest
 from ..simulation import Result
 from ..spectra import Spectrum
@@ -451,8 +451,7 @@ def plain(value, unit, name: str):
 
 def compare(target, model, record, options, band, background) -> Comparison:
     """How runs of these options are compared with a target."""
-    network = model if isinstance(model, Network) else None
-    mass: Any = network.model if network else model
+    network, mass = parts_of(model)
     regions = network.regions if network else None
     if callable(target):
         return OfFunction(target)
