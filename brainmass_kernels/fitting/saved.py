@@ -28,12 +28,7 @@ _REMEDY = "take a copy of it, or fit again"
 
 
 def plain_state(state: State) -> dict[str, Any]:
-    arrays = lambda tree: {name: np.asarray(value) for name, value in tree.items()}  # noqa: E731
-    return {
-        **{name: arrays(getattr(state, name)) for name in ("z", "best_z", "first")},
-        **{name: np.asarray(getattr(state, name)) for name in ("best", "alive")},
-        "moments": [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)],
-    }
+    return jax.tree.map(np.asarray, state._replace(moments=jax.tree.leaves(state.moments))._asdict())
 
 
 def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
