@@ -1,4 +1,4 @@
-"""What holds for all calls within a context: kernels interpreted, a device that is compiled for, backends left out.
+"""Settings of a context: interpreted kernels, the target of compilation, excluded backends.
 
 `testing` sets these; everything else reads them here.
 """
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 
 class Target(NamedTuple):
-    """A device that is compiled for though it is not there.
+    """An absent device for which kernels are compiled.
 
     Attributes
     ----------
     platform : "gpu" or "tpu"
-    cores : multiprocessors of a GPU, TensorCores of a TPU that share a device; ``None`` where nothing depends on them
+    cores : multiprocessors of a GPU, TensorCores of a TPU that share a device; ``None`` if nothing depends on them
     capability : of an NVIDIA GPU
     """
 
@@ -25,19 +25,19 @@ class Target(NamedTuple):
     capability: float | None = None
 
 
-#: How accelerator kernels are interpreted: "plain", "races", or "" where they are not.
+#: How accelerator kernels are interpreted: "plain", "races", or "" if they are compiled.
 INTERPRETED: ContextVar[str] = ContextVar("brainmass_kernels_interpreted", default="")
-#: The device that is compiled for.
+#: The device for which kernels are compiled, if not for one of this machine.
 TARGET: ContextVar[Target | None] = ContextVar("brainmass_kernels_target", default=None)
-#: Names of implementations that are not chosen.
+#: Names of implementations that are not to be chosen.
 ABSENT: ContextVar[frozenset[str]] = ContextVar("brainmass_kernels_absent", default=frozenset())
-#: Where the backend for Triton leaves kernels that are to be compiled and not to run.
+#: A list to which the Triton backend appends kernels that are compiled but not run.
 TRITON_KERNELS: ContextVar[list[Any] | None] = ContextVar("brainmass_kernels_triton_kernels", default=None)
 
 
 @contextlib.contextmanager
 def setting(variable: ContextVar, value):
-    """Within this context a variable has this value."""
+    """A context in which a variable has this value."""
     token = variable.set(value)
     try:
         yield value
@@ -46,6 +46,6 @@ def setting(variable: ContextVar, value):
 
 
 def target_platform() -> str | None:
-    """The platform that is compiled for, or ``None`` where kernels are to run."""
+    """The platform of `TARGET`, or ``None`` if kernels are to run here."""
     target = TARGET.get()
     return target and target.platform

@@ -19,23 +19,23 @@ NO_MOSAIC_GPU = f"it needs jax 0.11 or newer, and this is {jax.__version__}"
 
 
 def compute_capability() -> float | None:
-    """Of the first GPU, such as 9.0 for Hopper, 0 if it is not NVIDIA's; ``None`` where there is none."""
+    """Of the first GPU, such as 9.0 for Hopper, 0 if it is not NVIDIA's; ``None`` without a GPU."""
     if (target := TARGET.get()) is not None:
         return target.capability
-    found = getattr(jax.devices()[0], "compute_capability", None)
-    if found is None:
+    text = getattr(jax.devices()[0], "compute_capability", None)
+    if text is None:
         return None
-    return float(found) if found.replace(".", "", 1).isdigit() else 0.0
+    return float(text) if text.replace(".", "", 1).isdigit() else 0.0
 
 
 def multiprocessors(otherwise: int = 132) -> int:
-    """How many multiprocessors the GPU has; of Hopper's 132 where there is no GPU."""
+    """The number of multiprocessors of the GPU; without a GPU, Hopper's 132."""
     target = TARGET.get()
     return (target and target.cores) or getattr(jax.devices()[0], "core_count", None) or otherwise
 
 
 def tensor_cores() -> int:
-    """How many TensorCores work on one kernel of a TPU: two on v4 and v5p, where they make one device."""
+    """The number of TensorCores of a TPU device: two on v4 and v5p, else one."""
     if (target := TARGET.get()) is not None:
         return target.cores or 1
     return (getattr(jax.devices()[0], "num_cores", None) or 1) if jax.default_backend() == "tpu" else 1
@@ -43,8 +43,8 @@ def tensor_cores() -> int:
 
 def is_amd() -> bool:
     """Whether the GPU that JAX computes on is AMD's."""
-    found = jax.devices()[0]
-    return found.platform == "rocm" or "rocm" in getattr(found.client, "platform_version", "").lower()
+    device = jax.devices()[0]
+    return device.platform == "rocm" or "rocm" in getattr(device.client, "platform_version", "").lower()
 
 
 def cuda_version() -> tuple[int, int] | None:
@@ -53,12 +53,12 @@ def cuda_version() -> tuple[int, int] | None:
 
     if cuda_versions is None:
         return None
-    found = cuda_versions.cuda_runtime_build_version()
-    return found // 1000, found % 1000 // 10
+    version = cuda_versions.cuda_runtime_build_version()
+    return version // 1000, version % 1000 // 10
 
 
 def cuda_folder() -> str | None:
-    """Where JAX has found CUDA's packages, or ``None``."""
+    """The folder of CUDA's packages that JAX uses, or ``None``."""
     from jax._src.lib import cuda_path
 
     return cuda_path
@@ -67,7 +67,7 @@ def cuda_folder() -> str | None:
 def triton_call(
     kernel, arrays, shapes, *, grid: tuple[int], num_warps: int, constants: dict[str, Any], ptx_version: int | None
 ):
-    """Call a Triton kernel through `jax_triton`, which took other names up to 0.3 than it does since.
+    """Call a Triton kernel through `jax_triton`, whose arguments changed their names in 0.4.
 
     Before 0.4 it cannot pass ``ptx_version`` on: Triton then writes PTX for the ptxas of its wheel.
     """
@@ -75,7 +75,7 @@ def triton_call(
 
     import jax_triton  # pyright: ignore[reportMissingImports]
 
-    # Products are fused with sums where the source says so, and nowhere else: a replay must have the bits of the run.
+    # Products are fused with sums only where the source says so: a replay must have the bits of the run.
     if "backend_options" in inspect.signature(jax_triton.triton_call).parameters:
         pinned = {} if ptx_version is None else {"ptx_version": ptx_version}
         options = {"out_type": list(shapes), "backend_options": {"enable_fp_fusion": False, **pinned}}
@@ -94,20 +94,20 @@ def triton_call(
 
 
 def meshless():
-    """A context in which what is traced knows of no mesh: a program that is kept may be used under any other.
+    """A context without a mesh, so that a traced program can be used under any mesh.
 
-    Under a mesh, JAX writes 'reshard' and shardings into what it traces, which no kernel can hold.
+    Under a mesh, JAX traces 'reshard' and shardings, which no kernel can contain.
     """
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def reciprocal(x):
-    """Of an array in Mosaic GPU's registers, by the hardware, within 1 ulp; Mosaic itself has no such function."""
+    """The hardware's reciprocal of an array in Mosaic GPU's registers, within 1 ulp; Mosaic lacks this function."""
     return x._pointwise(x._lift_fast_instr("rcp.approx.ftz.f32"))
 
 
 def store_warp_sums(_, x, ref):
-    """Store the sum of each warp's part of an array in Mosaic GPU's registers, one number a warp; no warp waits."""
+    """Store the sum over each warp of an array in Mosaic GPU's registers, one number a warp; no warp waits."""
     ir, utils = map(importlib.import_module, ("jaxlib.mlir.ir", "jax.experimental.mosaic.gpu.utils"))
     arith, memref, vector = (
         importlib.import_module(f"jaxlib.mlir.dialects.{n}") for n in ("arith", "memref", "vector")
@@ -124,33 +124,33 @@ def store_warp_sums(_, x, ref):
 
 
 def gpu_races_found() -> bool:
-    """Whether the GPU interpreter, asked to look, has seen a race."""
+    """Whether the GPU interpreter has found a race."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]
 
     return gpu_callbacks.get_races().races_found
 
 
 def clients() -> list[Any]:
-    """What JAX has started so far of its backends; none is started for it."""
+    """The backends that JAX has started so far; this starts none."""
     from jax._src import xla_bridge
 
     return list(xla_bridge._backends.values())
 
 
 def compiles(frame) -> bool:
-    """Whether a Python frame is the one that waits for XLA's compiler."""
+    """Whether a Python frame waits for XLA's compiler."""
     return frame.f_code.co_name.startswith("backend_compile") and frame.f_globals.get("__name__", "").startswith("jax.")
 
 
 def eqn_source(eqn) -> str:
-    """Where in the user's code an equation came from, as ``file:line``."""
+    """The line of user code that an equation comes from, as ``file:line``."""
     from jax._src import source_info_util
 
     return source_info_util.summarize(eqn.source_info)
 
 
 def at_source(eqn):
-    """A context in which what is traced has the source of an equation that it stands for."""
+    """A context in which traced operations have the source of an equation."""
     from jax._src import source_info_util
 
     return source_info_util.user_context(eqn.source_info.traceback, name_stack=eqn.source_info.name_stack)
@@ -168,8 +168,8 @@ def set_linearisation(primitive: Primitive, rule) -> None:
     structured = "structured_residuals" in ad.LinearizeTrace.process_primitive.__code__.co_names
 
     def of_newer(*args, **params):
-        """Since 0.11 there are residuals with a structure as well, here none."""
-        *found, push = rule(*args, **params)
-        return *found, None, lambda residuals, _, *tangents: push(residuals, *tangents)
+        """Since 0.11 there are structured residuals as well, here none."""
+        *results, push = rule(*args, **params)
+        return *results, None, lambda residuals, _, *tangents: push(residuals, *tangents)
 
     getattr(ad, "primitive_linearizations", {})[primitive] = of_newer if structured else rule

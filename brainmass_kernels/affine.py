@@ -1,13 +1,12 @@
 """Simplify the step: hoist what depends on parameters only, and fold what is affine in the state.
 
-Most of a second-order mass is affine. Written as equations, a step multiplies and adds the same parameters over
-and over; here every value in the loop becomes ``c0 + c1 atom1 + c2 atom2 + ...``, where an atom is a state, an
-input, or the result of something nonlinear, and the coefficients depend on parameters only, so that they are computed
-once, before the loop. A coefficient ``1 + c`` is kept as ``atom + c atom``: a state plus a small increment, which
-float32 needs.
+Most of a second-order mass is affine. As equations, a step multiplies and adds the same parameters over and over. Here
+every value in the loop becomes ``c0 + c1 atom1 + c2 atom2 + ...``: an atom is a state, an input, or the result of a
+nonlinear operation, and the coefficients depend on parameters only, so that they are computed once, before the loop.
+A coefficient ``1 + c`` stays ``atom + c atom``, a state plus a small increment, for the precision of float32.
 
-A sum that is used twice may be formed once or multiplied out at each use. Which one costs fewer operations is
-found by trying.
+A sum that is used twice may be formed once or multiplied out at each use. A trial of each decides which takes fewer
+operations.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import numpy as np
 from ._jax import Literal
 from .pointwise import Program, evaluate_equation, logistic2, tanh_absolute
 
-# More candidates than this are left as they are written: each costs one more pass over the step.
+# Most sums that are tried: each trial is one more pass over the step.
 _MOST_TRIALS = 200
 
 
@@ -40,7 +39,7 @@ class Node:
     eqn: Any = None  # of an operation
     args: tuple = ()  # nodes of an operation, (coefficient, node) pairs of a sum
     const: Any = None  # coefficient of a sum
-    number: int = 0  # in the order of making: no order may hang on addresses, which differ from process to process
+    number: int = 0  # in order of creation; an order by address would differ from process to process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +156,8 @@ class Graph:
         terms = dict(a.terms)
         for atom, c in b.terms:
             terms[atom] = self.add(terms.get(atom, ZERO), self.scale(c, sign))
-        kept = tuple((atom, c) for atom, c in terms.items() if not c.is_zero)
-        return Form(self.add(a.const, self.scale(b.const, sign)), kept)
+        nonzero = tuple((atom, c) for atom, c in terms.items() if not c.is_zero)
+        return Form(self.add(a.const, self.scale(b.const, sign)), nonzero)
 
     def scaled(self, a: Form, by: Coefficient) -> Form:
         if by.is_zero:
@@ -187,8 +186,11 @@ def _params_key(params):
     return tuple(sorted((k, str(v)) for k, v in params.items()))
 
 
-def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], seen: list[int]) -> list[Node]:
-    """Rewrite a scalar jaxpr over the graph; sums whose equation number is in ``frozen`` are formed on the spot."""
+def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], sums: list[int]) -> list[Node]:
+    """Rewrite a scalar jaxpr over the graph.
+
+    Sums whose equation number is in ``frozen`` are formed where they stand; the numbers of all go to ``sums``.
+    """
     env: dict[Any, Form | Node] = dict(zip(closed.jaxpr.invars, args, strict=True))
     env.update((v, graph.literal(c, v.aval)) for v, c in zip(closed.jaxpr.constvars, closed.consts))
 
@@ -211,7 +213,7 @@ def _fold(graph: Graph, closed, args: Sequence[Node], frozen: set[int], seen: li
             env[out] = graph.operation(eqn, [node(v) for v in eqn.invars])
             continue
         if len(affine.terms) > 1:
-            seen.append(number)
+            sums.append(number)
             if number in frozen:
                 affine = graph.form(graph.node(affine))
         env[out] = affine
@@ -226,7 +228,7 @@ def _is_hoisted(env, v) -> bool:
 
 
 def _affine_rule(graph: Graph, eqn, form: Callable[[Any], Form]) -> Form | None:
-    """The result of an equation as a form, or ``None`` where it is not affine."""
+    """The result of an equation as a form, or ``None`` if it is not affine."""
     name, v = eqn.primitive.name, eqn.invars
     if name in ("add", "add_any"):
         return graph.combine(form(v[0]), form(v[1]))
@@ -249,20 +251,19 @@ def _affine_rule(graph: Graph, eqn, form: Callable[[Any], Form]) -> Form | None:
 
 
 def _rate(graph: Graph, x: Form) -> Form:
-    """``1 / (1 + exp(-x))`` of what the hardware has; its slopes and offset fold into what surrounds it."""
+    """``1 / (1 + exp(-x))`` by functions of the hardware; scale and offset fold into the surrounding forms."""
     kind, scale = ("logistic2", -1.0 / math.log(2.0)) if graph.base_two else ("tanh", 0.5)
     scaled = graph.node(graph.scaled(x, Coefficient(scale)))
-    made = graph._shared((kind, id(scaled)), lambda: Node(kind, False, graph.aval, args=(scaled,)))
-    return Form(ZERO, ((made, ONE),)) if graph.base_two else Form(Coefficient(0.5), ((made, Coefficient(0.5)),))
+    rate = graph._shared((kind, id(scaled)), lambda: Node(kind, False, graph.aval, args=(scaled,)))
+    return Form(ZERO, ((rate, ONE),)) if graph.base_two else Form(Coefficient(0.5), ((rate, Coefficient(0.5)),))
 
 
 def _reciprocal(graph: Graph, c: Coefficient) -> Coefficient:
     if c.symbol is None:
         return Coefficient(1.0 / c.literal)
-    whole = graph.node(Form(c))
-    return Coefficient(
-        0.0, graph._shared(("inv", id(whole)), lambda: Node("reciprocal", True, graph.aval, args=(whole,)))
-    )
+    node = graph.node(Form(c))
+    inverse = graph._shared(("inv", id(node)), lambda: Node("reciprocal", True, graph.aval, args=(node,)))
+    return Coefficient(0.0, inverse)
 
 
 # Evaluation and cost ------------------------------------------------------------------------------------------------
@@ -270,13 +271,13 @@ def _reciprocal(graph: Graph, c: Coefficient) -> Coefficient:
 
 def _children(node: Node) -> list[Node]:
     if node.kind == "sum":
-        found = [n for _, n in node.args]
-        return found + [c.symbol for c in (*(c for c, _ in node.args), node.const) if c.symbol is not None]
+        atoms = [n for _, n in node.args]
+        return atoms + [c.symbol for c in (*(c for c, _ in node.args), node.const) if c.symbol is not None]
     return list(node.args)
 
 
 def _reachable(outputs: Sequence[Node], stop: Callable[[Node], bool] = lambda _: False) -> list[Node]:
-    """The nodes that the outputs need, each after those it needs itself; nothing below a node where ``stop`` holds."""
+    """The nodes that the outputs depend on, each after its own children; none below a node for which ``stop`` holds."""
     order, done = [], set()
     stack = [(n, False) for n in reversed(outputs)]
     while stack:
@@ -296,12 +297,12 @@ def _is_hoisted_node(node: Node) -> bool:
 
 
 def _parts(c: Coefficient) -> tuple[float, Node | None]:
-    """A coefficient as what is added plainly (0, 1 or -1) and what multiplies."""
+    """A coefficient as a plain addition of the atom (0, 1 or -1) and a factor."""
     return (c.literal, c.symbol) if c.literal in (1.0, -1.0) else (0.0, c.symbol)
 
 
 def operations(outputs: Sequence[Node]) -> int:
-    """How many operations a step of these outputs takes in the loop."""
+    """The number of operations of these outputs in the loop."""
     total = 0
     for node in _reachable(outputs, _is_hoisted_node):
         if node.hoisted or node.kind == "arg":
@@ -317,7 +318,7 @@ def operations(outputs: Sequence[Node]) -> int:
 
 
 class _Evaluator:
-    """Evaluates nodes on values, memoised; a hoisted node may be looked up in a table of coefficients instead."""
+    """Evaluates nodes on values, each once; hoisted nodes may be looked up in a table of coefficients."""
 
     def __init__(self, args, coefficients: dict[int, Any] | None = None):
         self.args, self.values = args, dict(coefficients or {})
@@ -347,7 +348,7 @@ class _Evaluator:
         return self._sum(n)
 
     def _sum(self, n: Node):
-        """Each product is added by one fused multiply-add, where there are such; a constant is met by one of them."""
+        """Add each product by a fused multiply-add, if the hardware has it, beginning with the constant."""
         dtype = n.aval.dtype
         small, plain = [], []
         for c, atom in n.args:
@@ -369,8 +370,8 @@ class _Evaluator:
                 symbol = self.values[id(n.const.symbol)]
                 total = symbol + total if n.const.literal else symbol
         plain.sort(key=lambda p: -p[1])
-        # Of a rate made of tanh the offset is such a constant. Where a rate has none, the state is added last all the
-        # same: so it is rounded once, and the small terms among themselves.
+        # A rate by tanh has such a constant, its offset. A rate by powers of two has none, and the state is added last:
+        # so the small terms are summed first, and the state is rounded once.
         rates = any(atom.kind == "logistic2" for _, atom in n.args)
         if total is None and plain and plain[0][1] > 0 and not (rates and small):
             total = plain.pop(0)[0]
@@ -384,7 +385,7 @@ class _Evaluator:
         return total
 
 
-# The whole rewrite --------------------------------------------------------------------------------------------------
+# The rewrite --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,8 +407,8 @@ class Hoisted:
 def hoist(programs: Sequence[Program], n_hoisted: int, dtype, base_two: bool = False) -> Hoisted:
     """Move what depends on the first ``n_hoisted`` arguments (shared by all programs) out of the programs.
 
-    The remaining arguments of every program must be a prefix of those of the longest one. Logistic functions are made
-    of powers of two, if asked, else of tanh.
+    The remaining arguments of every program must be a prefix of those of the longest one. Logistic functions are
+    computed by powers of two with ``base_two``, else by tanh.
     """
     graph = Graph(dtype, base_two)
     outputs = [_cheapest(graph, p, n_hoisted) for p in programs]
@@ -421,12 +422,12 @@ def hoist(programs: Sequence[Program], n_hoisted: int, dtype, base_two: bool = F
 
 def _folded(graph: Graph, program: Program, n_hoisted: int, frozen: set[int]):
     args = [graph.argument(i, a, i < n_hoisted) for i, a in enumerate(program.in_avals)]
-    seen: list[int] = []
-    return _fold(graph, program.jaxpr, args, frozen, seen), seen
+    sums: list[int] = []
+    return _fold(graph, program.jaxpr, args, frozen, sums), sums
 
 
 def _cheapest(graph: Graph, program: Program, n_hoisted: int) -> list[Node]:
-    """The program's outputs; which sums to form once rather than multiply out is found by trying each in turn."""
+    """The program's outputs with the fewest operations: each sum in turn is tried as formed once or multiplied out."""
     frozen: set[int] = set()
     best, candidates = _folded(graph, program, n_hoisted, frozen)
     least = operations(best)

@@ -1,4 +1,4 @@
-"""Every argument of a run: read, checked, its unit taken off, once."""
+"""The arguments of a run: each is checked and stripped of its unit here, and only here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._jax import is_traced
 from .backends.base import Connections
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
-from .network import Network
+from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
 from .recording import Reduction, Sampling
@@ -27,16 +27,16 @@ from .schedule import Schedule
 from .schemes import NEEDS, SCHEMES
 from .step import StepSpec, build
 
-# How many of a model's fastest time constants a step may last: a warning tells of more than one.
+# The longest step in units of a model's fastest time constant; a step longer than one gives a warning.
 COARSEST = 1e4
 # Counters of steps stay well within 64 bits.
 MOST_STEPS = 2**53
-# In a run of fewer steps a batch may well have as many lanes.
+# In shorter runs a batch often has as many lanes as there are steps.
 SHORTEST = 10
 
 
 class PerLane(NamedTuple):
-    """An input with one value a lane, as its caller knows, however many lanes and steps there are."""
+    """An input with one value a lane, even if there are as many lanes as steps."""
 
     value: Any
 
@@ -46,17 +46,17 @@ class Values(NamedTuple):
 
     Attributes
     ----------
-    parameters, held, noise, coupling : what does not change during a run: parameters of the model, inputs that are
-        held, intensities of noise, constants of the coupling
+    parameters, constant, noise, coupling : what does not change during a run: parameters of the model, constant
+        inputs, intensities of noise, constants of the coupling
     varying : inputs with one value a step
-    state : where the run starts
+    state : the initial one
     key : of the noise
     connections, history : of a network
-    by_lane : names of the held inputs that are `PerLane`
+    by_lane : names of the constant inputs that are `PerLane`
     """
 
     parameters: dict[str, Any]
-    held: dict[str, Any]
+    constant: dict[str, Any]
     noise: dict[str, Any]
     coupling: dict[str, Any]
     varying: dict[str, Any]
@@ -68,7 +68,7 @@ class Values(NamedTuple):
 
     @classmethod
     def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
-        """Of a call's arguments, the parameters without units already; ``dt`` in seconds."""
+        """From a call's arguments, the parameters without units; ``dt`` in seconds."""
         network, model = parts_of(model)
         check_key(key)
         magnitudes, by_lane = _inputs(model, inputs)
@@ -79,19 +79,19 @@ class Values(NamedTuple):
             coupling = network.magnitudes()
         state = _initial(model, initial)
         sigmas = _sigmas(model, noise, key)
-        held = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
-        varying = {n: x for n, x in magnitudes.items() if n not in held}
-        return cls(parameters, held, sigmas, coupling, varying, state, key, connections, history, by_lane)
+        constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
+        varying = {n: x for n, x in magnitudes.items() if n not in constant}
+        return cls(parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane)
 
     def batch(self, steps: int) -> tuple[int, ...]:
-        """The shape that all of them broadcast to, time axes left out."""
+        """The shape that all arrays broadcast to, time axes left out."""
         weights = None if self.connections is None else self.connections.weights
         lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
         shapes = [*map(np.shape, lanes), _key_batch(self.key)]
         others = [*shapes, *([] if weights is None else [np.shape(weights)[:-1]])]
-        _check_lengths({n: x for n, x in self.held.items() if n not in self.by_lane}, others, steps)
-        shapes += [*map(np.shape, self.held.values()), *(np.shape(x)[1:] for x in self.varying.values())]
-        named = {**self.parameters, **self.held, **self.varying, **self.state}
+        _check_lengths({n: x for n, x in self.constant.items() if n not in self.by_lane}, others, steps)
+        shapes += [*map(np.shape, self.constant.values()), *(np.shape(x)[1:] for x in self.varying.values())]
+        named = {**self.parameters, **self.constant, **self.varying, **self.state}
         if weights is not None:
             named |= {**self.coupling, "weights": weights[..., 0]}
             shapes.append(np.shape(weights)[:-1])
@@ -101,14 +101,14 @@ class Values(NamedTuple):
 
     def dtype(self):
         """Of all arithmetic: the widest of the arrays."""
-        groups = (self.parameters, self.held, self.varying, self.state, self.noise, self.coupling)
+        groups = (self.parameters, self.constant, self.varying, self.state, self.noise, self.coupling)
         arrays = [x for group in groups for x in group.values()]
         arrays += [] if self.connections is None else [self.connections.weights]
         return _dtype([*arrays, *([] if self.history is None else [self.history])])
 
     def data(self, dt) -> Data:
         """In the order of `StepSpec.hoisted`; ``dt`` in the model's unit of time."""
-        groups = (self.parameters, self.held, self.noise, self.coupling)
+        groups = (self.parameters, self.constant, self.noise, self.coupling)
         hoisted = (*(x for group in groups for x in group.values()), dt)
         key = self.key if self.noise else None
         state, varying = tuple(self.state.values()), tuple(self.varying.values())
@@ -119,8 +119,9 @@ def prepare(
     model, duration, dt, inputs=None, initial=None, noise=None, key=None, record=None, every=1, transient=None,
     scheme=None, checkpoint_every=None, precision="exact", implementation=None,
 ) -> tuple[Run, Data]:  # fmt: skip
-    """Check every argument, and separate what decides the program from the data it runs on."""
+    """Check every argument, and separate what decides the program from the data that it runs on."""
     network, mass = parts_of(model)
+    check_model(mass, ", or a bk.Network of one")
     scheme = _scheme(mass, scheme)
     seconds = units.positive_time(dt, u.second, "dt")
     entries = entries_of(mass, record)
@@ -140,7 +141,7 @@ def prepare(
     dispatch.check_known(implementation)
     sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
     spec = StepSpec(
-        type(mass), scheme, tuple(values.held), tuple(values.varying), tuple(values.noise), tuple(sources),
+        type(mass), scheme, tuple(values.constant), tuple(values.varying), tuple(values.noise), tuple(sources),
         np.dtype(values.dtype()), network.link if network else None,
     )  # fmt: skip
     connections = values.connections
@@ -165,39 +166,32 @@ def prepare(
 
 
 def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_every: int | None) -> Run:
-    """The run with its implementation chosen, and what depends on that."""
+    """The run with its implementation, and all that depends on it."""
     name, _, _ = dispatch.choose(implementation, request_of(run))
     backend = dispatch.load(name)
     if backend.base_two(run.precision):
         run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
     run = run._replace(implementation=name, copied=backend.copied(request_of(run)))
     if data.connections and name == "scan":
-        # This loop has no adjoint of its own for networks; a checkpoint has the history, a step all that arrives.
-        kept, each = len(data.state) + run.depth, len(data.state) + run.batch[-1]
-        every = _checkpoint_every(checkpoint_every, run.schedule.steps, kept / each)
+        # `scan` is differentiated by JAX for networks: a checkpoint stores the history, a step all that arrives.
+        checkpoint, step = len(data.state) + run.depth, len(data.state) + run.batch[-1]
+        every = _checkpoint_every(checkpoint_every, run.schedule.steps, checkpoint / step)
         run = run._replace(native_autodiff=True, checkpoint_every=every)
     return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
-
-
-def parts_of(model) -> tuple[Network | None, Model]:
-    """The network, if it is one, and the model of each lane."""
-    if isinstance(model, Network):
-        return model, model.model
-    check_model(model, ", or a bk.Network of one")
-    return None, model
 
 
 def connections_of(network: Network, dt: float) -> Connections:
     """The connections of a network, their delays in steps; ``dt`` in seconds."""
     steps, weights = network.delay_steps(dt), network.connections()
-    known = not is_traced(weights)
-    counts = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2))) if known else None
-    edges = np.argwhere(np.ones(steps.shape, bool) if counts is None else counts).T.astype(np.int32)
+    nonzero = np.ones(steps.shape, bool)
+    if not is_traced(weights):
+        nonzero = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2)))
+    edges = np.argwhere(nonzero).T.astype(np.int32)
     return Connections(weights, steps, edges)  # pyright: ignore[reportArgumentType]
 
 
 def _history(network: Network, history: Any, depth: int, dt: float):
-    """What was sent before the first step, ``(depth, *batch)``; ``None`` where none is given."""
+    """What was sent before the first step, ``(depth, *batch)``; ``None`` by default."""
     if history is None:
         return None
     if not depth:
@@ -220,7 +214,7 @@ def _history(network: Network, history: Any, depth: int, dt: float):
 
 
 def delay_counts(connections: Connections) -> tuple[int, ...]:
-    """How many of the connections that count have each delay."""
+    """The number of nonzero connections for each delay."""
     delays = np.asarray(connections.steps)[tuple(np.asarray(connections.edges))]
     return tuple(np.bincount(delays, minlength=int(np.max(connections.steps)) + 1).tolist())
 
@@ -261,17 +255,17 @@ def _schedule(duration, transient, every, seconds: float, recorded: bool) -> Sch
     return Schedule(steps, lead, int(every))
 
 
-def _checkpoint_every(given, steps: int, ratio: float = 1.0) -> int:
-    """Steps between checkpoints, each of which takes ``ratio`` times as much as a step in between."""
-    if given is None:
+def _checkpoint_every(every, steps: int, ratio: float = 1.0) -> int:
+    """Steps between checkpoints; a checkpoint takes ``ratio`` times the memory of a step."""
+    if every is None:
         return min(steps, max(1, math.isqrt(math.ceil(steps * ratio))))
-    if isinstance(given, bool) or not isinstance(given, (int, np.integer)) or given < 1:
-        raise ValueError(f"'checkpoint_every' got {given!r}, but takes a positive number of steps")
-    return min(int(given), steps)
+    if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
+        raise ValueError(f"'checkpoint_every' got {every!r}, but takes a positive number of steps")
+    return min(int(every), steps)
 
 
 def _inverse_steps(run: Run, hoisted) -> str:
-    """Whether rounding stays small over the inverse steps of a segment; where rates are traced, to be asked."""
+    """Whether rounding stays small over the inverse steps of a segment; of traced rates, "asked" at run time."""
     if run.native_autodiff or not dispatch.load(run.implementation).inverse_steps or not build(run.spec).invertible:
         return ""
     growth = _rates(run.spec.model, run.spec.unchanging(hoisted).parameters), hoisted[-1]
@@ -282,7 +276,7 @@ def _inverse_steps(run: Run, hoisted) -> str:
 
 
 def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
-    """A step is refused where it cannot be meant, and warned of where it steps over the model's fastest change."""
+    """Raise if a step is unstable or far too long; warn if it is longer than the model's fastest time constant."""
     rounding = float(jnp.finfo(jnp.result_type(float)).eps)
     if scheme == "given":
         return
@@ -309,14 +303,14 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
         return
     fastest = f"{'1 / ' * (name in rates)}{name} = {times[name]:.4g} {model.time_unit}"
     kind = type(model).__name__
-    said = f"'dt' got {dt:g} {model.time_unit}, longer than the fastest time constant of {kind}, {fastest}"
+    message = f"'dt' got {dt:g} {model.time_unit}, longer than the fastest time constant of {kind}, {fastest}"
     if name in rates and dt >= COARSEST * times[name]:
-        raise ValueError(f"{said}, {COARSEST:g} times or more: nothing of the dynamics is left")
-    warn(f"{said}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
+        raise ValueError(f"{message}, {COARSEST:g} times or more: nothing of the dynamics is left")
+    warn(f"{message}: the steps miss what happens within it. Take a shorter dt, unless only slower changes matter")
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that are known before tracing, as NumPy's: under jit, JAX would trace what is made of its own."""
+    """Values that are not traced, as NumPy arrays: under jit, operations on JAX's arrays would be traced."""
     return {n: np.asarray(x) for n, x in values.items() if not is_traced(x)}
 
 
@@ -328,52 +322,52 @@ def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(model: Model, parameters) -> dict[str, float]:
-    """The shortest of each parameter that is a time, in the model's unit of time."""
-    found = {}
+    """The shortest value of each parameter that is a time, in the model's unit of time."""
+    shortest = {}
     for name, unit in model.parameter_units().items():
         x = parameters.get(name, ())
         if unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
-            found[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
-    return found
+            shortest[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
+    return shortest
 
 
 def _inputs(model: Model, inputs) -> tuple[dict[str, Any], set[str]]:
     """The magnitude of each input, and which of them are `PerLane`."""
-    told = _mapping(inputs, "inputs")
-    for name in told:
+    inputs = _mapping(inputs, "inputs")
+    for name in inputs:
         check_name(name, model.inputs, "input")
-    by_lane = {n for n, x in told.items() if isinstance(x, PerLane)}
-    given = {**model.inputs, **{n: x.value if n in by_lane else x for n, x in told.items()}}
-    stripped = {n: units.strip(x, units.unit_of(model.inputs[n]), n) for n, x in given.items()}
-    for n, x in stripped.items():
+    by_lane = {n for n, x in inputs.items() if isinstance(x, PerLane)}
+    values = {**model.inputs, **{n: x.value if n in by_lane else x for n, x in inputs.items()}}
+    magnitudes = {n: units.strip(x, units.unit_of(model.inputs[n]), n) for n, x in values.items()}
+    for n, x in magnitudes.items():
         refuse_nan(x, n)
-    return stripped, by_lane
+    return magnitudes, by_lane
 
 
 def _initial(model: Model, initial) -> dict[str, Any]:
-    given = _mapping(initial, "initial")
-    for name in given:
+    initial = _mapping(initial, "initial")
+    for name in initial:
         check_name(name, model.states, "state")
-    start = {**model.initial, **given}
-    found = {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
-    for n in given:
-        refuse_nan(found[n], n, infinite=True)
-    return found
+    start = {**model.initial, **initial}
+    state = {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
+    for n in initial:
+        refuse_nan(state[n], n, infinite=True)
+    return state
 
 
-def _sigmas(model: Model, intensity, key) -> dict[str, Any]:
-    given = _mapping(intensity, "noise")
-    if given and key is None:
+def _sigmas(model: Model, noise, key) -> dict[str, Any]:
+    noise = _mapping(noise, "noise")
+    if noise and key is None:
         raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
-    found = {}
-    for name, sigma in given.items():
+    sigmas = {}
+    for name, sigma in noise.items():
         check_name(name, {**model.inputs, **model.states}, "input or state")
         unit = noise_unit(model, name)
-        found[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
+        sigmas[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
         refuse_nan(magnitude, f"noise[{name!r}]", infinite=True)
         if not is_traced(magnitude) and np.any(np.asarray(magnitude) < 0.0):
             raise ValueError(f"noise[{name!r}] got {np.min(magnitude):g} {unit}, but takes an intensity from 0 on")
-    return dict(sorted(found.items()))
+    return dict(sorted(sigmas.items()))
 
 
 def _mapping(value, name: str) -> dict:
@@ -385,16 +379,15 @@ def _mapping(value, name: str) -> dict:
 
 
 def entries_of(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
-    """By the result's name, the quantity or the statistic that is recorded."""
+    """The quantity or the statistic that is recorded, by the result's name."""
     known = model.recordable()
     if record is None:
         record = tuple(model.observables) or tuple(model.states)
-    asked = (record,) if isinstance(record, (str, Reduction, type)) else record
-    if not isinstance(asked, Iterable):
-        raise TypeError(f"'record' got {type(asked).__name__}, but takes names, and statistics such as bk.Mean()")
-    named = asked.items() if isinstance(asked, Mapping) else [(None, what) for what in asked]
+    record = (record,) if isinstance(record, (str, Reduction, type)) else record
+    if not isinstance(record, Iterable):
+        raise TypeError(f"'record' got {type(record).__name__}, but takes names, and statistics such as bk.Mean()")
     entries: dict[str, str | Reduction] = {}
-    for name, what in named:
+    for name, what in record.items() if isinstance(record, Mapping) else [(None, what) for what in record]:
         if isinstance(what, type):
             raise TypeError(f"'record' got the class {what.__name__}, but takes one of it: bk.{what.__name__}(...)")
         if not isinstance(what, (str, Reduction)):
@@ -420,19 +413,19 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampli
 
 
 def _varies(x, steps: int) -> bool:
-    """An input whose leading axis is the number of steps has one value a step."""
+    """Whether an input has one value a step: its first axis is as long as the run."""
     return np.ndim(x) > 0 and np.shape(x)[0] == steps and steps > 1
 
 
-def _check_lengths(held, extents, steps: int) -> None:
-    """Refuse an input that is held though an axis is nearly as long as the run, unless others have that axis too."""
+def _check_lengths(constant, extents, steps: int) -> None:
+    """Raise if an axis of a constant input is nearly as long as the run, unless other arguments have that axis too."""
     if steps < SHORTEST:
         return
     near = {n: [k for k, size in enumerate(np.shape(x)) if abs(size - steps) <= max(1, steps // 100)]
-            for n, x in held.items()}  # fmt: skip
-    known = [*extents, *(np.shape(held[n]) for n, axes in near.items() if not axes)]
+            for n, x in constant.items()}  # fmt: skip
+    known = [*extents, *(np.shape(constant[n]) for n, axes in near.items() if not axes)]
     for name, axes in near.items():
-        shape = np.shape(held[name])
+        shape = np.shape(constant[name])
         for k in axes:
             back = k - len(shape)
             if not any(len(other) >= -back and other[back] == shape[k] for other in known):
@@ -444,7 +437,7 @@ def _check_lengths(held, extents, steps: int) -> None:
 
 
 def _key_batch(key) -> tuple[int, ...]:
-    """The batch shape of a key: of old-style keys the last axis is the key itself."""
+    """The batch shape of a key; the last axis of an old-style key is the key itself."""
     if key is None:
         return ()
     return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
@@ -454,8 +447,8 @@ def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
     try:
         batch = np.broadcast_shapes(*shapes)
     except ValueError:
-        found = {n: np.shape(x) for n, x in named.items() if np.shape(x)}
-        listed = ", ".join(f"{n} {s}{' (one value a step)' if n in varying else ''}" for n, s in found.items())
+        sizes = {n: np.shape(x) for n, x in named.items() if np.shape(x)}
+        listed = ", ".join(f"{n} {s}{' (one value a step)' if n in varying else ''}" for n, s in sizes.items())
         raise ValueError(f"these shapes do not broadcast to one batch: {listed}") from None
     for name, x in varying.items():
         if np.ndim(x) == 1 and batch and batch[-1] == steps:
@@ -468,7 +461,7 @@ def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
 
 def _dtype(values):
     arrays = [x for x in values if hasattr(x, "dtype") and not getattr(x, "weak_type", False)]
-    # The widest, whatever promotion mode a user has set: every value is cast to it below.
+    # The widest, whatever promotion mode a user has set: every value is cast to it.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
     return jnp.float32 if dtype in (jnp.float16, jnp.bfloat16) else jax.dtypes.canonicalize_dtype(dtype)

@@ -1,4 +1,4 @@
-"""What NVIDIA's compiler made of a kernel: registers, spills, and the instructions of each loop."""
+"""Kernels compiled by NVIDIA's assembler: registers, spills, and the instructions of each loop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-# Blackwell's, each of which does two numbers' work.
+# Instructions of Blackwell that work on two numbers.
 PAIRED = ("FADD2", "FMUL2", "FFMA2")
-# Instructions by what they take up; the rest is addresses, moves and control.
+# Instructions by kind; the rest is addresses, moves and control.
 KINDS = {
     "fp32": ("FADD", "FMUL", "FFMA", *PAIRED, "FSEL", "FSETP", "FMNMX", "FSET", "FCHK", "FSWZADD"),
     "special": ("MUFU",),
@@ -24,13 +24,13 @@ KINDS = {
 
 
 class SassLoop(NamedTuple):
-    """One loop of a kernel, without the loops in it.
+    """One loop of a kernel, without its inner loops.
 
     Attributes
     ----------
     first, last : numbers of its first and last instruction
-    inner : how many loops are in it
-    instructions : how many of each operation, such as ``{"FFMA": 180, "MUFU.TANH": 30}``
+    inner : number of inner loops
+    instructions : number of each operation, such as ``{"FFMA": 180, "MUFU.TANH": 30}``
     """
 
     first: int
@@ -44,17 +44,17 @@ class SassLoop(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Instructions that do the float32 work of two."""
+        """Instructions that work on two float32 numbers."""
         return sum(self.instructions[name] for name in PAIRED)
 
     def kinds(self) -> dict[str, int]:
         """Instructions by kind; "other" is integer arithmetic, moves and control."""
-        found = dict.fromkeys((*KINDS, "other"), 0)
-        of = {name: kind for kind, names in KINDS.items() for name in names}
+        counts = dict.fromkeys((*KINDS, "other"), 0)
+        kind_of = {name: kind for kind, names in KINDS.items() for name in names}
         for name, n in self.instructions.items():
             if name != "NOP":
-                found[of.get(name.split(".")[0], "other")] += n
-        return found
+                counts[kind_of.get(name.split(".")[0], "other")] += n
+        return counts
 
 
 class Kernel(NamedTuple):
@@ -75,34 +75,34 @@ class Kernel(NamedTuple):
 
 
 def sass_loops(text: str) -> tuple[SassLoop, ...]:
-    """The loops of a disassembly: what lies between the target of a backward branch and the branch."""
+    """The loops of a disassembly, each from the target of a backward branch to the branch."""
     labels: dict[str, int] = {}
     code: list[tuple[str, str]] = []
     for line in text.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
             labels[label.group(1)] = len(code)
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", line):
-            code.append((found.group(1), found.group(2)))
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)([^;]*);", line):
+            code.append((instruction.group(1), instruction.group(2)))
     spans: dict[int, int] = {}
     for at, (name, operands) in enumerate(code):
         target = re.search(r"`\((\.L_\w+)\)", operands)
-        # A branch to itself is what fills up the end of a program.
+        # Branches to themselves fill up the end of a program.
         if name.startswith("BRA") and target and labels.get(target.group(1), at) < at:
             start = labels[target.group(1)]
             spans[start] = max(at, spans.get(start, 0))
     loops = []
     for first, last in sorted(spans.items()):
         inner = [(a, b) for a, b in spans.items() if (a, b) != (first, last) and first <= a and b <= last]
-        own = [code[i][0] for i in range(first, last + 1) if not any(a <= i <= b for a, b in inner)]
-        count = Counter(name if name.startswith("MUFU") else name.split(".")[0] for name in own)
+        names = [code[i][0] for i in range(first, last + 1) if not any(a <= i <= b for a, b in inner)]
+        count = Counter(name if name.startswith("MUFU") else name.split(".")[0] for name in names)
         loops.append(SassLoop(first, last, len(inner), count))
     return tuple(loops)
 
 
 def tool(name: str) -> str | None:
-    """Where a program of the CUDA toolchain is: on the PATH, or in Triton's wheel."""
-    found = find_spec("triton")
-    for folder in found.submodule_search_locations or () if found else ():
+    """The path of a program of the CUDA toolchain: in Triton's wheel, or on the PATH."""
+    triton = find_spec("triton")
+    for folder in triton.submodule_search_locations or () if triton else ():
         path = Path(folder, "backends", "nvidia", "bin", name)
         if path.exists():
             return str(path)
@@ -110,14 +110,14 @@ def tool(name: str) -> str | None:
 
 
 def assemble(ptx: str, architecture: str) -> Kernel:
-    """Compile one kernel's PTX, and read what came of it.
+    """Assemble one kernel's PTX, and read the result.
 
     Raises
     ------
     FileNotFoundError : no ptxas or nvdisasm; Triton's wheel has both
     RuntimeError : ptxas refuses
     """
-    # Triton's wheel has a second, newer ptxas; PTX names the version that it needs.
+    # Triton's wheel has a second, newer ptxas. PTX names the version that it needs.
     candidates = [path for name in ("ptxas-blackwell", "ptxas") if (path := tool(name))]
     disassembler = tool("nvdisasm")
     if not candidates or not disassembler:
@@ -136,5 +136,5 @@ def assemble(ptx: str, architecture: str) -> Kernel:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    return int(found.group(1)) if found else 0
+    match = re.search(pattern, text)
+    return int(match.group(1)) if match else 0

@@ -1,7 +1,7 @@
-"""How fast this machine is: the fused simulation against a plain `lax.scan` of the same equations.
+"""Speed of this machine: the fused simulation against a plain `lax.scan` of the same equations.
 
-A result is compared before its speed is taken, and a wrong one has none. Everything that is compared runs in turn in
-one process, its inputs rotated, so the ratios hold on a busy machine; the speeds themselves hold on a quiet one.
+Results are compared before they are timed; a wrong one has no speed. The candidates run in turn in one process, with
+rotated inputs, so that ratios hold on a busy machine too; the speeds hold on a quiet one.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ DT = 1e-4
 EVERY = 10
 DRIVE = 220.0
 INTENSITY = 2.0
-# Largest relative error of the EEG over the first 1,000 steps at which a speed is still reported.
+# The largest relative error of the EEG over the first 1,000 steps for which a speed is reported.
 AGREES = {"exact": 1e-4, "fast": 2e-2}
 _CHECKED = 1000
 _ROTATED = 3
 
 
 class Case(NamedTuple):
-    """One thing to time: Jansen-Rit with three parameters of each mass, recorded every tenth step of 0.1 ms.
+    """A simulation to time: Jansen-Rit with three parameters of each mass, recorded every tenth step of 0.1 ms.
 
     Attributes
     ----------
-    gradient : of mean eeg^2 with respect to the three, instead of the simulation
+    gradient : of mean eeg^2 with respect to the three parameters, instead of the simulation
     noisy : white noise on the drive
     """
 
@@ -69,14 +69,14 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of a case.
+    """The measurement of a case.
 
     Attributes
     ----------
-    implementation : what ran
+    implementation : the one that ran
     seconds, reference_seconds : a call; NaN for a reference that was not run
     error : relative to the reference, over the first 1,000 steps
-    bytes : that the compiled program holds, its arguments and results included
+    bytes : of the compiled program, its arguments and results included
     """
 
     case: Case
@@ -96,11 +96,11 @@ class Measured(NamedTuple):
         return self.reference_seconds / self.seconds
 
 
-# What is compared ---------------------------------------------------------------------------------------------------
+# The candidates -----------------------------------------------------------------------------------------------------
 
 
 def arguments(lanes: int, variant: int = 0) -> tuple:
-    """Ae in mV, be in Hz and C of each mass; another set for each variant."""
+    """Ae in mV, be in Hz and C of each mass; they differ between variants."""
     spread = jnp.linspace(0.0, 1.0, lanes, dtype=jnp.float32) + 0.01 * variant
     return 3.0 + 0.5 * spread, 95.0 + 10.0 * spread, 130.0 + 10.0 * spread
 
@@ -130,10 +130,10 @@ def _request(case: Case, implementation: str | None, Ae, be, C) -> dict[str, Any
 
 
 def reference(case: Case) -> Callable:
-    """The same by `lax.scan` of the equations as they are written, in segments under `jax.checkpoint`."""
+    """The same by `lax.scan` of the model's equations, in segments under `jax.checkpoint`."""
     model, scheme = JansenRit, SCHEMES[case.scheme]
     rest = JansenRit().magnitudes()
-    given = {name: value.mantissa if hasattr(value, "mantissa") else value for name, value in model.inputs.items()}
+    inputs = {name: value.mantissa if hasattr(value, "mantissa") else value for name, value in model.inputs.items()}
     strides = case.steps // EVERY
     each = max(d for d in range(1, max(1, math.isqrt(case.steps) // EVERY) + 1) if strides % d == 0)
 
@@ -145,20 +145,20 @@ def reference(case: Case) -> Callable:
             drive = jnp.float32(DRIVE)
             if case.noisy:
                 drive = drive + jnp.float32(INTENSITY / math.sqrt(DT)) * noise.normals(seeds, n, 1)[0]
-            return scheme.step(model, state, p, SimpleNamespace(**{**given, "E_inp": drive}), DT), None
+            return scheme.step(model, state, p, SimpleNamespace(**{**inputs, "E_inp": drive}), DT), None
 
         def stride(state, first):
             state, _ = lax.scan(step, state, first + jnp.arange(EVERY))
-            here = scheme.exit(model, state, p, DT)
-            return state, here["E"] - here["I"]
+            potentials = scheme.exit(model, state, p, DT)
+            return state, potentials["E"] - potentials["I"]
 
         def segment(state, first):
             return lax.scan(stride, state, first + EVERY * jnp.arange(each))
 
         state = scheme.enter(model, {name: jnp.zeros_like(Ae) for name in model.states}, p, DT)
         firsts = EVERY * each * jnp.arange(strides // each)
-        _, seen = lax.scan(jax.checkpoint(segment) if case.gradient else segment, state, firsts)
-        return seen.reshape(-1, *Ae.shape)
+        _, records = lax.scan(jax.checkpoint(segment) if case.gradient else segment, state, firsts)
+        return records.reshape(-1, *Ae.shape)
 
     return differentiated(eeg) if case.gradient else eeg
 
@@ -169,12 +169,12 @@ def differentiated(eeg: Callable) -> Callable:
 
 
 def simulated_by_brainmass(steps: int, jit: bool = False) -> Callable:
-    """The same by `brainmass.Simulator`, exp_euler; with ``jit`` as it runs unasked, compiling at each call."""
+    """The same by `brainmass.Simulator`, exp_euler; with ``jit``, its default, it compiles at each call."""
     import brainmass
 
     def eeg(Ae, be, C):
         simulator = brainmass.Simulator(_node(Ae, be, C), dt=DT * u.second)
-        # So that the last of each ten steps is recorded, not the first.
+        # This transient makes it record the last of each ten steps, not the first.
         out = simulator.run(
             steps * DT * u.second, inputs=lambda *_: _DRIVES, monitors=lambda node: node.eeg(), transient=EVERY - 1,
             sample_every=EVERY, jit=jit,
@@ -185,7 +185,7 @@ def simulated_by_brainmass(steps: int, jit: bool = False) -> Callable:
 
 
 def looped_by_brainstate(steps: int) -> Callable:
-    """The same by a loop over brainmass's own step, written by hand: nothing is stored but the records."""
+    """The same by a hand-written loop over brainmass's step, which stores the records alone."""
     import brainstate
 
     for_loop = brainstate.transform.for_loop
@@ -204,7 +204,7 @@ def looped_by_brainstate(steps: int) -> Callable:
     return eeg
 
 
-# Of brainmass's update: M_inp, E_inp, I_inp.
+# Arguments of brainmass's update: M_inp, E_inp, I_inp.
 _DRIVES = (0.0 * u.mV, DRIVE * u.Hz, 0.0 * u.mV)
 
 
@@ -220,13 +220,13 @@ def _node(Ae, be, C):
 def error(case: Case, implementation: str | None, ours: Callable, theirs: Callable) -> float:
     """Distance of the fused result from the reference, relative to its norm, over the first 1,000 steps.
 
-    A gradient is of all its steps, so that of a short run of a few masses is compared; each kind once.
+    A gradient depends on all steps, so gradients of a short run of a few masses are compared, once for each kind.
     """
     if case.gradient:
         return _error_of_gradient(case._replace(steps=_CHECKED, lanes=min(case.lanes, 256)), implementation)
     args = arguments(case.lanes)
-    want = theirs(*args)[: _CHECKED // EVERY]
-    return _distance(ours(*args)[: len(want)], want)
+    expected = theirs(*args)[: _CHECKED // EVERY]
+    return _distance(ours(*args)[: len(expected)], expected)
 
 
 @functools.lru_cache
@@ -236,8 +236,8 @@ def _error_of_gradient(case: Case, implementation: str | None) -> float:
     return max(_distance(a, b) for a, b in zip(*both, strict=True))
 
 
-def _distance(got, want) -> float:
-    return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+def _distance(result, expected) -> float:
+    return float(jnp.linalg.norm(result - expected) / jnp.linalg.norm(expected))
 
 
 def compiled(function: Callable, lanes: int):
@@ -246,7 +246,7 @@ def compiled(function: Callable, lanes: int):
 
 
 def timed(functions: dict[str, Callable], lanes: int, seconds: float = 0.5) -> dict[str, float]:
-    """The median seconds a call of each: calls are queued, so that the time of a launch hides behind the device."""
+    """The median seconds a call of each; calls are queued, so that launches overlap with the device's work."""
     rotated = [arguments(lanes, variant) for variant in range(_ROTATED)]
     queued, taken = {}, {name: [] for name in functions}
     for name, f in functions.items():
@@ -258,7 +258,7 @@ def timed(functions: dict[str, Callable], lanes: int, seconds: float = 0.5) -> d
         for name, f in functions.items():
             began = time.perf_counter()
             out = None
-            for i in range(queued[name]):  # of which one result is held, as a large run has gigabytes
+            for i in range(queued[name]):  # one result is stored at a time, as that of a large run has gigabytes
                 out = f(*rotated[i % _ROTATED])
             jax.block_until_ready(out)
             taken[name].append((time.perf_counter() - began) / queued[name])
@@ -274,8 +274,8 @@ def measure(
 
     Parameters
     ----------
-    ours, theirs : the compiled functions, where they have been compiled before
-    reference_steps : the reference runs so many steps in place of the case's; its time is brought to theirs
+    ours, theirs : the compiled functions, if they have been compiled before
+    reference_steps : of the reference, instead of the case's; its time is scaled to the case
 
     Raises
     ------
@@ -290,19 +290,19 @@ def measure(
     runs = explain(**_request(case, implementation, *arguments(case.lanes))).implementation
     took = timed({"ours": ours, "theirs": theirs}, case.lanes, seconds)
     memory: Any = ours.memory_analysis()
-    held = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
+    size = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
     scan = took["theirs"] * case.steps / part.steps
-    return Measured(case, runs, took["ours"], scan, distance, held)
+    return Measured(case, runs, took["ours"], scan, distance, size)
 
 
 class Rival(NamedTuple):
-    """brainmass's Jansen-Rit beside ours, both exp_euler.
+    """brainmass's Jansen-Rit beside ours, both with exp_euler.
 
     Attributes
     ----------
     name : how brainmass was run
     seconds, ours : a call of it, and of ours
-    implementation : what ran ours
+    implementation : of ours
     error : of ours relative to it, over the first 1,000 steps
     """
 
@@ -348,7 +348,7 @@ def against_brainmass(case: Case, implementation: str | None = None, seconds: fl
 
 
 class Point(NamedTuple):
-    """What a scheme at a step costs, and how wrong it is.
+    """The cost and the error of a scheme at one step.
 
     Attributes
     ----------
@@ -363,7 +363,7 @@ class Point(NamedTuple):
 
 
 def work_precision(schemes, steps_ms=(0.1, 0.25, 0.5, 1.0), lanes: int = 1024, seconds: float = 0.2) -> list[Point]:
-    """Error against time of each scheme at each step; exp_euler at 0.1 ms is what brainmass does unasked."""
+    """Error against time of each scheme at each step; exp_euler at 0.1 ms is brainmass's default."""
     exact, points = _one_second("rk4", 0.02, 8, x64=True)(*arguments(8)), []
     for scheme in schemes:
         for dt_ms in steps_ms:
@@ -390,36 +390,36 @@ def _one_second(scheme: str, dt_ms: float, lanes: int, x64: bool = False) -> Cal
     return run
 
 
-# Showing ------------------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------------------------
 
 HEADER = f"{'case':<44} {'mass-steps/s':>12} {'x scan':>7} {'error':>8} {'memory':>10}  implementation"
 
 
-def line(found: Measured) -> str:
+def line(result: Measured) -> str:
     """One row of the table, under `HEADER`."""
     return (
-        f"{found.case!s:<44} {found.rate:>12.3g} {found.ratio:>7.2f} {found.error:>8.1g} "
-        f"{found.bytes / 2**20:>6.1f} MiB  {found.implementation}"
+        f"{result.case!s:<44} {result.rate:>12.3g} {result.ratio:>7.2f} {result.error:>8.1g} "
+        f"{result.bytes / 2**20:>6.1f} MiB  {result.implementation}"
     )
 
 
 RIVALS = f"{'against brainmass':<20} {'run as':<26} {'mass-steps/s':>12} {'ours x':>8} {'error':>8}  implementation"
 
 
-def rival_line(found: Rival) -> str:
+def rival_line(result: Rival) -> str:
     """One row of the table, under `RIVALS`."""
-    size = f"{found.case.lanes:,} x {found.case.steps:,}"
-    ours = f"{found.ratio:.3g}"
-    return f"{size:<20} {found.name:<26} {found.rate:>12.3g} {ours:>8} {found.error:>8.1g}  {found.implementation}"
+    size = f"{result.case.lanes:,} x {result.case.steps:,}"
+    ours = f"{result.ratio:.3g}"
+    return f"{size:<20} {result.name:<26} {result.rate:>12.3g} {ours:>8} {result.error:>8.1g}  {result.implementation}"
 
 
-def record(found: Measured | Rival) -> dict[str, Any]:
-    """As JSON takes it."""
-    return {**found.case._asdict(), **found._asdict(), "case": str(found.case), "mass_steps_per_s": found.rate}
+def record(result: Measured | Rival) -> dict[str, Any]:
+    """Ready for JSON."""
+    return {**result.case._asdict(), **result._asdict(), "case": str(result.case), "mass_steps_per_s": result.rate}
 
 
 def machine() -> dict[str, Any]:
-    """What a result depends on: versions and the device."""
+    """Versions and the device, on which a result depends."""
     device = jax.devices()[0]
     optional = [name for name in ("numba", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
     versions = {
@@ -438,7 +438,7 @@ def machine() -> dict[str, Any]:
 
 def peak_memory() -> int:
     """Peak resident bytes of this process."""
-    # Not ru_maxrss where it can be helped: on Linux that starts from what the parent held when it forked.
+    # On Linux ru_maxrss includes the parent's memory at the fork.
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024

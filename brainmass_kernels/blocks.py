@@ -1,10 +1,11 @@
-"""Runs cut into blocks of records, which statistics reduce in turn, or into parts with checkpoints in between."""
+"""Runs in blocks of records, which statistics reduce one after the other, or in parts with checkpoints in between."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,135 +14,153 @@ from jax import lax
 from .recording import Reduction, Sampling
 from .schedule import Schedule, SegmentGroup, segment_groups
 
-#: Blocks that a gradient may keep the carry before; of more, groups are run again first.
-KEPT = 64
+#: A gradient stores the carry before each of at most so many blocks; of more, it reruns groups first.
+STORED = 64
+
+
+class _Entries(NamedTuple):
+    """What a run records: names of stored quantities, and statistics of the ``sources`` that a launch records."""
+
+    entries: Sequence[str | Reduction]
+    sources: Sequence[str]
+    sampling: Sampling
+
+    @property
+    def reductions(self) -> list[Reduction]:
+        return [entry for entry in self.entries if isinstance(entry, Reduction)]
+
+    def start(self, like) -> tuple:
+        """The carry of each statistic before the first record."""
+        return tuple(r.start(like, self.sampling) for r in self.reductions)
+
+    def add(self, carries, records, first) -> tuple[tuple, list]:
+        """The carries after a block of records, of which ``first`` came before, and the stored quantities in it."""
+        by_name = dict(zip(self.sources, records, strict=True))
+        pairs = zip(self.reductions, carries, strict=True)
+        carries = tuple(r.add(carry, by_name[r.of], first, self.sampling) for r, carry in pairs)
+        return carries, [by_name[entry] for entry in self.entries if isinstance(entry, str)]
+
+    def finish(self, carries, blocks: Sequence[Sequence[Any]]) -> list:
+        """The value of each entry, from the carries and the stored quantities of each block."""
+        values = (r.finish(carry, self.sampling) for r, carry in zip(self.reductions, carries, strict=True))
+        trajectories = map(jnp.concatenate, zip(*blocks, strict=True))
+        return [next(values if isinstance(entry, Reduction) else trajectories) for entry in self.entries]
 
 
 def run_in_blocks(
-    schedule: Schedule, sampling: Sampling, what: Sequence[str | Reduction], sources, launch: Callable, carry, rows,
-    again: bool,
+    schedule: Schedule, sampling: Sampling, entries: Sequence[str | Reduction], sources, launch: Callable, carry, rows,
+    rerun: bool,
 ):  # fmt: skip
     """Run all steps, reducing the records block by block.
 
     Parameters
     ----------
     schedule : of the whole run
-    what : names of quantities to be stored, and statistics
+    entries : names of quantities to be stored, and statistics
     sources : names of the quantities that a launch records
     launch : ``(schedule, carry, rows, first step or None) -> (records, carry)``, a run of some steps
-    carry : what the first step begins with
+    carry : before the first step
     rows : of inputs, one a step, each ``(T, ...)``
-    again : whether a gradient runs blocks again, or keeps what it needs of them all
+    rerun : whether a gradient reruns blocks rather than stores what it needs of all of them
 
     Returns
     -------
-    for each of ``what`` its value, and the carry after the last step
+    the value of each of ``entries``, and the carry after the last step
     """
-    block, lead, every = sampling.block, schedule.lead, schedule.every
-    reductions = [r for r in what if isinstance(r, Reduction)]
-    stored: list[list] = [[] for r in what if not isinstance(r, Reduction)]
-    held = tuple(r.start(carry.state[0], sampling) for r in reductions)
-
-    def take(held, records, first):
-        seen = dict(zip(sources, records, strict=True))
-        held = tuple(r.add(h, seen[r.of], first, sampling) for r, h in zip(reductions, held, strict=True))
-        return held, [seen[name] for name in what if not isinstance(name, Reduction)]
-
-    def keep(records):
-        for parts, x in zip(stored, records, strict=True):
-            parts.append(x)
-
-    if block >= sampling.count:
+    recorder = _Entries(entries, sources, sampling)
+    sums = recorder.start(carry.state[0])
+    if sampling.block >= sampling.count:
         records, carry = launch(schedule, carry, rows, None)
-        held, kept = take(held, records, 0)
-        keep(kept)
-    else:
+        sums, stored = recorder.add(sums, records, 0)
+        return recorder.finish(sums, [stored]), carry
+    block, lead, every = sampling.block, schedule.lead, schedule.every
+    whole, left = divmod(sampling.count, block)
+    steps = block * every
 
-        def between(first, count, recorded):
-            part = Schedule(count, 0 if recorded else count, every)
-            return launch(part, carry, tuple(x[first : first + count] for x in rows), first)
+    def stretch(carry, first: int, count: int, recorded: bool):
+        """Some steps that are no whole block."""
+        part = Schedule(count, 0 if recorded else count, every)
+        return launch(part, carry, tuple(x[first : first + count] for x in rows), first)
 
-        def one(carry, x):
-            (carry, held), (number, rows) = carry, x
-            records, carry = launch(Schedule(steps, 0, every), carry, rows, lead + number * steps)
-            held, kept = take(held, records, number * block)
-            return (carry, held), kept
+    def one_block(carries, number_and_rows):
+        (carry, sums), (number, rows) = carries, number_and_rows
+        records, carry = launch(Schedule(steps, 0, every), carry, rows, lead + number * steps)
+        sums, stored = recorder.add(sums, records, number * block)
+        return (carry, sums), stored
 
-        whole, left = divmod(sampling.count, block)
-        steps = block * every
-        if lead:
-            _, carry = between(0, lead, recorded=False)
-        cut = tuple(x[lead : lead + whole * steps].reshape(whole, steps, *x.shape[1:]) for x in rows)
-        repeated = _repeated if again else lax.scan
-        (carry, held), kept = repeated(one, (carry, held), (jnp.arange(whole, dtype=jnp.int32), cut))
-        keep(x.reshape(-1, *x.shape[2:]) for x in kept)
-        done = lead + whole * steps
-        if left:
-            records, carry = between(done, left * every, recorded=True)
-            held, kept = take(held, records, whole * block)
-            keep(kept)
-            done += left * every
-        if done < schedule.steps:
-            _, carry = between(done, schedule.steps - done, recorded=False)
-    finished = (r.finish(h, sampling) for r, h in zip(reductions, held, strict=True))
-    trajectories = (jnp.concatenate(parts) for parts in stored)
-    return [next(finished if isinstance(r, Reduction) else trajectories) for r in what], carry
+    if lead:
+        _, carry = stretch(carry, 0, lead, recorded=False)
+    in_blocks = tuple(x[lead : lead + whole * steps].reshape(whole, steps, *x.shape[1:]) for x in rows)
+    scan = _scan_with_reruns if rerun else lax.scan
+    (carry, sums), stored = scan(one_block, (carry, sums), (jnp.arange(whole, dtype=jnp.int32), in_blocks))
+    blocks = [[x.reshape(-1, *x.shape[2:]) for x in stored]]
+    done = lead + whole * steps
+    if left:
+        records, carry = stretch(carry, done, left * every, recorded=True)
+        sums, stored = recorder.add(sums, records, whole * block)
+        blocks.append(stored)
+        done += left * every
+    if done < schedule.steps:
+        _, carry = stretch(carry, done, schedule.steps - done, recorded=False)
+    return recorder.finish(sums, blocks), carry
 
 
-def run_in_parts(launch: Callable, most: int, again: bool, schedule: Schedule, carry, rows, first):
-    """A launch in parts of at most ``most`` steps, of which a gradient keeps the carries in between.
+def run_in_parts(launch: Callable, most: int, rerun: bool, schedule: Schedule, carry, rows, first):
+    """A launch in parts of at most ``most`` steps; a gradient stores the carries in between.
 
     Parameters
     ----------
     launch : as of `run_in_blocks`, in which it can take its place
     most : steps of a part
-    again : whether a gradient runs parts again, or keeps what it needs of them all
+    rerun : whether a gradient reruns parts rather than stores what it needs of all of them
     schedule, carry, rows, first : of the launch
     """
     if schedule.steps <= most:
         return launch(schedule, carry, rows, first)
-    repeated = _repeated if again else lax.scan
+    scan = _scan_with_reruns if rerun else lax.scan
 
-    def over(piece: SegmentGroup, body: Callable, begin, carry, rows):
-        """All segments of a piece, one after the other: the carry after them, and what each recorded."""
-        size, count = piece.length, piece.segments
-        given = tuple(x[piece.start :][: count * size].reshape(count, size, *x.shape[1:]) for x in rows)
-        firsts = begin + piece.start + size * jnp.arange(count, dtype=jnp.int32)
-        return repeated(body, carry, (firsts, given))
+    def over(group: SegmentGroup, body: Callable, begin, carry, rows):
+        """All segments of a group, one after the other: the carry after them, and the records of each."""
+        size, count = group.length, group.segments
+        in_segments = tuple(x[group.start :][: count * size].reshape(count, size, *x.shape[1:]) for x in rows)
+        firsts = begin + group.start + size * jnp.arange(count, dtype=jnp.int32)
+        return scan(body, carry, (firsts, in_segments))
 
-    def segment(schedule: Schedule, carry, x):
-        records, carry = launch(schedule, carry, x[1], x[0])
+    def segment(schedule: Schedule, carry, first_and_rows):
+        first, rows = first_and_rows
+        records, carry = launch(schedule, carry, rows, first)
         return carry, records
 
-    def long_stride(piece: SegmentGroup, carry, x):
-        """Each part is recorded at its end, the others than the last for nothing."""
-        seen: tuple = ()
-        for part in piece.parts:
+    def long_stride(group: SegmentGroup, carry, first_and_rows):
+        """Each part records its end, though only the record of the last one is used."""
+        first, rows = first_and_rows
+        records: tuple = ()
+        for part in group.parts:
             body = functools.partial(segment, Schedule(part.length, 0, part.length))
-            carry, seen = over(part, body, x[0], carry, x[1])
-        return carry, tuple(record[-1] for record in seen)
+            carry, records = over(part, body, first, carry, rows)
+        return carry, tuple(record[-1] for record in records)
 
-    begin, records, seen = jnp.int32(0 if first is None else first), [], ()
-    for piece in segment_groups(schedule, most):
-        within = Schedule(piece.length, 0 if piece.recorded else piece.length, piece.stride)
-        body = functools.partial(*((long_stride, piece) if piece.parts else (segment, within)))
-        carry, seen = over(piece, body, begin, carry, rows)
-        records += [seen] if piece.recorded else []
-    merged = [[x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in group] for group in records or [seen]]
+    begin, recorded, records = jnp.int32(0 if first is None else first), [], ()
+    for group in segment_groups(schedule, most):
+        inner = Schedule(group.length, 0 if group.recorded else group.length, group.stride)
+        body = functools.partial(*((long_stride, group) if group.parts else (segment, inner)))
+        carry, records = over(group, body, begin, carry, rows)
+        recorded += [records] if group.recorded else []
+    merged = [[x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in group] for group in recorded or [records]]
     return tuple(jnp.concatenate(parts) for parts in zip(*merged)), carry
 
 
-def _repeated(body: Callable, carry, xs):
-    """`lax.scan` whose gradient keeps about the square root of so many carries, and runs the rest again."""
+def _scan_with_reruns(body: Callable, carry, xs):
+    """`lax.scan` whose gradient stores about the square root of so many carries, and reruns the rest."""
     body = jax.checkpoint(body, prevent_cse=False)
     count = len(jax.tree.leaves(xs)[0])
-    if count <= KEPT:
+    if count <= STORED:
         return lax.scan(body, carry, xs)
     each = math.isqrt(count)
     grouped = count // each * each
     groups = jax.tree.map(lambda x: x[:grouped].reshape(-1, each, *x.shape[1:]), xs)
     group = jax.checkpoint(lambda carry, x: lax.scan(body, carry, x), prevent_cse=False)
-    carry, made = lax.scan(group, carry, groups)
+    carry, ys = lax.scan(group, carry, groups)
     carry, rest = lax.scan(body, carry, jax.tree.map(lambda x: x[grouped:], xs))
-    made = jax.tree.map(lambda x, y: jnp.concatenate([x.reshape(-1, *x.shape[2:]), y]), made, rest)
-    return carry, made
+    ys = jax.tree.map(lambda x, y: jnp.concatenate([x.reshape(-1, *x.shape[2:]), y]), ys, rest)
+    return carry, ys

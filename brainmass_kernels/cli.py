@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from importlib import metadata
+from typing import Any
 
 from .interrupts import Ending, ending
 
@@ -25,9 +26,9 @@ DEFAULTS = {"starts": 16, "seed": 0, "realisations": 8, "duration": 9.0, "band":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for an error that the user can mend.
+    """Run the command line; returns the exit status, 2 for an error of the user's.
 
-    Without ``argv`` it is the process's own command line, which SIGINT and SIGTERM end with 130 and 143.
+    Without ``argv`` it reads the process's command line, and SIGINT and SIGTERM end the process with 130 and 143.
     """
     if argv is not None:
         return _run(argv)
@@ -40,12 +41,12 @@ def _run(argv: list[str] | None, end: Ending | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        # Otherwise it is told when the process ends.
+        # Otherwise `ending` prints it.
         if end is None:
             print("brainmass-kernels: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        # What was interrupted in C++ may come as another error.
+        # An interrupt in C++ may arrive as another error.
         if end and end.status:
             return end.status
         if not isinstance(error, _expected()):
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_sweep(commands)
     _add_bench(commands)
-    listing = commands.add_parser("implementations", help="what can run here, and why each other one cannot")
+    listing = commands.add_parser("implementations", help="which implementations run here, and why the others cannot")
     listing.set_defaults(run=_implementations)
     return parser
 
@@ -80,40 +81,31 @@ def _add_fit(commands):
         "all spectra in one simulation. Without a target: the spectrum of resting MEG.",
     )
     add = fit.add_argument
+    bounds = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in FREE.items())
     add(
-        "--target",
-        metavar="FILE",
-        help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf",
+        "--target", metavar="FILE", help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording as .edf"
     )
-    add(
-        "--channel",
-        metavar="NAME",
-        action="append",
-        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)",
-    )
-    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: told from the file)")
-    add(
-        "--free",
-        metavar="NAME=LOW:HIGH",
-        action="append",
+    add("--channel", metavar="NAME", action="append",
+        help="of a recording or a table; repeat for more (default: all of EEG or MEG, all columns)")  # fmt: skip
+    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: detected)")
+    add("--free", metavar="NAME=LOW:HIGH", action="append",
         help="a free parameter, input or noise intensity (noise.E_inp) and its bounds; repeat for more "
-        f"(default: {', '.join(f'{name}={low:g}:{high:g}' for name, (low, high) in FREE.items())})",
-    )
+             f"(default: {bounds})")  # fmt: skip
     add("--band", metavar=("LOW", "HIGH"), nargs=2, type=float, help="compare the spectra here, Hz (default: 2 40)")
     add("--starts", type=int, help=f"starting points of each spectrum (default: {DEFAULTS['starts']})")
     add("--screen", type=int, default=1024, help="candidates that the starts are chosen from (default: %(default)s)")
     add("--steps", type=int, default=100, help="most optimiser steps (default: %(default)s)")
-    add("--prune", type=int, default=0, metavar="STEPS", help="leave the worse half of the starts after each so many")
+    add("--prune", type=int, default=0, metavar="STEPS", help="drop the worse half of the starts after every so many")
     add("--optimiser", choices=["adam", "levenberg_marquardt"], default="adam", help="(default: %(default)s)")
     add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
-    add("--realisations", type=int, help=f"runs a spectrum is averaged over (default: {DEFAULTS['realisations']})")
+    add("--realisations", type=int, help=f"runs averaged over for a spectrum (default: {DEFAULTS['realisations']})")
     add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
     add("--no-background", action="store_true", help="no power law beside the model's spectrum, only a scale")
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
     add("--json", metavar="FILE", default="fit.json", help="the result (default: %(default)s)")
-    add("--resume", metavar="FILE", help="go on with the fit saved in this JSON")
-    add("--checkpoint", metavar="FILE", help="keep the fit here as it goes; interrupted, the same command goes on")
+    add("--resume", metavar="FILE", help="continue the fit saved in this JSON")
+    add("--checkpoint", metavar="FILE", help="save the running fit here; the same command resumes an interrupted fit")
     add("--quiet", action="store_true", help="no progress bar")
     fit.set_defaults(run=_fit)
 
@@ -121,23 +113,19 @@ def _add_fit(commands):
 def _add_sweep(commands):
     sweep = commands.add_parser(
         "sweep",
-        help="run a grid over one or two parameters, and draw where which rhythm is",
+        help="run a grid over one or two parameters, and draw its rhythms",
         description="Run a model at every point of a grid over one or two parameters, inputs or noise intensities, in "
-        "chunks that fit memory, and write what was recorded of each mass and a picture of it. Interrupted, the same "
-        "command goes on after the last chunk that was finished.",
+        "chunks that fit memory, and write the statistics of each mass and a picture of them. After an interrupt, the "
+        "same command resumes after the last finished chunk.",
     )
     add = sweep.add_argument
     add("--model", default="JansenRit", help="one of `bk.list_models()` (default: %(default)s)")
-    add(
-        "--over",
-        metavar="NAME=LOW:HIGH:COUNT",
-        action="append",
+    add("--over", metavar="NAME=LOW:HIGH:COUNT", action="append",
         help="a parameter, input or noise intensity (noise.E_inp) in its own unit; once or twice "
-        f"(default: {' '.join(OVER)})",
-    )
-    add("--set", metavar="NAME=VALUE", action="append", default=[], help="any other of these, held at a value")
+             f"(default: {' '.join(OVER)})")  # fmt: skip
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help="any other of these, at one value")
     add("--duration", type=float, default=6.0, help="seconds, with the transient (default: %(default)s)")
-    add("--transient", type=float, default=2.0, help="seconds that are left out (default: %(default)s)")
+    add("--transient", type=float, default=2.0, help="seconds without records (default: %(default)s)")
     add("--dt", type=float, default=0.5, help="milliseconds of a step (default: %(default)s)")
     add("--every", type=int, default=10, help="steps from one record to the next (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
@@ -150,7 +138,6 @@ def _add_sweep(commands):
 
 
 def _sweep(arguments) -> int:
-    _check_writable(arguments.picture, "picture")
     _check_figure(arguments.picture, "picture")
 
     import brainunit as u
@@ -167,17 +154,17 @@ def _sweep(arguments) -> int:
     over = dict(_grid(option, model) for option in arguments.over or OVER)
     if len(over) > 2:
         raise ValueError(f"'--over' got {len(over)} parameters, but takes one or two")
-    held = dict(_held(option, model) for option in arguments.set)
-    model, inputs, noise = routing.put(model, {}, {}, held)
+    values = dict(_value(option, model) for option in arguments.set)
+    model, inputs, noise = routing.put(model, {}, {}, values)
     noisy = noise or any(n.startswith(routing.NOISE) for n in over)
-    found = sweep(
+    grid = sweep(
         model, over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
         key=jax.random.key(arguments.seed) if noisy else None, transient=arguments.transient * u.second,
         every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
         progress=not arguments.quiet,
     )  # fmt: skip
-    plots.save(found.plot(), arguments.picture)
-    print(f"{found!r}\n  ran on {found.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
+    plots.save(grid.plot(), arguments.picture)
+    print(f"{grid!r}\n  ran on {grid.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
     return 0
 
 
@@ -195,33 +182,35 @@ def _grid(option: str, model):
 
     from . import units
 
-    name, _, values = option.partition("=")
-    try:
-        low, high, count = values.split(":")
-        grid = np.linspace(float(low), float(high), int(count))
-    except ValueError:
-        raise ValueError(f"'--over' got {option!r}, but takes NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256") from None
-    return name.strip(), units.attach(grid, _unit_of(name.strip(), model))
+    name, (low, high, count) = _parsed(
+        option, "--over", "NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256", float, float, int
+    )
+    return name, units.attach(np.linspace(low, high, count), _unit_of(name, model))
 
 
-def _held(option: str, model):
+def _value(option: str, model):
     from . import units
 
-    name, _, value = option.partition("=")
+    name, (value,) = _parsed(option, "--set", "NAME=VALUE, such as C=135", float)
+    return name, units.attach(value, _unit_of(name, model))
+
+
+def _parsed(option: str, argument: str, form: str, *kinds: type) -> tuple[str, list[Any]]:
+    """The name of an option, and its numbers of these kinds."""
+    name, _, numbers = option.partition("=")
     try:
-        number = float(value)
+        return name.strip(), [kind(x) for kind, x in zip(kinds, numbers.split(":"), strict=True)]
     except ValueError:
-        raise ValueError(f"'--set' got {option!r}, but takes NAME=VALUE, such as C=135") from None
-    return name.strip(), units.attach(number, _unit_of(name.strip(), model))
+        raise ValueError(f"'{argument}' got {option!r}, but takes {form}") from None
 
 
 def _add_bench(commands):
     bench = commands.add_parser(
         "bench",
         help="how fast this machine is, fused against a plain scan, and how accurate each scheme is for its time",
-        description="Time the fused simulation and its gradient on this machine against a plain lax.scan of the same "
-        "equations, and against brainmass where it is installed, after comparing their results; then the error of each "
-        "scheme over the time that it takes.",
+        description="Compare the fused simulation and its gradient with a plain lax.scan of the same equations, and "
+        "with brainmass if it is installed, first in their results and then in their times on this machine; then the "
+        "error of each scheme against its time.",
     )
     add = bench.add_argument
     add("--lanes", metavar="N", nargs="+", type=int, help="numbers of masses (default: by platform)")
@@ -234,9 +223,8 @@ def _add_bench(commands):
 
 
 def _bench(arguments) -> int:
-    for option in ("out", "json"):
-        _check_writable(getattr(arguments, option), option)
-    _check_figure(arguments.out)
+    _check_figure(arguments.out, "out")
+    _check_writable(arguments.json, "json")
     if arguments.steps < 10 or arguments.steps % 10:
         raise ValueError(f"'--steps' got {arguments.steps}, but takes a multiple of 10")
 
@@ -251,17 +239,17 @@ def _bench(arguments) -> int:
     cases = [bench.Case(lanes, arguments.steps, precision=arguments.precision) for lanes in arguments.lanes or small]
     cases.append(bench.Case(large, arguments.steps, gradient=True, precision=arguments.precision))
     print(bench.HEADER)
-    measured = []
+    results = []
     for case in cases:
-        measured.append(bench.measure(case, arguments.implementation))
-        print(bench.line(measured[-1]), flush=True)
+        results.append(bench.measure(case, arguments.implementation))
+        print(bench.line(results[-1]), flush=True)
     rivals = _rivals(arguments)
     points = bench.work_precision(("exp_euler", "exact", "strang", "heun"))
     print(f"\n{'scheme':<12} {'dt':>8} {'rms error':>12} {'one second takes':>18}")
     for p in points:
         print(f"{p.scheme:<12} {p.dt_ms:>5g} ms {p.rms:>9.2g} mV {p.seconds * 1e3:>15.3g} ms")
-    plots.save(plots.speed_figure(measured, points, rivals), arguments.out)
-    about = {**bench.machine(), "measured": [bench.record(m) for m in measured]}
+    plots.save(plots.speed_figure(results, points, rivals), arguments.out)
+    about = {**bench.machine(), "measured": [bench.record(result) for result in results]}
     about["brainmass"] = [bench.record(r) for r in rivals]
     files.write_text(arguments.json, json.dumps({**about, "work_precision": [p._asdict() for p in points]}, indent=1))
     print(f"\n  wrote {arguments.out} and {arguments.json}")
@@ -269,7 +257,7 @@ def _bench(arguments) -> int:
 
 
 def _rivals(arguments) -> list:
-    """What was measured against brainmass, as it is printed; nothing where brainmass is not installed."""
+    """Measurements against brainmass, printed one by one; none if brainmass is not installed."""
     from importlib.util import find_spec
 
     from . import bench
@@ -282,25 +270,24 @@ def _rivals(arguments) -> list:
     rivals = []
     for lanes in arguments.lanes or ((1, 64, 1024) if platform() == "cpu" else (128, 4096, 65_536)):
         case = bench.Case(lanes, arguments.steps, scheme="exp_euler", precision=arguments.precision)
-        rivals += (found := bench.against_brainmass(case, arguments.implementation))
-        print("\n".join(map(bench.rival_line, found)), flush=True)
+        rivals += (results := bench.against_brainmass(case, arguments.implementation))
+        print("\n".join(map(bench.rival_line, results)), flush=True)
     return rivals
 
 
 def _implementations(_) -> int:
     from . import implementations
 
-    found = implementations()
-    width = max(map(len, found))
-    print("\n".join(f"{name:<{width}}  {reason}" for name, reason in found.items()))
+    reasons = implementations()
+    width = max(map(len, reasons))
+    print("\n".join(f"{name:<{width}}  {reason}" for name, reason in reasons.items()))
     return 0
 
 
 def _fit(arguments) -> int:
-    # The first check is of what the user would otherwise learn only after the fit.
-    for option in ("out", "json"):
-        _check_writable(getattr(arguments, option), option)
-    _check_figure(arguments.out)
+    # Checked first, as it would otherwise fail only after the fit.
+    _check_figure(arguments.out, "out")
+    _check_writable(arguments.json, "json")
 
     import brainunit as u
 
@@ -342,24 +329,22 @@ def _or(value, default):
 
 
 def _settings(arguments, saved) -> dict:
-    """The settings that a resumed fit takes over unless they are given again."""
+    """Settings of `fit`: from the command line, else of the resumed fit, else the defaults."""
     import brainunit as u
     import jax
     import jax.numpy as jnp
 
-    held = saved.settings if saved else DEFAULTS
-    fresh = arguments.seed is not None or saved is None
-    key = (
-        jax.random.key(_or(arguments.seed, 0))
-        if fresh
-        else jax.random.wrap_key_data(jnp.asarray(held["key"], jnp.uint32))
-    )
+    defaults = saved.settings if saved else DEFAULTS
+    if arguments.seed is None and saved:
+        key = jax.random.wrap_key_data(jnp.asarray(defaults["key"], jnp.uint32))
+    else:
+        key = jax.random.key(_or(arguments.seed, 0))
     return {
         "key": key,
-        "band": _or(arguments.band, held["band"]),
-        "realisations": _or(arguments.realisations, held["realisations"]),
-        "duration": _or(arguments.duration, held["duration"]) * u.second,
-        "background": not arguments.no_background and (saved is None or held["background"]),
+        "band": _or(arguments.band, defaults["band"]),
+        "realisations": _or(arguments.realisations, defaults["realisations"]),
+        "duration": _or(arguments.duration, defaults["duration"]) * u.second,
+        "background": not arguments.no_background and (saved is None or defaults["background"]),
     }
 
 
@@ -380,32 +365,24 @@ def _target(arguments, saved):
 
 
 def _warn(message, *_):
-    """A warning on one line, as an error is."""
+    """Print a warning on one line, like an error."""
     print(f"brainmass-kernels: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _free(options: list[str] | None) -> dict[str, tuple[float, float]]:
-    return dict(map(_bounds, options)) if options else FREE
-
-
-def _bounds(option: str) -> tuple[str, tuple[float, float]]:
-    name, _, bounds = option.partition("=")
-    low, _, high = bounds.partition(":")
-    try:
-        return name.strip(), (float(low), float(high))
-    except ValueError:
-        raise ValueError(f"'--free' got {option!r}, but takes NAME=LOW:HIGH, such as be=50:180") from None
+def _free(options: list[str] | None) -> dict[str, tuple[float, ...]]:
+    form = "NAME=LOW:HIGH, such as be=50:180"
+    named = (_parsed(option, "--free", form, float, float) for option in options or ())
+    return {name: tuple(bounds) for name, bounds in named} or FREE
 
 
 def _check_writable(path: str, option: str):
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise ValueError(f"'--{option}' got {path}, but there is no folder {folder}")
-    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise ValueError(f"'--{option}' got {path}, which cannot be written")
+    from .files import absolute
+
+    absolute(path, f"--{option}")
 
 
-def _check_figure(path: str, option: str = "out"):
+def _check_figure(path: str, option: str):
+    _check_writable(path, option)
     if os.path.splitext(path)[1].lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"'--{option}' got {path}, but takes a name that ends in .png, .pdf or .svg")
 

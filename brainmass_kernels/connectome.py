@@ -20,10 +20,10 @@ import numpy as np
 from . import units
 
 _INSTALL = "pip install 'brainmass-kernels[connectomes]'"
-# What the package tvb-data has, where it is not there to be asked.
+# The connectomes in the package tvb-data, used if it is not installed.
 _PACKAGED = (66, 68, 76, 96, 192)
 _TAKEN = "a zip or folder in The Virtual Brain's format, or an npz of weights and lengths"
-# Of each table, the names of its file, or of its array in an npz.
+# The names of each table, as a file or as an array in an npz.
 _NAMES = {
     "weights": ("weights",),
     "lengths": ("tract_lengths", "lengths"),
@@ -72,11 +72,11 @@ class Connectome:
 
     @property
     def regions(self) -> int:
-        """How many regions there are."""
+        """The number of regions."""
         return len(self.weights)
 
     def normalized(self, by: str = "max") -> Connectome:
-        """The same with weights over the largest of them, or, by "rows", over the sum of each region's own."""
+        """The connectome with weights divided by the largest, or, by "rows", by the sum of each row."""
         if by not in ("max", "rows"):
             raise ValueError(f"'by' got '{by}', but takes 'max' or 'rows'")
         weights = self.weights * (1.0 - np.eye(self.regions))
@@ -84,7 +84,7 @@ class Connectome:
         return dataclasses.replace(self, weights=weights / np.where(scale > 0, scale, 1.0))
 
     def subset(self, which: Sequence) -> Connectome:
-        """Some of the regions, each once.
+        """The connectome of some of the regions, each once.
 
         Parameters
         ----------
@@ -104,17 +104,17 @@ class Connectome:
         )
 
     def _chosen(self, which) -> list[int]:
-        """The number of each region that is named."""
+        """The numbers of the regions."""
         if isinstance(which, (str, bytes, set, frozenset)) or not isinstance(which, Iterable):
             raise ValueError(f"'which' got {which!r}, but takes a list of numbers or labels, or a mask")
-        named = list(np.asarray(which) if hasattr(which, "dtype") else which)
-        if named and all(isinstance(each, (bool, np.bool_)) for each in named):
-            if len(named) != self.regions:
-                raise ValueError(f"'which' got a mask of {len(named)}, but takes one of the {self.regions} regions")
-            named = np.flatnonzero(named).tolist()
-        if not named:
+        names = list(np.asarray(which) if hasattr(which, "dtype") else which)
+        if names and all(isinstance(name, (bool, np.bool_)) for name in names):
+            if len(names) != self.regions:
+                raise ValueError(f"'which' got a mask of {len(names)}, but takes one of the {self.regions} regions")
+            names = np.flatnonzero(names).tolist()
+        if not names:
             raise ValueError("'which' got no region, but takes at least one")
-        chosen = [self._number(each) for each in named]
+        chosen = [self._number(name) for name in names]
         twice = [each for each, count in collections.Counter(chosen).items() if count > 1]
         if twice:
             names = ", ".join(self.labels[i] if self.labels else str(i) for i in twice)
@@ -168,7 +168,7 @@ def _centres(centres, regions: int) -> np.ndarray | None:
 
 
 def load_connectome(source: int | str | Path) -> Connectome:
-    """A connectome that the package ``tvb-data`` has, by its number of regions, or one in a file.
+    """Read a connectome of the package ``tvb-data``, by its number of regions, or one in a file.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def load_connectome(source: int | str | Path) -> Connectome:
     Raises
     ------
     ImportError : ``tvb-data`` is needed and not installed
-    ValueError : a number of regions that ``tvb-data`` has not got; a file that cannot be read, is of another kind, has
+    ValueError : a number of regions that ``tvb-data`` lacks; a file that cannot be read, is of another kind, has
         several connectomes or tables that contradict each other, or what a `Connectome` refuses. The message names
         the file
 
@@ -206,11 +206,11 @@ def load_connectome(source: int | str | Path) -> Connectome:
 
 
 def _packaged(regions: int) -> Path:
-    found = importlib.util.find_spec("tvb_data")
+    package = importlib.util.find_spec("tvb_data")
     known: dict[int, Path] = {n: Path() for n in _PACKAGED}
-    missing = found is None or not found.submodule_search_locations
+    missing = package is None or not package.submodule_search_locations
     if not missing:
-        folder = Path(next(iter(found.submodule_search_locations))) / "connectivity"  # pyright: ignore
+        folder = Path(next(iter(package.submodule_search_locations))) / "connectivity"  # pyright: ignore
         stems = {path: re.fullmatch(r"connectivity_(\d+)", path.stem) for path in folder.glob("*.zip")}
         known = {int(match[1]): path for path, match in stems.items() if match}
     if regions not in known:
@@ -224,8 +224,8 @@ def _packaged(regions: int) -> Path:
 
 
 def _gathered(tables: Mapping[str, Any], suffix: str) -> dict[str, Any]:
-    """Weights, lengths, labels and centres out of tables by the names that a file has for them."""
-    found = {}
+    """Weights, lengths, labels and centres, from tables by the names of their files."""
+    gathered = {}
     for what, names in _NAMES.items():
         present = [name for name in names if name in tables]
         for other in present[1:]:
@@ -233,10 +233,10 @@ def _gathered(tables: Mapping[str, Any], suffix: str) -> dict[str, Any]:
                 where = _first_difference(tables[present[0]], tables[other]) if what == "labels" else ""
                 raise ValueError(f"its {present[0]} and its {other} differ{where}")
         if present:
-            found[what] = tables[present[0]]
+            gathered[what] = tables[present[0]]
         elif what in ("weights", "lengths"):
             raise ValueError(f"it has no {names[0]}{suffix}; it has {', '.join(sorted(tables)) or 'no table'}")
-    return found
+    return gathered
 
 
 def _first_difference(names: Sequence[str], others: Sequence[str]) -> str:
@@ -250,9 +250,9 @@ def _arrays(path: Path) -> dict[str, Any]:
     """The tables of an npz."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no npz, or one that was cut short")
-    with np.load(path) as held:
-        known = [name for name in held.files if any(name in names for names in _NAMES.values())]
-        tables = {name: held[name] for name in known}
+    with np.load(path) as archive:
+        known = [name for name in archive.files if any(name in names for names in _NAMES.values())]
+        tables = {name: archive[name] for name in known}
     for name in _NAMES["labels"]:
         if name in tables:
             labels = np.atleast_1d(tables[name]).tolist()
@@ -261,7 +261,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _texts(path: Path) -> dict[str, Any]:
-    """The tables of a zip or folder, some of which are packed once more."""
+    """The tables of a zip or folder; some may be compressed again."""
     tables: dict[str, Any] = {}
     for name, read in sorted((_in_folder(path) if path.is_dir() else _in_zip(path)).items()):
         stem, _, kind = name.partition(".")
@@ -296,7 +296,7 @@ def _in_zip(path: Path) -> Files:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             place = PurePosixPath(name)
-            # What macOS adds to a zip.
+            # macOS adds these to a zip.
             if "__MACOSX" in place.parts or place.name.startswith("._"):
                 continue
             if place.name in folders[str(place.parent)]:
@@ -318,14 +318,14 @@ def _in_folder(path: Path) -> Files:
 
 def _of_one(folders: Mapping[str, Files]) -> Files:
     """The files of the folder that has weights."""
-    having = [name for name, files in folders.items() if {"weights.txt", "weights.txt.bz2"} & files.keys()]
-    if len(having) > 1:
-        raise ValueError(f"it has several connectomes, in {', '.join(sorted(having))}, but one is taken")
-    return folders[having[0]] if having else {}
+    with_weights = [name for name, files in folders.items() if {"weights.txt", "weights.txt.bz2"} & files.keys()]
+    if len(with_weights) > 1:
+        raise ValueError(f"it has several connectomes, in {', '.join(sorted(with_weights))}, but one is taken")
+    return folders[with_weights[0]] if with_weights else {}
 
 
 def _kind(path: Path) -> str:
-    """What a file that is no zip seems to be."""
+    """What a file that is not a zip seems to be."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"\x89HDF") or head[:6] == b"MATLAB":
@@ -343,11 +343,11 @@ def _kind(path: Path) -> str:
 Lines = list[tuple[int, str]]
 
 
-def _lines(held: bytes, name: str) -> Lines:
-    """The lines that say something, with their numbers."""
-    wide = held.startswith((b"\xff\xfe", b"\xfe\xff"))
+def _lines(data: bytes, name: str) -> Lines:
+    """The lines that are neither empty nor comments, with their numbers."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = held.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not text in UTF-8 ({error})") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
@@ -374,7 +374,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)", re
 
 
 def _places(lines: Lines, name: str) -> tuple[list[str], np.ndarray]:
-    """The label, if any, and the three numbers that each line ends in."""
+    """The label, if any, and the three numbers of each line."""
     split = [_fields(line, name, number) for number, line in lines]
     labelled = [bool(label) for label, _, _ in split]
     if any(labelled) and not all(labelled):
@@ -388,9 +388,9 @@ def _places(lines: Lines, name: str) -> tuple[list[str], np.ndarray]:
 
 
 def _fields(line: str, name: str, number: int) -> tuple[str, list[float], bool]:
-    """The label and the centre in a line, and whether the label ends in a number that might be one of a centre.
+    """The label and the centre in a line, and whether the label ends in a number that might belong to the centre.
 
-    Words behind the three numbers, as in tvb-data's 66 regions, say nothing.
+    Words after the three numbers, as in tvb-data's 66 regions, are ignored.
     """
     for separator in ("\t",) if "\t" in line else (";", ",", None):
         fields = line.split(separator)

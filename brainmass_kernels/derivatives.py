@@ -1,8 +1,8 @@
-"""Identities that refuse the derivatives a fused run cannot give, in words, wherever JAX comes to ask for them.
+"""Identities that raise a clear error for derivatives that a fused run lacks.
 
-A fused run is a `jax.custom_vjp`: it has one derivative, in reverse mode. What else is asked of it fails inside JAX,
-often long after `simulate` has returned, in words on custom_vjp functions or calls of foreign code. So the arguments of
-a run pass through `in_reverse`, and the arguments of its forward pass through `once`.
+A fused run is a `jax.custom_vjp`: it has one derivative, in reverse mode. Any other fails inside JAX, often long after
+`simulate` has returned, with a message on custom_vjp functions or foreign calls. So the arguments of a run pass through
+`in_reverse`, and the arguments of its forward pass through `once`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ._jax import Primitive, is_traced, set_linearisation
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """What a gradient was asked for: hashable, and no data, but kept among the residuals of a `jax.custom_vjp`."""
+    """A hashable value among the residuals of a `jax.custom_vjp`, which is no data."""
 
     value: Any
 
 
 def in_reverse(tree: Any, message: str) -> Any:
-    """The same pytree; its tangents can be transposed, but ``TypeError(message)`` is raised where they are computed."""
+    """The pytree; its tangents can be transposed, but computing them raises ``TypeError(message)``."""
     return _through(_in_reverse, tree, message)
 
 
 def once(tree: Any, message: str) -> Any:
-    """The same pytree; ``TypeError(message)`` is raised where it is differentiated."""
+    """The pytree; differentiating it raises ``TypeError(message)``."""
     return _through(_once, tree, message)
 
 
 def _through(primitive, tree, message: str):
-    """Traced floating-point leaves go through one call: their tangents are known or unknown together."""
+    """Pass the traced floating-point leaves through one call, so that their tangents are known or unknown together."""
     leaves, structure = jax.tree.flatten(tree)
     places = [n for n, x in enumerate(leaves) if is_traced(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
     if places:
@@ -64,7 +64,7 @@ for _primitive in (_once, _in_reverse):
 
 ad.primitive_jvps[_once] = lambda primals, tangents, *, message: _refuse(message=message)
 
-# The tangents are only ever staged, by reverse mode, and then transposed.
+# Reverse mode stages the tangents and then transposes them; it never computes them.
 _tangents.def_impl(_refuse)
 batching.primitive_batchers[_tangents] = lambda args, axes, *, message: _refuse(message=message)
 mlir.register_lowering(_tangents, lambda ctx, *args, message: _refuse(message=message))
@@ -84,7 +84,7 @@ def _jvp(primals, tangents, *, message: str):
 
 
 def _linearise(reverse: bool, nonzero, *primals, message: str):
-    """The rule of `jax.linearize` and of `jax.vjp`; only the second is possible."""
+    """The rule of `jax.linearize`, which raises, and of `jax.vjp`."""
     if not reverse:
         _refuse(message=message)
     push = lambda _, *tangents: _push(nonzero, tangents, message)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Which implementation runs, and why."""
+"""The choice of the implementation that runs a request, and the reason."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _BACKENDS = {
 
 
 class Row(NamedTuple):
-    """What one size of run takes on one kind of device.
+    """The time of one size of run on one kind of device.
 
     Attributes
     ----------
     lanes, steps : of a forward run of Jansen-Rit
     seconds : of each implementation that was measured
-    regions : lanes of a network; 0 where lanes are apart
+    regions : lanes of a network; 0 for uncoupled lanes
     """
 
     lanes: int
@@ -47,9 +47,9 @@ class Row(NamedTuple):
         return f"{lanes or f'{self.lanes:,} lanes'} x {self.steps:,} steps"
 
 
-_WALKED = {
-    "always": ", walked back by inverse steps",
-    "asked": ", walked back by inverse steps where rates are slow enough",
+_INVERSE_STEPS = {
+    "always": ", reversed by inverse steps",
+    "asked": ", reversed by inverse steps where rates are slow enough",
 }
 
 
@@ -59,18 +59,18 @@ class Plan:
 
     Attributes
     ----------
-    implementation : what was chosen
-    reason : why
-    passed_over : for each implementation not chosen, why not
-    lanes, steps, records : masses, steps, and records taken of each
+    implementation, reason : the implementation, and why it was chosen
+    passed_over : for each other implementation, why it was not
+    lanes, steps, records : masses, steps, and records of each
     checkpoint_every : steps between checkpoints of a gradient
     operations : arithmetic operations a step and lane, after hoisting
-    bytes_recorded, bytes_gradient : held for the records; held beyond them by a gradient
-    bytes_copied : held besides by the kernel's own records, where those that are returned are a copy
-    lane_block : of a multiple of so many lanes there is no such copy; 0 where no number of lanes avoids it
-    inverse_steps : whether a gradient walks back by inverse steps: "always", "asked" where the rates decide at run
-        time, or "" where it reruns each segment
-    block : records that statistics are made of at a time, 0 without any
+    coefficients : values that are computed once, before the loop
+    bytes_recorded, bytes_gradient : of the records; of a gradient beyond them
+    bytes_copied : of the kernel's records, if the returned ones are a copy
+    lane_block : a multiple of so many lanes avoids that copy; 0 if no number of lanes does
+    inverse_steps : whether a gradient takes inverse steps: "always", "asked" if the rates decide at run time, or "" if
+        it reruns each segment
+    block : records that statistics reduce at a time, 0 without statistics
     """
 
     implementation: str
@@ -98,14 +98,14 @@ class Plan:
             + (f", reduced {min(self.block, self.records):,} at a time" if self.block else "")
             + self._copy(),
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
-            + _WALKED.get(self.inverse_steps, ""),
+            + _INVERSE_STEPS.get(self.inverse_steps, ""),
         }
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
     def _copy(self) -> str:
-        """What of the records is copied, and which numbers of lanes would avoid it."""
+        """The copy of the records, and numbers of lanes that would avoid it."""
         if not self.bytes_copied:
             return ""
         text = f", and {_size(self.bytes_copied)} while they are copied"
@@ -137,7 +137,7 @@ def check_known(name: str | None) -> None:
 
 
 def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]]:
-    """The implementation to run, the reason, and why not each other one."""
+    """The implementation to run, the reason, and why not each other one; raises Unsupported if none can."""
     check_known(name)
     if name is not None:
         backend = load(name)
@@ -177,21 +177,21 @@ def _absent(name: str) -> str | None:
 
 @functools.lru_cache
 def crossovers() -> dict[str, tuple[Row, ...]]:
-    """What was timed on each kind of device (``python -m benchmarks.crossovers``)."""
+    """Measured times by kind of device (``python -m benchmarks.crossovers``)."""
     kinds = json.loads(Path(__file__).with_name("crossovers.json").read_text())
-    return {kind: tuple(Row(**row) for row in found["rows"]) for kind, found in kinds.items()}
+    return {kind: tuple(Row(**row) for row in table["rows"]) for kind, table in kinds.items()}
 
 
 def _device_kind(platform: str) -> str | None:
-    """JAX's name of the device that a run is for, or ``None`` where it is not one of this machine's."""
+    """JAX's name of the device that a run is for, or ``None`` if this machine lacks it."""
     here = _context.target_platform() is None and platform == jax.default_backend()
     return jax.devices()[0].device_kind if here else None
 
 
 def _nearest(kind: str | None, lanes: int, steps: int, regions: int = 0) -> Row | None:
-    """The measured size nearest to a run, in octaves of lanes, of steps and of regions.
+    """The measured size nearest to a run, by the logarithms of lanes, steps and regions.
 
-    Networks are held against networks, where any were measured on this kind of device.
+    Networks are compared with networks, if any were measured on this kind of device.
     """
 
     def distance(row: Row) -> float:
@@ -204,9 +204,9 @@ def _nearest(kind: str | None, lanes: int, steps: int, regions: int = 0) -> Row 
 
 
 def _order(row: Row | None) -> Iterator[str]:
-    """Which to try, one after the other: by what was measured, else in order of preference, and scan last.
+    """The order in which implementations are tried: by measured time, else by preference with scan last.
 
-    Where something was faster than scan, those that nobody measured also come before it.
+    Unmeasured ones come before scan if a measured one was faster than scan.
     """
     measured = sorted(row.seconds, key=row.seconds.__getitem__) if row else []
     ahead = measured[: measured.index("scan") or None] if "scan" in measured else measured
@@ -240,5 +240,5 @@ def platform() -> str:
 
 
 def implementations() -> dict[str, str]:
-    """What can run here: for each implementation "runs here", or the reason why it cannot."""
+    """For each implementation "runs here", or the reason why it cannot."""
     return {name: load(name).unavailable(platform()) or "runs here" for name in _BACKENDS}

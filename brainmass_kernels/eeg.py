@@ -1,7 +1,7 @@
-"""Recordings of EEG, MEG and electrodes within the brain, through MNE: the channels to take and their unbroken pieces.
+"""Recordings of EEG, MEG and electrodes within the brain, read through MNE: their channels and unbroken pieces.
 
-A piece ends where something was cut out, where the recording was paused or joined, at a marked stretch, at a value
-that is no number, and at the end of an epoch. What is estimated over windows takes them from within pieces.
+A piece ends at a cut, a pause or joint of the recording, a stretch annotated as bad, a value that is not a number, and
+the end of an epoch. Windows, over which spectra are estimated, lie within pieces.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .tables import MIN_POINTS, listed
 
 #: Recordings that MNE reads, of EEG, MEG and electrodes within the brain.
 RECORDINGS = (".edf", ".bdf", ".gdf", ".fif", ".fif.gz", ".vhdr", ".set")
-#: MNE's types of channels that masses are compared with.
+#: MNE's types of channels to which masses are compared.
 BRAIN = ("eeg", "mag", "grad", "seeg", "ecog", "dbs")
-#: The argument of MNE's reader that takes the encoding of a file's texts.
+#: The argument of MNE's reader for the encoding of a file's texts.
 _ENCODING = {".edf": "encoding", ".bdf": "encoding", ".set": "uint16_codec"}
-#: Beginnings of annotations, in lower case, over whose length data are bad, and of those that mark a joint alone.
+#: Beginnings of annotations, in lower case, of bad data, and of a joint.
 _BAD = ("bad", "edge")
 _JOINT = ("boundary", "new segment", "-99")
-#: What is that flat beside its own mean, or beside the other channels, is constant up to rounding.
+#: The largest spread of a constant channel, relative to its largest value, and to the median of the others.
 _FLAT, _FLAT_BESIDE = 1e-7, 1e-9
 
-# Words in names of channels of the body and of devices; EDF and most systems call every channel EEG.
+# Words in names of channels of the body and of devices, as EDF and most systems call every channel EEG.
 _ELSEWHERE = re.compile(
     r"e[com]g|ekg|erg$|^(v|h|l|r)?eo[ghvlr]?$|^[vh]eo|eye|pupil|gaze|^(exg|erg|ana|aux|dc|adc|misc|bio|din|cq)$"
     r"|^(chin|ment|mental|submental|masseter|deltoid|tibialis?|plm|lleg|rleg|llat|rlat|larm|rarm)"
@@ -44,17 +44,22 @@ _ELSEWHERE = re.compile(
     r"|^(photic|diode|audio|sound|light|lux|position|posture|body|activity|motion|movement|acc[xyz]?$|accel|gyro?[xyz]?$)"
     r"|^(imu|batt|joystick|hypno|stage|artefact|artifact|humidity|impedance)"
 )
-#: Words that name an electrode within the brain as well, when they are numbered beyond 2.
-_SHORT = {"e", "loc", "roc", "io", "lo", "so", "lat", "rat", "leg", "arm", "pr", "hr", "rr", "bp", "sat", "mic", "pos",
-          "abd", "tho", "tib", "co"}  # fmt: skip
+#: Words that also name an electrode within the brain, if its number is above 2.
+_AMBIGUOUS = {"e", "loc", "roc", "io", "lo", "so", "lat", "rat", "leg", "arm", "pr", "hr", "rr", "bp", "sat", "mic",
+              "pos", "abd", "tho", "tib", "co"}  # fmt: skip
 _VOLTS = re.compile(r"([fpnumµμ]|mc|micro|milli|nano)?-?v(olts?)?|\x83\xcaV|[fp]?t(/c?m)?|", re.IGNORECASE)
-#: Units of converters, which say nothing of what was measured.
+#: Units of converters, which do not say what was measured.
 _RAW_UNITS = {"n/a", "?", "-", "1", "adu", "lsb", "count", "counts", "raw", "digit", "digits", "unit", "units", "au"}
 
 
 class Pieces(NamedTuple):
-    """Channels of a recording, each as its unbroken pieces ``(K,)``, in volt or tesla, and how many microvolts, or
-    femtotesla, that is."""
+    """Channels of a recording, each as its unbroken pieces ``(K,)`` in volt or tesla.
+
+    Attributes
+    ----------
+    rate : samples a second
+    units : microvolts in a volt, or femtotesla in a tesla
+    """
 
     name: str
     path: str
@@ -65,7 +70,7 @@ class Pieces(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """An annotation, in samples; no channels is all of them."""
+    """An annotation, in samples; without channels it is for all."""
 
     start: float
     stop: float
@@ -74,23 +79,18 @@ class _Mark(NamedTuple):
 
 
 def is_recording(source) -> bool:
-    """Whether it is an MNE `Raw` or `Epochs`, without importing MNE."""
+    """Whether an object is an MNE `Raw` or `Epochs`; does not import MNE."""
     mne = sys.modules.get("mne")
     return mne is not None and isinstance(source, (mne.io.BaseRaw, mne.BaseEpochs))
 
 
 def kind_of(path: str) -> str:
-    """The end of a file's name by which it is read."""
+    """The ending of a file's name, in lower case."""
     return ".fif.gz" if path.lower().endswith(".fif.gz") else os.path.splitext(path)[1].lower()
 
 
-def say(text: str):
-    """A warning to who loads a target."""
-    warn(text, UserWarning)
-
-
 def read(source, channel=None, encoding: str | None = None) -> Pieces:
-    """The pieces of the channels that are named, else of all of EEG, MEG and electrodes within the brain.
+    """The pieces of the named channels, by default of all of EEG, MEG and electrodes within the brain.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
 
     Raises
     ------
-    ValueError : naming the file and the channel, for what cannot be read, is not there, or is flat
+    ValueError : naming the file and the channel, which cannot be read, is unknown, or is flat
     ImportError : without MNE
     """
     mne = needs("mne", "eeg")
@@ -111,80 +111,84 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
         recording, header = source, _header_of(source)
         path = name = _name_of(source)
     channels = _channels(recording, header, channel, path)
-    at = [recording.ch_names.index(c) for c in channels]
+    picks = [recording.ch_names.index(c) for c in channels]
     try:
         if isinstance(recording, mne.BaseEpochs) and not recording.preload:
-            # Which are rejected is known once they are read.
+            # The rejected epochs are known only after reading.
             recording = recording.copy().drop_bad(verbose="error")
-        data = recording.get_data(picks=at)
+        data = recording.get_data(picks=picks)
     except MemoryError:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path}: {_named(channels)} cannot be read ({_told(error)}); 'channel' takes those that can, and an MNE "
-            "Raw or Epochs that is in memory is taken as well"
+            f"{path}: {_named(channels)} cannot be read ({_in_words(error)}); 'channel' takes those that can, and "
+            "an MNE Raw or Epochs that is in memory is taken as well"
         ) from error
-    units = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=at)]
+    units = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=picks)]
     if isinstance(recording, mne.BaseEpochs):
         stretches = list(zip(data, _marks_of_epochs(recording)))
     else:
         stretches = [(data, _marks(recording, header))]
     pieces = [[x for values, marks in stretches for x in _pieces(values[i], marks, c)] for i, c in enumerate(channels)]
     rate = float(recording.info["sfreq"])
-    _tell_of_nan(channels, data, rate, path)
+    _warn_of_nan(channels, data, rate, path)
     return Pieces(name, path, rate, channels, units, pieces)
 
 
-def windows(found: Pieces, seconds: float) -> tuple[list[str], list[float], list[np.ndarray]]:
+def windows(recording: Pieces, seconds: float) -> tuple[list[str], list[float], list[np.ndarray]]:
     """Channels that vary, their units, and windows ``(n, samples)`` of each, half overlapping, each within a piece.
 
     Raises
     ------
     ValueError : no piece is as long as a window, or all channels are flat
     """
-    length = round(seconds * found.rate)
+    length = round(seconds * recording.rate)
     if length < 2 * MIN_POINTS:
         raise ValueError(
-            f"{found.path}: {found.rate:g} samples a second are too few, {2 * MIN_POINTS / seconds:g} are needed"
+            f"{recording.path}: {recording.rate:g} samples a second are too few, {2 * MIN_POINTS / seconds:g} are "
+            "needed"
         )
     cut, left_out = {}, []
-    for i, pieces in enumerate(found.pieces):
-        short = [len(x) / found.rate for x in pieces if len(x) < length]
+    for i, pieces in enumerate(recording.pieces):
+        short = [len(x) / recording.rate for x in pieces if len(x) < length]
         long = [np.lib.stride_tricks.sliding_window_view(x, length) for x in pieces if len(x) >= length]
-        left_out.append((sum(short), len(short), max(short, default=0.0), found.channels[i]))
+        left_out.append((sum(short), len(short), max(short, default=0.0), recording.channels[i]))
         if long:
             cut[i] = np.concatenate([x[:: length - length // 2] for x in long])
     if not cut:
         longest, count = max((x[2], x[1]) for x in left_out)
         what = "are too short" if count == 1 else "are the longest unbroken piece, which is too short"
-        raise ValueError(f"{found.path}: {longest:.3g} s {what}, at least {seconds:g} s are needed")
+        raise ValueError(f"{recording.path}: {longest:.3g} s {what}, at least {seconds:g} s are needed")
     seconds_lost, count, _, name = max(left_out)
     if count:
         pieces = "1 piece is" if count == 1 else f"{count} pieces are"
         of = f" of {name}" if len({x[:2] for x in left_out}) > 1 else ""
-        say(f"{found.path}: {pieces} shorter than {seconds:g} s and left out{of}, {seconds_lost:.3g} s in all")
-    keep = _varying(found, cut)
-    return [found.channels[i] for i in keep], [found.units[i] for i in keep], [cut[i] for i in keep]
+        warn(
+            f"{recording.path}: {pieces} shorter than {seconds:g} s and left out{of}, {seconds_lost:.3g} s in all",
+            UserWarning,
+        )
+    varying = _varying(recording, cut)
+    return [recording.channels[i] for i in varying], [recording.units[i] for i in varying], [cut[i] for i in varying]
 
 
-def _varying(found: Pieces, cut: dict[int, np.ndarray]) -> list[int]:
-    """Which channels vary, with a word on the others."""
+def _varying(recording: Pieces, cut: dict[int, np.ndarray]) -> list[int]:
+    """The numbers of the channels that vary; a warning names the others."""
     spread = {i: _spread(x) for i, x in cut.items()}
-    keep = []
+    varying = []
     for i, x in spread.items():
-        beside = [y for j, y in spread.items() if found.units[j] == found.units[i] and y > 0]
-        if x > 0 and x > _FLAT_BESIDE * np.median(beside):
-            keep.append(i)
-    lost = [c for i, c in enumerate(found.channels) if i not in keep]
-    if not keep:
-        raise ValueError(f"{found.path}: {_named(lost)} cannot be fitted: flat, the same value throughout")
-    if lost:
-        say(f"{found.path}: left out, as flat or without an unbroken window: {', '.join(lost)}")
-    return keep
+        others = [y for j, y in spread.items() if recording.units[j] == recording.units[i] and y > 0]
+        if x > 0 and x > _FLAT_BESIDE * np.median(others):
+            varying.append(i)
+    flat = [c for i, c in enumerate(recording.channels) if i not in varying]
+    if not varying:
+        raise ValueError(f"{recording.path}: {_named(flat)} cannot be fitted: flat, the same value throughout")
+    if flat:
+        warn(f"{recording.path}: left out, as flat or without an unbroken window: {', '.join(flat)}", UserWarning)
+    return varying
 
 
 def _spread(windows: np.ndarray) -> float:
-    """The root mean square of windows about their own means, 0 where it is what rounding leaves."""
+    """The root mean square of windows about their means; 0 if it is as small as rounding."""
     spread = math.sqrt(float(np.mean(np.var(windows, axis=-1))))
     return spread if spread > _FLAT * float(np.abs(windows).max()) else 0.0
 
@@ -203,22 +207,19 @@ def _open(mne, path: str, encoding: str | None):
         except Exception as error:
             if encoding is not None or kind not in (".edf", ".bdf") or not _is_of_encoding(error):
                 raise
-        # Its numbers do not depend on it, and what marks bad data is ASCII.
+        # The data do not depend on the encoding, and annotations of bad data are ASCII.
         recording = _reader(mne, path, "latin1"), _edf_header(path)
     except MemoryError:
         raise
     except Exception as error:
-        more = f", 'encoding' that of its texts, such as 'latin1'{_was(encoding)}" if kind in _ENCODING else ""
+        was = "" if encoding is None else f" (it was {encoding!r})"
+        more = f", 'encoding' that of its texts, such as 'latin1'{was}" if kind in _ENCODING else ""
         raise ValueError(
-            f"{path}: cannot be read as a recording ({_told(error)}); 'target' takes {', '.join(RECORDINGS)}, or an "
-            f"MNE Raw or Epochs that was read by other means{more}"
+            f"{path}: cannot be read as a recording ({_in_words(error)}); 'target' takes {', '.join(RECORDINGS)}, or "
+            f"an MNE Raw or Epochs that was read by other means{more}"
         ) from error
-    say(f"{path}: its annotations are not in UTF-8 and are read as Latin-1; 'encoding' takes another")
+    warn(f"{path}: its annotations are not in UTF-8 and are read as Latin-1; 'encoding' takes another", UserWarning)
     return recording
-
-
-def _was(encoding) -> str:
-    return "" if encoding is None else f" (it was {encoding!r})"
 
 
 def _check_encoding(encoding: str, kind: str, path: str):
@@ -234,7 +235,7 @@ def _is_of_encoding(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, UnicodeError) or _is_of_encoding(error.__cause__))
 
 
-def _told(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -256,7 +257,7 @@ def _reader(mne, path: str, encoding: str | None):
 
 
 class _Header(NamedTuple):
-    """What MNE does not keep of an EDF or a BDF: units as they are written, and when its records begin.
+    """What MNE drops of an EDF or a BDF: the units as written, when its records begin, and its annotations.
 
     Kemp & Olivan 2003, Clin. Neurophysiol. 114:1755.
     """
@@ -294,22 +295,22 @@ def _edf_header(path: str) -> _Header:
 
 
 def _notes(data: bytes) -> list[tuple[float, float, str]]:
-    """Begin, duration and text of time-stamped annotations; the first of a record has no text and is its begin."""
-    found = []
+    """Begin, duration and text of annotations; the first of a record has no text: it dates the record."""
+    notes = []
     for begin, duration, texts in re.findall(rb"([+-][\d.]+)(?:\x15([\d.]+))?\x14([^\0]*)\x14\0", data + b"\0"):
-        found += [(float(begin), float(duration or 0), text.decode("latin-1")) for text in texts.split(b"\x14")]
-    return found
+        notes += [(float(begin), float(duration or 0), text.decode("latin-1")) for text in texts.split(b"\x14")]
+    return notes
 
 
 def _header_of(raw) -> _Header | None:
-    """The header of the one EDF or BDF that a recording in memory came from, where that is still there."""
+    """The header of the EDF or BDF that a recording in memory came from, if the file still exists."""
     paths = [os.fspath(x) for x in getattr(raw, "filenames", ()) if x is not None]
     try:
         headers = [_edf_header(x) for x in paths if kind_of(x) in (".edf", ".bdf") and os.path.isfile(x)]
     except (ValueError, IndexError, OSError) as error:
         raise ValueError(
-            f"'target' came from {', '.join(paths)}, whose units and gaps cannot be read any more ({_told(error)}): "
-            "save it anew and give that path"
+            f"'target' came from {', '.join(paths)}, whose units and gaps cannot be read any more "
+            f"({_in_words(error)}): save it anew and give that path"
         ) from error
     if len(paths) > 1 and any(header.begins is not None for header in headers):
         raise ValueError(f"'target' got {', '.join(paths)} joined, of which one has gaps: give each by its path")
@@ -348,7 +349,10 @@ def _channels(recording, header: _Header | None, channel, path: str) -> list[str
     if not taken:
         raise ValueError(f"{path}: holds no channel of EEG or MEG, only {', '.join(names)}; name one in 'channel'")
     if left_out:
-        say(f"{path}: left out as no EEG or MEG: {', '.join(left_out)}; name in 'channel' what is to be taken")
+        warn(
+            f"{path}: left out as no EEG or MEG: {', '.join(left_out)}; name in 'channel' what is to be taken",
+            UserWarning,
+        )
     return taken
 
 
@@ -357,27 +361,27 @@ def _is_voltage(unit: str) -> bool:
 
 
 def _parts(name: str) -> list[tuple[str, int]]:
-    """The words of a channel's name with their numbers, 0 for none, without the EEG that it may begin with."""
+    """The words of a channel's name with their numbers, 0 for none, without an initial "EEG"."""
     name = re.sub(r"^s?eeg", "", name.lower())
     words = (re.fullmatch(r"(.*?)(\d*)", word) for word in re.findall(r"[a-z0-9]+", name))
     return [(word[1], int(word[2] or 0)) for word in words if word]
 
 
 def _numbers(names: list[str]) -> dict[str, int]:
-    """The largest number that each word has in a name."""
-    found: dict[str, int] = {}
+    """The largest number of each word in the names."""
+    largest: dict[str, int] = {}
     for name in names:
         for word, number in _parts(name):
-            found[word] = max(found.get(word, 0), number)
-    return found
+            largest[word] = max(largest.get(word, 0), number)
+    return largest
 
 
 def _is_elsewhere(name: str, numbers: dict[str, int]) -> bool:
-    """Whether a channel's name says that it is of eyes, muscles, heart, breath, body or device."""
+    """Whether a channel's name says that it is of eyes, muscles, heart, breath, body or a device."""
     for word, number in _parts(name):
         if _ELSEWHERE.search(word):
             return True
-        if word in _SHORT and numbers[word] <= 2 and (number or word != "e"):
+        if word in _AMBIGUOUS and numbers[word] <= 2 and (number or word != "e"):
             return True
     return False
 
@@ -398,7 +402,7 @@ def _marks(raw, header: _Header | None) -> list[_Mark]:
     times = [(float(begin) - zero, float(duration), str(text), tuple(c)) for begin, duration, text, c in each]
     marks: list[_Mark] = []
     if header is not None and header.begins is not None:
-        # MNE places what is written in such a file as if it had no gaps.
+        # MNE places the annotations of such a file as if it had no gaps.
         written = {(round(b - zero, 3), _for(t)[0]) for b, _, t in header.notes}
         times = [x for x in times if (round(x[0], 3), x[2]) not in written]
         for begin, duration, text in header.notes:
@@ -407,18 +411,18 @@ def _marks(raw, header: _Header | None) -> list[_Mark]:
         late = np.flatnonzero(np.abs(np.diff(header.begins) - header.seconds) > 0.5 / rate) + 1
         joints = [(k * header.seconds - zero) * rate for k in late]
         marks += [_Mark(joint, joint, _JOINT[0], ()) for joint in joints]
-    # A duration that was left empty is read as NaN.
+    # An empty duration is read as NaN.
     return marks + [_Mark(b * rate, (b + (d if d > 0 else 0)) * rate, t, c) for b, d, t, c in times]
 
 
 def _for(text: str) -> tuple[str, tuple[str, ...]]:
-    """An annotation's text, and the channel that it is for."""
+    """An annotation's text, and its channel."""
     text, _, channel = text.partition("@@")
     return text, (channel,) if channel else ()
 
 
 def _stored(header: _Header, time: float, zero: float, rate: float) -> float:
-    """Where a time by the clock of a file with gaps is among the samples that it stores."""
+    """The position among the stored samples of a time by the clock of a file with gaps."""
     begins = np.zeros(1) if header.begins is None else header.begins
     at = max(int(np.searchsorted(begins, time + 1e-9, "right")) - 1, 0)
     within = min(max(time - begins[at], 0.0), header.seconds)
@@ -455,8 +459,8 @@ def _sample(at: float, count: int) -> int:
     return min(max(math.floor(at + 0.501), 0), count)
 
 
-def _tell_of_nan(channels, data, rate: float, path: str):
+def _warn_of_nan(channels, data, rate: float, path: str):
     lost = np.moveaxis(~np.isfinite(data), -2, 0).reshape(len(channels), -1).sum(-1)
     if lost.any():
         of = ", ".join(c for c, n in zip(channels, lost) if n)
-        say(f"{path}: up to {lost.max() / rate:.3g} s are no numbers and left out of {of}")
+        warn(f"{path}: up to {lost.max() / rate:.3g} s are no numbers and left out of {of}", UserWarning)

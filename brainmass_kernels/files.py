@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that tell when they are damaged."""
+"""Files that are written whole or not at all, and whose damage is noticed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ except ImportError:  # Windows
 
 #: The key of a document's own checksum.
 CHECKSUM = "checksum"
-# What file systems without locks answer.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def absolute(path: str | os.PathLike, argument: str, folder: bool = False) -> Path:
-    """A path that stays the same file when the working directory changes.
+    """A path that stays valid when the working directory changes.
 
     Parameters
     ----------
-    folder : whether a folder is to be written, and no file
+    folder : whether a folder is to be written rather than a file
 
     Raises
     ------
-    ValueError : nothing can be written under that name
+    ValueError : nothing can be written at that path
     """
-    whole = Path(os.path.abspath(path))
-    target, got = Path(os.path.realpath(whole)), f"'{argument}' got {os.fspath(path)}"
-    for place in (whole.parent, target.parent):
+    absolute = Path(os.path.abspath(path))
+    target, got = Path(os.path.realpath(absolute)), f"'{argument}' got {os.fspath(path)}"
+    for place in (absolute.parent, target.parent):
         if not place.is_dir():
             raise ValueError(f"{got}, but there is no folder {place}")
         if not os.access(place, os.W_OK | os.X_OK):
@@ -45,15 +45,15 @@ def absolute(path: str | os.PathLike, argument: str, folder: bool = False) -> Pa
         raise ValueError(f"{got}, which is a folder")
     if target.exists() and not os.access(target, os.W_OK):
         raise ValueError(f"{got}, which cannot be written")
-    return whole
+    return absolute
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
-    """A new file, or folder, to be written; it takes the place of ``path`` when the block ends without an error.
+    """A new file or folder to be written, which replaces ``path`` when the block ends without an error.
 
-    It lies beside what it replaces. On any error it is removed, and what was there stays. A link stays a link: what it
-    leads to is replaced. What is new has the mode that the umask gives, what is replaced keeps its own.
+    It lies beside what it replaces. On any error it is removed, and the old file stays. A link stays a link: its
+    target is replaced. A new file has the mode of the umask, a replaced one keeps its mode.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -67,10 +67,10 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
         else:
             os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield aside
-        _flushed(aside)
+        _flush_all(aside)
         if target.exists():
             shutil.copymode(target, aside)
-        _put(aside, target)
+        _replace(aside, target)
     except BaseException:
         remove(aside)
         raise
@@ -78,24 +78,24 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file, at once or not at all."""
+    """Write a text file, whole or not at all."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where there is one."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _put(aside: Path, target: Path) -> None:
+def _replace(aside: Path, target: Path) -> None:
     if not (aside.is_dir() and target.is_dir()):
         os.replace(aside, target)
         return
-    # A folder that holds something cannot be replaced in one step.
+    # A folder that is not empty cannot be replaced in one step.
     old = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}.old")
     os.replace(target, old)
     try:
@@ -106,8 +106,8 @@ def _put(aside: Path, target: Path) -> None:
     remove(old)
 
 
-def _flushed(path: Path) -> None:
-    """Everything that was written to a file, or in a folder, is on the disk."""
+def _flush_all(path: Path) -> None:
+    """Flush a file, or everything in a folder, to the disk."""
     if path.is_dir():
         for inner in path.rglob("*"):
             _flush(inner)
@@ -117,71 +117,71 @@ def _flushed(path: Path) -> None:
 def _flush(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders.
-    place = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 # One writer a folder ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep other processes from it, and other threads, while the block runs.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make a folder, and lock it against other processes and threads while the block runs.
 
-    Where the file system has no locks, two may write at once, each file whole.
+    On a file system without locks two may write at once, each file whole.
 
     Raises
     ------
-    ValueError : another process has it
+    ValueError : another process writes there
     """
     if fcntl is None:
         folder.mkdir(exist_ok=True)
         yield
         return
-    place = _locked(folder)
+    descriptor = _lock(folder)
     try:
         yield
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
-def _locked(folder: Path) -> int:
+def _lock(folder: Path) -> int:
     assert fcntl is not None
-    name = folder / "lock"
+    path = folder / "lock"
     while True:
         folder.mkdir(exist_ok=True)
         try:
-            place = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         except FileNotFoundError:
             continue  # Its owner has just moved the folder away.
         try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                return place
-            os.close(place)
+                return descriptor
+            os.close(descriptor)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise ValueError(
                 f"{folder} is being written by another run: wait until that has ended, or give another name"
             ) from None
-        if _names(name, place):
-            return place
-        os.close(place)  # The lock of a folder that was moved away meanwhile.
+        if _leads_to(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # The lock of a folder that was moved away meanwhile.
 
 
-def _names(path: Path, place: int) -> bool:
+def _leads_to(path: Path, descriptor: int) -> bool:
     """Whether a path still leads to an open file."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(place))
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-# Documents that tell when they are damaged --------------------------------------------------------------------------
+# Documents with checksums -----------------------------------------------------------------------------------------
 
 
 def write_document(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
@@ -190,7 +190,7 @@ def write_document(path: str | os.PathLike, document: Mapping[str, Any]) -> None
 
 
 def read_document(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what `write_document` wrote, or what was written before there were checksums.
+    """Read what `write_document` wrote, or a file of an earlier version without a checksum.
 
     Raises
     ------
@@ -199,8 +199,8 @@ def read_document(path: str | os.PathLike) -> dict[str, Any]:
     document = json.loads(Path(path).read_bytes())
     if not isinstance(document, dict):
         raise ValueError(f"it holds a {type(document).__name__}")
-    given = document.pop(CHECKSUM, None)
-    if given is not None and given != checksum(document):
+    expected = document.pop(CHECKSUM, None)
+    if expected is not None and expected != checksum(document):
         raise ValueError("its checksum is that of other contents")
     return document
 
@@ -210,7 +210,20 @@ def checksum(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def damaged(path: str | os.PathLike, what: str, error: Exception, remedy: str) -> ValueError:
-    """What is raised of a file that cannot be what it should be."""
-    told = str(error) if type(error) is ValueError and str(error) else repr(error)
-    return ValueError(f"{os.path.basename(path)}: not {what}, or damaged ({told}); {remedy}")
+@contextlib.contextmanager
+def damaged(path: str | os.PathLike, what: str, remedy: str) -> Iterator[None]:
+    """Raise any error in reading a file as one ValueError with its name.
+
+    Parameters
+    ----------
+    path : of the file
+    what : the file should be, such as "a saved fit"
+    remedy : what the user can do
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, ImportError):
+        raise
+    except Exception as error:
+        reason = str(error) if type(error) is ValueError and str(error) else repr(error)
+        raise ValueError(f"{os.path.basename(path)}: not {what}, or damaged ({reason}); {remedy}") from error

@@ -1,4 +1,4 @@
-"""The reference utilities of neural-mass modelling: sigmoid, second-order dynamics, bounds, sequences."""
+"""Utilities of neural-mass modelling: sigmoid, second-order dynamics, bounds, sequences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEFAULT_BOUND = 500.0
 
 
 class SequenceTypeError(TypeError, ValueError):
-    """Items or a mode of the wrong type; also a ValueError, which callers of `brainmass.process_sequence` expect."""
+    """Items or a mode of the wrong type; also a ValueError, as `brainmass.process_sequence` raises."""
 
 
 def sigmoid(x, vmax=1.0, v0=0.0, r=1.0):
@@ -35,7 +35,7 @@ def sigmoid(x, vmax=1.0, v0=0.0, r=1.0):
 
     Returns
     -------
-    In the unit of ``vmax``. Floating point is kept, integers become the default one
+    In the unit of ``vmax``. Floating-point dtypes stay, integers become the default one
 
     Raises
     ------
@@ -73,7 +73,7 @@ def sys2nd(*args, **named):
 
     Returns
     -------
-    In the unit of ``x a^2``; or the pair as given. Floating point is kept, integers become the default one
+    In the unit of ``x a^2``; or the pair. Floating-point dtypes stay, integers become the default one
 
     Raises
     ------
@@ -95,16 +95,16 @@ def bounded_input(x, bound=_DEFAULT_BOUND, *, lower=None, upper=None):
     Parameters
     ----------
     x : any shape; all arguments broadcast
-    bound : largest magnitude, positive and finite, in the unit of ``x``; left out, it is 500 of whatever that unit is
-    lower, upper : in the unit of ``x``, or 0 or infinite, which are the same in every unit; left out, infinite
+    bound : largest magnitude, positive and finite, in the unit of ``x``; by default 500 of that unit
+    lower, upper : in the unit of ``x``, or 0 or infinite, which are the same in every unit; by default infinite
 
     Returns
     -------
-    In the unit of ``x``. Floating point is kept, integers become the default one
+    In the unit of ``x``. Floating-point dtypes stay, integers become the default one
 
     Raises
     ------
-    ValueError : a unit or a shape that does not fit, ``lower`` above ``upper``, ``bound`` beside them or not positive
+    ValueError : a unit or a shape that does not fit, ``lower`` above ``upper``, ``bound`` with these or not positive
     TypeError : complex or boolean values
     """
     value, unit = _split(x, "x")
@@ -132,17 +132,17 @@ def process_sequence(data, mode: Any = "stack", *, dim: int = 0, inputs=None):
     Parameters
     ----------
     data : a list or tuple of items that match in type and structure (arrays, numbers, Quantities, and dicts, tuples and
-        lists of them); or an array or pytree whose leaves are stacked already; or a model with an ``update`` method
+        lists of them); or an array or pytree with stacked leaves; or a model with an ``update`` method
     mode : ``"stack"``, ``"first"``, ``"last"``, ``"avg"`` or ``"mean"``, ``"max"``, ``"min"``, or a function of each
         stacked leaf; with a model, its inputs
     dim : the axis of the sequence in each leaf; with a model, 0
-    inputs : with a model, a sequence as ``data`` is, of which ``update`` is given one item after the other: by
-        brainstate's loop where the model is brainstate's, else by a Python loop, as its state may be any attribute
+    inputs : with a model, a sequence like ``data``, whose items go to ``update`` one after the other: in brainstate's
+        loop for a model of brainstate, else in a Python loop, as the state may be any attribute
 
     Returns
     -------
-    The structure of one item, with the new axis or reduced along it; with a model, the stacked outputs. Floating point
-    is kept, as far as JAX's precision goes; integers become the default one, in every mode
+    The structure of one item, with the new axis or reduced along it; with a model, the stacked outputs. Floating-point
+    dtypes stay, within JAX's precision; integers become the default one, in every mode
 
     Raises
     ------
@@ -155,8 +155,8 @@ def process_sequence(data, mode: Any = "stack", *, dim: int = 0, inputs=None):
             raise SequenceTypeError(f"'inputs' go with a model that has 'update', but 'data' got {type(data).__name__}")
         reduce = _reduction(mode, dim)
         return jax.tree.map(reduce, _stacked(data, dim, "data"), is_leaf=_is_quantity)
-    mode_is_given = not (isinstance(mode, str) and mode == "stack")
-    if dim != 0 or (inputs is not None and mode_is_given):
+    has_mode = not (isinstance(mode, str) and mode == "stack")
+    if dim != 0 or (inputs is not None and has_mode):
         raise SequenceTypeError("'mode' and 'dim' do not go with a model and its 'inputs': reduce what comes back")
     return _run(data, mode if inputs is None else inputs)
 
@@ -193,11 +193,11 @@ def _first_order(v, acc):
 
 
 def _by_name(names: tuple[str, ...], args: tuple, named: dict[str, Any]) -> dict[str, Any]:
-    given = dict(zip(names, args))
-    if len(args) + len(named) != len(names) or set(given) | set(named) != set(names):
+    by_position = dict(zip(names, args))
+    if len(args) + len(named) != len(names) or set(by_position) | set(named) != set(names):
         got = f"{len(args)} by position" + (f" and {', '.join(named)} by name" if named else "")
         raise TypeError(f"sys2nd got {got}, but takes (A, a, u, x, v) or (v, acc)")
-    return given | named
+    return by_position | named
 
 
 def _one(unit):
@@ -205,17 +205,17 @@ def _one(unit):
 
 
 def _split(value, name: str) -> tuple[Any, Any]:
-    """The magnitude, as floating point, and the unit; of mV/V, say, the magnitude alone."""
+    """The magnitude, as floating point, and the unit; a unit such as mV/V goes into the magnitude."""
     if not _is_quantity(value):
         return units.real(value, name), units.UNITLESS
     unit = units.UNITLESS if value.unit.has_same_dim(units.UNITLESS) else value.unit
     return units.strip(value, unit, name), unit
 
 
-def check_bound(magnitude, given) -> None:
+def check_bound(magnitude, bound) -> None:
     """Raise unless it is positive and finite, or traced: an infinite bound would be inf * 0."""
     if not is_traced(magnitude) and not np.all((np.asarray(magnitude) > 0) & np.isfinite(magnitude)):
-        raise ValueError(f"'bound' got {given}, but takes a positive finite value")
+        raise ValueError(f"'bound' got {bound}, but takes a positive finite value")
 
 
 def _in_unit(value, unit, name: str) -> Any:
@@ -269,18 +269,18 @@ def _is_quantity(x) -> bool:
 
 
 def _is_model(x) -> bool:
-    # Dicts have an 'update' too, and so do JAX's tracers.
+    # Dicts and JAX's tracers have an 'update' too.
     data = isinstance(x, (Mapping, jax.Array, np.ndarray, u.Quantity))
     return not data and callable(getattr(x, "update", None))
 
 
 def _stacked(data, dim: int, name: str):
-    """A sequence of items, or what is stacked already, as a pytree whose leaves have the axis ``dim``."""
+    """A sequence of items, or a stacked pytree, as a pytree whose leaves have the axis ``dim``."""
     return _stack(data, dim, name) if _is_list(data) else _as_stacked(data, dim, name)
 
 
 def _is_list(data) -> bool:
-    """Whether these are items; the fields of a namedtuple are one item."""
+    """Whether data is a list of items; a namedtuple is one item."""
     return isinstance(data, (list, tuple)) and not hasattr(data, "_fields")
 
 
@@ -288,8 +288,8 @@ def _as_stacked(data, dim: int, name: str):
     paths, structure = jax.tree_util.tree_flatten_with_path(data, is_leaf=_is_quantity)
     leaves = [_leaf(leaf, units.unit_of(leaf), name + jax.tree_util.keystr(path)) for path, leaf in paths]
     _check_length([_axis_length(leaf.shape, dim, name) for leaf in leaves], name)
-    kept = [units.attach(leaf, units.unit_of(was)) for leaf, (_, was) in zip(leaves, paths)]
-    return jax.tree.unflatten(structure, kept)
+    quantities = [units.attach(leaf, units.unit_of(x)) for leaf, (_, x) in zip(leaves, paths)]
+    return jax.tree.unflatten(structure, quantities)
 
 
 def _stack(items: Sequence, dim: int, name: str):
@@ -300,9 +300,9 @@ def _stack(items: Sequence, dim: int, name: str):
         raise ValueError(f"'{name}' got items such as {items[0]!r}, but takes items that hold at least one array")
     rows = []
     for k, item in enumerate(items):
-        row, found = jax.tree.flatten(item, is_leaf=_is_quantity)
-        if found != structure:
-            raise SequenceTypeError(f"'{name}' mixes structures: item {k} is {_show(found)}, item 0 {_show(structure)}")
+        row, other = jax.tree.flatten(item, is_leaf=_is_quantity)
+        if other != structure:
+            raise SequenceTypeError(f"'{name}' mixes structures: item {k} is {_show(other)}, item 0 {_show(structure)}")
         rows.append(row)
     columns = (_stack_leaves(column, dim, name, path) for column, (path, _) in zip(zip(*rows), paths))
     return jax.tree.unflatten(structure, columns)
@@ -340,11 +340,11 @@ def _axis_length(shape: tuple[int, ...], dim: int, name: str) -> int:
 
 def _check_length(lengths: Sequence[int], name: str) -> int:
     """The one length of a sequence."""
-    found = sorted(set(lengths))
-    if len(found) != 1 or found == [0]:
-        got = f"lengths {found}" if len(found) > 1 else "an empty sequence"
+    different = sorted(set(lengths))
+    if len(different) != 1 or different == [0]:
+        got = f"lengths {different}" if len(different) > 1 else "an empty sequence"
         raise ValueError(f"'{name}' got {got}, but takes one length, of at least one item")
-    return found[0]
+    return different[0]
 
 
 def _run(model, inputs):
@@ -357,7 +357,7 @@ def _run(model, inputs):
     steps = _check_length([_axis_length(shape, 0, "inputs") for shape in shapes], "inputs")
     brainstate = sys.modules.get("brainstate")
     if brainstate is not None and isinstance(model, brainstate.nn.Module):
-        # Its states are known to brainstate alone, which compiles the loop and carries them.
+        # Only brainstate knows the states; its loop is compiled and carries them.
         return _as_stacked(brainstate.transform.for_loop(model.update, inputs), 0, "the output of update")
     rows = [jax.tree.map(operator.itemgetter(k), inputs, is_leaf=_is_quantity) for k in range(steps)]
     return _stack([model.update(row) for row in rows], 0, "the output of update")

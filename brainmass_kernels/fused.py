@@ -1,4 +1,4 @@
-"""One step of a sigmoid into a second-order block, for loops that users write themselves."""
+"""One step of a sigmoid into a second-order block, for the user's loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .step import StepSpec, build
 
 @model
 class _SigmoidBlock(SecondOrderModel):
-    """One block driven by the sigmoid of a potential that is held over the step; plain numbers throughout."""
+    """One block driven by the sigmoid of a potential, which is constant over the step; plain numbers throughout."""
 
     A: Any = 1.0
     a: Any = 1.0
@@ -43,7 +43,7 @@ class _SigmoidBlock(SecondOrderModel):
 
 @model
 class _BoundedSigmoidBlock(_SigmoidBlock):
-    """The same with the drive bounded by tanh."""
+    """The block with its drive bounded by tanh."""
 
     bound: Any = 500.0
 
@@ -57,8 +57,7 @@ def sigmoid_sys2nd(
 ):
     """One fused step of ``x'' = A a u - 2 a x' - a^2 x`` with ``u = offset + gain sigmoid(potential)``.
 
-    All arguments broadcast to one batch. The potential is held over the step: ``"exact"`` is the closed-form
-    flow.
+    All arguments broadcast to one batch. The potential is constant over the step; ``"exact"`` is the closed-form flow.
 
     Parameters
     ----------
@@ -66,18 +65,18 @@ def sigmoid_sys2nd(
     potential : argument of `sigmoid`, with ``vmax``, ``v0`` and ``r``; ``r`` per unit of potential, or a plain number
     A : gain, in the unit of ``x`` where ``vmax`` is a rate (``A a u`` is an acceleration of ``x``)
     a : rate constant, 1/time
-    dt : the time of the step; where ``a`` and ``dt`` are plain numbers, in one unit of time
+    dt : the time of the step; if ``a`` and ``dt`` are plain numbers, in one unit of time
     gain, offset : of the drive; ``gain`` dimensionless, ``offset`` in the unit of ``vmax``
-    bound : if given, ``u`` passes through ``bound tanh(u / bound)``
+    bound : with it, ``u`` becomes ``bound tanh(u / bound)``
     scheme : a name in `schemes.SCHEMES`
-    implementation : ``None`` is jnp, which has every derivative and moves as few bytes as can be but for gradients in
-        parameters. "mosaic_tpu" and "mosaic_gpu" are one Pallas kernel each way, in float32 and reverse mode, and move
-        as few for those too (docs/benchmarks.md); "auto" is the kernel of the device where that was counted to move
-        fewer (`explain_step`), else jnp; "numba" and "triton" run a loop of one step
+    implementation : ``None`` is jnp, which has every derivative and moves the fewest bytes, except for gradients by
+        parameters. "mosaic_tpu" and "mosaic_gpu" are one Pallas kernel each way, in float32 and reverse mode, which
+        moves the fewest bytes for these too (docs/benchmarks.md); "auto" is the kernel of the device where that
+        was counted to move fewer (`explain_step`), else jnp; "numba" and "triton" run a loop of one step
 
     Returns
     -------
-    x, v : after the step, with the units of ``x`` and of ``x`` per time
+    x, v : after the step, in the unit of ``x`` and of ``x`` per time
 
     Raises
     ------
@@ -116,35 +115,35 @@ def sigmoid_sys2nd(
 
 
 def _one_kernel(block, dt, call: dict[str, Any], implementation: str) -> dict[str, Any]:
-    """The step by a kernel that reads each array once: what the scheme needs of parameters it makes within."""
+    """The step by a kernel that reads each array once, and computes the coefficients of the scheme itself."""
     from .backends import elementwise
 
     run, data = prepare(block, 1, dt, **call, implementation="scan")
     one_step.check(implementation, run.spec.dtype)
-    # One element is an array of one; what is one number for all elements stays a number.
+    # A single element is an array of one; a number for all elements stays a number.
     values = [jnp.asarray(x, jnp.float32) for x in (*data.hoisted, *data.state)]
     values = [jnp.broadcast_to(x, run.batch or (1,)) if np.ndim(x) or not run.batch else x for x in values]
     values = derivatives.in_reverse(
         values, f"forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sigmoid_sys2nd() on "
         f"'{implementation}': leave implementation out, for jnp has every derivative",
     )  # fmt: skip
-    found = elementwise.call(_whole(run.spec), values, implementation, _context.INTERPRETED.get())
-    return dict(zip(call["initial"], (x.reshape(run.batch) for x in found)))
+    stepped = elementwise.call(_step_program(run.spec), values, implementation, _context.INTERPRETED.get())
+    return dict(zip(call["initial"], (x.reshape(run.batch) for x in stepped)))
 
 
-def _written(spec: StepSpec) -> Program:
+def _build_program(spec: StepSpec) -> Program:
     """``(*parameters, potential, dt, x, v) -> (x, v)``, with nothing hoisted."""
     step, n = build(spec), len(spec.hoisted)
 
-    def whole(*values):
+    def program(*values):
         hoisted, state = values[:n], values[n:]
         return step.exit(hoisted, step.written["advance"](*hoisted, *step.enter(hoisted, state)))
 
     avals = [jax.ShapeDtypeStruct((), "float32")] * (n + len(spec.model.states))
-    return Program(whole, avals, f"step of a sigmoid block under '{spec.scheme}'")
+    return Program(program, avals, f"step of a sigmoid block under '{spec.scheme}'")
 
 
-_whole = Programs(_written, lambda spec: spec)
+_step_program = Programs(_build_program, lambda spec: spec)
 
 
 def _has_unit(value) -> bool:

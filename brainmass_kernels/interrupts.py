@@ -1,4 +1,4 @@
-"""Interrupts: no Ctrl-C is lost or crashes while the package is at work, and the command line ends on one at once."""
+"""Interrupts: no Ctrl-C is lost or crashes a running call, and the command line ends on one at once."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from typing import Any
 
 from . import _jax, _program
 
-#: Seconds from a signal to the end of a command line that is in the midst of a call that cannot be interrupted.
+#: Seconds from a signal to the end of a command line whose current call cannot be interrupted.
 GRACE = 1.0
-#: Seconds until an interrupt that was not raised, or was lost, is tried again.
-_AGAIN = 0.05
-#: Functions that no exception leaves: Python drops it there, or C++ makes another of it.
-_DEAF = {"__del__", "__hash__", "__eq__", "_xla_gc_callback"}
+#: Seconds until an interrupt that was not raised, or was lost, is raised again.
+_RETRY = 0.05
+#: Functions that no exception leaves: Python drops it there, or C++ turns it into another.
+_SWALLOWING = {"__del__", "__hash__", "__eq__", "_xla_gc_callback"}
 #: Packages whose code may lose an interrupt, but never handles one.
-_THROUGH = {"brainmass_kernels", "brainunit", "jax", "jaxlib", "llvmlite", "numba", "numpy", "optax"}
+_WITHOUT_HANDLERS = {"brainmass_kernels", "brainunit", "jax", "jaxlib", "llvmlite", "numba", "numpy", "optax"}
 _interrupted = False
 
 
-def heard(function: Callable) -> Callable:
-    """Let an interrupt of a function raise KeyboardInterrupt, soon and surely, wherever the main thread is.
+def interruptible(function: Callable) -> Callable:
+    """Make an interrupt of a function raise KeyboardInterrupt, soon and surely, wherever the main thread is.
 
-    Python raises it where the main thread happens to be. In a finaliser or the callback of a weak reference it is
-    printed and dropped, and a bare ``except:`` passes over it; in XLA's compiler the caller is left, but the compiler
-    goes on in another thread with a module that is then freed, and the process crashes. Here it is raised when such a
-    place was left, and again until it is out. Python's own handler is replaced for the length of the call, as
-    `asyncio.run` does; a handler of the user's stays.
+    Python raises it where the main thread happens to be. In a finaliser or the callback of a weak reference Python
+    prints and drops it, and a bare ``except:`` swallows it. In XLA's compiler it leaves the caller, but the compiler
+    continues in another thread with a module that is then freed, and the process crashes. Here it is raised after such
+    a place, and again until it leaves the function. Python's default handler is replaced during the call, as in
+    `asyncio.run`; a handler that the user has set stays.
     """
 
     @functools.wraps(function)
-    def guarded(*args, **kwargs):
+    def wrapper(*args, **kwargs):
         return _Guard().call(function, args, kwargs) if _replaceable() else function(*args, **kwargs)
 
-    return guarded
+    return wrapper
 
 
 def _replaceable() -> bool:
@@ -53,11 +53,11 @@ def _replaceable() -> bool:
 
 
 class _Guard:
-    """One call under guard; ``wanted`` from an interrupt until it is on its way to the caller."""
+    """One interruptible call; an interrupt is ``pending`` until it is on its way to the caller."""
 
     def __init__(self):
-        self.wanted, self.active, self.retrying, self.lock = False, True, False, threading.Lock()
-        #: The error that the caller is dealing with, which may be an earlier interrupt.
+        self.pending, self.active, self.retrying, self.lock = False, True, False, threading.Lock()
+        #: The error that the caller is handling, which may be an earlier interrupt.
         self.before = sys.exc_info()[1]
 
     def call(self, function: Callable, args, kwargs):
@@ -66,12 +66,12 @@ class _Guard:
         try:
             signal.signal(signal.SIGINT, self.handle)
             sys.unraisablehook = functools.partial(self.drop, hook)
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
         except KeyboardInterrupt:
-            self.wanted, _interrupted = False, True
+            self.pending, _interrupted = False, True
             raise
         except BaseException as error:
-            if self.wanted:
+            if self.pending:
                 raise KeyboardInterrupt from error
             raise
         finally:
@@ -82,27 +82,27 @@ class _Guard:
                 # The function set another.
                 signal.signal(signal.SIGINT, last)
             sys.unraisablehook = hook
-        if self.wanted:
+        if self.pending:
             raise KeyboardInterrupt
-        return found
+        return result
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
+        self.pending = True
         if not self.active:
             return
-        if _deaf(frame) or _handled(sys.exc_info()[1], self.before):
+        if _swallows(frame) or _is_unwinding(sys.exc_info()[1], self.before):
             return self.retry()
-        if _through(frame):
+        if _reaches_caller(frame):
             self.retry()
         else:
-            # Code of the user's may handle it.
-            self.wanted = False
+            # User code may handle it.
+            self.pending = False
         signal.default_int_handler(number, frame)
 
     def drop(self, hook: Callable, dropped: Any) -> None:
-        """Of what Python drops, an interrupt is not told: it comes again."""
+        """Python's hook for dropped exceptions, except for an interrupt, which is raised again."""
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            self.wanted = True
+            self.pending = True
             self.retry()
         else:
             hook(dropped)
@@ -115,38 +115,39 @@ class _Guard:
 
     def interrupt(self) -> None:
         while True:
-            time.sleep(_AGAIN)
+            time.sleep(_RETRY)
             with self.lock:
-                if not (self.active and self.wanted):
+                if not (self.active and self.pending):
                     self.retrying = False
                     return
                 _thread.interrupt_main()
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """Frames from the innermost to the guarded call."""
+    """Frames from the innermost to the interruptible call."""
     while frame is not None and frame.f_code is not _Guard.call.__code__:
         yield frame
         frame = frame.f_back
 
 
-def _deaf(frame: FrameType | None) -> bool:
-    return any(at.f_code.co_name in _DEAF or _jax.compiles(at) or _links(at) for at in _callers(frame))
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether an exception raised here would not reach the caller, or must not be raised."""
+    return any(at.f_code.co_name in _SWALLOWING or _jax.compiles(at) or _links(at) for at in _callers(frame))
 
 
 def _links(frame: FrameType) -> bool:
-    """Whether a frame hands LLVM's modules over: left midway, a module has two owners and is freed twice."""
+    """Whether a frame passes LLVM modules on: interrupted midway, a module has two owners and is freed twice."""
     return frame.f_globals.get("__name__", "").startswith(("llvmlite.", "numba.core.codegen"))
 
 
-def _through(frame: FrameType | None) -> bool:
-    """Whether only code that never handles an interrupt is between it and the guarded call."""
+def _reaches_caller(frame: FrameType | None) -> bool:
+    """Whether no code between a frame and the interruptible call handles interrupts."""
     packages = {at.f_globals.get("__name__", "").partition(".")[0] for at in _callers(frame)}
-    return packages <= _THROUGH | sys.stdlib_module_names - {"__main__"}
+    return packages <= _WITHOUT_HANDLERS | sys.stdlib_module_names - {"__main__"}
 
 
-def _handled(error: BaseException | None, before: BaseException | None) -> bool:
-    """Whether an interrupt is on its way, and what runs is an `except` or a `finally` that it passes."""
+def _is_unwinding(error: BaseException | None, before: BaseException | None) -> bool:
+    """Whether an interrupt is on its way to the caller, through an `except` or a `finally` that runs now."""
     while error is not None and error is not before:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -155,8 +156,8 @@ def _handled(error: BaseException | None, before: BaseException | None) -> bool:
 
 
 @atexit.register
-def _leave_runs() -> None:
-    """After an interrupt the process does not wait, as it ends, for the runs that it left: JAX's clients stay."""
+def _abandon_runs() -> None:
+    """Keep JAX's clients after an interrupt, so that the process ends without waiting for runs that it left."""
     if _interrupted or isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
         for client in _jax.clients():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
@@ -166,63 +167,63 @@ def _leave_runs() -> None:
 
 
 class Ending:
-    """What ends a command line on SIGINT and SIGTERM: ``status`` is 128 and the signal's number once one came."""
+    """Ends a command line on SIGINT and SIGTERM; ``status`` is 128 plus the number of the first signal."""
 
     def __init__(self, message: str):
         self.message, self.status, self._left = message, 0, threading.Lock()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         first, self.status = not self.status, 128 + number
-        if first and not _deaf(frame):
+        if first and not _swallows(frame):
             raise KeyboardInterrupt
 
-    def watch(self, told: socket.socket, numbers: set[int]) -> None:
-        """Leave after a second signal, or a while after the first: the main thread may hear of none, or lose it."""
-        with told:
-            first = _next(told, numbers)
+    def watch(self, signals: socket.socket, numbers: set[int]) -> None:
+        """Leave after a second signal, or `GRACE` after the first, which the main thread may not get or may lose."""
+        with signals:
+            first = _next(signals, numbers)
             if first:
-                told.settimeout(GRACE)
-                _next(told, numbers)
+                signals.settimeout(GRACE)
+                _next(signals, numbers)
                 self.status = 128 + first
                 self.leave()
 
     def leave(self) -> None:
-        """End the process without what Python and XLA do at their end, which would wait for what is under way."""
+        """End the process without Python's and XLA's clean-up, which would wait for running calls."""
         if self._left.acquire(blocking=False):
             cursor = "\x1b[?25h" if os.isatty(2) else ""
             with contextlib.suppress(OSError):
                 os.write(2, f"{cursor}{self.message}\n".encode())
         else:
-            # The other thread is about to.
-            time.sleep(_AGAIN)
+            # The other thread is about to end the process.
+            time.sleep(_RETRY)
         os._exit(self.status)
 
 
-def _next(told: socket.socket, numbers: set[int]) -> int:
-    """The next of these signals, or 0 where none came in time or the other end was closed."""
+def _next(signals: socket.socket, numbers: set[int]) -> int:
+    """The next of these signals; 0 if none comes in time or the other end is closed."""
     with contextlib.suppress(TimeoutError):
-        while got := told.recv(1):
-            if got[0] in numbers:
-                return got[0]
+        while byte := signals.recv(1):
+            if byte[0] in numbers:
+                return byte[0]
     return 0
 
 
 @contextlib.contextmanager
 def ending(message: str) -> Iterator[Ending]:
-    """Within, SIGINT and SIGTERM end the process, with status 130 and 143; for a program's main thread.
+    """A context in which SIGINT and SIGTERM end the process, with status 130 and 143; for a program's main thread.
 
-    The first one raises KeyboardInterrupt, so that files are closed as after an error; a second ends at once, and so
-    does the first where `GRACE` has passed. A signal that the process was told to ignore stays ignored.
+    The first signal raises KeyboardInterrupt, so that files are closed as after an error. A second one ends the
+    process at once, and so does the first after `GRACE`. A signal that the process ignores stays ignored.
     """
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    taken = {number: signal.getsignal(number) for number in usual}
-    taken = {number: handler for number, handler in taken.items() if handler in (usual[number], _program.stop)}
-    told, tell = socket.socketpair()
-    tell.setblocking(False)
+    handlers = {number: signal.getsignal(number) for number in usual}
+    handlers = {number: handler for number, handler in handlers.items() if handler in (usual[number], _program.stop)}
+    signals, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
     end, hook = Ending(message), sys.unraisablehook
-    before = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=end.watch, args=(told, set(map(int, taken))), daemon=True).start()
-    for number in taken:
+    before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=end.watch, args=(signals, set(map(int, handlers))), daemon=True).start()
+    for number in handlers:
         signal.signal(number, end.stop)
     sys.unraisablehook = lambda dropped: None if issubclass(dropped.exc_type, KeyboardInterrupt) else hook(dropped)
     try:
@@ -234,7 +235,7 @@ def ending(message: str) -> Iterator[Ending]:
                     stream.flush()
             end.leave()
         sys.unraisablehook = hook
-        for number, handler in taken.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
-        tell.close()
+        wakeup.close()

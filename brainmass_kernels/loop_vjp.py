@@ -9,18 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import derivatives, dispatch
-from .backends.base import (
-    Backend,
-    Carry,
-    Connections,
-    Cotangents,
-    Loop,
-    Operands,
-    Pullbacks,
-    Wanted,
-)  # fmt: skip
+from .backends.base import Backend, Carry, Connections, Cotangents, Loop, Operands, Pullbacks, Wanted
 
-# How each argument of a loop looks; see `folded`.
+# The kind of each argument of a loop; see `folded`.
 OPERANDS = Operands("coefs", "rows", "lanes", Connections("weights", "shared", "shared"))  # pyright: ignore
 CARRY = Carry("lanes", "lanes")  # pyright: ignore
 
@@ -33,9 +24,9 @@ def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_
     implementation : the backend's name
     checkpoint_every : steps between checkpoints of a gradient
     loop : Loop
-    only_once : what a second derivative raises
+    only_once : the message of the error that a second derivative raises
 
-    ``near`` says whether to walk back by inverse steps, where that is asked at run time; else it is ``None``.
+    ``near`` says at run time whether the adjoint takes inverse steps; ``None`` if that is known before.
     """
     backend = dispatch.load(implementation)
 
@@ -59,46 +50,48 @@ def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_
         wanted = static.value
         cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         cotangents = derivatives.once(Cotangents(*cotangents), only_once)
-        walk = _walk_back(backend, loop, wanted, checkpoint_every)
+        adjoint = _adjoint(backend, loop, wanted, checkpoint_every)
         kinds = ("coefs", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
-        back = folded(walk, kinds, expand=wanted.inputs)(near, operands, saved, cotangents)
-        return _cotangents(operands, wanted, back), back.initial, None
+        lane_cotangents = folded(adjoint, kinds, expand=wanted.inputs)(near, operands, saved, cotangents)
+        return _cotangents(operands, wanted, lane_cotangents), lane_cotangents.initial, None
 
     call.defvjp(forward, backward, symbolic_zeros=True)
     return call
 
 
 def _wanted(loop: Loop, operands: Operands) -> Wanted:
-    """Which cotangents are asked for, of arguments that say whether they are perturbed."""
+    """Which cotangents are wanted; the arguments are those of a custom_vjp's forward pass, with ``perturbed``."""
     coefs = (c.perturbed and read for c, read in zip(operands.coefs, loop.read_coefs(), strict=True))
     weights = operands.connections is not None and operands.connections.weights.perturbed  # pyright: ignore
     return Wanted(tuple(coefs), tuple(x.perturbed for x in operands.inputs), weights)
 
 
-def _walk_back(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int):
+def _adjoint(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int):
     pullbacks = Pullbacks.of(loop, wanted)
 
-    def walk(near, operands, saved, cotangents):
-        def by(pullbacks):
+    def adjoint(near, operands, saved, cotangents):
+        def apply(pullbacks):
             return backend.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
 
         if near is None:
-            return by(pullbacks)
-        return lax.cond(jnp.all(near), lambda: by(pullbacks), lambda: by(pullbacks._replace(inverse=None)))
+            return apply(pullbacks)
+        return lax.cond(jnp.all(near), lambda: apply(pullbacks), lambda: apply(pullbacks._replace(inverse=None)))
 
-    return walk
+    return adjoint
 
 
-def _cotangents(operands: Operands, wanted: Wanted, back) -> Operands:
-    """Of the operands: what each lane has of a uniform one is summed."""
+def _cotangents(operands: Operands, wanted: Wanted, by_lane) -> Operands:
+    """The cotangents of the operands: those of a uniform one are summed over the lanes."""
     connections = operands.connections
     if connections is not None:
-        weights = back.weights
+        weights = by_lane.weights
         if weights is not None and connections.weights.ndim == 2:
             weights = jnp.sum(weights, axis=-1)
         connections = Connections(weights, None, None)  # pyright: ignore[reportArgumentType]
-    coefs = [_summed(ct, c) for ct, c in zip(back.coefs, _chosen(operands.coefs, wanted.coefs))]
-    inputs = [_summed_rows(ct, x) for ct, x in zip(back.inputs, _chosen(operands.inputs, wanted.inputs))]
+    coefs = zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))
+    coefs = [cotangent if c.ndim else jnp.sum(cotangent) for cotangent, c in coefs]
+    inputs = zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))
+    inputs = [cotangent if x.ndim == 2 else jnp.sum(cotangent, axis=1) for cotangent, x in inputs]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
 
 
@@ -119,17 +112,9 @@ def _placed(flags, values):
     return tuple(next(values) if flag else None for flag in flags)
 
 
-def _summed(cotangent, coefficient):
-    return cotangent if coefficient.ndim else jnp.sum(cotangent)
-
-
-def _summed_rows(cotangent, rows):
-    return cotangent if rows.ndim == 2 else jnp.sum(cotangent, axis=1)
-
-
 # vmap ---------------------------------------------------------------------------------------------------------------
 
-# How the unmapped arguments of a loop look: uniform or with a last axis of lanes, or, of weights, of networks.
+# Dimensions of an unmapped argument that is uniform; others have a last axis of lanes or, for weights, of networks.
 _UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2}
 
 
@@ -139,10 +124,10 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     Parameters
     ----------
     fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
-    kinds : of each argument, or in a tuple of its type of the parts of one: ``"coefs"``, each ``()`` or ``(L,)``;
+    kinds : of each argument, or in a tuple of its type, of its parts: ``"coefs"``, each ``()`` or ``(L,)``;
         ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, ``(N, N)`` or ``(N, N, networks)``; ``"shared"``, the
         same for all; ``"lanes"``, whose last axis is always the lanes
-    expand : for each of the rows, whether a uniform one must be given to each lane, as its cotangent is wanted
+    expand : for each of the rows, whether a uniform one is expanded to each lane, as its cotangent is wanted
     """
     mapped = jax.custom_batching.custom_vmap(fun)
 
@@ -160,7 +145,7 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
 
 
 def _lanes_of(kinds, args) -> int:
-    """How many lanes a call has: the last axis of the first array that always has one."""
+    """The number of lanes: the length of the last axis of the first array that always has lanes."""
     for kind, arg in zip(kinds, args, strict=True):
         if kind == "lanes" and (leaves := jax.tree.leaves(arg)):
             return leaves[0].shape[-1]
@@ -177,7 +162,7 @@ def _fold_nothing(fun, batched, args):
 
 
 class _Folding:
-    """How arguments become those of a loop of ``size`` times as many lanes."""
+    """Turns arguments into those of a loop of ``size`` times as many lanes."""
 
     def __init__(self, size: int, lanes: int, expand: tuple[bool, ...]):
         self.size, self.lanes, self.expand = size, lanes, expand

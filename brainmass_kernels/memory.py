@@ -1,4 +1,4 @@
-"""How many bytes a run holds, and whether they fit."""
+"""The memory that a run needs, and whether it fits."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ import jax
 
 from .recording import Reduction
 
-# Steps of a network of which a gradient keeps all that was sent, or eight times the longest delay.
+# Steps of a network for which a gradient stores all that was sent, or eight times the longest delay.
 LONGEST = 8192
 
-# What a gradient keeps a step and region of such a block: on the CPU what was sent; on GPUs and TPUs the sums and, for
-# the weights, their cotangents and what was sent.
-KEPT_A_STEP = {"triton": 3, "mosaic_tpu": 3}
+# Values a step and region that a gradient stores of such a block: on the CPU what was sent; on GPUs and TPUs the sums
+# and, for the weights, their cotangents and what was sent.
+STORED_A_STEP = {"triton": 3, "mosaic_tpu": 3}
 
 if TYPE_CHECKING:
     from .run import Run
 
 
 def recorded(run: Run) -> int:
-    """Bytes of all records: of those that are stored, and of statistics, their tables, and the block of records."""
+    """Bytes of all records: stored quantities, statistics with their tables, and the block of records."""
     count, sampling = run.schedule.count, run.sampling
     if sampling is None:
         return count * len(run.entries) * _lane_bytes(run)
-    held = [what.size(sampling) if isinstance(what, Reduction) else count for _, what in run.entries]
+    sizes = [what.size(sampling) if isinstance(what, Reduction) else count for _, what in run.entries]
     shared = sum(what.shared(sampling) for _, what in run.entries if isinstance(what, Reduction))
-    held = sum(held) + min(count, sampling.block) * len(run.spec.record)
-    return held * _lane_bytes(run) + shared * run.spec.dtype.itemsize
+    values = sum(sizes) + min(count, sampling.block) * len(run.spec.record)
+    return values * _lane_bytes(run) + shared * run.spec.dtype.itemsize
 
 
 def copied(run: Run) -> int:
-    """Bytes that a kernel's own records take while they are copied to those that are returned."""
+    """Bytes of a kernel's records while they are copied to the returned ones."""
     count = run.schedule.count if run.sampling is None else min(run.schedule.count, run.sampling.block)
     return count * len(run.spec.record) * run.copied.lanes * run.spec.dtype.itemsize
 
 
 def gradient(run: Run) -> int:
-    """Bytes that a gradient holds beyond the records: checkpoints, and one replayed segment."""
+    """Bytes of a gradient beyond the records: checkpoints, and one replayed segment."""
     steps = run.schedule.steps
-    kept = -(-steps // run.checkpoint_every) + run.checkpoint_every
-    return (kept * len(run.spec.model.states) + sent(run)) * _lane_bytes(run)
+    states = -(-steps // run.checkpoint_every) + run.checkpoint_every
+    return (states * len(run.spec.model.states) + sent(run)) * _lane_bytes(run)
 
 
 def sent(run: Run) -> int:
-    """What a gradient of a network keeps of all that each region sent or got: histories, and one block of steps.
+    """Values a lane that a network's gradient stores of what regions sent or got: histories, and one block of steps.
 
-    Of what the weights' cotangents need it is the most, for who asks for them is not known before.
+    It includes what cotangents of the weights need, as it is not known whether they are wanted.
     """
     if run.spec.link is None:
         return 0
@@ -56,11 +56,11 @@ def sent(run: Run) -> int:
     if run.native_autodiff:
         return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.batch[-1]
     most = min(steps, block(run))
-    return KEPT_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth
+    return STORED_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth
 
 
 def block(run: Run) -> int:
-    """Steps of a network of which a gradient keeps all that was sent, at most."""
+    """Most steps of a network for which a gradient stores all that was sent."""
     return max(LONGEST, 8 * run.depth)
 
 
@@ -69,7 +69,7 @@ def _lane_bytes(run: Run) -> int:
 
 
 def available() -> int | None:
-    """Bytes of memory on the device that JAX computes on, or ``None`` where that is not known."""
+    """Bytes of memory of the device that JAX computes on, or ``None`` if that is not known."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -79,7 +79,7 @@ def available() -> int | None:
 
 
 def check(run: Run) -> None:
-    """Raise MemoryError where the records cannot fit, naming the argument that would cut them."""
+    """Raise MemoryError if the records cannot fit, with a value of the argument that would reduce them."""
     needed, limit = recorded(run) + copied(run), available()
     if limit is not None and needed > limit:
         fitting = math.ceil(run.schedule.every * needed / limit)
@@ -93,4 +93,4 @@ def check(run: Run) -> None:
 def _without_a_copy(run: Run) -> str:
     if not copied(run) or not run.copied.block:
         return ""
-    return f"; {copied(run):,} bytes are a copy, which a multiple of {run.copied.block} lanes needs not"
+    return f"; {copied(run):,} bytes are a copy, which a multiple of {run.copied.block} lanes does not need"

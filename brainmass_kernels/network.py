@@ -1,7 +1,7 @@
 """Networks: masses coupled through a connectome, with conduction delays.
 
-What is new over a batch of masses is one sum a step, linear in what the regions sent some steps ago. All else of a
-coupling is pointwise, and belongs to the step: what a region sends, and what it makes of the sum.
+A network adds one sum a step to a batch of masses, linear in what the regions sent some steps ago. The rest of a
+coupling is pointwise and belongs to the step: what a region sends, and how the sum enters its input.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .models.base import Model, check_model, check_name, refuse_nan
 
 
 class Kind(NamedTuple):
-    """A coupling: ``send`` of each source, summed over the connectome, ``receive``d by each target.
+    """A coupling: ``send`` of each source, summed over the connectome, enters each target by ``receive``.
 
     Attributes
     ----------
-    receive : ``(sum, own source, p) -> input``
-    send : ``(source, p) -> what is summed``
+    receive : ``(sum, source of the region, p) -> input``
+    send : ``(source, p) -> summand``
     parameters : defaults by name; ``k``, the global strength, among them
-    saturates : whether the sum is taken as a plain number, so that ``k`` has the unit of the target
+    saturates : whether the sum enters as a plain number, so that ``k`` has the unit of the target
     """
 
     receive: Callable
@@ -55,18 +55,18 @@ COUPLINGS: dict[str, Kind] = {
         parameters={"k": 1.0, "cmin": 0.0, "cmax": 0.005, "midpoint": 6.0, "r": 0.56},
     ),
 }
-# Couplings that subtract a region's own source, times the sum of its weights.
+# Couplings that subtract the source of the region, times the sum of its weights.
 _WITH_DEGREE = ("diffusive", "laplacian")
 
 
 class Link(NamedTuple):
-    """How the regions of a network are coupled, without data: part of what decides a step's text.
+    """How the regions of a network are coupled, without data; it is part of a step's specification.
 
     Attributes
     ----------
     kind : a name in `COUPLINGS`
     source : the observable or state that is sent
-    target : the input that the coupling is added to
+    target : the input to which the coupling is added
     """
 
     kind: str
@@ -82,31 +82,31 @@ class Link(NamedTuple):
         return COUPLINGS[self.kind].send(source, p)
 
     def received(self, total, own, p: SimpleNamespace):
-        """What is added to the target, from the sum and the region's own source."""
+        """What is added to the target, from the sum and the source of the region."""
         return COUPLINGS[self.kind].receive(total, own, p)
 
 
 @jax.tree_util.register_pytree_node_class
 class Network:
-    """Regions of one model, coupled through a connectome; give it to `simulate`, `explain` and `fit` as a model.
+    """Regions of one model, coupled through a connectome; `simulate`, `explain` and `fit` take it as a model.
 
-    The last axis of everything is the regions: fields of the model, inputs, initial states and ``k`` broadcast to
-    ``(*batch, N)``. A sweep over the strength on one connectome has ``k`` of shape ``(G, 1)``. During a step the
-    coupling is held at what arrives at its beginning, in every scheme.
+    The last axis is the regions: fields of the model, inputs, initial states and ``k`` broadcast to ``(*batch, N)``.
+    A sweep over the strength on one connectome has ``k`` of shape ``(G, 1)``. In every scheme the coupling is constant
+    during a step, at its value at the beginning.
 
     Parameters
     ----------
     model : of each region
     weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i
     delays : ``(N, N)``, a time for each connection, rounded up to whole steps; ``None``, no delays
-    distances, speed : in place of ``delays``: lengths ``(N, N)`` and the speed of conduction, of which the delays are
-        the quotient; plain numbers are millimetres and metres a second
+    distances, speed : instead of ``delays``, lengths ``(N, N)`` and the speed of conduction, whose quotient the delays
+        are; plain numbers are millimetres and metres a second
     coupling : "additive" ``k sum_j w_ij x_j + b``; "diffusive" ``k sum_j w_ij (x_j - x_i)``; "laplacian", the same
         plus ``b``; "sigmoidal" ``k / (1 + exp(-slope (a sum_j w_ij x_j + b - midpoint)))``; "tanh"
         ``k tanh(scale sum_j w_ij x_j)``; "sigmoidal_jansen_rit"
         ``k sum_j w_ij (cmin + (cmax - cmin) / (1 + exp(r (midpoint - x_j))))``; ``x_j`` is delayed, ``x_i`` is not
     source : an observable or state of the model; ``None``, its first observable or state
-    target : the input of the model that the coupling is added to; ``None``, its first
+    target : the input of the model to which the coupling is added; ``None``, its first
     k : strength, in the unit of the target over that of the source; in that of the target for the last three
     self_connection : whether the diagonal of ``weights`` counts
     **parameters : the other constants of the coupling; plain numbers, ``b`` of "additive" and "laplacian" in the unit
@@ -114,7 +114,7 @@ class Network:
 
     A run starts from a history, what each region sent before time 0: ``initial={"history": ...}``, one value, one for
     each region, ``(H, *batch, N)`` for the ``H`` steps of the longest delay with the oldest first, or a function of
-    the (negative) time. Otherwise it is what the initial state sends. ``result.final["history"]`` goes on exactly.
+    the (negative) time. By default it is what the initial state sends. ``result.final["history"]`` continues exactly.
 
     Raises
     ------
@@ -143,8 +143,7 @@ class Network:
         self.model, self.link, self.self_connection = model, Link(coupling, source, target), bool(self_connection)
         self.weights = _weights(weights)
         self.delays = _delays(delays, distances, speed, self.regions)
-        given = {"k": k} if k is not None else {}
-        self.parameters = {**kind.parameters, **parameters, **given}
+        self.parameters = {**kind.parameters, **parameters, **({} if k is None else {"k": k})}
         offset = self.parameters.get("b")
         if isinstance(offset, (int, float)) and offset == 0:
             self.parameters["b"] = units.attach(0.0, self.parameter_units()["b"])
@@ -157,7 +156,7 @@ class Network:
 
     @property
     def regions(self) -> int:
-        """How many regions there are."""
+        """The number of regions."""
         return int(np.shape(self.weights)[-1])
 
     @property
@@ -166,7 +165,7 @@ class Network:
         target = units.unit_of(self.model.inputs[self.link.target])
         if COUPLINGS[self.link.kind].saturates:
             return target
-        # Of two units of the same dimension the quotient is a plain number, which may still hide a factor.
+        # The quotient of two units of one dimension is a plain number, but may contain a factor.
         source = self.model.recordable()[self.link.source]
         return units.UNITLESS if target == source else target / source
 
@@ -178,23 +177,23 @@ class Network:
 
     def parameter_units(self) -> dict[str, Any]:
         """The unit of each parameter of the coupling."""
-        found = dict.fromkeys(self.parameters, units.UNITLESS) | {"k": self.strength_unit}
-        if "b" in found and not COUPLINGS[self.link.kind].saturates:
-            found["b"] = units.unit_of(self.model.inputs[self.link.target])
-        return found
+        unit_of = dict.fromkeys(self.parameters, units.UNITLESS) | {"k": self.strength_unit}
+        if "b" in unit_of and not COUPLINGS[self.link.kind].saturates:
+            unit_of["b"] = units.unit_of(self.model.inputs[self.link.target])
+        return unit_of
 
     def magnitudes(self) -> dict[str, Any]:
         """The parameters of the coupling as plain arrays, by their names in `Link.parameters`."""
-        found, unit_of = {}, self.parameter_units()
+        values, unit_of = {}, self.parameter_units()
         for name, value in self.parameters.items():
-            found[name] = units.strip(value, unit_of[name], name)
-            refuse_nan(found[name], name)
+            values[name] = units.strip(value, unit_of[name], name)
+            refuse_nan(values[name], name)
         if "degree" in self.link.parameters:
-            found["degree"] = jnp.sum(self.connections(), axis=-1)
-        return found
+            values["degree"] = jnp.sum(self.connections(), axis=-1)
+        return values
 
     def connections(self):
-        """The weights, ``(*batch, N, N)``, with the diagonal zero unless self-connections count."""
+        """The weights, ``(*batch, N, N)``, with a zero diagonal unless self-connections count."""
         weights = self.weights if is_traced(self.weights) else np.asarray(self.weights)
         if self.self_connection:
             return weights
@@ -204,7 +203,7 @@ class Network:
         """Each delay in whole steps, rounded up, ``(N, N)``; ``dt`` in seconds."""
         if self.delays is None:
             return np.zeros((self.regions, self.regions), np.int32)
-        # What is a whole number but for rounding stays one.
+        # A whole number with a rounding error is not rounded up.
         return np.ceil(self.delays / dt - 1e-5).clip(0).astype(np.int32)
 
     def __repr__(self) -> str:
@@ -227,7 +226,7 @@ class Network:
         return self
 
     def replace(self, **changes) -> Network:
-        """The same network with another ``model``, ``weights`` or parameter of the coupling."""
+        """The network with another ``model``, ``weights`` or parameter of the coupling."""
         known = {"model": self.model, "weights": self.weights, **self.parameters}
         for name in changes:
             check_name(name, known, "field of the network", TypeError)
@@ -240,9 +239,14 @@ class Network:
         )  # fmt: skip
 
 
+def parts_of(model: Any) -> tuple[Network | None, Any]:
+    """The network, or ``None`` for a model, and the model of each lane."""
+    return (model, model.model) if isinstance(model, Network) else (None, model)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """An array among what decides a tree's structure, compared by its values."""
+    """An array in the static part of a pytree, compared by its values."""
 
     array: np.ndarray | None
 
@@ -294,15 +298,15 @@ def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
 
 
 def _wide(value):
-    """A quantity in float64; of float32 the shortest decimal number, as 0.1 and not 0.100000001."""
+    """A quantity in float64; float32 as the shortest decimal number: 0.1, not 0.100000001."""
     if not isinstance(value, u.Quantity) or is_traced(value.mantissa):
         return value
-    given = np.asarray(value.mantissa)
-    if given.dtype == np.float32:
-        given = given.astype(str).astype(np.float64)
-    elif np.issubdtype(given.dtype, np.integer):
-        given = given.astype(np.float64)
-    return u.Quantity(given, unit=value.unit)
+    mantissa = np.asarray(value.mantissa)
+    if mantissa.dtype == np.float32:
+        mantissa = mantissa.astype(str).astype(np.float64)
+    elif np.issubdtype(mantissa.dtype, np.integer):
+        mantissa = mantissa.astype(np.float64)
+    return u.Quantity(mantissa, unit=value.unit)
 
 
 def _with_unit(value, unit):

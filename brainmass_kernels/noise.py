@@ -1,11 +1,10 @@
 """Counter-based random numbers, the same random bits on every backend.
 
 The bits are Threefry-2x32 (Salmon et al. 2011, SC'11, "Parallel random numbers: as easy as 1, 2, 3") with 13
-rounds, where JAX's own generator takes 20; tests/test_noise.py holds their statistics. They are keyed by (key, lane)
-and counted by (pair of steps, stream); two words make two normals by Box and Muller, one for an even step and one for
-the odd step after it. Everything is 32-bit integer and float32 arithmetic that Pallas, Triton and numba all have, and
-any normal can be made again from its counter alone: that is how an adjoint replays a noisy run without having stored
-its noise.
+rounds; JAX's generator has 20. tests/test_noise.py checks their statistics. The key is (key, lane), the counter (pair
+of steps, stream). By Box and Muller two words give two normals, one for an even step and one for the odd step after
+it. All arithmetic is in 32-bit integers and float32, which Pallas, Triton and numba have. Any normal can be computed
+again from its counter, so that an adjoint replays a noisy run without stored noise.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def threefry(k0, k1, c0, c1):
         if i % 4 == 3:
             j = i // 4 + 1
             x0 = x0 + keys[j % 3]
-            x1 = x1 + (keys[(j + 1) % 3] + jnp.int32(j))  # the same at each step, so made before the loop
+            x1 = x1 + (keys[(j + 1) % 3] + jnp.int32(j))  # this sum is the same at each step: it is hoisted
     return x0, x1
 
 
@@ -70,7 +69,7 @@ def _horner(coefficients, x):
 
 
 def pairs(seeds, half, count: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """For each stream its normals of the steps ``2 * half`` and ``2 * half + 1``."""
+    """For each stream, the normals of the steps ``2 * half`` and ``2 * half + 1``."""
     return tuple(box_muller(*threefry(seeds[0], seeds[1], half, jnp.int32(stream))) for stream in range(count))
 
 
@@ -79,9 +78,9 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
 
     Parameters
     ----------
-    seeds : two int32 arrays of the lane shape, from `lane_seeds`; with a third, the number of the first step
+    seeds : two int32 arrays of the lane shape, from `lane_seeds`; a third has the number of the first step
     step : int32 scalar, counted from that first step, or from 0
-    count : how many streams
+    count : number of streams
 
     Returns
     -------
@@ -91,14 +90,14 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
 
 
 def in_a_row(seeds, first, count: int, parity: int | None = None) -> Normals:
-    """Standard normals of steps in a row, float32 arrays of the lane shape.
+    """Standard normals of consecutive steps, float32 arrays of the lane shape.
 
     Parameters
     ----------
     seeds : as for `normals`
     first : int32 scalar, the first of the steps, counted as for `normals`
-    count : how many streams
-    parity : 0 or 1 where ``first`` is known to be even or odd, if steps are counted from 0
+    count : number of streams
+    parity : 0 or 1 if ``first`` is known to be even or odd, with steps counted from 0
     """
     first, later = jnp.asarray(first, jnp.int32), len(seeds) == 3
     first = first + seeds[2] if later else first
@@ -113,36 +112,36 @@ def in_a_row(seeds, first, count: int, parity: int | None = None) -> Normals:
 
 
 class Normals:
-    """Normals of steps in a row: each pair of steps is drawn once, when one of them is asked for.
+    """Normals of consecutive steps; each pair of steps is drawn once, at the first call for one of them.
 
     Parameters
     ----------
-    draw : ``k -> pairs``, for each stream the normals of the ``k``-th even step from the first on, or from the one
-        before it, and of the odd step after that
-    choose : ``(if the first step is odd, if it is even) -> value``; not called where the parity is known
-    parity : of the first step, where it is known
+    draw : ``k -> pairs``, for each stream the normals of an even step and of the odd step after it; for ``k = 0`` the
+        even step is the first step or the one before it
+    choose : ``(if the first step is odd, if it is even) -> value``; not called if the parity is known
+    parity : of the first step, or ``None``
     """
 
     def __init__(self, draw: Callable[[int], Sequence[tuple]], choose: Callable[[Any, Any], Any], parity: int | None):
         self.draw, self.choose, self.parity = draw, choose, parity
-        self._made: dict[int, Sequence[tuple]] = {}
+        self._pairs: dict[int, Sequence[tuple]] = {}
 
     def __call__(self, j: int) -> tuple:
-        """Of the step ``first + j``, one for each stream."""
+        """The normals of the step ``first + j``, one for each stream."""
         if self.parity is not None:
             return self._after_even(j + self.parity)
         return tuple(self.choose(*both) for both in zip(self._after_even(j + 1), self._after_even(j)))
 
     def _after_even(self, j: int) -> tuple:
-        """Of the step ``j`` after an even one."""
+        """The normals of the ``j``-th step after an even one."""
         k, which = divmod(j, 2)
-        if k not in self._made:
-            self._made[k] = self.draw(k)
-        return tuple(pair[which] for pair in self._made[k])
+        if k not in self._pairs:
+            self._pairs[k] = self.draw(k)
+        return tuple(pair[which] for pair in self._pairs[k])
 
 
 def check_key(key) -> None:
-    """Raise ``TypeError`` unless it is a random key of JAX's, old or new style, or an array of them, or ``None``."""
+    """Raise ``TypeError`` unless it is a JAX random key, old or new style, an array of them, or ``None``."""
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     plain = hasattr(key, "dtype") and key.dtype == np.uint32 and np.ndim(key) > 0 and np.shape(key)[-1] in (2, 4)
     if key is None or typed or plain:
@@ -156,8 +155,8 @@ def lane_seeds(key, batch: tuple[int, ...]) -> jax.Array:
 
     Parameters
     ----------
-    key : one JAX key, whose lanes are counted in C order, or an array of keys of shape ``batch``, one a lane:
-        that is how a batch is split over several runs without a change in its noise
+    key : a JAX key, whose lanes are counted in C order, or an array of keys of shape ``batch``, one a lane, with which
+        a batch can be split over several runs without a change in its noise
     batch : the shape of the batch
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -168,6 +167,6 @@ def lane_seeds(key, batch: tuple[int, ...]) -> jax.Array:
         lane = jnp.zeros(key.shape, jnp.int32)
     else:
         lane = jnp.arange(int(np.prod(batch, dtype=int)), dtype=jnp.int32).reshape(batch)
-    # A second use of the cipher, apart from the one in the loop, whose stream pairs are small.
+    # The counter -1 does not occur in the loop, whose streams are counted from 0.
     seeds = threefry(words[..., 0], words[..., 1], lane, jnp.int32(-1))
     return jnp.stack([jnp.broadcast_to(s, batch) for s in seeds])

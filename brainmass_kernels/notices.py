@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's that they are about."""
+"""Warnings that point at a line of user code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import warnings
 
 import jax
 
-# JAX calls this package back where it traces, as in a fit; emitted sources have no file.
-_NOT_THE_USERS = (*(os.path.dirname(file) + os.sep for file in (__file__, jax.__file__)), "<brainmass_kernels")
+# JAX calls back into this package where it traces, as in a fit; emitted sources have no file.
+_NOT_USER_CODE = (*(os.path.dirname(file) + os.sep for file in (__file__, jax.__file__)), "<brainmass_kernels")
 
 
 def warn(message: str, kind: type[Warning] = RuntimeWarning) -> None:
     """Warn at the innermost line outside this package and JAX, so that Python shows it once for each such line."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_USER_CODE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, kind, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Figures of a fit and of a benchmark. matplotlib is imported when one is made; no global backend is touched."""
+"""Figures of fits, benchmarks and sweeps. They import matplotlib when drawn, and do not change its backend."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
-#: More panels than this are not readable on one page.
+#: Most panels that are readable on one page.
 MAX_PANELS = 25
 
 
 def save(page, path) -> None:
-    """Write a figure, whole or not at all; a name without an ending gets matplotlib's own."""
+    """Write a figure, whole or not at all; a name without an ending gets matplotlib's default."""
     path = Path(path)
     if not path.suffix:
         path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
@@ -37,12 +37,12 @@ def save(page, path) -> None:
 
 def figure(fit: Fit, *, which=None):
     """Target, start and fit, one panel a target: log power against frequency with the alpha peaks marked, series over
-    time, matrices of connectivity beside each other, or of a function of one's own the errors over the steps.
+    time, matrices of connectivity beside each other, or for a user's function the errors over the steps.
 
     Parameters
     ----------
     fit : a `Fit`
-    which : the targets to show, by number from 0; the first 25 unless given
+    which : the targets to show, by number from 0; by default the first 25
 
     Returns
     -------
@@ -55,19 +55,17 @@ def figure(fit: Fit, *, which=None):
     ValueError
         for a target that the fit does not have
     """
-    # Not pyplot: a figure of one's own draws on Agg, and leaves the user's backend as it is.
-    Figure = needs("matplotlib.figure").Figure
     count = fit.losses.shape[1]
     shown = list(range(min(count, MAX_PANELS)) if which is None else which)
     wrong = [i for i in shown if not 0 <= i < count]
     if wrong or not shown:
         raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
     if not isinstance(fit.target, Spectrum):
-        return _other_figure(Figure, fit, shown)
+        return _other_figure(fit, shown)
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     size = (6.8, 4.4) if len(shown) == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
-    page = Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     axes = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     for ax, i in zip(axes, shown):
         _panel(ax, fit, i, alone=len(shown) == 1)
@@ -76,6 +74,16 @@ def figure(fit: Fit, *, which=None):
     if len(shown) > 1:
         _share_labels(page, fit, axes[0])
     return page
+
+
+def _page(width: float, height: float):
+    """An empty figure. Not by pyplot: a plain Figure draws on Agg, and does not change the user's backend."""
+    return needs("matplotlib.figure").Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _style(ax):
+    ax.grid(color=_FAINT, lw=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _panel(ax, fit: Fit, i: int, *, alone: bool):
@@ -90,9 +98,8 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
     low, high = min(level.min() for level in levels), max(max(level.max() for level in levels), top)
     ax.set_ylim(low - 0.12 * (high - low), high + 0.14 * (high - low))
     ax.set_xlim(fit.target.freqs[0], fit.target.freqs[-1])
-    ax.grid(color=_FAINT, lw=0.6)
+    _style(ax)
     ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(length=2.5, labelsize=9 if alone else 7)
     if alone:
         _dress(ax, fit, i)
@@ -100,17 +107,17 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
         ax.set_title(f"{i + 1}:  rms {fit.rms[i]:.2f}", fontsize=8, loc="left", pad=2)
 
 
-def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
+def _other_figure(fit: Fit, shown: Sequence[int]):
     matrices = isinstance(fit.target, Connectivity)
     columns = 3 if matrices else 1
     size = (8.4, 2.6 * len(shown) + 0.4) if matrices else (6.8, 1.9 * len(shown) + 1.4)
-    page = Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     panels = page.subplots(len(shown), columns, squeeze=False)
     if matrices:
         trio = {"target": fit.target, "start": fit.initial_prediction, "fit": fit.prediction}
         for row, i in zip(panels, shown):
-            for ax, (label, found) in zip(row, trio.items()):
-                values = np.asarray(found.values)
+            for ax, (label, matrices_of) in zip(row, trio.items()):
+                values = np.asarray(matrices_of.values)
                 drawn = ax.imshow(values if values.ndim == 2 else values[i], vmin=-1, vmax=1, cmap="RdBu_r")
                 ax.set_title(label if label != "fit" else f"fit, rms {fit.rms[i]:.3f}", fontsize=9)
                 ax.tick_params(length=2.5, labelsize=7)
@@ -118,8 +125,7 @@ def _other_figure(Figure, fit: Fit, shown: Sequence[int]):
     else:
         for ax, i in zip(panels[:, 0], shown):
             _over_time(ax, fit, i) if isinstance(fit.target, TimeSeries) else _over_steps(ax, fit, i)
-            ax.grid(color=_FAINT, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
+            _style(ax)
             ax.legend(frameon=False, fontsize=8, loc="upper right")
     page.suptitle(f"{fit.settings['model']} fitted to {fit.name}", fontsize=10, x=0.01, ha="left")
     return page
@@ -130,8 +136,8 @@ def _over_time(ax, fit: Fit, i: int):
     step = fit.settings["dt"] * fit.settings["every"]
     unit = u.get_unit(fit.target.values)
     styles = {"target": {"color": _TARGET}, "start": {"color": _START, "ls": (0, (4, 2))}, "fit": {"color": _FIT}}
-    for (label, style), found in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
-        values = np.asarray(u.get_magnitude(found.values))[i]
+    for (label, style), series in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
+        values = np.asarray(u.get_magnitude(series.values))[i]
         values = values if values.ndim == 1 else values[:, 0]
         ts = fit.settings["transient"] + step * np.arange(1, len(values) + 1)
         ax.plot(ts, values, lw=1.4, label=label, **style)
@@ -148,20 +154,12 @@ def _over_steps(ax, fit: Fit, i: int):
 
 
 def _dress(ax, fit: Fit, i: int):
-    wanted, found = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
+    wanted, fitted = (alpha_peak(s.freqs, s.power)[i] for s in (fit.target, fit.spectrum))
     ax.set(xlabel="frequency (Hz)", ylabel=_POWER)
     ax.legend(frameon=False, fontsize=9, loc="upper right")
     ax.set_title(f"{type(fit.model).__name__} fitted to {fit.target.name}", fontsize=11, loc="left")
-    ax.text(
-        0.985,
-        0.74,
-        f"alpha peak {wanted:.1f} Hz, fitted {found:.1f} Hz",
-        transform=ax.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8.5,
-        color="#5b6570",
-    )
+    text = f"alpha peak {wanted:.1f} Hz, fitted {fitted:.1f} Hz"
+    ax.text(0.985, 0.74, text, transform=ax.transAxes, ha="right", va="top", fontsize=8.5, color="#5b6570")
 
 
 def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
@@ -169,12 +167,12 @@ def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
 
 
 def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, *, filled: bool) -> float:
-    """A dot at the alpha peak, where there is one; returns the power there."""
-    at = alpha_peak(spectrum.freqs, spectrum.power)[i]
-    if np.isnan(at):
+    """Draw a dot at the alpha peak, if there is one; returns the log power there."""
+    peak = alpha_peak(spectrum.freqs, spectrum.power)[i]
+    if np.isnan(peak):
         return -math.inf
-    level = float(np.interp(at, spectrum.freqs, np.log10(spectrum.power[i])))
-    ax.plot(at, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
+    level = float(np.interp(peak, spectrum.freqs, np.log10(spectrum.power[i])))
+    ax.plot(peak, level, "o", ms=5.5, color=color if filled else "white", mec="white" if filled else color, zorder=3)
     return level
 
 
@@ -192,14 +190,14 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     Parameters
     ----------
     measured : of `bench.measure`; the forward runs without noise are drawn
-    points : of `bench.work_precision`; brainmass's own setting, exp_euler at 0.1 ms, is ringed
+    points : of `bench.work_precision`; brainmass's default, exp_euler at 0.1 ms, has a ring
     rivals : of `bench.against_brainmass`
 
     Returns
     -------
     matplotlib ``Figure``
     """
-    page = needs("matplotlib.figure").Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
+    page = _page(9.6, 4.2)
     speed, work = page.subplots(1, 2)
     forward = [m for m in measured if not m.case.gradient and not m.case.noisy]
     lanes = [m.case.lanes for m in forward]
@@ -208,28 +206,27 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     plain = [m.rate / m.ratio for m in forward]
     speed.loglog(lanes, plain, "o--", color=_START, label="plain lax.scan")
     for name in dict.fromkeys(r.name for r in rivals):
-        own = [r for r in rivals if r.name == name]
-        speed.loglog([r.case.lanes for r in own], [r.rate for r in own], "o:", ms=4, label=f"brainmass: {name}")
+        runs = [r for r in rivals if r.name == name]
+        speed.loglog([r.case.lanes for r in runs], [r.rate for r in runs], "o:", ms=4, label=f"brainmass: {name}")
     speed.set(xlabel="masses", ylabel="mass-steps a second", title="speed")
     for scheme in dict.fromkeys(p.scheme for p in points):
-        own = [p for p in points if p.scheme == scheme]
-        work.loglog([p.seconds for p in own], [p.rms for p in own], "o-", ms=4, label=scheme)
+        runs = [p for p in points if p.scheme == scheme]
+        work.loglog([p.seconds for p in runs], [p.rms for p in runs], "o-", ms=4, label=scheme)
     for p in points:
         if (p.scheme, p.dt_ms) == ("exp_euler", 0.1):
             work.plot(p.seconds, p.rms, "o", ms=12, mfc="none", mec=_TARGET, label="brainmass's setting")
     work.set(xlabel="seconds for one second of simulation", ylabel="rms error (mV)", title="error over time")
     for ax in (speed, work):
-        ax.grid(color=_FAINT, lw=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
+        _style(ax)
         ax.legend(frameon=False, fontsize=8)
     return page
 
 
 def sweep_figure(sweep: Sweep):
-    """What a sweep recorded of each mass: heat maps over two parameters, or curves over one.
+    """The records of a sweep with one value a mass: heat maps over two parameters, or curves over one.
 
-    Where the least and the largest value were recorded, their difference is drawn in their place, as the amplitude,
-    and a peak frequency is left blank where that is next to nothing. Points that diverged are left blank.
+    The minimum and the maximum, if both were recorded, are drawn as the amplitude, their difference. Points that
+    diverged are blank, as is the peak frequency where the amplitude is next to zero.
 
     Returns
     -------
@@ -238,7 +235,7 @@ def sweep_figure(sweep: Sweep):
     Raises
     ------
     ValueError
-        for a grid of more than two parameters, or records that all have an axis of their own
+        for a grid of more than two parameters, or without a record of one value a mass
     """
     if len(sweep.axes) > 2:
         raise ValueError(f"'sweep' has {len(sweep.axes)} parameters, and a picture shows one or two")
@@ -249,7 +246,7 @@ def sweep_figure(sweep: Sweep):
     columns = 1 if flat else min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
-    page = needs("matplotlib.figure").Figure(figsize=size, dpi=150, layout="constrained")
+    page = _page(*size)
     panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     axes = [(_labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
     for ax, (title, values) in zip(panels, shown.items()):
@@ -257,10 +254,9 @@ def sweep_figure(sweep: Sweep):
         if flat:
             ax.plot(axes[0][1], values, color=_FIT, lw=1.6)
             ax.set_ylabel(title)
-            ax.grid(color=_FAINT, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
+            _style(ax)
         else:
-            # The first parameter upwards, the second to the right, as the records' axes are written.
+            # The first parameter upwards, the second to the right, like rows and columns of the records.
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
             page.colorbar(drawn, ax=ax, label=title)
             ax.set_ylabel(axes[0][0])
@@ -287,7 +283,7 @@ def _maps(sweep: Sweep) -> dict[str, Any]:
 
 
 def _blank(values, where):
-    """Values with NaN in some places, where a picture shows nothing."""
+    """Values with NaN in some places, which stay blank in a picture."""
     return np.where(where, np.nan, u.get_magnitude(values)) * u.get_unit(values)
 
 

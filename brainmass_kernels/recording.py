@@ -1,8 +1,8 @@
-"""What a run may record besides trajectories: statistics of the records, taken block by block as they come.
+"""Statistics of the records, computed block by block without storing the trajectory.
 
-A kernel runs until a block of records is full; plain jnp reduces the block, and it is forgotten. So a statistic costs a
-kernel neither registers nor a gradient of its own, a spectrum is a matrix product, and memory does not grow with time.
-A long block is reduced part by part, so that no table (of phases, of who belongs to which mean) is as long as the run.
+A kernel runs until a block of records is full; plain jnp then reduces the block. So a statistic costs a kernel neither
+registers nor a separate gradient, a spectrum is a matrix product, and memory does not grow with time. A long block is
+reduced part by part, so that no table (of phases, or of which record belongs to which mean) is as long as the run.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from jax import lax
 
 from . import rounding, units
 
-#: Values of one observable that a block may hold, unless that were fewer records than these.
+#: Most values of one observable in a block, which has at least `FEWEST` records.
 BLOCK = 2**24
 FEWEST = 32
-#: Values that the table of one statistic may hold, unless that were fewer records than `FEWEST`.
+#: Most values in the table of one statistic, which covers at least `FEWEST` records.
 TABLE = 2**19
 
 
 class Sampling(NamedTuple):
-    """The records that a statistic is made of.
+    """The records that a statistic is computed from.
 
     Attributes
     ----------
-    count : how many there are
+    count : number of records
     interval : seconds from one to the next
-    block : how many come at once, but for the last
+    block : records of a block; the last block may have fewer
     """
 
     count: int
@@ -45,7 +45,7 @@ class Sampling(NamedTuple):
 
     @classmethod
     def of(cls, count: int, interval: float, lanes: int) -> Sampling:
-        """In equal blocks, where a divisor is near."""
+        """In equal blocks, if a divisor of the count is near."""
         most = max(FEWEST, BLOCK // max(1, lanes))
         even = -(-count // -(-count // most)) if count else 1
         divisors = (b for b in range(even, even + even // 2 + 1) if count % b == 0)
@@ -54,22 +54,22 @@ class Sampling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """A statistic of all records of one quantity, kept up to date while these come and go.
+    """A statistic of all records of one quantity, updated with each block of records.
 
     Parameters
     ----------
-    of : the observable or state; the model's first observable if not given
+    of : the observable or state; the model's first observable by default
     """
 
     of: str = dataclasses.field(default="", kw_only=True)
 
     @property
     def suffix(self) -> str:
-        """What is put behind the quantity's name to name the result."""
+        """The ending of the result's name, after the quantity's."""
         return type(self).__name__.lower()
 
     def check(self, sampling: Sampling) -> None:
-        """Raise ValueError where the records of a run cannot give this statistic."""
+        """Raise ValueError if the records of a run cannot give this statistic."""
         if sampling.count < 1:
             raise ValueError(f"{type(self).__name__} needs a record, but the transient leaves none")
 
@@ -84,49 +84,49 @@ class Reduction:
         return bound
 
     def size(self, sampling: Sampling) -> int:
-        """Values a lane that are held."""
+        """Values a lane in the carry."""
         return 1
 
     def shared(self, sampling: Sampling) -> int:
-        """Values that are held once for all lanes, such as tables."""
+        """Values that all lanes share, such as tables."""
         return 0
 
     def axis(self, ts, sampling: Sampling) -> Any:
-        """What the result's first axis is, given the times of the records; ``None`` for one value a lane."""
+        """The result's first axis, from the times of the records; ``None`` for one value a lane."""
         return None
 
     def start(self, like, sampling: Sampling) -> Any:
-        """What is held before the first record; ``like`` is a value of each lane, ``(L,)``."""
+        """The carry before the first record; ``like`` has a value of each lane, ``(L,)``."""
         raise NotImplementedError
 
-    def add(self, held, x, first, sampling: Sampling) -> Any:
-        """What is held after the records ``x`` ``(n, L)``, of which ``first`` came before."""
+    def add(self, carry, x, first, sampling: Sampling) -> Any:
+        """The carry after the records ``x`` ``(n, L)``; ``first`` records came before."""
         raise NotImplementedError
 
-    def finish(self, held, sampling: Sampling) -> Any:
+    def finish(self, carry, sampling: Sampling) -> Any:
         """The result, ``(L,)`` or ``(M, L)``."""
         raise NotImplementedError
 
 
-def in_parts(add: Callable, held, x, first, most: int):
-    """What is held after the records ``x``, at most ``most`` of them added at once; a gradient runs each part again.
+def in_parts(add: Callable, carry, x, first, most: int):
+    """The carry after the records ``x``, at most ``most`` of them added at once; a gradient reruns each part.
 
     Parameters
     ----------
-    add : ``(held, x, first) -> held``
-    held, x, first : as in `Reduction.add`
+    add : ``(carry, x, first) -> carry``
+    carry, x, first : as in `Reduction.add`
     """
     if len(x) <= most:
-        return add(held, x, first)
+        return add(carry, x, first)
     whole = len(x) // most
 
-    def one(held, part):
-        return add(held, *part), None
+    def add_part(carry, part):
+        return add(carry, *part), None
 
     parts = x[: whole * most].reshape(whole, most, *x.shape[1:])
     firsts = first + most * jnp.arange(whole, dtype=jnp.int32)
-    held, _ = lax.scan(jax.checkpoint(one, prevent_cse=False), held, (parts, firsts))
-    return add(held, x[whole * most :], first + whole * most) if len(x) % most else held
+    carry, _ = lax.scan(jax.checkpoint(add_part, prevent_cse=False), carry, (parts, firsts))
+    return add(carry, x[whole * most :], first + whole * most) if len(x) % most else carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,16 +136,16 @@ class Mean(Reduction):
     def start(self, like, sampling):
         return jnp.zeros_like(like), jnp.zeros_like(like)
 
-    def add(self, held, x, first, sampling):
-        """Chan, Golub and LeVeque 1983, The American Statistician 37:242: two means and sums of squares made one."""
-        mean, squares = held
+    def add(self, carry, x, first, sampling):
+        """Chan, Golub and LeVeque 1983, The American Statistician 37:242: merge two means and sums of squares."""
+        mean, squares = carry
         n, k = jnp.asarray(first, x.dtype), x.shape[0]
         block = x.mean(0)
-        apart, share = block - mean, k / (n + k)
-        return mean + apart * share, squares + ((x - block[None]) ** 2).sum(0) + apart**2 * (n * share)
+        difference, share = block - mean, k / (n + k)
+        return mean + difference * share, squares + ((x - block[None]) ** 2).sum(0) + difference**2 * (n * share)
 
-    def finish(self, held, sampling):
-        return held[0]
+    def finish(self, carry, sampling):
+        return carry[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +155,8 @@ class Variance(Mean):
     def unit(self, unit):
         return unit**2
 
-    def finish(self, held, sampling):
-        return held[1] / sampling.count
+    def finish(self, carry, sampling):
+        return carry[1] / sampling.count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +166,11 @@ class Minimum(Reduction):
     def start(self, like, sampling):
         return jnp.full_like(like, jnp.inf)
 
-    def add(self, held, x, first, sampling):
-        return jnp.minimum(held, x.min(0))
+    def add(self, carry, x, first, sampling):
+        return jnp.minimum(carry, x.min(0))
 
-    def finish(self, held, sampling):
-        return held
+    def finish(self, carry, sampling):
+        return carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,20 +180,24 @@ class Maximum(Reduction):
     def start(self, like, sampling):
         return jnp.full_like(like, -jnp.inf)
 
-    def add(self, held, x, first, sampling):
-        return jnp.maximum(held, x.max(0))
+    def add(self, carry, x, first, sampling):
+        return jnp.maximum(carry, x.max(0))
 
-    def finish(self, held, sampling):
-        return held
+    def finish(self, carry, sampling):
+        return carry
 
 
 @dataclasses.dataclass(frozen=True)
 class Average(Reduction):
-    """Means over consecutive times of length ``tr``, as a scanner takes them; what is left at the end is dropped.
+    """Means over consecutive intervals of length ``tr``, as of a scanner; an incomplete last interval is dropped.
 
     Parameters
     ----------
     tr : a time, a whole multiple of that between records
+
+    Raises
+    ------
+    ValueError : of another length, or longer than the recording
     """
 
     tr: Any
@@ -230,60 +234,64 @@ class Average(Reduction):
         return ts[per - 1 :: per]
 
     def start(self, like, sampling):
-        # A part may begin late in the last mean, and then all its rows must fit behind.
+        # A part may begin late in the last mean; all its rows must fit after that.
         rows = -(-sampling.count // self.per(sampling)) + self._rows(self._part(sampling), sampling)
         return jnp.zeros((rows, *like.shape), like.dtype)
 
     def _part(self, sampling: Sampling) -> int:
-        """How many records are summed at once; the matrix of who belongs to which mean grows as the square."""
+        """Records that are summed at once; the matrix from records to means grows as their square."""
         return min(sampling.block, max(FEWEST, math.isqrt(TABLE * self.per(sampling))))
 
     def _rows(self, n: int, sampling: Sampling) -> int:
-        """How many means so many consecutive records can be part of."""
+        """How many means ``n`` consecutive records can belong to."""
         return -(-n // self.per(sampling)) + 1
 
-    def add(self, held, x, first, sampling):
-        return in_parts(functools.partial(self._add, sampling=sampling), held, x, first, self._part(sampling))
+    def add(self, carry, x, first, sampling):
+        return in_parts(functools.partial(self._add, sampling=sampling), carry, x, first, self._part(sampling))
 
-    def _add(self, held, x, first, sampling: Sampling):
+    def _add(self, carry, x, first, sampling: Sampling):
         per, rows = self.per(sampling), self._rows(len(x), sampling)
         row = first // per
-        ours = (first + jnp.arange(len(x), dtype=jnp.int32)) // per - row
-        belongs = ours[None] == jnp.arange(rows, dtype=jnp.int32)[:, None]
+        row_of = (first + jnp.arange(len(x), dtype=jnp.int32)) // per - row
+        belongs = row_of[None] == jnp.arange(rows, dtype=jnp.int32)[:, None]
         sums = jnp.dot(belongs.astype(x.dtype) / per, x, precision=lax.Precision.HIGHEST)
-        before = lax.dynamic_slice_in_dim(held, row, rows)
-        return lax.dynamic_update_slice_in_dim(held, before + sums, row, 0)
+        before = lax.dynamic_slice_in_dim(carry, row, rows)
+        return lax.dynamic_update_slice_in_dim(carry, before + sums, row, 0)
 
-    def finish(self, held, sampling):
-        return held[: self.size(sampling)]
+    def finish(self, carry, sampling):
+        return carry[: self.size(sampling)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum(Reduction):
     """Power spectral density at chosen frequencies: the tapered periodogram of the records less their mean.
 
-    At frequencies that are whole multiples of one over the recorded time it is what `scipy.signal.periodogram` makes
-    of the stored records; any others may be asked for as well.
+    At whole multiples of one over the recorded time it equals `scipy.signal.periodogram` of the stored records; other
+    frequencies are possible too.
 
     Parameters
     ----------
     freqs : ``(F,)`` frequencies, up to half the sampling rate; plain numbers are Hz
     taper : "hann" or "boxcar"
+
+    Raises
+    ------
+    ValueError : frequencies that are negative, or above half the sampling rate; another taper
     """
 
     freqs: Any
     taper: str = dataclasses.field(default="hann", kw_only=True)
 
     def __post_init__(self):
-        given = self.freqs if isinstance(self.freqs, u.Quantity) else np.asarray(self.freqs, float) * u.Hz
-        freqs = np.atleast_1d(np.asarray(units.strip(given, u.Hz, "freqs"), float))
+        freqs = self.freqs if isinstance(self.freqs, u.Quantity) else np.asarray(self.freqs, float) * u.Hz
+        freqs = np.atleast_1d(np.asarray(units.strip(freqs, u.Hz, "freqs"), float))
         if freqs.ndim != 1 or not len(freqs) or not (np.isfinite(freqs).all() and (freqs >= 0).all()):
             raise ValueError(
                 f"'freqs' got {self.freqs}, but takes one or several frequencies (F,), none of them negative"
             )
         if self.taper not in ("hann", "boxcar"):
             raise ValueError(f"'taper' got {self.taper!r}, but takes 'hann' or 'boxcar'")
-        # A tuple can be a key of what was compiled.
+        # A tuple is hashable, as the key of a compiled run must be.
         object.__setattr__(self, "freqs", tuple(freqs.tolist()))
 
     def check(self, sampling):
@@ -304,14 +312,14 @@ class Spectrum(Reduction):
 
     def shared(self, sampling):
         part, whole = self._part(sampling), sampling.count if sampling.count <= TABLE else 0
-        # The turns of a part, the same with its weights, the turns of where parts begin, and the taper.
+        # The phase factors of a part, those with the taper, those where parts begin, and the taper.
         return 2 * (len(self.freqs) + 1) * (2 * part + len(self._begins(sampling))) + whole
 
     def axis(self, ts, sampling):
         return np.array(self.freqs) * u.Hz
 
     def _part(self, sampling: Sampling) -> int:
-        """How many records are summed at once: their turns and those of where parts begin make two small tables."""
+        """Records that are summed at once, so that the tables of phase factors stay small."""
         most = max(FEWEST, TABLE // (2 * len(self.freqs)), math.isqrt(sampling.count))
         return min(sampling.block, most)
 
@@ -320,10 +328,10 @@ class Spectrum(Reduction):
         parts = np.arange(0, sampling.block, self._part(sampling))
         return (np.arange(0, sampling.count, sampling.block)[:, None] + parts).ravel()
 
-    def _turns(self, k, sampling: Sampling, dtype) -> tuple[jax.Array, jax.Array]:
+    def _phases(self, k, sampling: Sampling, dtype) -> tuple[jax.Array, jax.Array]:
         """Cosines and sines of ``2 pi f t`` at records ``k``, and of the taper's half period, ``(len(k), F + 1)``.
 
-        Phases are of float64 and made when the run is built, whatever the precision of the run.
+        Phases are computed in float64 when the run is built, whatever the precision of the run.
         """
         cycles = np.array([*self.freqs, 0.5 / (sampling.count * sampling.interval)]) * sampling.interval
         phase = 2 * np.pi * np.mod(np.outer(k, cycles), 1.0)
@@ -333,33 +341,33 @@ class Spectrum(Reduction):
         sums = jnp.zeros((2, len(self.freqs), *like.shape), like.dtype)
         return sums, jnp.zeros_like(like), jnp.zeros_like(like)
 
-    def add(self, held, x, first, sampling):
-        return in_parts(functools.partial(self._add, sampling=sampling), held, x, first, self._part(sampling))
+    def add(self, carry, x, first, sampling):
+        return in_parts(functools.partial(self._add, sampling=sampling), carry, x, first, self._part(sampling))
 
-    def _add(self, held, x, first, sampling: Sampling):
-        sums, mean, origin = held
-        # Any constant does, as the mean comes off in the end; one that is near keeps the rounding small.
+    def _add(self, carry, x, first, sampling: Sampling):
+        sums, mean, origin = carry
+        # Any constant may be subtracted, as `finish` subtracts the mean; a near one keeps the rounding small.
         origin = lax.stop_gradient(jnp.where(first == 0, x[0], origin))
         x = x - origin[None]
         part, begins = self._part(sampling), self._begins(sampling)
         row = first // sampling.block * -(-sampling.block // part) + first % sampling.block // part
-        cos, sin = self._turns(np.arange(len(x)), sampling, x.dtype)
-        cos0, sin0 = (table[row] for table in self._turns(begins, sampling, x.dtype))
-        turns = jnp.stack([cos[:, :-1], -sin[:, :-1]])
+        cos, sin = self._phases(np.arange(len(x)), sampling, x.dtype)
+        cos0, sin0 = (table[row] for table in self._phases(begins, sampling, x.dtype))
+        factors = jnp.stack([cos[:, :-1], -sin[:, :-1]])
         if self.taper == "hann" and sampling.count <= TABLE:
             whole = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(sampling.count) / sampling.count)
             taper = lax.dynamic_slice_in_dim(jnp.asarray(whole, x.dtype), first, len(x))
-            turns = turns * taper[None, :, None]
+            factors = factors * taper[None, :, None]
         elif self.taper == "hann":
-            # The sine of half the angle: a square loses no digits where the window is small.
-            turns = turns * ((sin0[-1] * cos[:, -1] + cos0[-1] * sin[:, -1]) ** 2)[None, :, None]
-        real, imag = jnp.einsum("ckf,kl->cfl", turns, x, precision=lax.Precision.HIGHEST)
+            # Hann's window as a squared sine, which loses no digits where the window is small.
+            factors = factors * ((sin0[-1] * cos[:, -1] + cos0[-1] * sin[:, -1]) ** 2)[None, :, None]
+        real, imag = jnp.einsum("ckf,kl->cfl", factors, x, precision=lax.Precision.HIGHEST)
         cos0, sin0 = cos0[:-1, None], sin0[:-1, None]
         sums = sums + jnp.stack([cos0 * real + sin0 * imag, cos0 * imag - sin0 * real])
         return sums, mean + x.sum(0) / sampling.count, origin
 
-    def _of_ones(self, sampling: Sampling) -> np.ndarray:
-        """What the sums would be of records that are 1, ``(2, F)``."""
+    def _sums_of_ones(self, sampling: Sampling) -> np.ndarray:
+        """The sums for records that are all 1, ``(2, F)``."""
         cycles, count = np.array(self.freqs) * sampling.interval, sampling.count
         total = _geometric(cycles, count)
         if self.taper == "hann":
@@ -367,13 +375,13 @@ class Spectrum(Reduction):
             total = 0.5 * total - 0.25 * sides
         return np.stack([np.real(total), np.imag(total)])
 
-    def finish(self, held, sampling):
-        sums, mean, _ = held
-        of_ones = jnp.asarray(self._of_ones(sampling), mean.dtype)
+    def finish(self, carry, sampling):
+        sums, mean, _ = carry
+        of_ones = jnp.asarray(self._sums_of_ones(sampling), mean.dtype)
         real, imag = sums - of_ones[..., None] * mean[None, None]
         nyquist = 0.5 / sampling.interval
         sides = [1.0 if f == 0 or math.isclose(f, nyquist) else 2.0 for f in self.freqs]
-        # The sum of the squared weights; Hann's two are 0 and 1.
+        # The sum of the squared weights; two weights of Hann's are 0 and 1.
         squares = sampling.count if self.taper == "boxcar" else 0.375 * sampling.count if sampling.count > 2 else 1.0
         scale = np.array(sides) * sampling.interval / squares
         return jnp.asarray(scale, mean.dtype)[:, None] * (real**2 + imag**2)
@@ -392,9 +400,13 @@ def _geometric(cycles: np.ndarray, count: int) -> np.ndarray:
 class PeakFrequency(Spectrum):
     """The frequency with the greatest power among ``freqs``, one value a lane.
 
-    It is refined by the parabola through the logarithms of the power there and on both sides, and so has a derivative;
-    at the first and the last of ``freqs`` it is not refined. A mass at rest, whose records differ by no more than
-    rounding (`rounding.at_rest`), has no peak: NaN.
+    A parabola through the logarithms of the power there and on both sides refines it, which makes it differentiable;
+    the first and the last of ``freqs`` are not refined. NaN for a mass at rest, whose records differ by rounding
+    alone (`rounding.at_rest`).
+
+    Raises
+    ------
+    ValueError : fewer than three frequencies, or frequencies that do not increase
     """
 
     @property
@@ -418,14 +430,14 @@ class PeakFrequency(Spectrum):
     def start(self, like, sampling):
         return super().start(like, sampling), Mean().start(like, sampling)
 
-    def add(self, held, x, first, sampling):
-        sums, moments = held
+    def add(self, carry, x, first, sampling):
+        sums, moments = carry
         sums = super().add(sums, x, first, sampling)
-        apart = lax.stop_gradient(x - sums[-1][None])
-        return sums, Mean().add(moments, apart, first, sampling)
+        moved = lax.stop_gradient(x - sums[-1][None])
+        return sums, Mean().add(moments, moved, first, sampling)
 
-    def finish(self, held, sampling):
-        sums, (mean, squares) = held
+    def finish(self, carry, sampling):
+        sums, (mean, squares) = carry
         power = super().finish(sums, sampling)
         peaked = jnp.isfinite(power).all(0) & ~rounding.within(squares / sampling.count, sums[-1] + mean)
         freqs = jnp.asarray(self.freqs, power.dtype)
@@ -444,11 +456,16 @@ class PeakFrequency(Spectrum):
 
 @dataclasses.dataclass(frozen=True)
 class Crossings(Reduction):
-    """How often a second the records rise through a level, one value a lane; it has no derivative.
+    """How often a second the records rise through a level, one value a lane; not differentiable.
 
     Parameters
     ----------
     level : in the quantity's unit, one for all lanes
+
+    Raises
+    ------
+    ValueError : a level in another unit, fewer than two records
+    TypeError : when a gradient is taken through it
     """
 
     level: Any
@@ -478,22 +495,22 @@ class Crossings(Reduction):
     def start(self, like, sampling):
         return jnp.full_like(like, jnp.inf), jnp.zeros_like(like)
 
-    def add(self, held, x, first, sampling):
-        last, count = held
+    def add(self, carry, x, first, sampling):
+        last, count = carry
         before = jnp.concatenate([last[None], x[:-1]])
         level = self.level[0]
         rises = ((before < level) & (x >= level)).sum(0).astype(x.dtype)
-        # A comparison with NaN is false, and would count as none.
+        # A comparison with NaN is false: a diverged lane would have no crossings.
         return x[-1], count + jnp.where(jnp.isfinite(x).all(0), rises, jnp.nan)
 
-    def finish(self, held, sampling):
-        last, count = held
+    def finish(self, carry, sampling):
+        last, count = carry
         return _without_derivative(count / ((sampling.count - 1) * sampling.interval), last)
 
 
 @jax.custom_vjp
 def _without_derivative(value, follows):
-    """``value``, through which no gradient may be taken by what ``follows`` depends on."""
+    """``value``; a gradient through it, by anything that ``follows`` depends on, raises."""
     return value
 
 

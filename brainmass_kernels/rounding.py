@@ -1,4 +1,4 @@
-"""What varies: records at rest differ by rounding alone, which no statistic should take for a signal."""
+"""Records at rest: they differ by rounding errors alone, which are no signal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-#: Standard deviation of records at rest at most, in units of the last place of their mean: rounding, and what is left
-#: of a transient that has nearly gone.
+#: The largest standard deviation of records at rest, in units of the last place of their mean: rounding, and the
+#: remainder of a transient.
 ROUNDING = 16
 
 
@@ -16,14 +16,14 @@ def at_rest(x):
     """Whether records ``(T, ...)`` do not vary beyond rounding: 16 units in the last place of their mean; ``(...)``."""
     x = _floating(x)
     with np.errstate(invalid="ignore"):
-        # The mean of equal numbers is rounded, that of their differences is not.
+        # The mean of equal numbers has a rounding error, that of their differences has none.
         moved = x - x[:1]
         mean = moved.mean(0)
         return within(((moved - mean[None]) ** 2).mean(0), x[0] + mean)
 
 
 def within(variance, mean):
-    """Whether a variance, of the same dtype as the mean, is no more than rounding; false of what is not finite."""
+    """Whether a variance, in the dtype of the mean, is no more than rounding; false if one is not finite."""
     return variance <= (ROUNDING * np.finfo(variance.dtype).eps * mean) ** 2
 
 
@@ -35,7 +35,7 @@ def centred(x):
 
 
 def _floating(x):
-    """A plain array of floating point: NumPy's stays what it is, with all its digits."""
+    """A plain floating-point array; a NumPy array keeps its precision."""
     x = u.get_magnitude(x)
     x = x if isinstance(x, jax.Array) else np.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)

@@ -1,4 +1,4 @@
-"""Names of what can be set, swept or freed, their units, and where their values go.
+"""Names of the quantities that can be set, swept or fitted, their units, and where their values go.
 
 ``"C"`` is a field of the model, ``"E_inp"`` an input, ``"noise.E_inp"`` the intensity of the noise on an input or a
 state, ``"coupling.k"`` a constant of a network's coupling.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import units
 from .models.base import Model
-from .network import Network
+from .network import Network, parts_of
 
 NOISE, COUPLING = "noise.", "coupling."
 
@@ -23,9 +23,9 @@ class Place(NamedTuple):
     Attributes
     ----------
     kind : "parameters", "inputs", "noise" or "coupling"
-    name : within these
-    unit : that a plain number is read in
-    also : a second unit that is read as if it were the first
+    name : within its kind
+    unit : of plain numbers
+    also : a second unit, whose numbers are read as in ``unit``
     """
 
     kind: str
@@ -35,9 +35,8 @@ class Place(NamedTuple):
 
 
 def places(model: Model | type[Model] | Network) -> dict[str, Place]:
-    """The place of everything that a model, its class or a network has, by its full name."""
-    network = model if isinstance(model, Network) else None
-    mass: Any = network.model if network else model
+    """The place of each quantity of a model, its class or a network, by its full name."""
+    network, mass = parts_of(model)
     known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
     known |= {n: Place("inputs", n, units.unit_of(x)) for n, x in mass.inputs.items()}
     known |= {NOISE + n: Place("noise", n, noise_unit(mass, n)) for n in (*mass.inputs, *mass.states)}
@@ -53,22 +52,20 @@ def noise_unit(model: Model | type[Model], name: str) -> Any:
 
 
 def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping[str, Any]) -> tuple[Any, dict, dict]:
-    """Model, inputs and noise with values put in, by their full names."""
+    """Model, inputs and noise with these values, by their full names."""
     known = places(model)
     groups: dict[str, dict] = {"parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}}
     for name, value in values.items():
         groups[known[name].kind][known[name].name] = value
-    mass: Any = model.model if isinstance(model, Network) else model
+    network, mass = parts_of(model)
     mass = dataclasses.replace(mass, **groups["parameters"])
-    if isinstance(model, Network):
-        return model.replace(model=mass, **groups["coupling"]), groups["inputs"], groups["noise"]
-    return mass, groups["inputs"], groups["noise"]
+    model = network.replace(model=mass, **groups["coupling"]) if network else mass
+    return model, groups["inputs"], groups["noise"]
 
 
 def quantities(model: Model | Network, inputs: Mapping, noise: Mapping) -> dict[str, tuple[Any, Any]]:
-    """The unit and the value of everything, by its full name; noise on states only where it is given."""
-    mass: Any = model.model if isinstance(model, Network) else model
-    values = {}
+    """The unit and the value of each quantity, by its full name; noise on states only if ``noise`` has it."""
+    mass, values = parts_of(model)[1], {}
     for full, (kind, name, unit, _) in places(model).items():
         if kind == "parameters":
             values[full] = unit, getattr(mass, name)

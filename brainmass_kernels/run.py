@@ -1,4 +1,4 @@
-"""What a run is, and its execution: coefficients before the loop, the loop by blocks, coordinates after it."""
+"""Runs and their execution: coefficients before the loop, the loop in blocks, coordinates after it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .recording import Reduction, Sampling
 from .schedule import Schedule, segment_groups
 from .step import Step, StepSpec, build
 
-# Inverse steps multiply rounding errors by exp(a dt) each: how far they may go, in `a dt`, to stay within contract 1.
+# Each inverse step multiplies rounding errors by exp(a dt). The largest sum of `a dt` over a segment.
 MAX_INVERSE_GROWTH = 2.0
 
 
 class Run(NamedTuple):
-    """Everything about a run that is not data; the key under which it is compiled."""
+    """Everything about a run that is not data; the key of its compiled program."""
 
     spec: StepSpec
     batch: tuple[int, ...]
@@ -38,28 +38,28 @@ class Run(NamedTuple):
     precision: str
     interpret: str
     platform: str
-    entries: tuple[tuple[str, str | Reduction], ...]  # by the result's name, what is recorded
-    sampling: Sampling | None  # the records, where a statistic is made of them
+    entries: tuple[tuple[str, str | Reduction], ...]  # what is recorded, after the result's name
+    sampling: Sampling | None  # of the records, if there are statistics
     depth: int = 0  # steps of a network's longest delay
-    delays: tuple[int, ...] = ()  # how many of a network's connections have each delay, from 0 to depth
+    delays: tuple[int, ...] = ()  # the number of a network's connections for each delay, from 0 to depth
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
-    inverse_steps: str = ""  # whether the adjoint walks back by inverse steps: "always", "asked" at run time, or never
+    inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
 
 
 class Data(NamedTuple):
-    """The arrays of a run, without units, each with its own part of the batch shape."""
+    """The arrays of a run, without units; each broadcasts to the batch."""
 
     hoisted: tuple
     state: tuple
     varying: tuple
     key: Any
-    connections: Connections | None = None  # of a network, the weights ``(*batch, N, N)``
-    history: Any = None  # of a network, broadcast to ``(depth, *batch)``; ``None``, what the first state sends
+    connections: Connections | None = None  # of a network, with weights ``(*batch, N, N)``
+    history: Any = None  # of a network, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends
 
 
 def inverse_holds(run: Run, growth):
-    """Whether rounding stays small over the inverse steps of any segment; ``growth`` is the largest ``a dt``."""
+    """Whether rounding stays small over the inverse steps of a segment; ``growth`` is the largest ``a dt``."""
     return growth * longest(run) <= MAX_INVERSE_GROWTH
 
 
@@ -83,8 +83,8 @@ def request_of(run: Run) -> Request:
     return Request(loop_of(run)[1], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
 
 
-def no_lanes(of):
-    """``of(run, ..., data)`` for a batch of no lanes: empty arrays of the right shapes, and nothing is run."""
+def no_lanes(fun):
+    """``fun(run, ..., data)`` for a batch of no lanes: empty arrays of the right shapes; nothing is run."""
 
     def empty(run: Run, *rest):
         *static, data = rest
@@ -92,14 +92,14 @@ def no_lanes(of):
         one = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(tuple(n or 1 for n in np.shape(x)), jax.dtypes.result_type(x)), data
         )
-        like = jax.eval_shape(functools.partial(of, run._replace(batch=batch), *static), one)
+        like = jax.eval_shape(functools.partial(fun, run._replace(batch=batch), *static), one)
         return jax.tree.map(lambda x: jnp.zeros((*x.shape[: x.ndim - len(batch)], *run.batch), x.dtype), like)
 
     return empty
 
 
 def execute(run: Run, data: Data):
-    """Records and final states of a run, as its compiled program returns them, without units."""
+    """Records and final states of a run, without units, by its compiled program."""
     return RUNS(run)(data)
 
 
@@ -114,14 +114,14 @@ RUNS = Programs(_compiled, lambda run: run.spec)
 
 
 def _execute(run: Run, data: Data):
-    """Records ``(K, *batch)`` and final states ``(*batch)``, of a network the history too, without units."""
+    """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has the history too."""
     step, loop = loop_of(run)
     n_lanes = math.prod(run.batch)
     exact = dispatch.load(run.implementation).same_lanes
     hoisted = [in_lanes(x, run.batch, run.spec.dtype, of_one=exact) for x in data.hoisted]
     initial = [jnp.broadcast_to(in_lanes(x, run.batch, run.spec.dtype), (n_lanes,)) for x in data.state]
-    around = _as_in_a_batch if exact and n_lanes == 1 and any(x.ndim for x in hoisted) else _as_it_is
-    state, coefs = around(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, initial)
+    apply = _apply_to_one_lane if exact and n_lanes == 1 and any(x.ndim for x in hoisted) else _apply
+    state, coefs = apply(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, initial)
     # A backend takes a coefficient of a single lane as one for all.
     coefs = tuple(x.reshape(()) if n_lanes == 1 else x for x in coefs)
     carry = Carry(tuple(jnp.broadcast_to(x, (n_lanes,)) for x in state))
@@ -132,43 +132,43 @@ def _execute(run: Run, data: Data):
     near = inverse_holds(run, step.growth(hoisted)) if run.inverse_steps == "asked" else None
     launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data.key), connections), near)
     rows = tuple(in_rows(x, run.batch, run.spec.dtype) for x in data.varying)
-    # Pallas's interpreters have effects, which JAX runs no second time.
-    again = not run.interpret
+    # Pallas's interpreters have effects, which JAX does not rerun.
+    rerun = not run.interpret
     if connections is not None and not run.native_autodiff:
-        launch = functools.partial(run_in_parts, launch, memory.block(run), again)
+        launch = functools.partial(run_in_parts, launch, memory.block(run), rerun)
     if run.sampling is None:
         records, final = launch(run.schedule, carry, rows, None)
     else:
-        what = [what for _, what in run.entries]
-        blocks = (run.schedule, run.sampling, what, run.spec.record, launch)
-        records, final = run_in_blocks(*blocks, carry, rows, again)
-    state = around(step.exit, hoisted, final.state)
+        entries = [what for _, what in run.entries]
+        blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
+        records, final = run_in_blocks(*blocks, carry, rows, rerun)
+    state = apply(step.exit, hoisted, final.state)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
-    ended = (*state, *(() if final.history is None else (final.history,)))
-    return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, ended)]
+    last = (*state, *(() if final.history is None else (final.history,)))
+    return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, last)]
 
 
 def _launcher(run: Run, operands: Operands, near):
-    """``(schedule, carry, rows, first) -> (records, carry)``: some of the steps, from the ``first`` on."""
+    """``(schedule, carry, rows, first) -> (records, carry)``, which runs some steps, from the ``first`` on."""
 
     def launch(schedule: Schedule, carry: Carry, rows, first):
         part = run._replace(schedule=schedule, checkpoint_every=min(run.checkpoint_every, schedule.steps))
         loop, seeds = loop_of(part)[1], operands.seeds
         if seeds is not None and first is not None:
             seeds = jnp.concatenate([seeds, jnp.full((1, seeds.shape[1]), first, jnp.int32)])
-        here = operands._replace(inputs=rows, seeds=seeds)
+        part_operands = operands._replace(inputs=rows, seeds=seeds)
         if run.native_autodiff:
-            return Scan().native_autodiff(loop, here, carry, part.checkpoint_every)[:2]
+            return Scan().native_autodiff(loop, part_operands, carry, part.checkpoint_every)[:2]
         loop = differentiable(run.implementation, part.checkpoint_every, loop, only_once(run))
-        return loop(here, carry, near)
+        return loop(part_operands, carry, near)
 
     return launch
 
 
 def _connections(connections: Connections, run: Run) -> Connections:
-    """The connections as backends take them."""
+    """The connections in the form that backends take."""
     regions, weights = run.batch[-1], jnp.asarray(connections.weights, run.spec.dtype)
     if weights.size == regions**2:
         weights = weights.reshape(regions, regions)
@@ -179,7 +179,7 @@ def _connections(connections: Connections, run: Run) -> Connections:
 
 
 def _history(history, run: Run, loop: Loop, coefs, state):
-    """What was sent before the first step, ``(depth, L)``; what the first state sends where none is given."""
+    """What was sent before the first step, ``(depth, L)``; by default what the first state sends."""
     if history is None:
         assert loop.coupling is not None
         (history,) = loop.coupling.send(*coefs, *state)
@@ -194,12 +194,12 @@ def lane_seeds(run: Run, key):
     return None if key is None else noise.lane_seeds(key, run.batch).reshape(2, math.prod(run.batch))
 
 
-def _as_it_is(fun, *args):
+def _apply(fun, *args):
     return fun(*args)
 
 
 def _where(finite, x):
-    """A statistic ``(L,)`` or ``(M, L)`` of the lanes that stayed finite; NaN of the others, whose records ended."""
+    """A statistic ``(L,)`` or ``(M, L)``, NaN for lanes that did not stay finite."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     return jnp.where(jnp.broadcast_to(finite, x.shape), x, jnp.nan)
@@ -220,20 +220,20 @@ def only_once(run: Run) -> str:
 
 
 def in_lanes(x, batch, dtype, of_one: bool = False):
-    """A value as ``()`` where it is one for all lanes, else as ``(L,)``.
+    """A value as ``()`` if all lanes share it, else as ``(L,)``.
 
-    ``of_one`` lanes too where the value has an axis of the batch whose length happens to be one.
+    With ``of_one`` it is ``(L,)`` also if it has an axis of the batch of length one.
     """
     x = jnp.asarray(x, dtype)
-    own = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
-    return jnp.broadcast_to(x, batch).reshape(-1) if own else x.reshape(())
+    per_lane = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
+    return jnp.broadcast_to(x, batch).reshape(-1) if per_lane else x.reshape(())
 
 
-def _as_in_a_batch(fun, hoisted, state):
-    """``fun(hoisted, state)`` of a single lane with the bits that it has of several.
+def _apply_to_one_lane(fun, hoisted, state):
+    """``fun(hoisted, state)`` of a single lane, with the same bits as in a larger batch.
 
-    XLA folds the constants of a product of single numbers, and not those of several; and it rounds otherwise where it
-    fuses in another way. So the lane is computed twice, in a branch, with whose inside XLA fuses nothing around it.
+    XLA folds the constants in a product of single numbers, but not of arrays, and its rounding depends on what it
+    fuses. So the lane is computed twice, in a branch, which XLA does not fuse with the code around it.
     """
 
     def pair(x):
@@ -243,15 +243,15 @@ def _as_in_a_batch(fun, hoisted, state):
         return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(fun, *args))
 
     # The time step is the last. XLA cannot know that it is positive.
-    found = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
-    return jax.tree.map(lambda x: x[:1] if x.ndim else x, found)
+    values = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
+    return jax.tree.map(lambda x: x[:1] if x.ndim else x, values)
 
 
 def in_rows(x, batch, dtype):
-    """One value a step as ``(T,)`` where it is one for all lanes, else as ``(T, L)``."""
+    """One value a step as ``(T,)`` if all lanes share it, else as ``(T, L)``."""
     x = jnp.asarray(x, dtype)
     if x.size == x.shape[0]:
         return x.reshape(-1)
-    # Shapes broadcast from the right, but the time axis stays in front.
+    # Shapes broadcast from the right; the time axis stays in front.
     x = x.reshape(x.shape[0], *(1,) * (len(batch) + 1 - x.ndim), *x.shape[1:])
     return jnp.broadcast_to(x, (x.shape[0], *batch)).reshape(x.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Which steps a run takes, which of them it records, and how they are cut into segments between checkpoints."""
+"""The steps of a run, its records, and its segments between checkpoints."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Which steps are taken and after which of them the observables are recorded.
+    """The steps of a run, and after which of them the observables are recorded.
 
     Record ``k`` is taken at the end of step ``lead + (k + 1) * every`` (steps count from 1).
 
     Attributes
     ----------
-    steps : number of steps in all
-    lead : steps before recording begins (the transient)
+    steps : in all
+    lead : of the transient, before recording begins
     every : steps from one record to the next
     """
 
@@ -27,14 +27,14 @@ class Schedule:
 
     @property
     def count(self) -> int:
-        """How many records there are."""
+        """The number of records."""
         return max(0, self.steps - self.lead) // self.every
 
 
 class SegmentGroup(NamedTuple):
-    """Equal segments of a run: each ``strides`` strides of ``stride`` steps, recorded after each stride or not at all.
+    """Equal segments of a run: each has ``strides`` strides of ``stride`` steps, recorded after each stride or never.
 
-    A stride longer than a segment has ``parts``, groups of its own, and is then the only one of its segment.
+    A stride longer than a segment is divided into ``parts``, and is the only one of its segment.
     """
 
     start: int
@@ -81,12 +81,12 @@ def _unrecorded(start: int, steps: int, segment: int) -> Iterator[SegmentGroup]:
 
 
 class Body(NamedTuple):
-    """How the steps of a segment are written out.
+    """The loop body of a segment, in which several steps are unrolled.
 
     Attributes
     ----------
-    strides : strides in one body; 0 where a stride takes several bodies
-    steps : steps in one body; what is left over has a shorter one
+    strides : in one body; 0 if a stride takes several bodies
+    steps : in one body; the remainder of a segment has a shorter one
     even : whether every body begins an even number of steps after the segment
     """
 
@@ -96,7 +96,7 @@ class Body(NamedTuple):
 
     @classmethod
     def of(cls, group: SegmentGroup, most: int, noisy: bool) -> Body:
-        """At most ``most`` steps; of an even number, if it can be, where a step is ``noisy``."""
+        """At most ``most`` steps; if possible an even number of them where a step is ``noisy``."""
         stride = group.stride
         if stride <= most:
             several = min(most // stride, group.strides)
@@ -107,13 +107,13 @@ class Body(NamedTuple):
 
 
 def even_share(n: int, most: int, unit: int = 1) -> int:
-    """A divisor of ``n`` near ``most`` if there is one, so that nothing is left over; a multiple of ``unit``."""
+    """A divisor of ``n`` that is a multiple of ``unit`` and little less than ``most``; without one, about ``most``."""
     most = most - most % unit or most
     return next((d for d in range(most, most // 3, -1) if n % d == 0 and d % unit == 0), most)
 
 
 def parity_in(parity: int | None, group: SegmentGroup) -> int | None:
-    """That of the first step of each segment of a group where it is known, given that of where the groups begin."""
+    """The parity of the first step of each segment of a group, from that of the first group; ``None`` if unknown."""
     if parity is None or (group.segments > 1 and group.length % 2):
         return None
     return (parity + group.start) % 2
@@ -124,7 +124,7 @@ def segments_in(groups: Sequence[SegmentGroup]) -> int:
 
 
 def nested_segments(group: SegmentGroup, most: int) -> tuple[SegmentGroup, ...]:
-    """A segment that is too long to be walked back at once, in groups of at most ``most`` steps."""
+    """A segment that is too long to be reversed at once, in groups of at most ``most`` steps."""
     if group.parts:
         return group.parts
     every = group.stride if group.recorded else group.length + 1
@@ -132,11 +132,11 @@ def nested_segments(group: SegmentGroup, most: int) -> tuple[SegmentGroup, ...]:
 
 
 def checkpoint_levels(parts: Sequence[SegmentGroup], most: int) -> list[int]:
-    """How many states each further level of checkpoints has, the first being that within these groups."""
-    found: list[int] = []
+    """The number of states of each further level of checkpoints, from that within these groups on."""
+    levels: list[int] = []
     for group in parts:
         if group.parts or group.length > most:
             inner = nested_segments(group, most)
             below = [segments_in(inner), *checkpoint_levels(inner, most)]
-            found = [max(pair) for pair in zip_longest(found, below, fillvalue=0)]
-    return found
+            levels = [max(pair) for pair in zip_longest(levels, below, fillvalue=0)]
+    return levels

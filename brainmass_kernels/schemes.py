@@ -1,7 +1,7 @@
 """Integration schemes: one step of a model, each written as the state plus an increment.
 
-A scheme may carry the state in coordinates of its own: ``enter`` goes there before the first step, ``exit`` comes
-back. Strang's scheme carries the state half a flow ahead, so that the half flows of successive steps become one.
+A scheme may carry the state in other coordinates: ``enter`` transforms it before the first step, ``exit`` transforms
+it back. Strang's scheme carries the state half a flow ahead, so that the half flows of successive steps become one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Scheme(NamedTuple):
     step : ``(model, state, p, i, h) -> state``
     order : of convergence
     limit : largest ``a h`` at which a second-order block with rate ``a`` is stable; ``None``, any
-    needs : what a model must have, a key of `NEEDS`; empty, nothing
+    needs : the attribute that a model must have, a key of `NEEDS`; empty, none
     enter, exit : ``(model, state, p, h) -> state``, to the coordinates of ``step`` and back
-    inverse : as ``step``, the state before a step from the state after it, where a closed form is known
+    inverse : as ``step``, the state before a step from the state after it, if a closed form is known
     """
 
     step: Callable
@@ -46,7 +46,7 @@ def _drift(model, s: State, p, i) -> State:
 
 
 def _push(model, s: State, p) -> State:
-    """What white noise on states adds to their rates during a step; `step.Noisy` has it."""
+    """The contribution of white noise on states to their rates, from `step.Noisy`."""
     return model.push(SimpleNamespace(**s), p) if hasattr(model, "push") else {}
 
 
@@ -73,7 +73,7 @@ def _rk4(model, s, p, i, h):
 
 
 def _exp_euler(model, s, p, i, h):
-    """Exponential Euler with the diagonal of the Jacobian, each state on its own, as brainmass has it."""
+    """Exponential Euler with the diagonal of the Jacobian, state by state, like brainmass."""
     return _relaxed(model, s, p, i, h, list(s))
 
 
@@ -85,14 +85,14 @@ def _relaxed(model, s, p, i, h, names) -> State:
         return model.drift(SimpleNamespace(**{**s, n: x}), p, i)[n]
 
     for n in names:
-        # The slope is the drift's alone: the noise's own would turn Ito's integral into another.
+        # The slope is that of the drift alone; with that of the noise the integral would not be Ito's.
         rate, slope = jax.jvp(lambda x, n=n: rate_of(n, x), (s[n],), (jnp.ones_like(s[n]),))
         stepped[n] = s[n] + h * _phi(h * slope) * (rate + push[n] if n in push else rate)
     return stepped
 
 
 def _between(model, moved: State, s: State, p, i, h) -> State:
-    """``moved`` with the noise of the blocks' states on top, and the states of no block by exponential Euler."""
+    """``moved`` plus the noise on states of blocks, and the states outside blocks by exponential Euler."""
     others = [n for n in s if not any(n in (b.position, b.velocity) for b in model.blocks)]
     pushed = {n: moved[n] + h * rate for n, rate in _push(model, s, p).items() if n not in others}
     return {**moved, **pushed, **_relaxed(model, s, p, i, h, others)}
@@ -102,7 +102,7 @@ def _phi(z):
     """(exp(z) - 1) / z, 1 at 0."""
     small = jnp.abs(z) < 1e-4
     away = jnp.where(small, 1.0, z)
-    # exp(z) - 1, of primitives that every backend has in its loop.
+    # exp(z) - 1 by primitives that every backend has.
     return jnp.where(small, 1.0 + 0.5 * z, jnp.tanh(0.5 * away) * (jnp.exp(away) + 1.0) / away)
 
 
@@ -129,7 +129,7 @@ def _flow(model, s, p, h, equilibrium: State | None = None):
 
 
 def _position_loss(z):
-    """(1 + z) exp(-z) - 1, which is -z^2/2 for small z: by its series there, lest everything cancels."""
+    """(1 + z) exp(-z) - 1, about -z^2/2 for small z: by its series there, to avoid cancellation."""
     small = jnp.abs(z) < 0.5
     near = jnp.where(small, z, 0.0)
     series = 0.0
@@ -158,12 +158,12 @@ def _strang(model, s, p, i, h):
 
 
 def _strang_inverse(model, s, p, i, h):
-    """A kick depends on positions, which it leaves as they are. Rounding grows by exp(a h)."""
+    """A kick depends on positions, which it does not change. Rounding errors grow by exp(a h)."""
     return _kick(model, _flow(model, s, p, -h), p, i, -h)
 
 
 def invertible(model, scheme: str, noisy: Sequence[str]) -> bool:
-    """Whether steps of a model can be taken back: only those of blocks, with no noise on a state."""
+    """Whether steps of a model have an inverse: only those of blocks without noise on a state."""
     in_blocks = {n for b in getattr(model, "blocks", ()) for n in (b.position, b.velocity)}
     return SCHEMES[scheme].inverse is not None and in_blocks == set(model.states) and not in_blocks & set(noisy)
 
@@ -192,6 +192,6 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "heun": Scheme(_heun, 2, 2.0),
     "rk4": Scheme(_rk4, 4, 2.785293563405282),
-    # A model that was discretised elsewhere: `step(s, p, i)` is the state after one step, whatever `h`.
+    # A model that is already discrete: `step(s, p, i)` is the state after one step, whatever `h`.
     "given": Scheme(lambda model, s, p, i, h: model.step(SimpleNamespace(**s), p, i), 0, None, "step"),
 }

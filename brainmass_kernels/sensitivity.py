@@ -1,4 +1,4 @@
-"""Derivatives carried along in the loop: of everything by a few parameters, in one pass and with nothing stored."""
+"""Forward sensitivities: derivatives by a few parameters, carried in the loop, in one pass and without a trajectory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from . import derivatives, dispatch, units
 from .arguments import prepare
 from .backends.base import Carry, Loop, Operands, Request
-from .interrupts import heard
+from .interrupts import interruptible
 from .loop_vjp import differentiable
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
@@ -29,25 +29,25 @@ _ONLY_REVERSE = (
 )
 
 
-@heard
+@interruptible
 def sensitivities(
     model: Model, duration, dt, wrt: str | Sequence[str], **arguments
 ) -> tuple[Result, dict[str, Result]]:
-    """Simulate, and carry the derivatives by some parameters along, each lane's by its own value.
+    """Simulate, and carry the derivatives by some parameters in the loop, those of each lane by its value.
 
-    The derivatives are more states of the one loop: exact, on every implementation, in memory that does not grow with
-    time. For a few parameters and many records, as in least squares, this is the whole Jacobian in one pass; for many
-    parameters and one loss `jax.grad` is cheaper. The result can itself be differentiated in reverse.
+    The derivatives are further states of the loop: exact, on every implementation, in memory that does not grow with
+    time. For a few parameters and many records, as in least squares, this gives the Jacobian in one pass; for many
+    parameters and one loss `jax.grad` is cheaper. The result can be differentiated in reverse.
 
     Parameters
     ----------
-    model, duration, dt, **arguments : as `simulate` takes them, but for statistics in ``record``
-    wrt : names of parameters, of inputs that are held over the run, or of noise intensities (``"noise.E_inp"``)
+    model, duration, dt, **arguments : as `simulate` takes them, except statistics in ``record``
+    wrt : names of parameters, of constant inputs, or of noise intensities (``"noise.E_inp"``)
 
     Returns
     -------
-    the run as `simulate` returns it, and for each name a `Result` whose records ``(K, *batch)`` and final states are
-    the derivatives, in the record's unit over the parameter's
+    the result of `simulate`, and for each name a `Result` whose records ``(K, *batch)`` and final states are the
+    derivatives, in the record's unit over the parameter's
 
     Raises
     ------
@@ -68,13 +68,13 @@ def sensitivities(
     unit_of = _units(model, run.spec)
     for name in names:
         check_name(name, unit_of, "parameter, held input or noise intensity")
-    moved = tuple(list(unit_of).index(n) for n in names)
-    request = Request(_loop(run, moved)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
+    indices = tuple(list(unit_of).index(n) for n in names)
+    request = Request(_loop(run, indices)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     spec = dataclasses.replace(run.spec, base_two=dispatch.load(chosen).base_two(run.precision))
     run = run._replace(spec=spec, inverse_steps="", native_autodiff=False, implementation=chosen)
     compute = _run if math.prod(run.batch) else no_lanes(_run)
-    records, final, pushed = compute(run, moved, derivatives.in_reverse(data, _ONLY_REVERSE))
+    records, final, pushed = compute(run, indices, derivatives.in_reverse(data, _ONLY_REVERSE))
     known, when = model.recordable(), clock(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
     place = {what: k for k, what in enumerate(run.spec.record)}
@@ -86,37 +86,33 @@ def sensitivities(
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
         )
 
-    slopes = {n: result(seen, ended, unit_of[n]) for n, (seen, ended) in zip(names, pushed, strict=True)}
+    slopes = {n: result(*by_name, unit_of[n]) for n, by_name in zip(names, pushed, strict=True)}
     return result(records, final, units.UNITLESS), slopes
 
 
 def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
-    """The unit of each hoisted argument but the time step, in their order."""
+    """The unit of each hoisted argument except the time step, in their order."""
     known, noisy = places(model), (f"{NOISE}{n}" for n in spec.noisy)
     return {n: known[n].unit for n in (*spec.parameters, *spec.constant, *noisy)}
 
 
-def _loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
-    return _LOOPS(run, moved)
-
-
-def _build_loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
+def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
     """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
     step, spec = build(run.spec), run.spec
-    n_coefs, n_state, n_moved = len(step.setup.out_avals), len(spec.model.states), len(moved)
-    live = tuple(tuple(step.setup.depends([i == k for i in range(len(spec.hoisted))])) for k in moved)
-    given = (False,) * (len(spec.varying) + len(spec.noisy))
-    forth = pushforward(step.advance, [(*flags, *(True,) * n_state, *given) for flags in live])
-    seen = pushforward(step.observe, [(*flags, *(True,) * n_state) for flags in live])
+    n_coefs, n_state, n_directions = len(step.setup.out_avals), len(spec.model.states), len(indices)
+    live = tuple(tuple(step.setup.depends([i == k for i in range(len(spec.hoisted))])) for k in indices)
+    constant = (False,) * (len(spec.varying) + len(spec.noisy))
+    advance = pushforward(step.advance, [(*flags, *(True,) * n_state, *constant) for flags in live])
+    observe = pushforward(step.observe, [(*flags, *(True,) * n_state) for flags in live])
     n_live = sum(map(sum, live))
 
     def by_direction(program: Program):
-        """A loop's arguments, coefficients and then states, as the program has them, direction by direction."""
+        """From a loop's order, coefficients and then states, to the program's, direction by direction."""
 
         def fun(*flat):
             args = iter(flat)
             coefs, slopes, state, pushed = (
-                [next(args) for _ in range(count)] for count in (n_coefs, n_live, n_state, n_state * n_moved)
+                [next(args) for _ in range(count)] for count in (n_coefs, n_live, n_state, n_state * n_directions)
             )
             rest, slopes, pushed = list(args), iter(slopes), iter(pushed)
             counts = [(sum(flags), n_state) for flags in live]
@@ -126,44 +122,44 @@ def _build_loop(run: Run, moved: tuple[int, ...]) -> tuple[Loop, tuple[tuple[boo
         return Program(fun, program.in_avals, program.label)
 
     loop = Loop(
-        by_direction(forth), by_direction(seen), n_coefs + n_live, n_state * (1 + n_moved), len(spec.varying),
+        by_direction(advance), by_direction(observe), n_coefs + n_live, n_state * (1 + n_directions), len(spec.varying),
         len(spec.noisy), run.schedule, run.precision, run.interpret,
     )  # fmt: skip
     return loop, live
 
 
-_LOOPS = Programs(_build_loop, lambda run, moved: run.spec)
+_loop = Programs(_build_loop, lambda run, indices: run.spec)
 
 
-def _run(run: Run, moved: tuple[int, ...], data: Data):
-    return _RUNS(run, moved)(data)
+def _run(run: Run, indices: tuple[int, ...], data: Data):
+    return _RUNS(run, indices)(data)
 
 
-def _compiled(run: Run, moved: tuple[int, ...]):
+def _compiled(run: Run, indices: tuple[int, ...]):
     def brainmass_kernels_sensitivities(data: Data):
-        return _execute(run, moved, data)
+        return _execute(run, indices, data)
 
     return jax.jit(brainmass_kernels_sensitivities)
 
 
-_RUNS = Programs(_compiled, lambda run, moved: run.spec)
+_RUNS = Programs(_compiled, lambda run, indices: run.spec)
 
 
-def _execute(run: Run, moved: tuple[int, ...], data: Data):
+def _execute(run: Run, indices: tuple[int, ...], data: Data):
     """Records, final states, and for each direction the derivatives of both, without units."""
-    loop, live = _loop(run, moved)
+    loop, live = _loop(run, indices)
     step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)
     hoisted = [in_lanes(x, run.batch, dtype) for x in data.hoisted]
     start = [jnp.broadcast_to(in_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
-    directions = [[jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(hoisted)] for k in moved]
+    directions = [[jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(hoisted)] for k in indices]
 
-    def begun(hoisted):
+    def initial(hoisted):
         state = step.enter(hoisted, start)
         return tuple(step.setup(*hoisted)), tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
 
-    (coefs, state), slopes, tangents = begun(hoisted), [], []
+    (coefs, state), slopes, tangents = initial(hoisted), [], []
     for direction, flags in zip(directions, live, strict=True):
-        d_coefs, d_state = jax.jvp(begun, (hoisted,), (direction,))[1]
+        d_coefs, d_state = jax.jvp(initial, (hoisted,), (direction,))[1]
         slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
         tangents += d_state
     varying = tuple(in_rows(x, run.batch, dtype) for x in data.varying)
@@ -175,8 +171,8 @@ def _execute(run: Run, moved: tuple[int, ...], data: Data):
         return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]
 
     n, m, pushed = len(run.spec.record), len(state), []
-    at = final.state[:m]
+    last = final.state[:m]
     for p, direction in enumerate(directions, start=1):
-        ended = jax.jvp(step.exit, (hoisted, at), (direction, final.state[m * p : m * (p + 1)]))[1]
-        pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(ended)))
-    return shaped(records[:n]), shaped(step.exit(hoisted, at)), pushed
+        d_last = jax.jvp(step.exit, (hoisted, last), (direction, final.state[m * p : m * (p + 1)]))[1]
+        pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(d_last)))
+    return shaped(records[:n]), shaped(step.exit(hoisted, last)), pushed

@@ -1,4 +1,4 @@
-"""simulate(): from a model with units to a run on some backend, and its gradient."""
+"""`simulate`: from a model with units to a run on a backend, and its result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from . import derivatives, dispatch, memory, units
 from ._jax import is_traced
-from .arguments import parts_of, prepare
-from .interrupts import heard
+from .arguments import prepare
+from .interrupts import interruptible
 from .models.base import Model, check_name
-from .network import Network
+from .network import Network, parts_of
 from .notices import warn
 from .recording import Reduction, Sampling
 from .run import Run, execute, no_lanes, only_reverse, request_of
@@ -27,13 +27,13 @@ from .step import build
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """When the records of a run were taken: steps and the time of one apart, so that no time is rounded to float32.
+    """When the records of a run were taken, as steps and the time of a step, so that no time is rounded to float32.
 
     Attributes
     ----------
-    lead : steps before the first stretch that is recorded
+    lead : steps of the transient
     every : steps from one record to the next
-    count : how many records there are
+    count : number of records
     dt : the time of a step
     unit : its unit
     """
@@ -53,15 +53,15 @@ class Times:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run returns; ``result["eeg"]`` is a record.
+    """The result of a run; ``result["eeg"]`` is a record.
 
     Attributes
     ----------
-    times : when the records were taken, as steps and the time of one; `ts` are their values
+    times : when the records were taken, as steps and the time of a step; `ts` has their values
     records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
-    final : the state after the last step, each ``(*batch)``; give it to ``initial=`` to go on. Of a network with
-        delays it has the ``history`` too, ``(H, *batch)``
-    statistics : of each record that is one, what it is and what it was made of
+    final : the state after the last step, each ``(*batch)``; ``initial=result.final`` continues the run. For a network
+        with delays it includes the ``history``, ``(H, *batch)``
+    statistics : for each record that is one, the statistic and its records
     """
 
     times: Times
@@ -76,15 +76,15 @@ class Result:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """What the first axis of a record is: `ts`, the frequencies of a spectrum, the times of averages."""
+        """The first axis of each record: `ts`, the frequencies of a spectrum, the times of averages."""
         ts = self.ts
-        found = {n: self.statistics[n][0].axis(ts, self.statistics[n][1]) if n in self.statistics else ts
+        axes = {n: self.statistics[n][0].axis(ts, self.statistics[n][1]) if n in self.statistics else ts
                  for n in self.records}  # fmt: skip
-        return {n: axis for n, axis in found.items() if axis is not None}
+        return {n: axis for n, axis in axes.items() if axis is not None}
 
     def __getitem__(self, name: str):
         check_name(name, self.records, "record")
-        self._look()
+        self._warn_once()
         return self.records[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -92,20 +92,20 @@ class Result:
 
     @property
     def ok(self):
-        """For each lane, whether the run stayed finite. Computed when asked, from the final state."""
-        self._look()
+        """Whether the run of each lane stayed finite, ``(*batch)``; computed from the final state on access."""
+        self._warn_once()
         return self._finite()
 
     def _finite(self):
         finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
         return functools.reduce(jnp.logical_and, finite)
 
-    def _look(self) -> None:
-        """Warn, the first time that the numbers are there to be looked at, of lanes that did not stay finite."""
+    def _warn_once(self) -> None:
+        """Warn of lanes that did not stay finite, once the numbers are available."""
         final = [u.get_magnitude(x) for name, x in self.final.items() if name != "history"]
-        if "_looked" in vars(self) or not all(map(_at_hand, final)):
+        if "_checked" in vars(self) or not all(map(_is_available, final)):
             return
-        object.__setattr__(self, "_looked", True)
+        object.__setattr__(self, "_checked", True)
         lost = ~functools.reduce(np.logical_and, map(np.isfinite, jax.device_get(final)), np.True_)
         if lost.any():
             which = "this run" if lost.size == 1 else f"{np.sum(lost):,} of the {lost.size:,} lanes of this run"
@@ -115,7 +115,7 @@ class Result:
             )
 
     def __repr__(self) -> str:
-        self._look()
+        self._warn_once()
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in self.records.items())
         return f"Result({shapes or 'no records'}; {len(self.final)} final states)"
 
@@ -128,14 +128,14 @@ class Result:
         return cls(times, records, final, dict(statistics))
 
 
-def _at_hand(x) -> bool:
-    """Whether an array can be looked at without waiting for it."""
+def _is_available(x) -> bool:
+    """Whether an array can be read without waiting for it."""
     if isinstance(x, jax.Array) and not is_traced(x):
         return not x.is_deleted() and x.is_fully_addressable and x.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
     return isinstance(x, np.ndarray)
 
 
-@heard
+@interruptible
 def simulate(
     model: Model | Network,
     duration,
@@ -157,22 +157,21 @@ def simulate(
 
     Parameters
     ----------
-    model : its fields broadcast to the batch; or a `Network` of one, the last axis of whose batch is the regions
+    model : its fields broadcast to the batch; or a `Network`, whose regions are the last axis of the batch
     duration : a time, a whole multiple of ``dt``, or a number of steps
     dt : the time of a step
     inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
-    initial : by state name, or ``result.final`` of an earlier run; the model's own otherwise, or zero
+    initial : by state name, or ``result.final`` of an earlier run; by default the model's initial state, or zero
     noise : by name, the intensity of white noise: on an input, in its unit times sqrt(time), or on a state, in its
-        unit over sqrt(time), there multiplied with `Model.diffusion`. Ito's integral, or with "heun" and "rk4"
-        Stratonovich's
+        unit over sqrt(time), where `Model.diffusion` multiplies it. Ito, except "heun" and "rk4": Stratonovich
     key : a JAX random key, or one for each lane; needed with ``noise``
-    record : names of observables and states, and statistics of them that no trajectory is stored for, such as
+    record : names of observables and states, and statistics, computed without storing the trajectory, such as
         ``bk.Mean()``, ``bk.Spectrum(freqs)`` or ``bk.Average(tr)``; or a dict of these by the names of the results.
         ``None``, the model's observables
     every : steps from one record to the next
-    transient : a time or a number of steps, during which nothing is recorded
+    transient : a time or a number of steps at the beginning, without records
     scheme : a name in `schemes.SCHEMES`; ``None``, the model's own
-    checkpoint_every : steps between the checkpoints of a gradient; ``None``, about the square root of their number
+    checkpoint_every : steps between the checkpoints of a gradient; ``None``, about the square root of all steps
     precision : ``"exact"``, or ``"fast"`` for the hardware's approximate functions
     implementation : ``None`` chooses; see `explain`
 
@@ -185,25 +184,28 @@ def simulate(
     ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled
     Unsupported : the named implementation cannot run this
     """
-    run, data = prepare(**locals())
+    run, data = prepare(
+        model, duration, dt, inputs, initial, noise, key, record, every, transient, scheme, checkpoint_every, precision,
+        implementation,
+    )  # fmt: skip
     memory.check(run)
     guarded = data if run.native_autodiff else derivatives.in_reverse(data, only_reverse(run))
     records, final = (execute if math.prod(run.batch) else no_lanes(execute))(run, guarded)
     network, model = parts_of(model)
     known = model.recordable()
-    found, statistics = {}, {}
-    if not run.sampling:  # a loop records each quantity once, whatever it is called
-        seen: dict[Any, Any] = dict(zip(run.spec.record, records, strict=True))
-        records = [seen[what] for _, what in run.entries]
+    values, statistics = {}, {}
+    if not run.sampling:  # a loop records each quantity once, under however many names
+        by_source: dict[Any, Any] = dict(zip(run.spec.record, records, strict=True))
+        records = [by_source[what] for _, what in run.entries]
     for (name, what), x in zip(run.entries, records, strict=True):
         if isinstance(what, str):
-            found[name] = units.attach(x, known[what])
+            values[name] = units.attach(x, known[what])
         elif run.sampling:
-            found[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
+            values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
     last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
-    return Result(clock(run, dt), found, last, statistics)
+    return Result(clock(run, dt), values, last, statistics)
 
 
 def clock(run: Run, dt) -> Times:
@@ -218,11 +220,10 @@ def times(run: Run, dt):
 
 
 def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
-    """What `simulate` with the same arguments would do, and why; nothing is run."""
+    """What `simulate` would do with these arguments, and why; nothing is run."""
     run, _ = prepare(model=model, duration=duration, dt=dt, **arguments)
     request = request_of(run)
-    asked = arguments.get("implementation")
-    name, reason, passed_over = dispatch.choose(asked, request)
+    name, reason, passed_over = dispatch.choose(arguments.get("implementation"), request)
     step = build(run.spec)
     return dispatch.Plan(
         implementation=name,

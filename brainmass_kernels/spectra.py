@@ -2,10 +2,9 @@
 
 A recorded spectrum is modelled as ``scale * P(f) + background * f**-chi``: the neural mass gives the shape
 ``P``, the sensor's gain is unknown, and the aperiodic activity of everything else adds a power law. The three
-nuisances are not learnt beside the parameters but solved for at every evaluation (`solve_nuisance`), so a
-parameter only answers for what no gain or power law explains. At that inner optimum the derivative of the
-error by the nuisances is zero, hence the gradient by ``P`` alone is the whole gradient (variable projection:
-Golub & Pereyra 1973, SIAM J. Numer. Anal. 10:413).
+nuisances are solved for at every evaluation (`solve_nuisance`), so that parameters explain only what no gain or
+power law does. At that inner optimum the derivative of the error by the nuisances is zero, so the gradient through
+``P`` alone is the full gradient (variable projection: Golub & Pereyra 1973, SIAM J. Numer. Anal. 10:413).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Spectrum:
     ----------
     freqs : (F,) increasing, positive; plain numbers are Hz
     power : (F,) or (n, F) positive densities in any unit (the scale is a nuisance of the fit)
-    name : what the target is, for tables and figures
+    name : for tables and figures
 
     Raises
     ------
@@ -62,17 +61,17 @@ class Spectrum:
 
     def band(self, low: float, high: float) -> Spectrum:
         """The part from ``low`` to ``high`` Hz, both included."""
-        keep = (self.freqs >= low) & (self.freqs <= high)
-        if keep.sum() < MIN_POINTS:
+        inside = (self.freqs >= low) & (self.freqs <= high)
+        if inside.sum() < MIN_POINTS:
             raise ValueError(
-                f"'band' leaves {self.name} {keep.sum()} frequencies from {low:g} to {high:g} Hz, but takes at least "
+                f"'band' leaves {self.name} {inside.sum()} frequencies from {low:g} to {high:g} Hz, but takes at least "
                 f"{MIN_POINTS}; it covers {self.freqs[0]:g} to {self.freqs[-1]:g} Hz in {len(self.freqs)} points"
             )
-        return Spectrum(self.freqs[keep], self.power[:, keep], self.name)
+        return Spectrum(self.freqs[inside], self.power[:, inside], self.name)
 
 
 def in_hertz(value, name: str):
-    """A number in Hz, of a frequency that may have a unit; ``name`` is the argument's, for errors."""
+    """The magnitude in Hz of a frequency; plain numbers are Hz. ``name`` is the argument's, for errors."""
     if not isinstance(value, u.Quantity):
         return value
     try:
@@ -121,55 +120,54 @@ def resting_meg() -> Spectrum:
 
 #: Seconds of a segment of a recording, whose inverse is the resolution.
 _SEGMENT = 2.0
-#: Segments whose spectra are estimated at once, fewer with zeros beside them: one shape is compiled once.
+#: Segments whose spectra are estimated at once; fewer are padded with zeros, so that one shape is compiled.
 _BLOCK = 1024
-#: Text files of columns.
+#: Endings of text files of columns.
 _TABLES = (".csv", ".tsv")
 
 
 def load_spectrum(
     path: str | os.PathLike | Any, channel: str | Sequence[str] | None = None, encoding: str | None = None
 ) -> Spectrum:
-    """Read a spectrum, or several on one grid, from a file of spectra, or make it from a recording.
+    """Read one or several spectra on one grid from a file, or compute them from a recording.
 
     A ``.npz`` holds one array of frequencies in Hz (``freqs_hz``, ``freqs``, ``f``, ...) and one of powers
     ((F,), (n, F) or (F, n); ``power...``, ``psd...``, or whichever other array fits).
 
-    A ``.csv`` or ``.tsv`` holds a column of frequencies, named ``freq``, ``Frequency (Hz)`` or the like, and a power in
-    each other column, or in those that are named. Its separator (comma, semicolon, tab, bar or space), decimal mark and
-    encoding are told from the file; row numbers in a column without a name, or named as an index, are left out. Without
-    names the first column is the frequency, unless it holds whole numbers, which could be those of the rows.
+    A ``.csv`` or ``.tsv`` holds a column of frequencies, named ``freq``, ``Frequency (Hz)`` or the like, and powers in
+    the other columns, or in those named by ``channel``. Its separator (comma, semicolon, tab, bar or space), decimal
+    mark and encoding are detected; row numbers in a column without a name, or named as an index, are left out. Without
+    names the first column is the frequency, unless it holds whole numbers, which could be row numbers.
 
     A recording (``.edf``, ``.bdf``, ``.gdf``, ``.fif``, ``.vhdr``, ``.set``, of continuous data or epochs) is read
-    through MNE, and an MNE ``Raw`` or ``Epochs`` is taken as its file is. Of each channel it is Welch's spectrum over
-    windows of 2 s, none of which crosses a joint, a gap, the end of an epoch, or what is annotated as bad or edge. All
-    channels of EEG, MEG and electrodes within the brain are taken, without those that are marked as bad, are flat, or
-    are of eyes, muscles, heart, breath or devices by their type, name or unit; whichever is named is taken.
+    through MNE; an MNE ``Raw`` or ``Epochs`` is read like its file. Each channel gives Welch's spectrum over windows of
+    2 s. No window crosses a joint, a gap, the end of an epoch, or a stretch annotated as bad or edge. By default all
+    channels of EEG, MEG and electrodes within the brain are read, except those that are marked as bad, flat, or, by
+    their type, name or unit, of eyes, muscles, heart, breath or devices.
 
     Points at 0 Hz are left out.
 
     Parameters
     ----------
     path : of the file, or an MNE ``Raw`` or ``Epochs``
-    channel : the name of a channel of a recording, or of a column of a table, or several; all unless given
-    encoding : of the texts in a table, ``.edf``, ``.bdf`` or ``.set``, such as ``"latin1"``; told from the file unless
-        given
+    channel : the name of a channel of a recording, or of a column of a table, or several; by default all
+    encoding : of the texts in a table, ``.edf``, ``.bdf`` or ``.set``, such as ``"latin1"``; by default detected
 
     Warns
     -----
     UserWarning
-        naming what is left out: channels that are no EEG, marked as bad or flat, pieces shorter than a window, values
-        that are no numbers
+        naming what is left out: channels that are not EEG, marked as bad or flat, pieces shorter than a window, values
+        that are not numbers
 
     Raises
     ------
     FileNotFoundError
-        where there is no such file
+        there is no such file
     ValueError
-        naming the file, for anything that `Spectrum` refuses, for arrays or columns that cannot be told, for a
-        channel that is not there or cannot be read, and where nothing is left
+        naming the file, for anything that `Spectrum` refuses, ambiguous arrays or columns, an unknown or unreadable
+        channel, and a file of which nothing is left
     TypeError
-        for what is neither a path nor a recording
+        neither a path nor a recording
     ImportError
         for a recording, without ``pip install 'brainmass-kernels[eeg]'``
     """
@@ -202,22 +200,22 @@ def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spec
     return Spectrum(freqs[keep], power[:, keep], f"{name}, {channels[0]}" if len(channels) == 1 else name)
 
 
-def _of_recording(found: eeg.Pieces) -> Spectrum:
+def _of_recording(recording: eeg.Pieces) -> Spectrum:
     """Welch's spectra of a recording, in square microvolts (of MEG, femtotesla) a Hz."""
-    channels, units, windows = eeg.windows(found, _SEGMENT)
+    channels, units, windows = eeg.windows(recording, _SEGMENT)
     powers = []
     for unit, of_channel in zip(units, windows):
         total = 0.0
         for part in np.split(of_channel, range(_BLOCK, len(of_channel), _BLOCK)):
-            # float32 holds neither what is small beside its mean, nor the square of what is large or small.
+            # float32 loses signals that are small beside their mean, and squares of very large or small numbers.
             part = part - part.mean(-1, keepdims=True)
             size = np.sqrt(np.mean(part**2)) or 1.0
             block = np.zeros((part.shape[-1], _BLOCK), np.float32)
             block[:, : len(part)] = part.T / size
-            freqs, power = welch(block, 1 / found.rate, len(block))
+            freqs, power = welch(block, 1 / recording.rate, len(block))
             total = total + np.asarray(power, float).sum(-1) * size**2
         powers.append(total / len(of_channel) * unit**2)
-    return _without_zero(freqs, np.stack(powers), found.name, channels)
+    return _without_zero(freqs, np.stack(powers), recording.name, channels)
 
 
 def _read_npz(path: str, name: str):
@@ -229,7 +227,7 @@ def _read_npz(path: str, name: str):
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as .npz ({type(error).__name__}: {error})") from error
     listed = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
-    freq_key = next((key for want in tables.FREQ_NAMES for key in arrays if key.lower() == want), None)
+    freq_key = next((key for name in tables.FREQ_NAMES for key in arrays if key.lower() == name), None)
     if freq_key is None:
         raise ValueError(f"{name}: no array of frequencies (one of {', '.join(tables.FREQ_NAMES)}); it holds {listed}")
     freqs = arrays.pop(freq_key)
@@ -266,7 +264,7 @@ def welch(x, dt, nperseg: int):
     Raises
     ------
     ValueError
-        when ``x`` is shorter than one segment, or a segment than 4 samples
+        if ``x`` is shorter than one segment, or a segment than 4 samples
 
     Welch 1967, IEEE Trans. Audio Electroacoust. 15:70; equal to ``scipy.signal.welch``.
     """
@@ -275,7 +273,7 @@ def welch(x, dt, nperseg: int):
     seconds = float(dt.to_decimal(u.second)) if isinstance(dt, u.Quantity) else float(dt)
     if not 4 <= nperseg <= values.shape[0]:
         raise ValueError(f"'nperseg' got {nperseg}, but takes 4 to the {values.shape[0]} samples of 'x'")
-    # numpy's hanning is symmetric; without its last sample it is the periodic window that scipy takes.
+    # numpy's hanning is symmetric; without its last sample it is the periodic window of scipy.
     window = np.hanning(nperseg + 1)[:-1].astype(values.dtype)
     starts = np.arange(0, values.shape[0] - nperseg + 1, nperseg - nperseg // 2)
     segments = jnp.moveaxis(values[starts[:, None] + np.arange(nperseg)], 1, -1)
@@ -309,7 +307,7 @@ class Nuisance(NamedTuple):
     chi: jax.Array
 
 
-#: A background this many decades below the mean target is none; the solver stops there.
+#: The lowest background of the solver, in decades below the mean target: next to none.
 _NO_BACKGROUND = -4.0
 _CHI = (0.0, 3.0)
 
@@ -332,8 +330,8 @@ def _like(values, lanes):
 def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20) -> Nuisance:
     """The nuisances that bring a model's log spectrum closest to the target's, lane by lane.
 
-    Levenberg-Marquardt on (log scale, log background, chi) from equal shares of the power; without a background
-    the best scale is the mean difference. Chi stays within 0 and 3.
+    Levenberg-Marquardt on (log scale, log background, chi), from equal shares of the power. Without a background
+    the best scale is the mean difference. Chi stays between 0 and 3.
 
     Parameters
     ----------
@@ -385,7 +383,7 @@ def _solve_symmetric(matrix, right):
 
 
 def log_error(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20):
-    """Mean squared error of log10 power at the best nuisances, and those nuisances; differentiable in ``log_model``.
+    """Mean squared error of log10 power at the best nuisances, and these; differentiable in ``log_model``.
 
     Returns
     -------
@@ -400,10 +398,10 @@ def log_error(log_model, log_target, log_freqs, *, background: bool = True, iter
 
 
 def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
-    """Differences of log10 power at the best nuisances, and those nuisances; for Gauss-Newton steps.
+    """Differences of log10 power at the best nuisances, and these; for Gauss-Newton steps.
 
-    The derivative is that of the residuals as the nuisances follow: less its part along what they could explain
-    (Kaufman 1975, BIT 15:49). A nuisance at its bound does not move.
+    The derivative of the residuals takes into account that the nuisances change: it is projected off the directions
+    that they explain (Kaufman 1975, BIT 15:49). A nuisance at its bound does not change.
 
     Returns
     -------
@@ -427,30 +425,30 @@ def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
     normal = normal + _like(1e-6 * jnp.eye(len(columns)), normal)
     change = residuals - jax.lax.stop_gradient(residuals)
     along = jnp.linalg.solve(normal, jnp.einsum("...fi,...f->...i", directions, change)[..., None])[..., 0]
-    followed = jnp.einsum("...fi,...i->...f", directions, along)
-    return jax.lax.stop_gradient(residuals) + change - followed, nuisance
+    explained = jnp.einsum("...fi,...i->...f", directions, along)
+    return jax.lax.stop_gradient(residuals) + change - explained, nuisance
 
 
 def aperiodic(freqs, log_power, beside=((6.5, 13.5), (15.0, 25.0))):
-    """The straight line in log-log beside the peaks of a spectrum, (..., F), to look at peaks above it."""
+    """The straight line in log-log through a spectrum without the bands ``beside``, where it has peaks, (..., F)."""
     log_freqs = np.log10(freqs)
-    keep = ~np.any([(freqs > low) & (freqs < high) for low, high in beside], axis=0)
-    keep = keep if keep.sum() > 3 else np.ones_like(keep)
-    design = np.stack([np.ones(keep.sum()), log_freqs[keep]], -1)
-    line, *_ = np.linalg.lstsq(design, np.moveaxis(np.atleast_2d(log_power)[:, keep], -1, 0), rcond=None)
+    outside = ~np.any([(freqs > low) & (freqs < high) for low, high in beside], axis=0)
+    outside = outside if outside.sum() > 3 else np.ones_like(outside)
+    design = np.stack([np.ones(outside.sum()), log_freqs[outside]], -1)
+    line, *_ = np.linalg.lstsq(design, np.moveaxis(np.atleast_2d(log_power)[:, outside], -1, 0), rcond=None)
     return (np.stack([np.ones(len(freqs)), log_freqs], -1) @ line).T.reshape(np.shape(log_power))
 
 
-#: Decades that a spectrum varies by rounding.
+#: Variation of a spectrum by rounding, in decades.
 _FLAT = 1e-6
 
 
 def alpha_peak(freqs, power, band=(7.0, 13.0)):
     """Frequency in Hz of the highest point of each spectrum above its aperiodic line within ``band``.
 
-    The flattened log spectrum is smoothed over three points and the maximum refined by a parabola, so that a
-    noisy spectrum does not jump between neighbouring points. NaN where there is no peak: of a spectrum that is flat
-    there, or has powers that are not positive and finite, and where no frequency is within the band.
+    The flattened log spectrum is smoothed over three points and the maximum refined by a parabola, so that the peak
+    of a noisy spectrum does not jump between neighbouring points. NaN without a peak: for a spectrum that is flat
+    in the band, has no frequency in it, or has powers that are not positive and finite.
     """
     freqs, rows = np.asarray(freqs, float), np.atleast_2d(np.asarray(power, float))
     usable = np.all(np.isfinite(rows) & (rows > 0), axis=-1)
@@ -471,22 +469,22 @@ def alpha_peak(freqs, power, band=(7.0, 13.0)):
 
 
 def envelope(x, dt, band):
-    """Amplitude of the oscillation in a band: the modulus of the analytic signal between two frequencies.
+    """Amplitude of the oscillation in a band: the modulus of the band-pass filtered analytic signal.
 
     Parameters
     ----------
     x : ``(T, ...)``, time first
     dt : the time from one sample to the next
-    band : ``(low, high)``, of cosine flanks that are a quarter of its width; plain numbers are Hz
+    band : ``(low, high)``, with cosine flanks of a quarter of its width; plain numbers are Hz
 
     Returns
     -------
-    ``(T, ...)``, in the unit of ``x``, next to 0 for a record at rest (`at_rest`); its ends feel that the transform
-    takes the record for periodic
+    ``(T, ...)``, in the unit of ``x``, next to 0 for a record at rest (`at_rest`). The transform is periodic, which
+    distorts both ends
 
     Raises
     ------
-    ValueError : a band that is not between 0 and half the sampling rate, or turned round
+    ValueError : a band that does not rise from above 0 to below half the sampling rate
     """
     unit, x = u.get_unit(x), u.get_magnitude(x)
     seconds = float(dt.to_decimal(u.second)) if isinstance(dt, u.Quantity) else float(dt)
@@ -495,13 +493,13 @@ def envelope(x, dt, band):
         raise ValueError(f"'band' got {low:g} to {high:g} Hz, but takes rising ones from 0 to {0.5 / seconds:g} Hz")
     freqs, flank = np.fft.fftfreq(len(x), seconds), (high - low) / 4.0
     inside = np.clip(np.minimum(freqs - low, high - freqs) / flank + 0.5, 0.0, 1.0)
-    # Of the analytic signal, positive frequencies twice and negative ones not at all.
+    # The analytic signal has positive frequencies twice and no negative ones.
     gain = (2.0 * np.sin(0.5 * np.pi * inside) ** 2).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    # A constant is taken off first and comes back at the gain of 0 Hz: its rounding would pass for an oscillation.
+    # A constant is subtracted first, and added at the gain of 0 Hz: its rounding would look like an oscillation.
     origin = x[:1]
     moved = jnp.where(at_rest(x)[None], 0.0, x - origin)
-    whole = jnp.fft.fft(moved, axis=0)
-    analytic = jnp.fft.ifft(whole * jnp.broadcast_to(gain, x.shape).astype(whole.dtype), axis=0)
+    transform = jnp.fft.fft(moved, axis=0)
+    analytic = jnp.fft.ifft(transform * jnp.broadcast_to(gain, x.shape).astype(transform.dtype), axis=0)
     # A smooth modulus, whose derivative is finite where the signal vanishes.
     real = analytic.real + jnp.broadcast_to(gain[:1] * origin, x.shape)
     modulus = jnp.sqrt(real**2 + analytic.imag**2 + jnp.finfo(x.dtype).tiny)

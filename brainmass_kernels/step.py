@@ -1,4 +1,4 @@
-"""Model + scheme + noise + observer -> the one step."""
+"""The step of a run, from a model, a scheme, noise and observables."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .schemes import SCHEMES, invertible
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """Which step: everything that decides its text, and nothing of its data.
+    """The specification of a step: all that decides its program, without data.
 
-    Two specifications are equal where the equations are, whether or not the classes are one object (`equations`).
+    Two specifications are equal if their equations are, even of different class objects (`equations`).
 
     Attributes
     ----------
     model : the model's class
     scheme : a name in `SCHEMES`
-    constant, varying : the inputs that are held, and those with one value a step
-    noisy : the inputs and states that white noise is added to
+    constant, varying : constant inputs, and those with one value a step
+    noisy : the inputs and states with white noise
     record : observables and states to record
     dtype : of all arithmetic
-    link : how regions are coupled, where the lanes are those of networks
-    base_two : whether logistic functions are made of powers of two rather than of tanh
-    equations : the key of all that the equations read, and of the settings of JAX that decide how they are traced
+    link : how regions are coupled, in a network
+    base_two : whether logistic functions are computed by powers of two rather than tanh
+    equations : the key of all that the equations read, and of the settings of JAX that their tracing depends on
     """
 
     model: type[Model] = dataclasses.field(compare=False)
@@ -68,12 +68,12 @@ class StepSpec:
 
     @property
     def hoisted(self) -> tuple[str, ...]:
-        """Labels of the arguments that do not change during a run, in their order."""
+        """Labels of the arguments that do not change during a run, in order."""
         noise, coupling = (f"noise {n}" for n in self.noisy), (f"coupling {n}" for n in self.coupled)
         return (*self.parameters, *self.constant, *noise, *coupling, "dt")
 
     def unchanging(self, values: Sequence[Any]) -> Unchanging:
-        """The arguments that do not change during a run, the first of ``values``, by group and name."""
+        """The arguments that do not change during a run, from the first of ``values``, by group and name."""
         rest = iter(values)
         groups = (self.parameters, self.constant, self.noisy, self.coupled)
         parameters, inputs, noise, coupling = ({n: next(rest) for n in names} for names in groups)
@@ -81,12 +81,12 @@ class StepSpec:
 
     @property
     def arriving(self) -> tuple[str, ...]:
-        """Names of the arguments that change with each step, the normals left out; the coupling's sum is the last."""
+        """Names of the arguments that change with each step, except normals; the coupling's sum is the last."""
         return (*self.varying, *(("coupling",) if self.link else ()))
 
 
 class Unchanging(NamedTuple):
-    """What does not change during a run: parameters, held inputs, intensities of noise, the coupling's constants."""
+    """What does not change during a run: parameters, constant inputs, intensities of noise, coupling constants."""
 
     parameters: dict[str, Any]
     inputs: dict[str, Any]
@@ -100,7 +100,7 @@ class Noisy:
 
     Parameters
     ----------
-    noise : for each noisy state, what is added to its rate where `Model.diffusion` is 1
+    noise : for each noisy state, the term of its rate that `Model.diffusion` multiplies
     """
 
     def __init__(self, model: type[Model], noise: dict[str, Any]):
@@ -115,20 +115,20 @@ class Noisy:
 
 
 class Step:
-    """The one step of a run, as programs over lanes.
+    """The step of a run, as programs over lanes.
 
     Attributes
     ----------
-    written : the programs as the model and the scheme have them, before anything is hoisted: ``"advance"``,
-        ``"observe"`` and in a network ``"send"``, of hoisted arguments in place of coefficients
+    written : the programs before hoisting: ``"advance"``, ``"observe"`` and in a network ``"send"``, of hoisted
+        arguments instead of coefficients
     setup : hoisted arguments -> coefficients, computed once before the loop
     advance : ``(*coefs, *state, *inputs, *normals) -> state``, the inputs being `StepSpec.arriving`
-    send : ``(*coefs, *state) -> what a region sends``, ``None`` without a network
+    send : ``(*coefs, *state) -> (what a region sends,)``, ``None`` without a network
     observe : ``(*coefs, *state) -> observables``
     inverse : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
-        ``None`` unless it was asked for
+        ``None`` unless ``with_inverse``
     enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
-    invertible : whether its steps can be taken back
+    invertible : whether it has an inverse
     """
 
     def __init__(self, spec: StepSpec, with_inverse: bool = False):
@@ -155,14 +155,16 @@ class Step:
         self.advance, self.observe = self.parts.programs[:2]
         self.inverse = self.parts.programs[2] if with_inverse else None
         self.send = self.parts.programs[-1] if spec.link else None
-        # All of the model is read here: a class may be changed later, and this step is of what it was.
+        # All of the model is read here, as its class may change later.
         place = avals[: n_hoisted + n_state]
-        self._ways = {way: Program(self._moving(way), place, f"{way} of {label}") for way in ("enter", "exit")}
+        self._transforms = {
+            name: Program(self._transform(name), place, f"{name} of {label}") for name in ("enter", "exit")
+        }
         self._rates = tuple(b.a for b in getattr(spec.model, "blocks", ()))
         self.invertible = invertible(spec.model, spec.scheme, spec.noisy)
 
     def _named(self, flat):
-        """Flat arguments as what does not change, the parameters of the equations, the state, and the rest."""
+        """Flat arguments as constants, parameters in the units of the equations, the state, and the rest."""
         spec = self.spec
         known, n = spec.unchanging(flat), len(spec.hoisted)
         p = SimpleNamespace(**_inside(known.parameters, self.factors.parameters))
@@ -170,12 +172,12 @@ class Step:
         return known, p, state, flat[n + len(state) :]
 
     def _advance(self, *flat):
-        return self._moved(SCHEMES[self.spec.scheme].step, flat)
+        return self._stepped(SCHEMES[self.spec.scheme].step, flat)
 
     def _inverse(self, *flat):
-        return self._moved(SCHEMES[self.spec.scheme].inverse, flat)
+        return self._stepped(SCHEMES[self.spec.scheme].inverse, flat)
 
-    def _moved(self, move, flat):
+    def _stepped(self, scheme_step, flat):
         spec = self.spec
         known, p, state, rest = self._named(flat)
         inputs = known.inputs | dict(zip(spec.varying, rest))
@@ -188,16 +190,16 @@ class Step:
         on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
         inputs = _inside(inputs, self.factors.inputs)
         model = Noisy(spec.model, on_states) if on_states else spec.model
-        stepped = move(model, state, p, SimpleNamespace(**inputs), known.dt)
+        stepped = scheme_step(model, state, p, SimpleNamespace(**inputs), known.dt)
         return [stepped[n] for n in spec.model.states]
 
     def _observe(self, *flat):
         known, p, state, _ = self._named(flat)
-        seen = self._seen(known, p, state)
-        return [seen[n] for n in self.spec.record]
+        observables = self._observables(known, p, state)
+        return [observables[n] for n in self.spec.record]
 
-    def _seen(self, known: Unchanging, p, state) -> dict[str, Any]:
-        """Everything that can be recorded, in the units declared."""
+    def _observables(self, known: Unchanging, p, state) -> dict[str, Any]:
+        """Everything that can be recorded, in declared units."""
         state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, known.dt)
         observed = self.spec.model.observe(SimpleNamespace(**state), p)
         return _outside(state, self.factors.states) | _outside(observed, self.factors.observables)
@@ -210,45 +212,47 @@ class Step:
 
     def _source(self, known: Unchanging, p, state):
         assert self.spec.link is not None
-        return self._seen(known, p, state)[self.spec.link.source]
+        return self._observables(known, p, state)[self.spec.link.source]
 
     def growth(self, hoisted):
-        """The largest ``a dt`` of any block and lane: a step back multiplies rounding errors by its exponential."""
+        """The largest ``a dt`` of any block and lane; an inverse step multiplies rounding errors by its exponential."""
         known = self.spec.unchanging(hoisted)
         values = _inside(known.parameters, self.factors.parameters)
         rates = [jnp.max(jnp.abs(values[name] * known.dt)) for name in self._rates]
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
-        return self._ways["enter"](*hoisted, *state)
+        return self._transforms["enter"](*hoisted, *state)
 
     def exit(self, hoisted, state) -> tuple:
-        return self._ways["exit"](*hoisted, *state)
+        return self._transforms["exit"](*hoisted, *state)
 
-    def _moving(self, way: str):
-        def moved(*flat):
+    def _transform(self, name: str):
+        """The scheme's "enter" or "exit", with states in declared units outside."""
+
+        def transform(*flat):
             known, p, state, _ = self._named(flat)
-            state = _inside(state, self.factors.states) if way == "enter" else state
-            state = getattr(SCHEMES[self.spec.scheme], way)(self.spec.model, state, p, known.dt)
-            state = _outside(state, self.factors.states) if way == "exit" else state
+            state = _inside(state, self.factors.states) if name == "enter" else state
+            state = getattr(SCHEMES[self.spec.scheme], name)(self.spec.model, state, p, known.dt)
+            state = _outside(state, self.factors.states) if name == "exit" else state
             return [state[n] for n in self.spec.model.states]
 
-        return moved
+        return transform
 
 
 def _inside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
-    """Numbers in the units declared as the model's equations take them; see `Model.time_factors`."""
+    """From declared units to those of the model's equations; see `Model.time_factors`."""
     return {n: units.scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
 
 
 def _outside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
-    """The way back of `_inside`."""
+    """The inverse of `_inside`."""
     return {n: units.scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
 
 
 class _Steps(Programs[Step]):
     def __call__(self, spec: StepSpec, with_inverse: bool = False) -> Step:
-        """The step of a specification, and its way back where one is asked for, built once."""
+        """The step of a specification, built once."""
         return super().__call__(spec, with_inverse)
 
 

@@ -1,7 +1,7 @@
 """Tables of power spectra in text files: any common separator, decimal mark and encoding, columns in any order.
 
-A column is read for what its name says. A name that says something else, or a column that could be row numbers, is
-refused: a wrong axis fits as readily as a right one.
+The names of the columns say what they are. A name of something else, or a column that could be row numbers, raises:
+a fit would not reveal a wrong axis.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 
 from .models.base import check_name
 
-#: Fewest frequencies that leave the nuisances and a few parameters determined.
+#: Fewest frequencies that determine the nuisances and a few parameters.
 MIN_POINTS = 8
 #: Names of an array or a column of frequencies, the likeliest first.
 FREQ_NAMES = ("freqs_hz", "freqs", "freq", "frequencies", "frequency", "f", "hz")
 _FREQ_WORDS = {*FREQ_NAMES, "hertz", "frequenz", "frequenzen", "fréquence", "fréquences", "frecuencia", "frecuencias",
                "frequenza", "frequenze", "frequência", "frequentie", "frekvens"}  # fmt: skip
 _INDEX = re.compile(r"|unnamed: ?\d+|index|idx|level_\d|rows?|row\.?names?|rownum(ber)?|#|nr\.?|no\.?|n|id|obs|bins?")
-#: First words of names of columns that hold no power.
+#: First words in names of columns that hold no power.
 _NO_POWER = {"time", "times", "lag", "latency", "period", "phase", "coherence", "coh", "plv", "omega", "sd", "std",
              "stdev", "sem", "stderr", "ci", "pvalue", "epoch", "trial", "sample", "samples"}  # fmt: skip
 _LOGARITHM = re.compile(r"(^|[^a-z])(db|ln|log\d*)([^a-z]|$)")
@@ -42,11 +42,11 @@ Row = tuple[int, list[str]]
 
 
 def read(path: str, channel: str | Sequence[str] | None = None, encoding: str | None = None):
-    """Frequencies (F,) in Hz, powers (n, F), and the names of the columns that were asked for, none without.
+    """Frequencies (F,) in Hz, powers (n, F), and the names of the columns in ``channel``.
 
     Raises
     ------
-    ValueError : naming the file, and the line or the column, for what cannot be read or told
+    ValueError : naming the file, and the line or the column that is unreadable or ambiguous
     """
     rows = _rows(decode(path, encoding), path)
     names, rows = _names(rows, path)
@@ -65,7 +65,7 @@ def read(path: str, channel: str | Sequence[str] | None = None, encoding: str | 
 
 
 def decode(path: str, encoding: str | None) -> str:
-    """A file's text: in the encoding given, else by its byte-order mark, else UTF-8 or Latin-1, which takes all."""
+    """A file's text: in ``encoding``, else by its byte-order mark, else in UTF-8, else in Latin-1."""
     with open(path, "rb") as file:
         data = file.read()
     codec = encoding or next((codec for mark, codec in _BOMS if data.startswith(mark)), None)
@@ -86,7 +86,7 @@ def decode(path: str, encoding: str | None) -> str:
 
 
 def listed(channel: str | Sequence[str]) -> list[str]:
-    """The channels that are named, each once."""
+    """The named channels, each once."""
     names = [channel] if isinstance(channel, str) else list(channel) if isinstance(channel, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"'channel' got {channel!r}, but takes a name, or several")
@@ -94,7 +94,7 @@ def listed(channel: str | Sequence[str]) -> list[str]:
 
 
 def is_frequency(name: str) -> bool:
-    """Whether a column's name says frequencies in Hz: ``freq``, ``Frequency (Hz)``, ``f [Hz]``, ``Hz``, ..."""
+    """Whether a column's name means frequencies in Hz: ``freq``, ``Frequency (Hz)``, ``f [Hz]``, ``Hz``, ..."""
     name = name.strip().lower()
     words = re.findall(r"[^\W_]+", name)
     if not words or "/" in name.replace("/hz", ""):
@@ -103,14 +103,14 @@ def is_frequency(name: str) -> bool:
 
 
 def _rows(text: str, path: str) -> list[Row]:
-    """The cells of each line that has any, with its number."""
+    """The cells of each line that is not empty, with its number."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     separator = None
-    if said := re.match(r'"?sep=(.)', lines[0], re.IGNORECASE):
-        separator, lines[0] = said[1], ""
+    if match := re.match(r'"?sep=(.)', lines[0], re.IGNORECASE):
+        separator, lines[0] = match[1], ""
     separator = separator or _separator([line for line in lines if not _is_comment(line)])
     for i in (i for i, line in enumerate(lines) if _is_comment(line)):
-        # NumPy and others write the names as a comment.
+        # NumPy and others write the names in a comment.
         bare = lines[i].strip().lstrip("#%").strip(" ")
         cells = bare.split(separator)
         lines[i] = bare if len(cells) > 1 and any(map(is_frequency, cells)) else ""
@@ -129,7 +129,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _separator(lines: list[str]) -> str:
-    """What stands between the cells of nearly all lines that begin with a number, else of the first line."""
+    """The separator in nearly all lines that begin with a number, else in the first line."""
     numbers = [line for line in lines if re.match(r"[\s\"',;]*[-+]?\.?\d", line)]
     numbers = numbers or [line for line in lines if line.strip()][:1]
     for separator in "\t;|,":
@@ -139,12 +139,12 @@ def _separator(lines: list[str]) -> str:
 
 
 def _names(rows: list[Row], path: str) -> tuple[list[str] | None, list[Row]]:
-    """The names of the columns, none where there are none, and the rows below them."""
+    """The names of the columns, ``None`` if they have none, and the rows below them."""
     first = next((i for i, (_, row) in enumerate(rows) if all(_is_number(x) for x in row if x)), None)
     head = rows[: 1 if first is None else first]
     named = [i for i, (_, row) in enumerate(head) if len(row) > 1 and any(map(is_frequency, row))]
     if named:
-        # What is above the names is of the file; what is below them may be a line of units.
+        # Lines above the names describe the file; a line below them may have units.
         at = named[-1]
         fuller = next((number for number, row in head[:at] if sum(map(bool, row)) > sum(map(bool, head[at][1]))), None)
         if fuller is not None and at - 1 not in named:
@@ -168,7 +168,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _trimmed(row: list[str]) -> list[str]:
-    """A row without the empty cells that separators at its end make."""
+    """A row without the empty cells after trailing separators."""
     return row[: max((i + 1 for i, cell in enumerate(row) if cell), default=0)]
 
 
@@ -180,15 +180,15 @@ def _columns(rows: list[Row], width: int, path: str) -> list[list[str]]:
 
 
 def _fitted(names: list[str], columns: list[list[str]], path: str) -> list[str]:
-    """The names for each column; R leaves out the name of the column of row names."""
+    """The name of each column; R writes none for the column of row names."""
     width = len(columns)
     names = [name.strip("'\" ") for name in names]
     if len(names) == width - 1 and _counts(columns[0]):
         return ["", *names]
     if len(names) < width or any(names[width:]):
-        given = len(_trimmed(names))
-        hint = "; is a comma both the separator and the decimal mark?" if width == 2 * given else ""
-        raise ValueError(f"{path}: {given} names ({', '.join(names)}) for {width} columns{hint}")
+        count = len(_trimmed(names))
+        hint = "; is a comma both the separator and the decimal mark?" if width == 2 * count else ""
+        raise ValueError(f"{path}: {count} names ({', '.join(names)}) for {width} columns{hint}")
     return names[:width]
 
 
@@ -201,7 +201,7 @@ def _is_index(name: str) -> bool:
 
 
 def _counts(cells: list[str]) -> bool:
-    """Whether cells are whole numbers that rise, as those of rows do."""
+    """Whether cells are increasing whole numbers, like row numbers."""
     return _are_whole(cells) and _rise(cells)
 
 
@@ -218,7 +218,7 @@ def _number(cell: str) -> float:
 
 
 def _frequencies(names, columns, path: str) -> int:
-    """The column of frequencies: the one of that name, or the first where its values can be nothing else."""
+    """The column of frequencies: the one of that name, or the first if its values can be nothing else."""
     takes = "name the column of frequencies 'freq'"
     if names is not None:
         named = [i for i, name in enumerate(names) if is_frequency(name)]
@@ -227,8 +227,8 @@ def _frequencies(names, columns, path: str) -> int:
         if named:
             return named[0]
         if not _is_index(names[0]):
-            given = ", ".join(repr(name) for name in names)
-            raise ValueError(f"{path}: no column is named as frequencies in Hz, only {given}; {takes}")
+            listing = ", ".join(map(repr, names))
+            raise ValueError(f"{path}: no column is named as frequencies in Hz, only {listing}; {takes}")
     if len(columns[0]) < MIN_POINTS:
         return 0
     if _are_whole(columns[0]):
@@ -243,11 +243,11 @@ def _frequencies(names, columns, path: str) -> int:
 
 
 def _powers(names, columns, axis: int, channel, path: str) -> tuple[list[int], list[str]]:
-    """The columns of powers, and their names where they were asked for."""
+    """The columns of powers, and their names if ``channel`` names them."""
     others = [i for i in range(len(columns)) if i != axis]
     if channel is not None:
-        return _asked(names, others, channel, path)
-    found = []
+        return _named(names, others, channel, path)
+    powers = []
     for i in others:
         name, cells = names[i] if names else "", columns[i]
         if names and _is_index(name) and (_counts(cells) or not any(cells)):
@@ -256,16 +256,16 @@ def _powers(names, columns, axis: int, channel, path: str) -> tuple[list[int], l
         if word in _NO_POWER or (name and _is_index(name)):
             raise ValueError(f"{path}: {_title(names, i)} is no power by its name; name in 'channel' what is")
         if any(cells) or names is None:
-            found.append(i)
+            powers.append(i)
         elif name:
             raise ValueError(f"{path}: {_title(names, i)} is empty; name in 'channel' what is to be read")
-    _refuse_logarithms(names, found, path)
-    if not found:
+    _refuse_logarithms(names, powers, path)
+    if not powers:
         raise ValueError(f"{path}: no column of powers beside {_title(names, axis)}")
-    return found, []
+    return powers, []
 
 
-def _asked(names, others, channel, path: str):
+def _named(names, others, channel, path: str):
     wanted = listed(channel)
     if names is None:
         raise ValueError(f"'channel' got {channel!r}, but {path} has no line of names")
@@ -274,19 +274,19 @@ def _asked(names, others, channel, path: str):
         check_name(name, known, f"channel of {path}")
         if known.count(name) > 1:
             raise ValueError(f"'channel' got {name!r}, but {path} has {known.count(name)} columns of that name")
-    found = [next(i for i in others if names[i] == name) for name in wanted]
-    _refuse_logarithms(names, found, path)
-    return found, wanted
+    columns = [next(i for i in others if names[i] == name) for name in wanted]
+    _refuse_logarithms(names, columns, path)
+    return columns, wanted
 
 
-def _refuse_logarithms(names, found, path: str):
-    for i in found:
+def _refuse_logarithms(names, columns, path: str):
+    for i in columns:
         if names and _LOGARITHM.search(names[i].lower()):
             raise ValueError(f"{path}: {_title(names, i)} is a logarithm by its name; give the power itself")
 
 
 def _values(columns: list[list[str]], titles: list[str], rows: list[Row], path: str) -> np.ndarray:
-    """The numbers (columns, F) of cells with a decimal point, or all with a decimal comma."""
+    """The numbers (columns, F) of cells that all have decimal points, or all decimal commas."""
     for cells, title in zip(columns, titles):
         for (number, _), cell in zip(rows, cells):
             if not _is_number(cell):
@@ -299,7 +299,7 @@ def _values(columns: list[list[str]], titles: list[str], rows: list[Row], path: 
         )
     for cells, title in zip(columns, titles):
         grouped = [x for x in cells if "," in x]
-        # 987 followed by 1,234 is a thousand more, not a thousand times less.
+        # 1,234 after 987 is probably a thousand more, not a thousandth.
         if 0 < len(grouped) < len(cells) and all(re.fullmatch(r"[1-9]\d{0,2},\d{3}", x) for x in grouped):
             raise ValueError(f"{path}: {grouped[0]!r} could have a decimal comma or one of thousands ({title})")
     return np.array([[_number(cell) for cell in cells] for cells in columns])

@@ -1,4 +1,4 @@
-"""What tests of accelerator kernels need on a machine without the accelerator."""
+"""Tests of accelerator kernels on a machine without the accelerator: interpreters and compilers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .errors import Unsupported
 
 
 def interpret(races: bool = False):
-    """A context in which accelerator implementations run in their interpreters, on the CPU, slowly.
+    """A context in which accelerator implementations run in their interpreters, slowly, on the CPU.
 
     Parameters
     ----------
-    races : also raise where two threads of a GPU kernel touch the same memory unordered; slower by far
+    races : also raise if two threads of a GPU kernel access the same memory unordered; much slower
     """
     return setting(INTERPRETED, "races" if races else "plain")
 
 
 def without(*names: str):
-    """A context in which these implementations are not chosen, as on a machine that lacks what they need."""
+    """A context in which these implementations are not chosen, as on a machine that cannot run them."""
     return setting(ABSENT, ABSENT.get() | frozenset(names))
 
 
@@ -32,7 +32,7 @@ TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e":
 
 
 class Gpu(NamedTuple):
-    """An NVIDIA GPU as its compiler knows it.
+    """An NVIDIA GPU, as its compiler describes it.
 
     Attributes
     ----------
@@ -52,11 +52,11 @@ class Gpu(NamedTuple):
     bandwidth: int
 
     def target(self) -> Target:
-        """As kernels are laid out for it."""
+        """For the layout of kernels."""
         return Target("gpu", self.multiprocessors, float(".".join(map(str, self.capability))))
 
     def config(self) -> str:
-        """What XLA compiles for, as the text of its protocol buffer."""
+        """XLA's description of the target, as the text of its protocol buffer."""
         major, minor = self.capability
         return f"""gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
             shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: {self.multiprocessors}
@@ -74,21 +74,21 @@ GPUS = {
     "b200": Gpu("NVIDIA B200", (10, 0), "sm_100a", 148, 1.965, 192_000_000_000, 8_000_000_000_000),
 }
 
-# What Triton compiles for, by compute capability: Ampere, Ada and Hopper.
+# Targets of Triton, by compute capability: Ampere, Ada and Hopper.
 TRITON_GPUS = ("sm_80", "sm_86", "sm_89", "sm_90")
-# Mosaic keeps the first architecture that a process compiled for.
+# Mosaic compiles for the same architecture throughout a process, the first.
 _GPU_OF_PROCESS: list[str] = []
 
 
 class Compiled(NamedTuple):
-    """What a chip's own compiler made of a function.
+    """A function compiled for a chip.
 
     Attributes
     ----------
     chip : its name
     cost : what the compiler counts: flops, bytes, and the bytes of the program's buffers; on a GPU also the
         registers, spilled bytes and shared bytes of the worst kernel
-    executable : JAX's compiled object, which cannot run here; ``None`` of what Triton compiled
+    executable : JAX's compiled object, which cannot run here; ``None`` for Triton
     kernels : on a GPU, `assembly.Kernel` of each kernel, by name
     """
 
@@ -99,7 +99,7 @@ class Compiled(NamedTuple):
 
 
 def compile_for(chip: str, fn, *args) -> Compiled:
-    """Compile ``fn`` ahead of time for a chip that need not be here.
+    """Compile ``fn`` ahead of time for a chip that this machine may lack.
 
     Parameters
     ----------
@@ -112,8 +112,7 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     Raises
     ------
     ValueError : an unknown chip
-    Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU, which XLA
-        remembers
+    Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU
     """
     chips = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
     if chip not in chips:
@@ -153,7 +152,7 @@ def _compile_tpu(chip: str, fn, args):
 
 
 def _compile_gpu(chip: str, fn, args):
-    """The executable, and its kernels read from the PTX that Mosaic leaves in a folder."""
+    """The executable, and its kernels, read from the PTX that Mosaic writes to a folder."""
     import jax
     from jax.experimental import topologies
 
@@ -189,11 +188,11 @@ def _compile_gpu(chip: str, fn, args):
 
 
 def _compile_triton(chip: str, fn, args):
-    """The kernels that ``fn`` would call, each compiled by Triton."""
+    """The kernels that ``fn`` would call, compiled by Triton."""
     import jax
 
     with setting(TRITON_KERNELS, []) as calls:
-        # A trace that JAX kept from before would call no kernel.
+        # An earlier trace in JAX's cache would call no kernel.
         jax.clear_caches()
         jax.eval_shape(fn, *args)
     if not calls:
@@ -217,9 +216,9 @@ def _assembled(chip: str, kernel, arrays, layout):
         # As jax_triton calls it: arrays begin at multiples of 16 bytes.
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(names))},
     )
-    made = triton.compile(
+    binary = triton.compile(
         source,
         target=GPUTarget("cuda", int(chip.removeprefix("sm_")), 32),
         options={"num_warps": layout.warps, "num_stages": 1, "enable_fp_fusion": False},
     )
-    return assemble(made.asm["ptx"], {"sm_90": "sm_90a"}.get(chip, chip))
+    return assemble(binary.asm["ptx"], {"sm_90": "sm_90a"}.get(chip, chip))

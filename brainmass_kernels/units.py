@@ -1,4 +1,4 @@
-"""Quantity off at the door, on again at the door."""
+"""Units: read off arguments, checked, and attached to results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITLESS: Any = u.UNITLESS
 
 
 def unit_of(value) -> Any:
-    """A value's unit, dimensionless where it has none."""
+    """A value's unit; dimensionless for a plain number."""
     return value.unit if isinstance(value, u.Quantity) else UNITLESS
 
 
@@ -35,36 +35,36 @@ def name_of(unit) -> str:
 def time_factor(unit, time_unit, name: str) -> float:
     """The factor that turns a magnitude in ``unit`` into one whose time is counted in ``time_unit``.
 
-    What counts is the time in the unit's name: mV/ms has one, a volt has none, though its dimension does. So 2 mV/ms
+    Only times in the unit's name count: mV/ms has one, a volt has none, although its dimension does. So 2 mV/ms
     are 2,000 mV/s, and 20 Hz are 0.02/ms.
 
     Parameters
     ----------
     unit : any
     time_unit : a unit of time
-    name : what has the unit, for errors
+    name : of the quantity, for errors
 
     Raises
     ------
-    ValueError : a unit that was computed in a way that lost the names it was made of
+    ValueError : a computed unit that lost the names of its factors
     """
     power = _power_of_time(unit)
     times = _times_in(unit, time_unit, name) if power is None else [(unit, power)]
-    # What is in ``time_unit`` already gives exactly 1.
+    # A unit in ``time_unit`` gives exactly 1.
     return math.prod((_magnitude(part) / _magnitude(time_unit) ** power) for part, power in times)
 
 
 def _power_of_time(unit) -> float | None:
-    """How often a unit is a time, such as -1 for Hz; ``None`` if it is more than a time."""
+    """The power of time that a unit is, such as -1 for Hz; ``None`` if it has other dimensions."""
     power = float(unit.dim.get_dimension("s"))
     return power if unit.dim == u.second.dim**power else None  # pyright: ignore[reportOperatorIssue]
 
 
 def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
-    """The parts of a product of units that are times, and how often each is a time."""
+    """The factors of a unit that are times, and the power of time of each."""
     parts = _parts(unit)
     if parts is None:
-        # One named unit, or the reciprocal of one: no time of its own. Else brainunit prints SI base units.
+        # A named unit, or the reciprocal of one, has no time in its name. Else brainunit prints SI base units.
         plain = unit if _has_name(unit) else unit**-1
         if unit.dim.get_dimension("s") == 0 or (_has_name(plain) and (plain is unit or not _folds_time(plain))):
             return []
@@ -77,15 +77,15 @@ def _times_in(unit, time_unit, name: str) -> list[tuple[Any, float]]:
 
 
 def _parts(unit) -> list[tuple[Any, float]] | None:
-    """The named units of which a unit was made as a product, and their powers; ``None`` where it tells none."""
+    """The named factors of a unit and their powers; ``None`` if they are unknown."""
     if hasattr(unit, "_display_parts"):  # brainunit before 0.6, which prints some products by one name
         parts = unit._display_parts
         return parts if parts is None else [(getattr(u, long), float(power)) for long, _, power in parts]
     above, _, below = str(unit).partition(" / ")
-    found = [(m, sign) for text, sign in ((above, 1.0), (below, -1.0)) for m in _FACTOR.finditer(text)]
-    if _has_name(unit) or "kg" in {m[1] for m, _ in found}:  # SI base units: the names were lost
+    factors = [(m, sign) for text, sign in ((above, 1.0), (below, -1.0)) for m in _FACTOR.finditer(text)]
+    if _has_name(unit) or "kg" in {m[1] for m, _ in factors}:  # SI base units: the names were lost
         return None
-    return [(parsed(m[1]), sign * float(m[2] or 1.0)) for m, sign in found]
+    return [(parsed(m[1]), sign * float(m[2] or 1.0)) for m, sign in factors]
 
 
 #: A symbol and its power, as brainunit prints them: mV, s^-2, s^0.5.
@@ -97,7 +97,7 @@ def _has_name(unit) -> bool:
 
 
 def _folds_time(unit) -> bool:
-    """Whether brainunit prints a product with a time by this name, such as mV ms by uWb."""
+    """Whether the name may stand for a product with a time, as uWb does for mV ms."""
     return any(unit.dim == folded.dim for folded in (u.weber, u.coulomb, u.joule, u.katal))
 
 
@@ -106,7 +106,7 @@ def _magnitude(unit) -> float:
 
 
 def scaled(x, factor: float):
-    """``x`` times a factor; one below 1 divides by its inverse, so that 10 ms have the bits of 0.01 s."""
+    """``x`` times a factor; a factor below 1 divides by its inverse, so that 10 ms have the bits of 0.01 s."""
     if factor == 1.0:
         return x
     return x * factor if factor > 1.0 else x / (1.0 / factor)
@@ -117,13 +117,13 @@ def parsed(text: str) -> Any:
 
     Raises
     ------
-    ValueError : it prints none so
+    ValueError : it prints none like that
     """
     return UNITLESS if text == str(UNITLESS) else u.parse_unit(text)
 
 
 def reads(text: str, unit) -> bool:
-    """Whether a text is what some brainunit prints of a unit."""
+    """Whether a text is a unit as some version of brainunit prints it."""
     if text == str(unit):
         return True
     try:
@@ -138,9 +138,9 @@ def strip(value, unit, name: str, also=None) -> Any:
     Parameters
     ----------
     value : Quantity, array or number
-    unit : the unit that the argument takes; plain numbers are taken where it is dimensionless
-    name : the argument's name, for errors
-    also : a second unit that is read as if it were the first
+    unit : of the argument; plain numbers are allowed if it is dimensionless
+    name : the argument's, for errors
+    also : a second unit, whose numbers are read as in ``unit``
 
     Raises
     ------
@@ -167,7 +167,7 @@ def strip(value, unit, name: str, also=None) -> Any:
 
 
 def real(value, name: str) -> Any:
-    """``value`` as floating point; complex, boolean and other kinds are refused, integers promoted."""
+    """``value`` as floating point; integers are promoted, other types raise TypeError."""
     if isinstance(value, (bool, np.bool_, complex)) or not isinstance(
         value, (int, float, np.generic, np.ndarray, jax.Array)
     ):
@@ -191,12 +191,12 @@ def _array(values, name: str) -> np.ndarray:
 
 
 def attach(magnitude, unit):
-    """``magnitude`` as a Quantity, or as it is where the unit is dimensionless."""
+    """``magnitude`` as a Quantity, or unchanged if the unit is dimensionless."""
     return magnitude if unit.is_unitless else u.Quantity(magnitude, unit=unit)
 
 
 def steps_of(value, dt, name: str) -> int:
-    """A duration as a number of steps; both are a time, or ``value`` is a number of steps already.
+    """The number of steps of a duration, which is a time or a number of steps; ``dt`` is in seconds.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def steps_of(value, dt, name: str) -> int:
 
 
 def positive_time(value, unit, name: str) -> float:
-    """The magnitude of a time in ``unit``, known before tracing."""
+    """The magnitude in ``unit`` of a time that is not traced."""
     magnitude = concrete(strip(value, unit, name), name)
     if not (magnitude > 0 and math.isfinite(magnitude)):
         raise ValueError(f"'{name}' got {value}, but takes a positive time")
@@ -230,7 +230,7 @@ def positive_time(value, unit, name: str) -> float:
 
 
 def concrete(value, name: str) -> float:
-    """A Python float from a scalar that must be known before tracing."""
+    """A Python float of a scalar that must not be traced."""
     if is_traced(value):
         raise TypeError(f"'{name}' is traced by jit, vmap or grad, but takes a value known beforehand")
     array = np.asarray(value)

@@ -63,7 +63,7 @@ def write(path, rows):
         (["--band", "40", "2"], "'band' got 40 and 2"),
         (["--out", "absent/fit.png"], "there is no folder"),
         (["--out", "fit.txt"], "ends in .png"),
-        (["--json", "."], "cannot be written"),
+        (["--json", "."], "which is a folder"),
         (["--resume", "absent.json"], "'resume' got absent.json"),
         (["--resume", "negative.csv"], "not a fit saved"),
         (["--implementation", "mosaic"], "mosaic"),

@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import files, identity, plots, sweeps, units
-from brainmass_kernels.fitting import saved as saved_fits
-
-# The package has functions of these names.
+from brainmass_kernels import files, identity, plots, sweep_files, units
+from brainmass_kernels.fitting import saved as fitting
 
 GRID = bk.Sweep(
     {"E_inp": np.array([1.0, 2.0, 3.0]) * u.Hz, "C": np.array([1.0, 2.0])},
@@ -116,14 +114,14 @@ class TestReplacing:
 
     def test_one_run_at_a_time_has_a_folder(self, elsewhere):
         folder = elsewhere / "parts"
-        with files.held(folder):
-            with pytest.raises(ValueError, match="parts is being written by another run"), files.held(folder):
+        with files.exclusive(folder):
+            with pytest.raises(ValueError, match="parts is being written by another run"), files.exclusive(folder):
                 pass
             os.rename(folder, elsewhere / "gone")
             # What was moved away no longer counts.
-            with files.held(folder):
+            with files.exclusive(folder):
                 pass
-        with files.held(folder):
+        with files.exclusive(folder):
             pass
 
 
@@ -132,13 +130,13 @@ def test_a_sweep_that_cannot_be_written_leaves_the_old_one(elsewhere, name, monk
     needed(name)
     GRID.save(name)
     kind = Path(name).suffix
-    write = sweeps._writer(name)
+    write = sweep_files._writer(name)
 
     def half(found, path):
         write(found, path)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweeps, "_writer", lambda *_: half)
+    monkeypatch.setattr(sweep_files, "_writer", lambda *_: half)
     with pytest.raises(OSError, match="No space left"):
         bk.Sweep({"C": np.arange(2.0)}, {"x": np.arange(2.0)}, {}, {}).save(name)
     assert left() == [f"grid{kind}"]
@@ -429,8 +427,8 @@ def test_a_sweep_keeps_any_unit(elsewhere, name):
 @pytest.mark.parametrize("unit", [u.uvolt, u.volt, u.ftesla, u.nA * u.meter, u.mV**2 / u.Hz, u.UNITLESS])
 def test_a_target_keeps_any_unit(unit):
     target = bk.TimeSeries(units.attach(np.arange(4.0)[None], unit), scale=True)
-    saved = json.loads(json.dumps(saved_fits._encode_target(target)))
-    read = saved_fits._decode_target(saved, units.parsed(saved["unit"]))
+    saved = json.loads(json.dumps(fitting._encode_target(target)))
+    read = fitting._decode_target(saved, units.parsed(saved["unit"]))
     assert units.unit_of(read.values) == unit
     np.testing.assert_array_equal(u.get_magnitude(read.values), u.get_magnitude(target.values))
 

@@ -56,7 +56,7 @@ class TestHeard:
         source = "def work():\n    signal.raise_signal(signal.SIGINT)\n    late.append(1)\n"
         late = []
         with pytest.raises(KeyboardInterrupt):
-            interrupts.heard(library(source, late=late))()
+            interrupts.interruptible(library(source, late=late))()
         assert not late
 
     def test_in_the_callback_of_a_weak_reference(self, monkeypatch):
@@ -71,7 +71,7 @@ class TestHeard:
             late.append(kept)
 
         with pytest.raises(KeyboardInterrupt):
-            interrupts.heard(work)()
+            interrupts.interruptible(work)()
         assert not told
         assert not late
 
@@ -82,7 +82,7 @@ class TestHeard:
         )
         lost = []
         with pytest.raises(KeyboardInterrupt):
-            interrupts.heard(library(source, lost=lost, wait=wait))()
+            interrupts.interruptible(library(source, lost=lost, wait=wait))()
         assert lost == [1]
 
     def test_where_it_becomes_another_error(self):
@@ -91,7 +91,7 @@ class TestHeard:
             "        raise ValueError('cannot be hashed')\n"
         )
         with pytest.raises(KeyboardInterrupt) as raised:
-            interrupts.heard(library(source))()
+            interrupts.interruptible(library(source))()
         assert isinstance(raised.value.__cause__, ValueError)
 
     def test_what_cleans_up_is_not_interrupted_again(self):
@@ -101,7 +101,7 @@ class TestHeard:
         )
         done = []
         with pytest.raises(KeyboardInterrupt):
-            interrupts.heard(library(source, done=done))()
+            interrupts.interruptible(library(source, done=done))()
         assert done == [1]
 
     def test_code_of_the_users_may_handle_it(self):
@@ -116,7 +116,7 @@ class TestHeard:
             wait(0.3)
             return answer
 
-        assert interrupts.heard(work)() == "stopped"
+        assert interrupts.interruptible(work)() == "stopped"
 
     def test_what_runs_after_an_interrupt_can_be_interrupted(self):
         late = []
@@ -126,7 +126,7 @@ class TestHeard:
             try:
                 raise KeyboardInterrupt
             except KeyboardInterrupt:
-                interrupts.heard(library(source, wait=wait, late=late))()
+                interrupts.interruptible(library(source, wait=wait, late=late))()
 
         with pytest.raises(KeyboardInterrupt):
             report()
@@ -136,14 +136,14 @@ class TestHeard:
         seen = []
         before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
         try:
-            interrupts.heard(lambda: signal.raise_signal(signal.SIGINT))()
+            interrupts.interruptible(lambda: signal.raise_signal(signal.SIGINT))()
         finally:
             signal.signal(signal.SIGINT, before)
         assert seen == [1]
 
     def test_other_threads_are_left_alone(self):
         found = []
-        thread = threading.Thread(target=lambda: found.append(interrupts.heard(lambda: 3)()))
+        thread = threading.Thread(target=lambda: found.append(interrupts.interruptible(lambda: 3)()))
         thread.start()
         thread.join()
         assert found == [3]
@@ -153,7 +153,7 @@ class TestHeard:
         done = []
         hand_over = library(source, __name__="llvmlite.binding.executionengine", done=done)
         with pytest.raises(KeyboardInterrupt):
-            interrupts.heard(lambda: [hand_over(), wait()])()
+            interrupts.interruptible(lambda: [hand_over(), wait()])()
         assert done == [1]
 
     def test_a_compiler_is_not_left(self):
@@ -182,7 +182,7 @@ class TestHeard:
         thread = threading.Thread(target=interrupt)
         thread.start()
         with pytest.raises(KeyboardInterrupt) as raised:
-            interrupts.heard(work)()
+            interrupts.interruptible(work)()
         thread.join()
         names = [entry.name for entry in raised.traceback]
         assert not any(name.startswith("backend_compile") for name in names), names

@@ -130,5 +130,5 @@ class TestWhereRoundingAllows:
         with testing.interpret():
             plan = bk.explain(bk.JansenRit(), 1000, 0.1 * u.ms, implementation="mosaic_gpu")
             far = bk.explain(bk.JansenRit(be=900 * u.Hz), 1000, 0.1 * u.ms, implementation="mosaic_gpu")
-        assert "walked back by inverse steps" in str(plan)
+        assert "reversed by inverse steps" in str(plan)
         assert "inverse" not in str(far)

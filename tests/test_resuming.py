@@ -118,7 +118,7 @@ def test_a_sweep_of_the_same_equations_goes_on_though_the_class_is_another():
     interrupted()
     told = []
     found = swept(progress=told.append)
-    assert told[0] == "going on after 1 of 2 chunks"
+    assert told[0] == "resuming after 1 of 2 chunks"
     whole = swept(out=None)
     for name, x in whole.records.items():
         np.testing.assert_array_equal(u.get_magnitude(found[name]), u.get_magnitude(x))

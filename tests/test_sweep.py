@@ -109,7 +109,7 @@ class TestInterrupted:
         assert 2 <= done < 8
         assert not (elsewhere / "grid.npz").exists()
         again = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-        assert f"going on after {done} of 8 chunks" in again
+        assert f"resuming after {done} of 8 chunks" in again
         assert again.count(" masses, about") == 8 - done
         assert_same(bk.Sweep.load("grid.npz"), bk.Sweep.load("whole.npz"))
         assert not parts.exists()
@@ -127,7 +127,7 @@ class TestInterrupted:
                 bk.sweep(**arguments)
         said = []
         bk.sweep(bk.JansenRit(), OVER, out="grid.npz", chunk=5, progress=said.append, **RUN)
-        assert said[0] == "going on after 1 of 4 chunks"
+        assert said[0] == "resuming after 1 of 4 chunks"
         assert len(said) == 4
 
 

@@ -1,1 +1,1 @@
-"""Fits of parameters: the call, what it returns, its file, its targets, its problem and its steps."""
+"""Fits of parameters: the call, its result and file, targets, problem, starts and steps."""

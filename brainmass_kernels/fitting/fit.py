@@ -1,8 +1,8 @@
 """Fitting a model's parameters by gradients or least squares, every start and every target in one simulation.
 
-A target is one or many power spectra, time series, matrices of functional connectivity, or a function of one's own
-(`targets`); the steps are those of an optimiser of optax, or Levenberg and Marquardt's on derivatives that are carried
-in the loop (`steps`). Everything a `Fit` reports at the end is measured again on noise that it has not seen.
+A target is one or many power spectra, time series, matrices of functional connectivity, or a user's function
+(`targets`). The steps are an optax optimiser's, or Levenberg-Marquardt steps with derivatives carried in the loop
+(`steps`). A `Fit` reports errors on noise that the steps did not use.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import numpy as np
 
 from .. import files, routing, spectra, units
 from ..extras import needs
-from ..interrupts import heard
+from ..interrupts import interruptible
 from ..models.base import check_model, check_name
-from ..network import Network
+from ..network import Network, parts_of
 from ..noise import check_key
 from ..spectra import Spectrum
 from . import saved, targets
 from .problem import Free, Pooling, Problem, measured
 from .result import Fit
 from .starts import count_of, first_place, starts_from
-from .steps import LEVENBERG_MARQUARDT, Plan, Progress, State, begin, descend, optimiser_of, shown
+from .steps import LEVENBERG_MARQUARDT, Plan, Progress, State, begin, descend, optimiser_of, progress_bar
 
 _EVERY = 5
 _STARTS = 16
 
 
-@heard
+@interruptible
 def fit(
     model,
     target=None,
@@ -71,55 +71,55 @@ def fit(
 ) -> Fit:
     """Fit free parameters to one or many targets, from many starts at once.
 
-    Of a `Spectrum` the error is the mean squared difference of log10 power between the target and
+    The error of a `Spectrum` is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
     (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
-    runs of ``duration`` each, their transients left out. A `TimeSeries` is compared sample by sample with the mean
+    runs of ``duration`` each, without their transients. A `TimeSeries` is compared sample by sample with the mean
     of the realisations, as an evoked response is; a `Connectivity` with the correlations between regions of a network.
 
     Parameters
     ----------
-    model : a model with scalar fields, or a `Network` of one; its values are start 0, which begins at the nearer bound
-        of one that lies outside, with a warning
+    model : a model with scalar fields, or a `Network` of one. Its values are start 0; one outside the bounds begins at
+        the nearer bound, with a warning
     target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw`` or ``Epochs``, or a pair
         (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
-        are ``(1, starts, realisations)``, which returns the error of each lane, or residuals
+        are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
         ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
         unit of the value they replace
-    inputs, noise : as `simulate` takes them; whatever is free is to have a value here, its start 0
-    priors : name to (centre, width), a Gaussian's: each counts as one more residual, ``(value - centre) / width``,
-        beside those of the data in units of their ``sigma`` (of log10 power 0.1)
-    shared : names that have one value for all targets; the others are each target's own
-    group : name to width: the targets' values lie about their own mean, which is free, with this standard deviation
-    regional : names of which each region of a network has its own
-    starts : how many (the model's own values, then a Latin hypercube within the bounds), 16 or those of the resumed
-        fit unless given; or the starts themselves, name to values (starts,) or (n, starts), or a `Fit` of the same
-        free names, whose starts' best places they are: a few steps of least squares end what gradients began
+    inputs, noise : as `simulate` takes them; a free input or intensity needs a value here, its start 0
+    priors : name to (centre, width) of a Gaussian; each adds a residual, ``(value - centre) / width``, to those of the
+        data in units of their ``sigma`` (0.1 for log10 power)
+    shared : names with one value for all targets; the others have a value for each target
+    group : name to width; the targets' values lie about their mean, which is free, with this standard deviation
+    regional : names with a value for each region of a network
+    starts : the number of starts (the model's values, then a Latin hypercube within the bounds), by default 16 or as
+        in the resumed fit; or the starts, name to values (starts,) or (n, starts); or a `Fit` of the same free names,
+        to start at the best values of its starts, as a few steps of least squares after gradients
     screen : simulate at least this many candidates first, and start each target from those nearest to it
-    prune : after each so many steps leave the worse half of the starts; 0, never
+    prune : drop the worse half of the starts after every so many steps; 0, never
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
     duration, dt, transient, scheme, implementation : as `simulate` takes them
-    every : steps from one record to the next; ``None``, 5, or of a `TimeSeries` as many as give its samples, or those
+    every : steps from one record to the next; ``None``, 5, or as many as give the samples of a `TimeSeries`, or those
         of a resumed fit
-    record : what is compared, a name of an observable or state; ``None``, the model's first observable, or its first
-        state where it has none, or what a resumed fit recorded. Of a function whatever `simulate` takes
-    realisations : runs with different noise that one prediction is averaged over
+    record : the observable or state that is compared; ``None``, the model's first observable, or its first state if it
+        has none, or as in a resumed fit. For a function, whatever `simulate` takes
+    realisations : runs with different noise over which a prediction is averaged
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
-    optimiser : any of `optax`; Adam at 0.05, with b2 = 0.99, unless given; or "levenberg_marquardt", whose steps are of
-        least squares and many fewer, with each target's few parameters carried in the loop; not of networks
+    optimiser : any of `optax`, by default Adam at 0.05 with b2 = 0.99; or "levenberg_marquardt", which needs many fewer
+        steps and carries the derivatives by each target's parameters in the loop; not for networks
     clip : the largest norm of one lane's gradient
-    patience, tolerance : stop when in this many steps (40, of least squares 8) no target's error has fallen by this
-        fraction
+    patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
+        least squares)
     progress : True for a bar on stderr, or a function of `Progress`; it stops the fit by returning True
-    resume : a `Fit` or the path of a saved one, to go on with for ``steps`` more steps; target, free bounds and the
-        number of starts are then its own unless given, and everything given must agree with it: the equations of
-        the model, what a function computes and what is recorded as well
-    checkpoint : a file that is written as the fit goes; where there is one of this same fit it goes on from there,
-        to the result that it would have had
+    resume : a `Fit` or the path of a saved one, to continue for ``steps`` more steps. Target, free bounds and the
+        number of starts are then those of that fit by default; all arguments, the model's equations, and what a
+        function computes must agree with it
+    checkpoint : a file that is written during the fit. A fit with the same arguments resumes from it, with the
+        result of an uninterrupted fit
 
     Returns
     -------
@@ -128,15 +128,14 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        naming the argument, for an unknown name, bounds that are not increasing, a start outside of them, a unit that
-        does not fit, a target that cannot be used, a resumed fit or a checkpoint that is of another fit, or damaged
+        naming the argument, for an unknown name, bounds that do not increase, a start outside them, a wrong unit,
+        an unusable target, a resumed fit or a checkpoint that is of another fit or damaged
     ImportError
         without the packages of ``pip install 'brainmass-kernels[fit]'``
     """
     needs("optax")
     began = time.perf_counter()
-    if not isinstance(model, Network):
-        check_model(model, ", or a bk.Network of one")
+    check_model(parts_of(model)[1], ", or a bk.Network of one")
     check_key(key)
     key = jax.random.key(0) if key is None else key
     checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
@@ -145,7 +144,7 @@ def fit(
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
     inputs, noise = dict(inputs or {}), dict(noise or {})
-    frees, given = _resolve_free(model, inputs, noise, free)
+    frees, initial = _resolve_free(model, inputs, noise, free)
     record = _recorded(model, former) if record is None else record
     if every is None:
         every = former.settings["every"] if former else _every(target, duration, dt, transient)
@@ -164,43 +163,43 @@ def fit(
     optimiser = optimiser_of(problem, optimiser)
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     _check_counts(1, patience=patience)
-    count = count_of(problem, starts, given, key)
+    count = count_of(problem, starts, initial, key)
     plan = problem.plan(key)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     settings["program"] = problem.program(count, key)
     file = saved.Checkpoint.of(checkpoint, problem, settings, optimiser, starts, screen, clip, prune)
-    begun, (state, history) = 0, file.read() if file else (None, [])
+    done, (state, history) = 0, file.read() if file else (None, [])
     if state is None and former:
         former.check_same(problem, settings, count)
-        state, history, begun = saved.restore(problem, former.state, optimiser), [*former.losses], len(former.losses)
+        state, history, done = saved.restore(problem, former.state, optimiser), [*former.losses], len(former.losses)
     elif state is None:
-        state = begin(problem, starts_from(problem, starts, screen, given, key), optimiser)
-    way = Plan(optimiser, steps, clip, patience, tolerance, prune)
-    with shown(progress, steps) as show:
-        state = descend(problem, way, state, history, key, begun, show, file and file.write)
-    return _report(problem, state, history, key, settings, plan, began, given)
+        state = begin(problem, starts_from(problem, starts, screen, initial, key), optimiser)
+    descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
+    with progress_bar(progress, steps) as show:
+        state = descend(problem, descent, state, history, key, done, show, file and file.write)
+    return _report(problem, state, history, key, settings, plan, began, initial)
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------
 
 
 def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
-    """How many starts, or where they are."""
+    """The number of starts, or their values."""
     if starts is None:
         return former.losses.shape[2] if former else _STARTS
-    places = starts.places() if isinstance(starts, Fit) else starts
-    if not isinstance(places, Mapping):
-        _check_counts(1, starts=places)
-    return places
+    starts = starts.places() if isinstance(starts, Fit) else starts
+    if not isinstance(starts, Mapping):
+        _check_counts(1, starts=starts)
+    return starts
 
 
 def _every(target, duration, dt, transient) -> int:
-    """Steps between records unless they are given: those that make the samples of a series, where these are whole."""
+    """The default steps between records: those that give the samples of a series, if these are whole steps apart."""
     if not isinstance(target, targets.TimeSeries):
         return _EVERY
     shape = np.shape(u.get_magnitude(target.values))
     steps = targets.recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
-    # (K,), (n, K), (n, K, N), or of a network (K, N).
+    # Shapes are (K,), (n, K), (n, K, N), or (K, N) for a network.
     possible = dict.fromkeys((shape[0],) if len(shape) == 1 else shape[-2:] if len(shape) == 2 else shape[1:2])
     if steps // _EVERY in possible:
         return _EVERY
@@ -208,44 +207,44 @@ def _every(target, duration, dt, transient) -> int:
 
 
 def _recorded(model, former: Fit | None) -> str:
-    """What is compared unless another record is named."""
-    mass: Any = model.model if isinstance(model, Network) else model
-    held = former.settings.get("record") if former else None
-    return held or next(iter(mass.recordable()))
+    """The default record that is compared."""
+    record = former.settings.get("record") if former else None
+    return record or next(iter(parts_of(model)[1].recordable()))
 
 
 def _pooling(model, frees, priors, shared, group, regional) -> Pooling:
     known = {f.name: f for f in frees}
 
-    def names(given, argument: str) -> tuple[str, ...]:
-        given = (given,) if isinstance(given, str) else tuple(given)
-        for name in given:
+    def names_in(names, argument: str) -> tuple[str, ...]:
+        names = (names,) if isinstance(names, str) else tuple(names)
+        for name in names:
             check_name(name, known, f"free name in '{argument}'")
-        return given
+        return names
 
-    def width(name, value, argument: str) -> float:
-        found = float(targets.plain(value, known[name].unit, f"{argument}: {name}"))
-        if not (math.isfinite(found) and found > 0):
-            raise ValueError(f"'{argument}' got the width {found:g} for {name!r}, but takes a positive one")
-        return found
+    def width_of(name, value, argument: str) -> float:
+        width = float(targets.plain(value, known[name].unit, f"{argument}: {name}"))
+        if not (math.isfinite(width) and width > 0):
+            raise ValueError(f"'{argument}' got the width {width:g} for {name!r}, but takes a positive one")
+        return width
 
     priors, group = dict(priors or {}), dict(group or {})
-    names(tuple(priors), "priors")
-    names(tuple(group), "group")
-    shared, regional = names(shared, "shared"), names(regional, "regional")
+    names_in(tuple(priors), "priors")
+    names_in(tuple(group), "group")
+    shared, regional = names_in(shared, "shared"), names_in(regional, "regional")
     if both := set(shared) & set(group):
         raise ValueError(f"'group' got {', '.join(both)}, which 'shared' has too: one value has no spread")
     if regional and not isinstance(model, Network):
         raise ValueError(f"'regional' got {', '.join(regional)}, but one mass has no regions: it is for a bk.Network")
     if wrong := [name for name in regional if name.startswith(routing.COUPLING)]:
         raise ValueError(f"'regional' got {wrong[0]}, which is of the whole network")
-    found = []
+    gaussians = []
     for name, pair in priors.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"'priors' got {pair!r} for {name!r}, but takes a pair (centre, width)")
         centre = float(targets.plain(pair[0], known[name].unit, f"priors: {name}"))
-        found.append((name, centre, width(name, pair[1], "priors")))
-    return Pooling(tuple(found), tuple((n, width(n, w, "group")) for n, w in group.items()), shared, regional)
+        gaussians.append((name, centre, width_of(name, pair[1], "priors")))
+    groups = tuple((name, width_of(name, width, "group")) for name, width in group.items())
+    return Pooling(tuple(gaussians), groups, shared, regional)
 
 
 def _as_band(band) -> tuple[float, float]:
@@ -300,31 +299,23 @@ def _bounds(name, bounds, unit) -> tuple[float, float]:
     return low, high
 
 
-def _report(problem: Problem, state: State, history, key, settings, plan, began, given) -> Fit:
-    """Measure every lane's best again on unseen noise, and choose the best start of each target by that."""
+def _report(problem: Problem, state: State, history, key, settings, plan, began, initial) -> Fit:
+    """Measure the best of every lane on other noise, and choose the best start of each target by that."""
     comparison = problem.comparison
-    begun, first_z = first_place(problem, state.first, given)
-    found, first = problem.unseen(state.best_z, key), begun.unseen(first_z, key)
-    error, solved = measured(problem, found, comparison.data)
-    first_error, first_solved = measured(problem, first, comparison.data)
-    score = np.asarray(problem.score(error))
-    best = score.argmin(1)
-    if not np.isfinite(score.min(1)).all():
-        which = int(np.argmax(~np.isfinite(score.min(1))))
-        what = "spectrum" if isinstance(comparison.target, Spectrum) else "target"
-        raise FloatingPointError(
-            f"no start of {what} {which + 1} gave a finite simulation; take a smaller dt or bounds"
-        )
+    first_problem, first_z = first_place(problem, state.first, initial)
+    prediction, first = problem.unseen(state.best_z, key), first_problem.unseen(first_z, key)
+    error, nuisances = measured(problem, prediction, comparison.data)
+    first_error, first_nuisances = measured(problem, first, comparison.data)
+    best = _best_starts(problem, error)
     rows = np.arange(len(best))
     lane, zeroth = (rows, best), (rows, 0 * best)
     values = {}
     for f in problem.frees:
         value = np.asarray(f.value(state.best_z[f.name]))
         values[f.name] = np.broadcast_to(value, (len(best), *value.shape[1:]))[lane]
-    laid = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
-    model, inputs, noise = problem.put(laid)
-    whole = {name: np.asarray(value) for name, value in solved.items()}
-    solved = {name: value[lane] for name, value in whole.items()}
+    in_regions = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
+    model, inputs, noise = problem.put(in_regions)
+    nuisances = {name: np.asarray(value) for name, value in nuisances.items()}
     return Fit(
         parameters={f.name: units.attach(values[f.name], f.unit) for f in problem.frees},
         model=model,
@@ -334,9 +325,9 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
         initial_rms=comparison.measure(first_error)[:, 0],
         losses=np.stack(history),
         best_start=np.take_along_axis(np.asarray(state.alive), best[:, None], 1)[:, 0],
-        prediction=comparison.shown(found, whole, lane),
-        initial_prediction=comparison.shown(first, first_solved, zeroth),
-        nuisance=comparison.solved_in_units(solved),
+        prediction=comparison.like_target(prediction, nuisances, lane),
+        initial_prediction=comparison.like_target(first, first_nuisances, zeroth),
+        nuisance=comparison.nuisances_in_units({name: value[lane] for name, value in nuisances.items()}),
         target=comparison.target,
         free=problem.frees,
         settings=settings,
@@ -346,3 +337,14 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
         seconds=time.perf_counter() - began,
         problem=problem,
     )
+
+
+def _best_starts(problem: Problem, error) -> np.ndarray:
+    """The best start of each target, ``(n,)``."""
+    score = np.asarray(problem.score(error))
+    lowest = score.min(1)
+    if not np.isfinite(lowest).all():
+        number = int(np.argmax(~np.isfinite(lowest))) + 1
+        what = "spectrum" if isinstance(problem.comparison.target, Spectrum) else "target"
+        raise FloatingPointError(f"no start of {what} {number} gave a finite simulation; take a smaller dt or bounds")
+    return score.argmin(1)

@@ -1,9 +1,9 @@
-"""What a fit minimises: free parameters, what is known of them, and the error as a function of them.
+"""What a fit minimises: the error as a function of free parameters, and what is known of these.
 
-The lanes of the one batch are (target, start, realisation). Lanes never mix, but for parameters that targets share, so
-the gradient of the summed error is every lane's own, and one step moves all of them. A free quantity is a smooth map
-of a free variable z, ``(targets, starts)``, with one target where all share it, and a last axis of regions where each
-region of a network has its own. The noise is fixed during a fit: the same realisations for every lane.
+The lanes of the one batch are (target, start, realisation). Lanes do not mix, except through shared parameters. So the
+gradient of the summed error contains the gradient of each lane, and one step moves all of them. A free quantity is a
+smooth map of a free variable z, ``(targets, starts)``: the first axis is 1 where all targets share it, and a last axis
+of regions follows where each region has a value. The noise is fixed during a fit: the same realisations for every lane.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import numpy as np
 from .. import _context, dispatch, identity, routing, units
 from ..arguments import PerLane
 from ..equations import Key, key_of
-from ..network import Network
+from ..network import Network, parts_of
 from ..sensitivity import sensitivities
 from ..simulation import explain, simulate
 from .targets import Comparison
 
 #: Folded into the key for the noise that only the final report uses.
 _UNSEEN = 1_000_003
-#: Repetitions of the fit's own length on which it is reported.
+#: Simulations with such noise, each with the realisations of the fit.
 _CHECKS = 4
 
 
@@ -61,33 +61,34 @@ class Free:
         return jax.jvp(self.value, (z,), (jnp.ones_like(z),))[1]
 
     def position(self, value):
-        """Where between the bounds a value lies, 0 to 1."""
+        """The relative position of a value between the bounds, 0 to 1."""
         if self.geometric:
             return np.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def outside(self, value) -> np.ndarray:
-        """Whether a value is outside the bounds; what float32 or a sigmoid makes of a bound is the bound."""
+        """Whether a value is outside the bounds, but for rounding in float32 or in a sigmoid."""
         value, slack = np.asarray(value, float), 1e-6 * max(abs(self.low), abs(self.high))
         return ~((value >= self.low - slack) & (value <= self.high + slack))
 
-    def told(self, value: float) -> str:
-        """What is said of a value outside the bounds."""
+    def outside_in_words(self, value: float) -> str:
+        """A value outside the bounds, for a message."""
         unit = "" if self.unit is None or self.unit.is_unitless else f" {self.unit}"
         return f"{self.name} = {value:g}{unit}, outside of its bounds {self.low:g} to {self.high:g}{unit}"
 
     def z(self, value, argument: str) -> np.ndarray:
-        """The free variable of a value, of which `value` makes it again to float precision.
+        """The free variable of a value, the inverse of `value` to float precision.
 
         Raises
         ------
-        ValueError : a value outside the bounds, which is another model than any that the fit could reach
+        ValueError : a value outside the bounds
         """
         value = np.asarray(value, float)
         outside = self.outside(value)
         if outside.any():
             raise ValueError(
-                f"{argument} got {self.told(value[outside].flat[0])}: take wider bounds in 'free', or another start"
+                f"{argument} got {self.outside_in_words(value[outside].flat[0])}: take wider bounds in 'free', or "
+                "another start"
             )
         least = np.finfo(jnp.result_type(float)).eps
         return logit(np.clip(self.position(np.clip(value, self.low, self.high)), least, 1 - least))
@@ -98,7 +99,7 @@ def logit(position):
 
 
 def away_from_bounds(position):
-    """z of places that nobody asked for, where a gradient is not yet flat."""
+    """z of a position that may be moved inwards, where gradients are not flat."""
     return logit(np.clip(position, 0.01, 0.99))
 
 
@@ -108,10 +109,10 @@ class Pooling(NamedTuple):
     Attributes
     ----------
     priors : (name, centre, width) of a Gaussian, plain numbers in the quantity's unit
-    group : (name, width) of the targets about their own mean
-    shared : names of one value for all targets
-    regional : names of one value for each region of a network
-    frozen : names that stay where they start
+    group : (name, width) of the targets' values about their mean
+    shared : names with one value for all targets
+    regional : names with a value for each region of a network
+    frozen : names that keep their starting values
     """
 
     priors: tuple[tuple[str, float, float], ...] = ()
@@ -122,13 +123,13 @@ class Pooling(NamedTuple):
 
     @classmethod
     def of_saved(cls, saved: Mapping[str, Any]) -> Pooling:
-        """What a saved fit holds of it."""
+        """From the settings of a saved fit."""
         priors, group = (tuple(map(tuple, saved[name])) for name in ("priors", "group"))
         return cls(priors, group, tuple(saved["shared"]), tuple(saved["regional"]))
 
     @property
     def bind(self) -> bool:
-        """Whether a start is one, for all targets together."""
+        """Whether targets share a start, because their parameters depend on each other."""
         return bool(self.shared or self.group)
 
 
@@ -155,27 +156,27 @@ class Problem:
 
     @property
     def mass(self) -> Any:
-        """The model of one region, or of all."""
-        return self.model.model if isinstance(self.model, Network) else self.model
+        """The model of each lane."""
+        return parts_of(self.model)[1]
 
     @functools.cached_property
     def identity(self) -> Key:
-        """The key of all that compiled programs read: everything but the target's values, the starts and the key."""
+        """The key of everything that compiled programs depend on: all but the target's values, starts and key."""
         free = {f.name for f in self.frees}
         values = routing.quantities(self.model, self.inputs, self.noise)
         fixed = {name: value for name, (_, value) in values.items() if name not in free}
-        driven = {name: x for name, x in self.inputs.items() if name not in free}
-        shaken = {name: x for name, x in self.noise.items() if routing.NOISE + name not in free}
+        inputs = {name: x for name, x in self.inputs.items() if name not in free}
+        noise = {name: x for name, x in self.noise.items() if routing.NOISE + name not in free}
         network = None
         if isinstance(self.model, Network):
             network = self.model.link, self.model.delays, self.model.connections()
         return key_of(
-            type(self.mass), network, fixed, driven, shaken, self.frees, self.pooling, self.realisations, self.record,
+            type(self.mass), network, fixed, inputs, noise, self.frees, self.pooling, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
             dispatch.platform(), _context.INTERPRETED.get(), _context.ABSENT.get(),
         )  # fmt: skip
 
-    # Programs are compiled once for problems that differ in the target's values and the key only.
+    # Problems that differ only in the target's values and the key share their compiled programs.
     def __hash__(self) -> int:
         return hash(self.identity)
 
@@ -183,7 +184,7 @@ class Problem:
         return isinstance(other, Problem) and self.identity == other.identity
 
     def settings(self) -> dict[str, Any]:
-        """Everything that a resumed fit must share, ready for JSON."""
+        """Everything that a resumed fit must have in common with this one, ready for JSON."""
         free = {f.name for f in self.frees}
         fixed = {
             name: fingerprint(units.strip(value, unit, name))
@@ -194,8 +195,7 @@ class Problem:
             delays = np.zeros(0) if self.model.delays is None else self.model.delays
             fixed |= {"link": list(self.model.link), "delays": fingerprint(delays)}
             fixed |= {"weights": fingerprint(self.model.connections())}
-        pooling = {"priors": self.pooling.priors, "group": self.pooling.group, "shared": self.pooling.shared}
-        pooling |= {"regional": self.pooling.regional}
+        pooling = {name: x for name, x in self.pooling._asdict().items() if name != "frozen"}
         return {
             **{name: self.steps(name) * self.dt for name in ("duration", "transient")},
             "dt": self.dt,
@@ -215,13 +215,13 @@ class Problem:
         return 0 if self.options[name] is None else units.steps_of(self.options[name], self.dt, name)
 
     def put(self, values) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """Model, inputs and noise with the free values put in."""
+        """Model, inputs and noise with the free values."""
         values = {f.name: units.attach(values[f.name], f.unit) for f in self.frees}
         return routing.put(self.model, self.inputs, self.noise, values)
 
     def run(self, z, keys, call, **more):
         """``call`` (simulate, explain or sensitivities) on the lanes (targets, starts, realisations)."""
-        lanes = (*np.broadcast_shapes(*(x.shape[:2] for x in z.values())), self.realisations)
+        lanes = (*_lanes_of(z), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
         inputs = {n: PerLane(x) if n in values else x for n, x in inputs.items()}
@@ -229,102 +229,117 @@ class Problem:
         return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options, **more)
 
     def _spread(self, values, lanes: tuple[int, ...]):
-        """Values of z's shape for every lane, with an axis for regions where there are any."""
-        own = values.shape[2:]
-        values = jnp.broadcast_to(values[:, :, None], (*lanes, *own))
-        return values[..., None] if self.regions and not own else values
+        """Values of z's shape for every lane, with an axis of regions in a network."""
+        regions = values.shape[2:]
+        values = jnp.broadcast_to(values[:, :, None], (*lanes, *regions))
+        return values[..., None] if self.regions and not regions else values
 
     def plan(self, key):
-        """Which implementation the simulations of this fit run on, and why; every argument is checked by it."""
+        """Which implementation the simulations run on, and why; this checks every argument."""
         return self.run({f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}, self.keys(key), explain)
 
     def program(self, starts: int, key) -> dict[str, str]:
         """What tells the programs of this fit from those of others, by name, ready for JSON."""
         z = {f.name: jnp.zeros((self.comparison.count, starts)) for f in self.frees}
-        told = identity.versions() | self.run(z, self.keys(key), identity.of_call)
+        digests = identity.versions() | self.run(z, self.keys(key), identity.of_call)
         if callable(self.comparison.target):
-            seen = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, self.keys(key))
-            told["target"] = identity.of_function(self.comparison.predict, seen)
-        return told
+            result = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, self.keys(key))
+            digests["target"] = identity.of_function(self.comparison.predict, result)
+        return digests
 
     def predict(self, z, keys):
         return self.comparison.predict(self.run(z, keys, simulate))
 
+    @property
+    def moving(self) -> list[Free]:
+        """The free quantities that are not frozen."""
+        return [f for f in self.frees if f.name not in self.pooling.frozen]
+
     def linearised(self, z, keys, data):
         """Residuals (n, starts, M), and their derivatives by each z that is not frozen, (n, starts, P, M)."""
-        moved = [f for f in self.frees if f.name not in self.pooling.frozen]
-        result, slopes = self.run(z, keys, sensitivities, wrt=[f.name for f in moved])
-        unit_of = {part: {n: u.get_unit(x) for n, x in getattr(result, part).items()} for part in ("records", "final")}
+        result, slopes = self.run(z, keys, sensitivities, wrt=[f.name for f in self.moving])
 
-        def of_plain(records, final):
-            put = lambda part, values: {n: units.attach(x, unit_of[part][n]) for n, x in values.items()}  # noqa: E731
-            seen = dataclasses.replace(result, records=put("records", records), final=put("final", final))
-            return self.comparison.residuals(self.comparison.predict(seen), data)[0]
+        def residuals_of(records, final):
+            records, final = _with_units(records, result.records), _with_units(final, result.final)
+            prediction = self.comparison.predict(dataclasses.replace(result, records=records, final=final))
+            return self.comparison.residuals(prediction, data)[0]
 
-        bare = lambda found, like: {n: units.strip(found[n], u.get_unit(x), n) for n, x in like.items()}  # noqa: E731
-        residuals, push = jax.linearize(of_plain, *(bare(p, p) for p in (result.records, result.final)))
-        wide = lambda x, shape, unit: units.attach(jnp.broadcast_to(x, shape), unit)  # noqa: E731
-        columns = []
-        for f in moved:
-            lanes = (*np.broadcast_shapes(*(x.shape for x in z.values())), self.realisations)
-            by_z = self._spread(f.slope(z[f.name]), lanes)
-            tangents = [
-                bare({n: x * wide(by_z, x.shape, f.unit) for n, x in getattr(slopes[f.name], part).items()},
-                     getattr(result, part))
-                for part in ("records", "final")
-            ]  # fmt: skip
-            columns.append(push(*tangents))
+        outputs = (_magnitudes(x, x) for x in (result.records, result.final))
+        residuals, push = jax.linearize(residuals_of, *outputs)
+        lanes, columns = (*_lanes_of(z), self.realisations), []
+        for f in self.moving:
+            slope, by_z = slopes[f.name], self._spread(f.slope(z[f.name]), lanes)
+            records = _magnitudes(_by_z(slope.records, by_z, f.unit), result.records)
+            columns.append(push(records, _magnitudes(_by_z(slope.final, by_z, f.unit), result.final)))
         return residuals, jnp.stack(columns, 2)
 
     def penalties(self, z):
-        """What priors and the group's spread say: name to a residual ``(n or 1, starts, ...)``, and its slope by z.
+        """Of each prior and group the name, the residual ``(n or 1, starts, ...)`` and its slope by z.
 
-        The group's mean is solved for: at its best, with nothing known of it, it is the mean of the targets, and
-        does not add to the slope.
+        The group's mean is solved for: its best value is the mean of the targets, and it does not add to the slope.
         """
         frees = {f.name: f for f in self.frees}
-        found = []
+        penalties = []
         for name, centre, width in self.pooling.priors:
-            found.append((name, (frees[name].value(z[name]) - centre) / width, frees[name].slope(z[name]) / width))
+            penalties.append((name, (frees[name].value(z[name]) - centre) / width, frees[name].slope(z[name]) / width))
         for name, width in self.pooling.group:
             value = frees[name].value(z[name])
-            apart = value - jax.lax.stop_gradient(value.mean(0, keepdims=True))
-            found.append((name, apart / width, frees[name].slope(z[name]) / width))
-        return found
+            deviation = value - jax.lax.stop_gradient(value.mean(0, keepdims=True))
+            penalties.append((name, deviation / width, frees[name].slope(z[name]) / width))
+        return penalties
 
     def penalty(self, z, count: int):
-        """The sum of squares of the penalties of each lane, as if each were one residual of ``count``."""
-        lanes = np.broadcast_shapes(*(x.shape[:2] for x in z.values()))
+        """The sum of squares of the penalties of each lane, weighed as residuals of which there are ``count``."""
+        lanes = _lanes_of(z)
         total = jnp.zeros(lanes)
         for name, residual, _ in self.penalties(z):
             square = residual**2 if residual.ndim == 2 else jnp.sum(residual**2, -1)
-            # What all targets share is known once, not once for each of them.
+            # A shared quantity has one penalty, not one for each target.
             total = total + jnp.broadcast_to(square, lanes) / (lanes[0] if name in self.pooling.shared else 1)
         return total * (self.comparison.sigma**2 / count)
 
     def score(self, error):
-        """What decides for each lane: its own error, or where targets are tied that of all of them together."""
+        """What a lane is judged by: its error, or the mean over the targets if they share a start."""
         return jnp.broadcast_to(error.mean(0, keepdims=True), error.shape) if self.pooling.bind else error
 
     def keys(self, key, check: int | None = None):
-        """One key a realisation, of a network one a region of each; with ``check``, of noise that no fit sees."""
+        """A key for each realisation, and each region of a network; with ``check``, of noise that only reports use."""
         shape = (self.realisations,) if self.regions is None else (self.realisations, self.regions)
         return jax.random.split(key if check is None else jax.random.fold_in(key, _UNSEEN + check), shape)
 
     def unseen(self, z, key):
-        """Predictions on noise that no fit sees, or the same again where there is none."""
+        """The mean prediction on noise that the steps did not use; without noise, the prediction."""
         noisy = self.noise or any(f.name.startswith(routing.NOISE) for f in self.frees)
         checks = range(_CHECKS) if noisy else [None]
-        found = jax.block_until_ready([predict(self, z, self.keys(key, check)) for check in checks])
-        return sum(found[1:], found[0]) / len(found)
+        predictions = jax.block_until_ready([predict(self, z, self.keys(key, check)) for check in checks])
+        return sum(predictions[1:], predictions[0]) / len(predictions)
 
 
 def fingerprint(value) -> Any:
-    """An array as nested lists, or where it is long as what tells it from others."""
+    """An array as nested lists, or a long one as its shape and a digest."""
     array = np.asarray(value)
     if array.size <= 64:
         return array.tolist()
     return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array, float).tobytes()).hexdigest()[:16]}"
+
+
+def _lanes_of(z) -> tuple[int, ...]:
+    """The targets and starts of a free variable."""
+    return np.broadcast_shapes(*(x.shape[:2] for x in z.values()))
+
+
+def _magnitudes(quantities, like) -> dict[str, Any]:
+    """Plain arrays in the units of ``like``."""
+    return {n: units.strip(quantities[n], u.get_unit(x), n) for n, x in like.items()}
+
+
+def _with_units(magnitudes, like) -> dict[str, Any]:
+    return {n: units.attach(x, u.get_unit(like[n])) for n, x in magnitudes.items()}
+
+
+def _by_z(slopes, by_z, unit) -> dict[str, Any]:
+    """Derivatives by z, from those by a free quantity in ``unit`` and its derivative ``by_z``."""
+    return {n: x * units.attach(jnp.broadcast_to(by_z, x.shape), unit) for n, x in slopes.items()}
 
 
 predict = jax.jit(Problem.predict, static_argnums=0)
@@ -332,5 +347,5 @@ predict = jax.jit(Problem.predict, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def measured(problem: Problem, prediction, data):
-    """The error of each lane, and what was solved for."""
+    """The error of each lane, and the nuisances."""
     return problem.comparison.error(prediction, data)

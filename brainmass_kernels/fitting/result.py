@@ -1,4 +1,4 @@
-"""What a fit returns, and what follows from it: standard errors, profiles, figures, tables, its file."""
+"""The result of a fit: parameters, standard errors, profiles, figures, tables, its file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from .. import files, spectra, units
 from ..extras import needs
-from ..interrupts import heard
+from ..interrupts import interruptible
 from ..models.base import check_name
 from ..spectra import Spectrum
 from . import saved, targets
-from .problem import Free, Pooling, Problem, measured, predict
+from .problem import Free, Pooling, Problem, logit, measured, predict
 from .steps import Plan, begin, default_optimiser, descend, joint_normal_equations, normal_equations_at
 
 
 class Profile(NamedTuple):
-    """The lowest error along one parameter, all others fitted again at each of its values.
+    """The lowest error along one parameter, with all others refitted at each of its values.
 
     Attributes
     ----------
@@ -39,22 +39,22 @@ class Profile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """What `fit` found. Arrays lead with the targets, n; a lane is one (target, start).
+    """The result of `fit`. The first axis of arrays is the targets, n; a lane is one (target, start).
 
     Attributes
     ----------
-    parameters : name to Quantity ``(n,)``, the best start of each target; ``(n, N)`` of what each region has its own
-    model, inputs, noise : what was fitted, with those values put in: `simulate` takes them as they are
-    rms, initial_rms : ``(n,)`` error of the fit and of start 0 (the model as it was given, unless starts were given),
-        on noise the optimiser has not seen: rms of log10 power over the band, of samples in standard deviations, of
-        correlations; of a function of one's own what it returned, or the mean square of its residuals
+    parameters : name to Quantity ``(n,)``, of the best start of each target; ``(n, N)`` for regional parameters
+    model, inputs, noise : with those values, as arguments of `simulate`
+    rms, initial_rms : ``(n,)`` error of the fit and of start 0 (the model's values, unless starts were given), on noise
+        that the steps did not use: rms of log10 power over the band, of samples in standard deviations, or of
+        correlations; of a user's function what it returns, or the mean square of its residuals
     losses : ``(steps, n, starts)`` the same error step by step, on the noise of the fit; NaN where a lane diverged or
-        was left
-    best_start : ``(n,)`` which start was the best
-    prediction, initial_prediction : as the target, of the fit and of start 0, with what was solved for put in
-    nuisance : name to ``(n,)``, what was solved for: of spectra log10 of the scale and of the background, and its
-        exponent chi; of series the scale and the offset
-    target : what was fitted; of spectra those within the band
+        was dropped
+    best_start : ``(n,)`` the number of the best start
+    prediction, initial_prediction : of the fit and of start 0, in the form of the target, nuisances included
+    nuisance : name to ``(n,)``: of spectra log10 of the scale and of the background, and its exponent chi; of series
+        the scale and the offset
+    target : the user's; spectra are cut to the band
     implementation, reason : which backend ran, and why
     seconds : wall time of the fit, compilation included
     """
@@ -91,7 +91,7 @@ class Fit:
 
     @property
     def initial_spectrum(self) -> Spectrum:
-        """The spectrum of the first start, before it was fitted."""
+        """The spectra of start 0."""
         return self._spectral("initial_spectrum", self.initial_prediction)
 
     def _spectral(self, name: str, prediction) -> Spectrum:
@@ -101,7 +101,7 @@ class Fit:
 
     @property
     def peaks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Alpha peak of the target and of the fit, Hz (n,) each."""
+        """Alpha peaks of the target and of the fit, Hz (n,) each."""
         return tuple(spectra.alpha_peak(s.freqs, s.power) for s in (self.target, self.spectrum))  # type: ignore
 
     def __str__(self) -> str:
@@ -127,86 +127,76 @@ class Fit:
         lines += [_row(name, _spread(x), "") for name, x in self.nuisance.items() if not spectral]
         return "\n".join(line.rstrip() for line in lines)
 
-    # --- what follows from a fit ---
-
     def standard_errors(self) -> dict[str, Any]:
         """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
 
-        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, carried in the loop, and their variance s**2; what was
-        solved for follows, and priors count as data. It takes residuals for independent: of spectra whose segments
-        overlap, or of samples closer than the noise's memory, the errors are larger.
+        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, carried in the loop, and their variance s**2. Nuisances
+        are solved for again as the parameters change, and priors count as data. Residuals are assumed independent: of
+        spectra whose segments overlap, or of samples closer than the noise's memory, the true errors are larger.
 
         Raises
         ------
-        TypeError : of networks, and of functions that return no residuals
+        TypeError : for networks, and for functions that return no residuals
         """
-        problem = self._again()
-        found = normal_equations_at(problem, self._best(), problem.keys(self._key()), problem.comparison.data)
-        normal, place = found.normal, None
+        problem, z = self._problem(), self._best()
+        at_best = normal_equations_at(problem, z, problem.keys(self._key()), problem.comparison.data)
+        normal, place = at_best.normal, None
+        error, count = np.asarray(at_best.error, float)[:, 0], int(at_best.count)
         if problem.pooling.shared:
-            normal, _, place = joint_normal_equations(problem, normal, found.slope)
-        unknown = np.shape(normal)[-1]
-        count = int(found.count) * (len(found.error) if place is not None else 1)
-        error = np.asarray(found.error, float)[:, 0]
-        error = error.mean(keepdims=True) if place is not None else error
-        variance = error * count / max(count - unknown, 1) / int(found.count)
+            normal, _, place = joint_normal_equations(problem, normal, at_best.slope)
+            error, count = error.mean(keepdims=True), count * len(error)
+        variance = error * count / max(count - np.shape(normal)[-1], 1) / int(at_best.count)
         inverse = np.linalg.pinv(np.asarray(normal, float)[:, 0], hermitian=True)
         z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
-        z_error = z_error[0][place] if place is not None else z_error
-        z, result = self._best(), {}
+        z_error = z_error if place is None else z_error[0][place]
+        errors = {}
         for p, free in enumerate(self.free):
             slope = np.broadcast_to(np.asarray(free.slope(z[free.name]))[:, 0], len(z_error))
-            result[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
-        return result
+            errors[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
+        return errors
 
-    @heard
+    @interruptible
     def profile(self, name: str, values: Any = 11, *, steps: int = 20) -> Profile:
-        """The lowest error at each of some values of one parameter, all others fitted again from the fit.
+        """The lowest error at each of some values of one parameter, with all others refitted from the fit.
 
-        A valley that stays low over a wide range is of a parameter that the target does not determine.
+        The error stays low over a wide range if the target does not determine the parameter.
 
         Parameters
         ----------
-        name : of a free parameter that is not each region's own
+        name : of a free parameter that is not regional
         values : the values, or how many between the bounds
         steps : most optimiser steps
+
+        Raises
+        ------
+        ValueError : an unknown or regional name, or values outside the bounds
         """
-        problem = self._again()
+        problem = self._problem()
         frees = {f.name: f for f in self.free}
         check_name(name, frees, "free parameter")
         if name in problem.pooling.regional:
             raise ValueError(f"'name' got {name!r}, which each region has its own of: a profile is along one value")
-        free = frees[name]
-        if isinstance(values, int):
-            position = np.linspace(0.02, 0.98, values)
-            values = np.asarray(free.value(jnp.asarray(np.log(position / (1 - position)))))
-        else:
-            values = np.atleast_1d(np.asarray(targets.plain(values, free.unit, "values"), float))
+        values = _profile_values(frees[name], values)
         z = {f: jnp.repeat(x, len(values), 1) for f, x in self._best().items()}
-        along = jnp.asarray(free.z(values, "'values'"), z[name].dtype)
+        along = jnp.asarray(frees[name].z(values, "'values'"), z[name].dtype)
         z[name] = jnp.broadcast_to(along, z[name].shape)
         problem = dataclasses.replace(problem, pooling=problem.pooling._replace(frozen=(name,)))
-        if len(frees) == 1:
-            error = measured(problem, predict(problem, z, problem.keys(self._key())), problem.comparison.data)[0]
-        else:
-            plan = Plan(default_optimiser(problem), steps, patience=steps)
-            state = begin(problem, z, plan.optimiser)
-            error = descend(problem, plan, state, [], self._key()).best
-        return Profile(name, units.attach(values, free.unit), problem.comparison.measure(error))
+        error = _lowest_error(problem, z, self._key(), steps)
+        return Profile(name, units.attach(values, frees[name].unit), problem.comparison.measure(error))
 
     def places(self) -> dict[str, Any]:
-        """The best place of each start, name to Quantity ``(n, starts)``, in the order of their number."""
-        found = {}
+        """The best values of each start, name to Quantity ``(n, starts)``, in the order of their number."""
+        places = {}
         for free in self.free:
             value = np.asarray(free.value(jnp.asarray(self.state["best_z"][free.name])))
             if value.ndim > 2:
                 raise ValueError(f"'starts' got a fit in which each region has its own {free.name}")
             shape = (len(self.best_start), value.shape[1])
-            found[free.name] = units.attach(np.broadcast_to(value, shape), free.unit)
-        return found
+            places[free.name] = units.attach(np.broadcast_to(value, shape), free.unit)
+        return places
 
     def plot(self, path: str | os.PathLike | None = None):
-        """Target, start and fit as a matplotlib ``Figure``, written to ``path`` where one is given."""
+        """Target, start and fit as a matplotlib ``Figure``, also written to ``path`` if there is one."""
         from .. import plots
 
         page = plots.figure(self)
@@ -221,8 +211,7 @@ class Fit:
         for free in self.free:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
             label = free.name if free.unit.is_unitless else f"{free.name} ({free.unit})"
-            named = {label: value} if value.ndim == 1 else {f"{label} of {i}": x for i, x in enumerate(value.T)}
-            columns |= named
+            columns |= {label: value} if value.ndim == 1 else {f"{label} of {i}": x for i, x in enumerate(value.T)}
         columns |= {"rms": self.rms, "initial_rms": self.initial_rms, "best_start": self.best_start, **self.nuisance}
         if isinstance(self.target, Spectrum):
             columns |= dict(zip(("target_peak (Hz)", "fitted_peak (Hz)"), self.peaks))
@@ -232,27 +221,28 @@ class Fit:
         return jax.random.wrap_key_data(jnp.asarray(self.settings["key"], jnp.uint32))
 
     def _best(self) -> dict[str, jax.Array]:
-        """z of the best start of each target, one start a target."""
+        """z of the best start of each target, ``(n or 1, 1, ...)``."""
         alive, best = np.asarray(self.state["alive"], int), self.best_start
         at = np.argmax(alive == best[:, None], 1)
         rows = {name: np.asarray(x) for name, x in self.state["best_z"].items()}
         return {name: jnp.asarray(x[np.arange(len(x)), at[: len(x)]][:, None]) for name, x in rows.items()}
 
-    def _again(self) -> Problem:
-        """The problem that was fitted."""
+    def _problem(self) -> Problem:
+        """The problem that was fitted; of a loaded fit it is built anew."""
         if self.problem is not None:
             return self.problem
         if callable(self.target):
-            raise TypeError("'target' was a function, which a saved fit does not hold: go on with it by resume=")
-        held = self.settings
-        options = {name: held[name] * u.second for name in ("duration", "dt", "transient")}
-        options |= {"every": held["every"], "scheme": held["scheme"], "implementation": None}
-        pooling = Pooling.of_saved(held["ties"])
-        record = held["record"]
-        comparison = targets.compare(self.target, self.model, record, options, held.get("band"), held.get("background"))
-        given = self.model, self.inputs, self.noise
-        problem = Problem(*given, self.free, comparison, held["realisations"], record, options, pooling)
-        theirs, ours = held.get("program", {}), problem.program(1, self._key())
+            raise TypeError("'target' was a function, which a saved fit does not hold: continue it by resume=")
+        fields = self.settings
+        options = {name: fields[name] * u.second for name in ("duration", "dt", "transient")}
+        options |= {"every": fields["every"], "scheme": fields["scheme"], "implementation": None}
+        record, band, background = fields["record"], fields.get("band"), fields.get("background")
+        problem = Problem(
+            self.model, self.inputs, self.noise, self.free,
+            targets.compare(self.target, self.model, record, options, band, background),
+            fields["realisations"], record, options, Pooling.of_saved(fields["ties"]),
+        )  # fmt: skip
+        theirs, ours = fields.get("program", {}), problem.program(1, self._key())
         # In another precision every program is another.
         if theirs.get("dtype") == ours["dtype"]:
             saved.compare_programs(theirs, ours, "model")
@@ -261,7 +251,7 @@ class Fit:
     # --- files ---
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the fit, and what `fit` needs to go on with it, as JSON: whole or not at all, with a checksum."""
+        """Write the fit, and what `fit` needs to resume it, as JSON: whole or not at all, with a checksum."""
         files.write_document(path, saved.encode(self))
 
     @classmethod
@@ -271,20 +261,35 @@ class Fit:
         Parameters
         ----------
         path : of the file
-        model : any instance of the model's class where it is not one of this package; of a network, itself
+        model : an instance of the model's class, if it is not of this package; for a fit of a network, the network
 
         Raises
         ------
         FileNotFoundError, ValueError
-            where there is no such file, it is not a saved fit, or damaged, or the model is not that of the fit
+            there is no such file, it is not a saved fit, or damaged, or the model is not that of the fit
         """
         return cls(**saved.load(path, model))
 
     def check_same(self, problem: Problem, settings: Mapping[str, Any], starts: int) -> None:
-        """Raise ValueError unless a problem is that of this fit, which is resumed with so many starts."""
+        """Raise ValueError unless this fit has the same problem and as many starts."""
         saved.check_same(self.settings, self.free, self.target, settings, problem, "resume")
-        if (held := self.losses.shape[2]) != starts:
-            raise ValueError(f"'resume' got a fit with starts = {held}, but this call has {starts}")
+        if (count := self.losses.shape[2]) != starts:
+            raise ValueError(f"'resume' got a fit with starts = {count}, but this call has {starts}")
+
+
+def _profile_values(free: Free, values) -> np.ndarray:
+    """The values of a profile as plain numbers; of a number, so many between the bounds."""
+    if isinstance(values, int):
+        return np.asarray(free.value(jnp.asarray(logit(np.linspace(0.02, 0.98, values)))))
+    return np.atleast_1d(np.asarray(targets.plain(values, free.unit, "values"), float))
+
+
+def _lowest_error(problem: Problem, z, key, steps: int):
+    """The error of each lane after it has been fitted again from ``z``."""
+    if not problem.moving:
+        return measured(problem, predict(problem, z, problem.keys(key)), problem.comparison.data)[0]
+    plan = Plan(default_optimiser(problem), steps, patience=steps)
+    return descend(problem, plan, begin(problem, z, plan.optimiser), [], key).best
 
 
 def _row(name: str, value: str, note: str) -> str:

@@ -1,8 +1,7 @@
-"""Fits as JSON: finished ones, and checkpoints of one that is under way."""
+"""Fits as JSON: finished ones, and checkpoints of running ones."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy as np
 
 from .. import files, identity, models, routing, spectra, units
 from ..models.base import Model
-from ..network import Network
+from ..network import Network, parts_of
 from ..notices import warn
 from ..spectra import Spectrum
 from . import targets
@@ -25,15 +24,11 @@ from .steps import State, begin, optimiser_identity
 _FORMAT = ("brainmass_kernels.Fit", 2)
 _UNDER_WAY = "brainmass_kernels.Fit under way"
 _SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
+_REMEDY = "take a copy of it, or fit again"
 
 
 def plain_state(state: State) -> dict[str, Any]:
-    arrays = lambda tree: {name: np.asarray(value) for name, value in tree.items()}  # noqa: E731
-    return {
-        **{name: arrays(getattr(state, name)) for name in ("z", "best_z", "first")},
-        **{name: np.asarray(getattr(state, name)) for name in ("best", "alive")},
-        "moments": [np.asarray(leaf) for leaf in jax.tree.leaves(state.moments)],
-    }
+    return jax.tree.map(np.asarray, state._replace(moments=jax.tree.leaves(state.moments))._asdict())
 
 
 def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
@@ -48,28 +43,28 @@ def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
     return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
 
 
-def check_same(held, held_free, held_target, settings, problem: Problem, argument: str) -> None:
-    """Refuse to go on with a fit of something else."""
-    known = compare_programs(held.get("program"), settings["program"], argument)
+def check_same(saved, saved_free, saved_target, settings, problem: Problem, argument: str) -> None:
+    """Raise ValueError unless a saved fit, by its settings, free quantities and target, is the present one."""
+    same_programs = compare_programs(saved.get("program"), settings["program"], argument)
     ours = settings | {"free": [(f.name, f.low, f.high) for f in problem.frees]}
-    theirs = held | {"free": [(f.name, f.low, f.high) for f in held_free]}
-    # Functions are told apart by what they compute, by their names only where that is not known.
-    for name in [n for n in ours if n != "program" and not (known and n == "function")]:
+    theirs = saved | {"free": [(f.name, f.low, f.high) for f in saved_free]}
+    # Functions are compared by what they compute, by name only if that is not known.
+    for name in [n for n in ours if n != "program" and not (same_programs and n == "function")]:
         if name not in theirs:
             raise ValueError(f"'{argument}' got a fit to another target")
         if ours[name] != theirs[name]:
             raise ValueError(f"'{argument}' got a fit with {name} = {theirs[name]}, but this call has {ours[name]}")
-    if not callable(problem.comparison.target) and not problem.comparison.same(held_target):
+    if not callable(problem.comparison.target) and not problem.comparison.same(saved_target):
         raise ValueError(f"'{argument}' got a fit to another target")
 
 
 def compare_programs(theirs: Mapping[str, str] | None, ours: Mapping[str, str], argument: str) -> bool:
-    """Whether two fits are known to compute the same; ValueError where they do not, a warning where none can tell."""
+    """Whether two fits are known to compute the same; ValueError if they do not, a warning if it is not known."""
     if theirs is None:
         why = "was saved by an earlier version, which kept no trace of the programs"
     else:
         versions = identity.versions()
-        programs = ({n: x for n, x in held.items() if n not in versions} for held in (theirs, ours))
+        programs = ({n: x for n, x in digests.items() if n not in versions} for digests in (theirs, ours))
         differing = identity.difference(*programs)
         if not differing:
             return True
@@ -82,18 +77,18 @@ def compare_programs(theirs: Mapping[str, str] | None, ours: Mapping[str, str], 
 
 
 class Checkpoint:
-    """The file of a fit that is under way, which goes on along the same way.
+    """The file of a running fit, from which the same fit resumes.
 
     Parameters
     ----------
     path : of the file
     problem, settings, optimiser : of the fit
-    call : what else decides its way, ready for JSON
+    call : the other arguments that decide its steps, ready for JSON
     """
 
     def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any]):
         self.path, self.problem, self.settings, self.optimiser, self.call = path, problem, settings, optimiser, call
-        self._last, self._took = 0.0, 0.0
+        self._written, self._seconds = 0.0, 0.0
 
     @classmethod
     def of(cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int):
@@ -109,19 +104,19 @@ class Checkpoint:
         return cls(path, problem, settings, optimiser, call | {"optimiser": optimiser_identity(problem, optimiser)})
 
     def write(self, state: State, history: list) -> None:
-        """Write the state of the fit, not more often than takes a tenth of the time."""
-        if time.perf_counter() - self._last < 10.0 * self._took:
+        """Write the state of the fit, in at most a tenth of the time."""
+        if time.perf_counter() - self._written < 10.0 * self._seconds:
             return
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
         about |= {"free": _encode_free(self.problem.frees), "target": _encode_target(self.problem.comparison.target)}
-        state_now = {"state": _encode_state(plain_state(state)), "losses": listed(np.stack(history))}
-        files.write_document(self.path, about | state_now)
-        self._last = time.perf_counter()
-        self._took = self._last - began
+        about |= {"state": jax.tree.map(listed, plain_state(state)), "losses": listed(np.stack(history))}
+        files.write_document(self.path, about)
+        self._written = time.perf_counter()
+        self._seconds = self._written - began
 
     def read(self) -> tuple[State | None, list]:
-        """The state and the history that were written of this same fit; nothing where there is no such file."""
+        """The state and the history of the file; ``None`` and no history if there is no file."""
         if not os.path.exists(self.path):
             return None, []
         remedy, comparison = "delete it, and the fit begins anew", self.problem.comparison
@@ -129,14 +124,15 @@ class Checkpoint:
         if saved.get("format") != _UNDER_WAY:
             name = os.path.basename(os.fspath(self.path))
             raise ValueError(f"'checkpoint' got {name}, which is no checkpoint of a fit")
-        with _damaged(self.path, _CHECKPOINT, remedy):
+        with files.damaged(self.path, _CHECKPOINT, remedy):
             free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
             target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
-            state, losses, held = _decode_state(saved["state"]), saved["losses"], dict(saved["settings"])
-            counted = {"starts": len(losses[0][0])} if isinstance(self.call["starts"], int) else {}
-            theirs = saved.get("call", counted)
-        check_same(held, free, target, self.settings, self.problem, "checkpoint")
-        for name, value in theirs.items():
+            state, losses, settings = _decode_state(saved["state"]), saved["losses"], dict(saved["settings"])
+            # Files of earlier versions have no "call".
+            starts = {"starts": len(losses[0][0])} if isinstance(self.call["starts"], int) else {}
+            call = saved.get("call", starts)
+        check_same(settings, free, target, self.settings, self.problem, "checkpoint")
+        for name, value in call.items():
             if value != self.call[name]:
                 raise ValueError(f"'checkpoint' got a fit with {name} = {value}, but this call has {self.call[name]}")
         return restore(self.problem, state, self.optimiser), [*array(losses)]
@@ -146,45 +142,32 @@ def _read(path, argument: str, what: str, remedy: str) -> dict[str, Any]:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"'{argument}' got {path}, but there is no file of that name")
-    with _damaged(path, what, remedy):
+    with files.damaged(path, what, remedy):
         return files.read_document(path)
-
-
-@contextlib.contextmanager
-def _damaged(path, what: str, remedy: str):
-    """Raise what is wrong in a document as one ValueError with the file's name."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        raise files.damaged(path, what, error, remedy) from error
 
 
 def load(path, model) -> dict[str, Any]:
     """The fields of a saved `Fit`; see `Fit.load`."""
-    saved = _read(path, "resume", _SAVED, "take a copy of it, or fit again")
-    with _damaged(path, _SAVED, "take a copy of it, or fit again"):
+    saved = _read(path, "resume", _SAVED, _REMEDY)
+    with files.damaged(path, _SAVED, _REMEDY):
         form = (saved["format"], saved["version"])
         if form != _FORMAT:
             raise KeyError(f"{form} is not {_FORMAT}")
-        name, linked, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
-    kind = _kind_of(name, linked, values, model)
-    with _damaged(path, _SAVED, "take a copy of it, or fit again"):
-        return decode(saved, kind, model if isinstance(model, Network) else None)
+        name, is_network, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
+    kind = _kind_of(name, is_network, values, model)
+    with files.damaged(path, _SAVED, _REMEDY):
+        return decode(saved, kind, parts_of(model)[0])
 
 
 def encode(fit) -> dict[str, Any]:
+    def quantity(name: str, value, unit):
+        return {"value": listed(units.strip(value, unit, name)), "unit": str(unit)}
+
     known = routing.quantities(fit.model, fit.inputs, fit.noise)
-    values = {
-        name: {"value": listed(units.strip(v, unit, name)), "unit": str(unit)} for name, (unit, v) in known.items()
-    }
-    fitted = {
-        f.name: {"value": listed(units.strip(fit.parameters[f.name], f.unit, f.name)), "unit": str(f.unit)}
-        for f in fit.free
-    }
     return {
         "format": _FORMAT[0],
         "version": _FORMAT[1],
-        "parameters": fitted,
+        "parameters": {f.name: quantity(f.name, fit.parameters[f.name], f.unit) for f in fit.free},
         "rms": listed(fit.rms),
         "initial_rms": listed(fit.initial_rms),
         "implementation": fit.implementation,
@@ -192,28 +175,17 @@ def encode(fit) -> dict[str, Any]:
         "seconds": round(fit.seconds, 3),
         "free": _encode_free(fit.free),
         "settings": fit.settings,
-        "values": {name: value for name, value in values.items() if _is_given(fit, name)},
+        "values": {name: quantity(name, x, unit) for name, (unit, x) in known.items() if _has_value(fit, name)},
         "best_start": listed(fit.best_start),
         "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
         **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
         "losses": listed(np.round(fit.losses, 6)),
-        "state": _encode_state(fit.state),
+        "state": jax.tree.map(listed, fit.state),
     }
 
 
 def _encode_free(frees):
     return [{"name": f.name, "low": f.low, "high": f.high} for f in frees]
-
-
-def _encode_state(state):
-    return {
-        name: [listed(leaf) for leaf in part]
-        if isinstance(part, list)
-        else {key: listed(leaf) for key, leaf in part.items()}
-        if isinstance(part, dict)
-        else listed(part)
-        for name, part in state.items()
-    }
 
 
 def _decode_state(state):
@@ -225,11 +197,11 @@ def _decode_state(state):
     }
 
 
-def _is_given(fit, name: str) -> bool:
-    mass = fit.model.model if isinstance(fit.model, Network) else fit.model
+def _has_value(fit, name: str) -> bool:
+    """Whether a file has this quantity: inputs and intensities of noise only if the fit has them."""
     if name.startswith(routing.NOISE):
         return name.removeprefix(routing.NOISE) in fit.noise
-    return name in fit.inputs or name not in mass.inputs
+    return name in fit.inputs or name not in parts_of(fit.model)[1].inputs
 
 
 def _encode_target(target) -> dict[str, Any]:
@@ -238,9 +210,9 @@ def _encode_target(target) -> dict[str, Any]:
         powers = listed(np.log10(target.power))
         return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
     if isinstance(target, targets.TimeSeries):
-        held = {name: getattr(target, name) for name in ("scale", "offset", "name")}
+        fields = {name: getattr(target, name) for name in ("scale", "offset", "name")}
         sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
-        return {"kind": "series", **held, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
+        return {"kind": "series", **fields, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
                 "unit": str(u.get_unit(target.values))}  # fmt: skip
     if isinstance(target, targets.Connectivity):
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
@@ -251,21 +223,21 @@ def _encode_target(target) -> dict[str, Any]:
     return {"kind": "values", "values": listed(target)}
 
 
-def _decode_target(saved, unit=None, shown: bool = False) -> Any:
-    """What `_encode_target` made: a target, or where it is ``shown`` a prediction, which need not be one."""
+def _decode_target(saved, unit=None, checked: bool = True) -> Any:
+    """The inverse of `_encode_target`; a prediction is not ``checked`` as a target is."""
     kind = saved["kind"]
     if kind == "spectra":
         return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
-        if shown:
+        if not checked:
             return targets.unchecked(targets.TimeSeries, values)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
-        if shown:
+        if not checked:
             return targets.unchecked(targets.Connectivity, array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
     if kind == "function":
@@ -274,7 +246,7 @@ def _decode_target(saved, unit=None, shown: bool = False) -> Any:
 
 
 class _Absent(NamedTuple):
-    """The function that a saved fit was to, of which only the name was kept."""
+    """The function to which a saved fit was; the file has its name alone."""
 
     name: str
 
@@ -283,7 +255,7 @@ class _Absent(NamedTuple):
 
 
 def listed(array):
-    """Nested lists, with None for what JSON has no number for."""
+    """Nested lists; None stands for numbers that JSON lacks."""
     array = np.asarray(array)
     if array.ndim:
         return [listed(row) for row in array]
@@ -294,37 +266,36 @@ def array(nested, missing=np.nan) -> np.ndarray:
     return np.nan_to_num(np.array(nested, float), nan=missing, posinf=np.inf, neginf=-np.inf)
 
 
-def _kind_of(name: str, linked: bool, values: Mapping[str, Any], model) -> type[Model]:
+def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model) -> type[Model]:
     """The class of the model of a saved fit.
 
     Parameters
     ----------
     name : of that class
-    linked : whether the fit is of a network
-    values : by name, what the fit has of the model, with units
-    model : what `Fit.load` was given
+    is_network : whether the fit is of a network
+    values : the fit's values of the model by name, with units
+    model : the argument of `Fit.load`
     """
-    network = model if isinstance(model, Network) else None
-    given = network.model if network else model
-    kind: Any = type(given) if type(given).__name__ == name else getattr(models, name, None)
+    network, mass = parts_of(model)
+    kind: Any = type(mass) if type(mass).__name__ == name else getattr(models, name, None)
     got = f"'model' got {type(model).__name__}"
     if kind is None:
         raise ValueError(f"{got}, but the saved fit is of {name}; give a {name}")
-    if linked and network is None:
+    if is_network and network is None:
         raise ValueError(f"{got}, but the saved fit is of a network of {name}; give that")
     known = routing.places(network or kind)
-    if beyond := [n for n in values if n not in known]:
-        raise ValueError(f"{got}, but the saved fit is of a {name} that has {', '.join(beyond)}; give that")
-    for n, held in values.items():
-        if _factor(held["unit"], known[n]) is None:
-            raise ValueError(f"{got}, whose {n} is in {known[n].unit}, but the saved fit has it in {held['unit']}")
+    if unknown := [n for n in values if n not in known]:
+        raise ValueError(f"{got}, but the saved fit is of a {name} that has {', '.join(unknown)}; give that")
+    for n, x in values.items():
+        if _factor(x["unit"], known[n]) is None:
+            raise ValueError(f"{got}, whose {n} is in {known[n].unit}, but the saved fit has it in {x['unit']}")
     return kind
 
 
 def _factor(text: str, place: routing.Place) -> float | None:
-    """What turns a number in a saved unit into one in a place's own; ``None`` where the unit is another.
+    """The factor from a saved unit to a place's unit; ``None`` if they do not match.
 
-    Earlier versions kept intensities of noise per root of a second, whatever the model's unit of time.
+    Earlier versions saved intensities of noise per root of a second, whatever the model's unit of time.
     """
     if units.reads(text, place.unit):
         return 1.0
@@ -350,7 +321,7 @@ def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) ->
         if factors.get(n, 1.0) != 1.0 and not isinstance(fixed[n], str):
             fixed[n] = (np.array(fixed[n]) * factors[n]).tolist()
     free = [(f["name"], f["low"], f["high"], factors[f["name"]]) for f in saved["free"]]
-    mass: Any = fitted.model if network else fitted
+    mass = parts_of(fitted)[1]
     record, unit = saved["settings"].get("record"), None
     if saved["target"]["kind"] == "series":
         known, text = mass.recordable()[record], saved["target"]["unit"]
@@ -367,6 +338,6 @@ def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) ->
         state=_decode_state(saved["state"]),
         **{key: array(saved[key]) for key in ("rms", "initial_rms")},
         target=_decode_target(saved["target"], unit),
-        **{key: _decode_target(saved[key], unit, shown=True) for key in ("prediction", "initial_prediction")},
+        **{key: _decode_target(saved[key], unit, checked=False) for key in ("prediction", "initial_prediction")},
         **{key: saved[key] for key in ("settings", "implementation", "reason", "seconds")},
     )

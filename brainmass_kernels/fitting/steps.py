@@ -1,4 +1,4 @@
-"""The steps of a fit: along gradients by an optimiser of optax, or Levenberg and Marquardt's of least squares."""
+"""The steps of a fit: an optax optimiser's along gradients, or Levenberg-Marquardt steps of least squares."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .targets import OfFunction
 
 #: Adam's step in z, where the width between the bounds is about 6.
 LEARNING_RATE = 0.05
-#: Of an optimiser that is not one of optax.
+#: The name of the optimiser that is not in optax.
 LEVENBERG_MARQUARDT = "levenberg_marquardt"
-#: Marquardt's damping at first, and its bounds.
+#: Marquardt's initial damping, and its bounds.
 _DAMPING, _DAMPINGS = 1e-2, (1e-6, 1e6)
-#: The farthest that z goes, and the longest step of Levenberg and Marquardt.
-_FAR, _STRIDE = 6.0, 1.5
+#: The largest z, and the longest Levenberg-Marquardt step.
+_LARGEST_Z, _LONGEST_STEP = 6.0, 1.5
 
 
 class State(NamedTuple):
-    """What an optimiser carries and a saved fit keeps.
+    """What an optimiser carries from step to step, and a saved fit contains.
 
     Attributes
     ----------
     z : where the next step is taken, name to ``(n or 1, starts, ...)``
-    moments : the optimiser's own
-    best_z, best : the best place so far, and its error with what priors say, ``(n, starts)``
-    first : where the first start of each target began
-    alive : which of the starts these are, ``(n, starts)``
+    moments : the optimiser's state
+    best_z, best : the best z so far, and its error including priors, ``(n, starts)``
+    first : the initial z of the first start of each target
+    alive : the numbers of the starts that are left, ``(n, starts)``
     """
 
     z: dict[str, jax.Array]
@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 
 class Damped(NamedTuple):
-    """What Levenberg and Marquardt carry: the damping, and the normal equations at the best place.
+    """The state of Levenberg-Marquardt: the damping, and the normal equations at the best z.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Damped(NamedTuple):
 def begin(problem: Problem, z, optimiser) -> State:
     n, starts = problem.comparison.count, z[problem.frees[0].name].shape[1]
     if optimiser == LEVENBERG_MARQUARDT:
-        p = len(problem.frees) - len(problem.pooling.frozen)
+        p = len(problem.moving)
         full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
         moments = Damped(full((n, starts), _DAMPING), full((n, starts, p, p), 0.0), full((n, starts, p), 0.0))
     else:
@@ -99,7 +99,7 @@ def optimiser_of(problem: Problem, optimiser):
 
 
 def default_optimiser(problem: Problem):
-    """Least squares where they can be, else Adam."""
+    """Least squares if possible, else Adam."""
     try:
         return optimiser_of(problem, LEVENBERG_MARQUARDT)
     except TypeError:
@@ -107,7 +107,7 @@ def default_optimiser(problem: Problem):
 
 
 def optimiser_identity(problem: Problem, optimiser) -> str:
-    """What tells the steps of an optimiser from those of others, their sizes included."""
+    """A digest of an optimiser's steps, their sizes included."""
     if optimiser == LEVENBERG_MARQUARDT:
         return LEVENBERG_MARQUARDT
     z = {f.name: jax.ShapeDtypeStruct((2, 3), jnp.result_type(float)) for f in problem.frees}
@@ -115,14 +115,14 @@ def optimiser_identity(problem: Problem, optimiser) -> str:
         return identity.of_function(optimiser.update, z, jax.eval_shape(optimiser.init, z), z)
 
 
-def _flag(flags, like):
-    """Flags of lanes as they choose between leaves of z."""
-    flags = flags[: like.shape[0]]
-    return jnp.broadcast_to(flags.reshape(*flags.shape, *(1,) * (like.ndim - 2)), like.shape)
+def _for_leaf(lanes, like):
+    """Values of lanes ``(n, starts)``, broadcast to a leaf of z."""
+    return jnp.broadcast_to(lanes.reshape(*lanes.shape, *(1,) * (like.ndim - 2)), like.shape)
 
 
-def _chosen(flags, new, old):
-    return {name: jnp.where(_flag(flags, x), x, old[name]) for name, x in new.items()}
+def _where(lanes, new, old):
+    """z of some lanes from ``new``, of the others from ``old``."""
+    return {name: jnp.where(_for_leaf(lanes[: len(x)], x), x, old[name]) for name, x in new.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -135,58 +135,54 @@ def gradient_step(problem: Problem, optimiser, state: State, keys, data, clip):
         error, _ = problem.comparison.error(prediction, data)
         count = math.prod(prediction.shape[2:])
         total = error + jnp.broadcast_to(problem.penalty(z, count).astype(error.dtype), error.shape)
-        # Lanes do not mix: the gradient of the sum is each lane's own.
+        # Lanes do not mix, so the gradient of the sum contains that of each lane.
         return jnp.sum(total), (error, total)
 
     slopes, (error, total) = jax.grad(objective, has_aux=True)(state.z)
     better = problem.score(total) < problem.score(state.best)
-    best_z = _chosen(better, state.z, state.best_z)
-    # optax itself leans on promotion, which a user may have forbidden.
+    best_z = _where(better, state.z, state.best_z)
+    # optax needs dtype promotion, which a user may have forbidden.
     with jax.numpy_dtype_promotion("standard"):
         updates, moments = optimiser.update(_clipped(slopes, clip), state.moments, state.z)
-    z = {name: jnp.clip(value + updates[name], -_FAR, _FAR) for name, value in state.z.items()}
-    # A lane whose simulation was not finite goes on from the best place it has been.
-    z = _chosen(jnp.isfinite(problem.score(total)), z, best_z)
+    z = {name: jnp.clip(value + updates[name], -_LARGEST_Z, _LARGEST_Z) for name, value in state.z.items()}
+    # A lane whose simulation was not finite continues from its best z.
+    z = _where(jnp.isfinite(problem.score(total)), z, best_z)
     return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
 
 
 def _clipped(slopes, limit: float):
-    """Each lane's gradient at most ``limit`` long, and nothing where it is not finite."""
+    """The gradient of each lane, at most ``limit`` long, and zero where it is not finite."""
     squares = [jnp.square(s) if s.ndim == 2 else jnp.sum(jnp.square(s), -1) for s in slopes.values()]
     length = jnp.sqrt(sum(squares[1:], squares[0]))
     usable = jnp.isfinite(length)
     shrink = jnp.where(usable, jnp.minimum(1.0, limit / jnp.maximum(length, 1e-30)), 0.0)
-    found = {}
+    clipped = {}
     for name, slope in slopes.items():
-        least = shrink if len(slope) == len(shrink) else shrink.min(0, keepdims=True)
-        least = jnp.broadcast_to(least.reshape(*least.shape, *(1,) * (slope.ndim - 2)), slope.shape)
-        found[name] = jnp.where(least > 0, slope, 0.0) * least
-    return found
+        factor = _for_leaf(shrink if len(slope) == len(shrink) else shrink.min(0, keepdims=True), slope)
+        clipped[name] = jnp.where(factor > 0, slope, 0.0) * factor
+    return clipped
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def lm_step(problem: Problem, state: State, keys, data):
-    """One step of Levenberg and Marquardt for every lane, and the errors before it.
+    """One Levenberg-Marquardt step of every lane, and the errors before it.
 
-    A place is kept where it is better than the best, with a third of the damping; otherwise the step is taken again
-    from the best, shorter. Marquardt 1963, SIAM J. Appl. Math. 11:431.
+    A z that is better than the best replaces it, with a third of the damping; otherwise a shorter step is taken from
+    the best z. Marquardt 1963, SIAM J. Appl. Math. 11:431.
     """
     error, total, normal, slope, _ = normal_equations(problem, state.z, keys, data)
     better = problem.score(total) < problem.score(state.best)
-    kept = state.moments
+    before = state.moments
     low, high = _DAMPINGS
-    damping = jnp.clip(jnp.where(better, kept.damping / 3.0, kept.damping * 4.0), low, high)
-    normal = jnp.where(better[..., None, None], normal, kept.normal)
-    slope = jnp.where(better[..., None], slope, kept.slope)
-    best_z = _chosen(better, state.z, state.best_z)
-    step = _damped(problem, normal, slope, damping)
-    z, p = dict(best_z), 0
-    for f in problem.frees:
-        if f.name in problem.pooling.frozen:
-            continue
-        move = step[: len(z[f.name]), :, p]
-        z[f.name] = jnp.clip(z[f.name] - jnp.clip(move, -_STRIDE, _STRIDE), -_FAR, _FAR)
-        p += 1
+    damping = jnp.clip(jnp.where(better, before.damping / 3.0, before.damping * 4.0), low, high)
+    normal = jnp.where(better[..., None, None], normal, before.normal)
+    slope = jnp.where(better[..., None], slope, before.slope)
+    best_z = _where(better, state.z, state.best_z)
+    step = _damped_step(problem, normal, slope, damping)
+    z = dict(best_z)
+    for p, f in enumerate(problem.moving):
+        move = jnp.clip(step[: len(z[f.name]), :, p], -_LONGEST_STEP, _LONGEST_STEP)
+        z[f.name] = jnp.clip(z[f.name] - move, -_LARGEST_Z, _LARGEST_Z)
     moments = Damped(damping, normal, slope)
     return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
 
@@ -196,8 +192,8 @@ class Normal(NamedTuple):
 
     Attributes
     ----------
-    error, total : ``(n, starts)``, of the data, and with what priors say
-    normal, slope : ``(n, starts, P, P)`` and ``(n, starts, P)``, what priors say included
+    error, total : ``(n, starts)``, of the data, and including priors
+    normal, slope : ``(n, starts, P, P)`` and ``(n, starts, P)``, including priors
     """
 
     error: jax.Array
@@ -214,14 +210,14 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
     error = jnp.where(jnp.isfinite(error), error, jnp.inf)
     normal = jnp.einsum("nspm,nsqm->nspq", jacobian, jacobian, precision="highest") / count
     slope = jnp.einsum("nspm,nsm->nsp", jacobian, residuals, precision="highest") / count
-    moved = [f.name for f in problem.frees if f.name not in problem.pooling.frozen]
+    moving = [f.name for f in problem.moving]
     weight = problem.comparison.sigma**2 / count
-    for name, apart, by_z in problem.penalties(z):
-        if name not in moved:
+    for name, residual, by_z in problem.penalties(z):
+        if name not in moving:
             continue
-        p, share = moved.index(name), len(error) if name in problem.pooling.shared else 1
+        p, share = moving.index(name), len(error) if name in problem.pooling.shared else 1
         normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, error.shape))
-        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * apart * weight / share, error.shape))
+        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, error.shape))
     finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
     total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
     normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
@@ -232,7 +228,7 @@ normal_equations_at = jax.jit(normal_equations, static_argnums=0)
 
 
 def joint_normal_equations(problem: Problem, normal, slope):
-    """The normal equations of each start with its targets' own and shared unknowns, and which unknown is whose.
+    """The normal equations of each start, whose unknowns are those of each target and the shared ones.
 
     Returns
     -------
@@ -240,19 +236,18 @@ def joint_normal_equations(problem: Problem, normal, slope):
     place : ``(n, P)``, the unknown of each target and parameter
     """
     n, _, p, _ = normal.shape
-    moved = [f.name for f in problem.frees if f.name not in problem.pooling.frozen]
-    shared = [i for i, name in enumerate(moved) if name in problem.pooling.shared]
-    own = [i for i in range(p) if i not in shared]
+    shared = [i for i, f in enumerate(problem.moving) if f.name in problem.pooling.shared]
+    separate = [i for i in range(p) if i not in shared]
     place = np.zeros((n, p), int)
-    place[:, own] = np.arange(n * len(own)).reshape(n, -1)
-    place[:, shared] = n * len(own) + np.arange(len(shared))
-    size = n * len(own) + len(shared)
+    place[:, separate] = np.arange(n * len(separate)).reshape(n, -1)
+    place[:, shared] = n * len(separate) + np.arange(len(shared))
+    size = n * len(separate) + len(shared)
     onto = jnp.asarray(np.eye(size)[place], normal.dtype)
     dense = jnp.einsum("nspq,npi,nqj->sij", normal, onto, onto, precision="highest")
     return dense[None], jnp.einsum("nsp,npi->si", slope, onto, precision="highest")[None], place
 
 
-def _damped(problem: Problem, normal, slope, damping):
+def _damped_step(problem: Problem, normal, slope, damping):
     """The solution of the damped normal equations, ``(n, starts, P)``."""
     place = None
     if problem.pooling.shared:
@@ -271,7 +266,7 @@ def _damped(problem: Problem, normal, slope, damping):
 
 
 class Progress(NamedTuple):
-    """What a ``progress`` callback is given after each step; it may return True to stop the fit."""
+    """The argument of a ``progress`` callback after each step; it may return True to stop the fit."""
 
     step: int
     steps: int
@@ -296,10 +291,10 @@ class Plan(NamedTuple):
     Attributes
     ----------
     optimiser : of optax, or `LEVENBERG_MARQUARDT`
-    steps : most of them
+    steps : at most
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when in this many steps no target's error has fallen by this fraction
-    prune : after each so many steps, the worse half of the starts is left
+    prune : after every so many steps, the worse half of the starts is dropped
     """
 
     optimiser: Any
@@ -310,35 +305,35 @@ class Plan(NamedTuple):
     prune: int = 0
 
 
-def descend(problem: Problem, plan: Plan, state: State, history: list, key, begun: int = 0, show=None, keep=None):
-    """Step until the steps are used up or no target gains; returns the state, and fills ``history``.
+def descend(problem: Problem, plan: Plan, state: State, history: list, key, before: int = 0, show=None, save=None):
+    """Step until the steps are used up or no target's error falls; returns the state, and appends to ``history``.
 
     Parameters
     ----------
-    history : the errors of each step so far, ``(n, starts)``, NaN where a lane diverged or was left
-    begun : the steps of the history that count as this descent's own
-    show : a function of `Progress` that tells whether to stop
-    keep : a function of the state and the history after each step
+    history : the errors of each step so far, ``(n, starts)``, NaN where a lane diverged or was dropped
+    before : steps of the history that do not count as steps of this descent
+    show : a function of `Progress` that returns whether to stop
+    save : a function of the state and the history, called after each step
     """
     keys, began = problem.keys(key), time.perf_counter()
     starts = history[0].shape[1] if history else state.alive.shape[1]
     data = problem.comparison.data
-    for step in range(len(history) - begun + 1, plan.steps + 1):
-        if _settled(history[begun:], plan):
+    for step in range(len(history) - before + 1, plan.steps + 1):
+        if _has_settled(history[before:], plan):
             break
         if plan.optimiser == LEVENBERG_MARQUARDT:
             state, error = lm_step(problem, state, keys, data)
         else:
             state, error = gradient_step(problem, plan.optimiser, state, keys, data, plan.clip)
-        # This wait can be interrupted; to compute with what is not ready cannot, where JAX does it at once.
+        # Waiting here can be interrupted; computing with what is not ready may not.
         jax.block_until_ready(error)
         row = np.full((len(state.alive), starts), np.nan)
         np.put_along_axis(row, np.asarray(state.alive), problem.comparison.measure(error), 1)
         history.append(row)
         if plan.prune and step % plan.prune == 0:
             state = pruned(problem, state)
-        if keep:
-            keep(state, history)
+        if save:
+            save(state, history)
         best = _lowest(history)[-1]
         if show and show(Progress(step, plan.steps, row, best, time.perf_counter() - began)):
             break
@@ -351,7 +346,7 @@ def _lowest(history) -> np.ndarray:
     return np.fmin.accumulate(np.fmin.reduce(rows, -1), 0)
 
 
-def _settled(history, plan: Plan) -> bool:
+def _has_settled(history, plan: Plan) -> bool:
     if len(history) <= plan.patience:
         return False
     lowest = _lowest(history)
@@ -365,12 +360,12 @@ def pruned(problem: Problem, state: State) -> State:
     if starts == 1:
         return state
     order = np.argsort(np.asarray(problem.score(state.best)), axis=1, kind="stable")
-    kept = np.sort(order[:, : -(-starts // 2)], axis=1)
+    better = np.sort(order[:, : -(-starts // 2)], axis=1)
 
     def take(leaf):
         if np.ndim(leaf) < 2 or leaf.shape[1] != starts:
             return leaf
-        index = kept[: leaf.shape[0]].reshape(leaf.shape[0], -1, *(1,) * (leaf.ndim - 2))
+        index = better[: leaf.shape[0]].reshape(leaf.shape[0], -1, *(1,) * (leaf.ndim - 2))
         return jnp.take_along_axis(leaf, jnp.asarray(index), 1)
 
     z, moments, best_z, best = (jax.tree.map(take, part) for part in state[:4])
@@ -378,8 +373,8 @@ def pruned(problem: Problem, state: State) -> State:
 
 
 @contextlib.contextmanager
-def shown(progress, steps: int):
-    """A function that shows one `Progress` and tells whether to stop."""
+def progress_bar(progress, steps: int):
+    """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
     if not progress:
         yield None
     elif callable(progress):

@@ -1,7 +1,7 @@
-"""What a fit is compared with: power spectra, time series, functional connectivity, or a function of one's own.
+"""What a fit is compared with: power spectra, time series, functional connectivity, or a user's function.
 
-A comparison turns a run into a prediction, and a prediction into residuals; an error is their mean square. Gains and
-backgrounds that no model answers for are solved for within it, so that derivatives go through the residuals alone.
+A comparison turns a run into a prediction, and a prediction into residuals; an error is their mean square. It solves
+for nuisances, such as the sensor's gain and the background, so that derivatives go through the residuals alone.
 Lanes are ``(targets, starts)``, with the realisations of the noise as a third axis of a run.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import eeg, spectra, units
 from ..models.base import check_name
-from ..network import Network
+from ..network import parts_of
 from ..rounding import at_rest
 from ..simulation import Result
 from ..spectra import Spectrum
@@ -27,15 +27,15 @@ from ..spectra import Spectrum
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeSeries:
-    """Recordings to be fitted sample by sample, such as evoked responses.
+    """Recordings to fit sample by sample, such as evoked responses.
 
     Attributes
     ----------
     values : ``(K,)`` or ``(n, K)``, of a network ``(K, N)`` or ``(n, K, N)``: n targets of the K samples that a run
-        records, after its transient. Plain numbers are in the unit of the record
+        records after its transient. Plain numbers are in the unit of the record
     sigma : standard deviation of the noise in a sample, in the unit of the values, which weighs the data against
-        priors; a tenth of the values' own unless given
-    scale, offset : whether a gain and a constant of each target are solved for, as of a sensor that is not calibrated
+        priors; by default a tenth of the values' standard deviation
+    scale, offset : whether to solve for a gain and a constant of each target, as of an uncalibrated sensor
     name : for tables
 
     The error of a fit is relative to the standard deviation of the values: 1 explains nothing.
@@ -65,13 +65,13 @@ class TimeSeries:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Connectivity:
-    """Functional connectivity of a network to be fitted: correlations of its regions over time.
+    """Functional connectivity of a network to fit: correlations of its regions over time.
 
     Attributes
     ----------
     values : ``(N, N)`` or ``(n, N, N)``, symmetric; the diagonal does not count, and becomes 1 where it is not finite
     band : of the oscillation whose amplitudes are correlated (`spectra.envelope`), plain numbers are Hz; ``None``, the
-        records themselves, as for BOLD
+        records are correlated, as for BOLD
     sigma : standard deviation of the noise in a correlation, which weighs the data against priors
     name : for tables
 
@@ -90,10 +90,10 @@ class Connectivity:
         if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
             raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
                              "correlations")  # fmt: skip
-        own = np.eye(values.shape[-1], dtype=bool) & ~np.isfinite(values)
-        if own.any():
+        masked = np.eye(values.shape[-1], dtype=bool) & ~np.isfinite(values)
+        if masked.any():
             # A masked diagonal, or Fisher's z of 1.
-            values[own] = 1.0
+            values[masked] = 1.0
             object.__setattr__(self, "values", values)
         if not np.isfinite(values).all():
             at = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
@@ -111,16 +111,16 @@ class Connectivity:
 
 
 class Comparison:
-    """How runs are compared with a target; what is traced is in ``data``, all else decides the program.
+    """How runs are compared with a target; ``data`` is traced, all else decides the program.
 
     Attributes
     ----------
-    target : what the user gave
-    count : how many targets, n
+    target : the user's
+    count : number of targets, n
     name : for tables
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
-    settings : what two fits must share to be the same, ready for JSON
+    settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
     target: Any
@@ -131,22 +131,22 @@ class Comparison:
     settings: dict[str, Any]
 
     def read(self) -> tuple:
-        """What the programs read of the comparison beside ``data``; see `equations.key_of`."""
+        """What the programs depend on beside ``data``; see `equations.key_of`."""
         raise NotImplementedError
 
     def predict(self, result: Result):
-        """What is compared, ``(n or 1, starts, ...)``, of a run with lanes ``(n or 1, starts, realisations)``."""
+        """The prediction ``(n or 1, starts, ...)`` of a run with lanes ``(n or 1, starts, realisations)``."""
         raise NotImplementedError
 
     def residuals(self, prediction, data) -> tuple[Any, dict[str, Any]]:
-        """Residuals ``(n, starts, M)``, and what was solved for, by name, each ``(n, starts)``."""
+        """Residuals ``(n, starts, M)``, and the nuisances by name, each ``(n, starts)``."""
         raise NotImplementedError
 
     def error(self, prediction, data) -> tuple[Any, dict[str, Any]]:
-        """The mean square of the residuals, infinite where a run was not finite."""
-        residuals, solved = self.residuals(prediction, data)
+        """The mean square of the residuals, infinite where a run was not finite, and the nuisances."""
+        residuals, nuisances = self.residuals(prediction, data)
         error = jnp.mean(residuals**2, -1)
-        return jnp.where(jnp.isfinite(error), error, jnp.inf), solved
+        return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisances
 
     def measure(self, error) -> np.ndarray:
         """An error as it is reported; NaN where a run was not finite."""
@@ -154,12 +154,12 @@ class Comparison:
         finite = np.isfinite(error)
         return np.where(finite, np.sqrt(np.where(finite, error, 0.0)), np.nan)
 
-    def shown(self, prediction, solved, lane) -> Any:
-        """The predictions of some lanes, as the target has them."""
+    def like_target(self, prediction, nuisances, lane) -> Any:
+        """The predictions of some lanes, in the form and the unit of the target."""
         raise NotImplementedError
 
-    def solved_in_units(self, solved) -> dict[str, Any]:
-        return solved
+    def nuisances_in_units(self, nuisances) -> dict[str, Any]:
+        return nuisances
 
     def same(self, other: Any) -> bool:
         """Whether another target has the same data."""
@@ -167,7 +167,7 @@ class Comparison:
 
 
 class OfSpectra(Comparison):
-    """Welch's spectra, in log10 power, with a gain and a background that are solved for."""
+    """Welch's spectra in log10 power; the nuisances are a gain and a background."""
 
     sigma = 0.1
 
@@ -175,7 +175,7 @@ class OfSpectra(Comparison):
         self.target, self.record, self.sampling, self.samples = target, record, sampling, samples
         self.background, self.count, self.name = background, len(target), target.name
         self.settings = {"band": list(band), "background": background, "record": record}
-        # float32 does not hold 1e-23 squared: the mean level is taken off, and the scale brings it back.
+        # float32 cannot hold 1e-23 squared: the mean level is subtracted here and added to the scale at the end.
         self.level = np.log10(target.power).mean(-1)
         self.data = (np.log10(target.power) - self.level[:, None])[:, None]
 
@@ -204,7 +204,7 @@ class OfSpectra(Comparison):
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
         power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
-        # Rounding has a spectrum too, which a free gain would bring to any height.
+        # A free gain would scale the spectrum of rounding errors to any height.
         power = jnp.where(at_rest(signal)[None], 0.0, power)
         return jnp.moveaxis(power.mean(-1), 0, -1)
 
@@ -223,22 +223,22 @@ class OfSpectra(Comparison):
         error, nuisance = spectra.log_error(log_model, data, self.log_freqs, background=self.background)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance._asdict()
 
-    def shown(self, prediction, solved, lane) -> Spectrum:
+    def like_target(self, prediction, nuisances, lane) -> Spectrum:
         log_model = self.log_model(prediction, self.count)
-        nuisance = spectra.Nuisance(**solved)
+        nuisance = spectra.Nuisance(**nuisances)
         log_power = np.asarray(spectra.observed_log_power(log_model, self.log_freqs, nuisance), float)[lane]
         log_power = log_power + self.level[:, None]
-        # An unsuccessful start may have no spectrum at all; it is shown as nothing.
+        # A start without a finite spectrum is shown as next to no power.
         return Spectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
 
-    def solved_in_units(self, solved):
-        return {name: value if name == "chi" else value + self.level for name, value in solved.items()}
+    def nuisances_in_units(self, nuisances):
+        return {name: value if name == "chi" else value + self.level for name, value in nuisances.items()}
 
     def same(self, other) -> bool:
         if not isinstance(other, Spectrum) or other.power.shape != self.target.power.shape:
             return False
-        mine = self.target
-        return np.allclose(other.freqs, mine.freqs) and np.allclose(np.log(other.power), np.log(mine.power))
+        target = self.target
+        return np.allclose(other.freqs, target.freqs) and np.allclose(np.log(other.power), np.log(target.power))
 
 
 class OfSeries(Comparison):
@@ -260,10 +260,10 @@ class OfSeries(Comparison):
         self.target = dataclasses.replace(target, values=units.attach(values, self.data_unit))
         self.count, flat = len(values), values.reshape(len(values), 1, -1)
         self.spread = flat.std(-1, keepdims=True)
-        still = at_rest(_plain_array(target.values).reshape(len(values), -1).T)
-        if still.any():
+        constant = at_rest(_plain_array(target.values).reshape(len(values), -1).T)
+        if constant.any():
             raise ValueError(
-                f"'values' of {target.name} does not vary by more than rounding in target {int(still.argmax()) + 1}"
+                f"'values' of {target.name} does not vary by more than rounding in target {int(constant.argmax()) + 1}"
             )
         self.data = (flat / self.spread, self.spread)
         sigma = 0.1 if target.sigma is None else plain(target.sigma, self.data_unit, "sigma") / self.spread.mean()
@@ -271,8 +271,8 @@ class OfSeries(Comparison):
         self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
 
     def read(self):
-        solved = self.target.scale, self.target.offset
-        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, solved
+        nuisances = self.target.scale, self.target.offset
+        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances
 
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
@@ -283,40 +283,41 @@ class OfSeries(Comparison):
         data, spread = (x.astype(prediction.dtype) for x in data)
         lanes = (max(len(data), len(prediction)), *prediction.shape[1:])
         model = jnp.broadcast_to(prediction, lanes) / jnp.broadcast_to(spread, lanes)
-        data, solved = jnp.broadcast_to(data, lanes), {}
-        about = 0.0 * model[..., :1], 0.0 * data[..., :1]
+        data, nuisances = jnp.broadcast_to(data, lanes), {}
+        means = 0.0 * model[..., :1], 0.0 * data[..., :1]
         if self.target.offset:
-            about = jnp.mean(model, -1, keepdims=True), jnp.mean(data, -1, keepdims=True)
-        at, wanted = (x - jnp.broadcast_to(mean, lanes) for x, mean in zip((model, data), about))
+            means = jnp.mean(model, -1, keepdims=True), jnp.mean(data, -1, keepdims=True)
+        signal, wanted = (x - jnp.broadcast_to(mean, lanes) for x, mean in zip((model, data), means))
         if self.target.offset:
-            # Of a model at rest only rounding is left, which a free gain would fit.
-            at = jnp.where(at_rest(jnp.moveaxis(model, -1, 0))[..., None], 0.0, at)
-        scale = jnp.ones_like(at[..., :1])
+            # A model at rest has rounding errors alone, which a free gain would fit.
+            signal = jnp.where(at_rest(jnp.moveaxis(model, -1, 0))[..., None], 0.0, signal)
+        scale = jnp.ones_like(signal[..., :1])
         if self.target.scale:
-            power = jnp.sum(at**2, -1, keepdims=True)
-            scale = jnp.sum(at * wanted, -1, keepdims=True) / jnp.where(power > 0, power, 1.0)
-            solved["scale"] = scale[..., 0]
+            power = jnp.sum(signal**2, -1, keepdims=True)
+            scale = jnp.sum(signal * wanted, -1, keepdims=True) / jnp.where(power > 0, power, 1.0)
+            nuisances["scale"] = scale[..., 0]
         if self.target.offset:
-            spread = jnp.broadcast_to(spread, about[0].shape)
-            solved["offset"] = ((about[1] - scale * about[0]) * spread)[..., 0]
-        return jnp.broadcast_to(scale, lanes) * at - wanted, solved
+            spread = jnp.broadcast_to(spread, means[0].shape)
+            nuisances["offset"] = ((means[1] - scale * means[0]) * spread)[..., 0]
+        return jnp.broadcast_to(scale, lanes) * signal - wanted, nuisances
 
-    def shown(self, prediction, solved, lane) -> TimeSeries:
+    def like_target(self, prediction, nuisances, lane) -> TimeSeries:
         values = np.asarray(prediction, float)[lane]
-        values = values * np.asarray(solved["scale"], float)[lane][:, None] if "scale" in solved else values
-        values = values + np.asarray(solved["offset"], float)[lane][:, None] if "offset" in solved else values
+        columns = {name: np.asarray(x, float)[lane][:, None] for name, x in nuisances.items()}
+        values = values * columns["scale"] if "scale" in columns else values
+        values = values + columns["offset"] if "offset" in columns else values
         values = values.reshape(len(values), *np.shape(self.target.values)[1:])
         return unchecked(TimeSeries, units.attach(values, self.data_unit))
 
     def same(self, other) -> bool:
-        mine = np.asarray(u.get_magnitude(self.target.values))
+        values = np.asarray(u.get_magnitude(self.target.values))
         return isinstance(other, TimeSeries) and np.array_equal(
-            mine.ravel(), np.asarray(plain(other.values, self.data_unit, "values"), float).ravel()
+            values.ravel(), np.asarray(plain(other.values, self.data_unit, "values"), float).ravel()
         )
 
 
 class OfConnectivity(Comparison):
-    """Correlations between regions, those above the diagonal."""
+    """Correlations between regions, above the diagonal."""
 
     def __init__(self, target: Connectivity, record: str, sampling: float, regions: int | None):
         values = np.atleast_3d(np.asarray(target.values, float).T).T
@@ -342,7 +343,7 @@ class OfConnectivity(Comparison):
     def residuals(self, prediction, data):
         return prediction - data.astype(prediction.dtype), {}
 
-    def shown(self, prediction, solved, lane) -> Connectivity:
+    def like_target(self, prediction, nuisances, lane) -> Connectivity:
         chosen = np.asarray(prediction, float)[lane]
         regions = np.shape(self.target.values)[-1]
         values = np.broadcast_to(np.eye(regions), (len(chosen), regions, regions)).copy()
@@ -357,7 +358,7 @@ class OfConnectivity(Comparison):
 
 
 class OfFunction(Comparison):
-    """A function of one's own, of a `Result` whose lanes are ``(1, starts, realisations)``.
+    """A user's function of a `Result` whose lanes are ``(1, starts, realisations)``.
 
     It returns the error of each lane, which is averaged over realisations, or residuals with one more axis in front.
     """
@@ -373,19 +374,19 @@ class OfFunction(Comparison):
 
     def predict(self, result):
         lanes = np.shape(next(iter(result.final.values())))[:3]
-        found = self.target(result)
-        unit = u.get_unit(found)
+        returned = self.target(result)
+        unit = u.get_unit(returned)
         if not unit.is_unitless:
             raise TypeError(f"'target' returned {unit}, but an error is a plain number: divide it by a scale")
-        found = u.get_magnitude(found)
-        if np.shape(found) != lanes and np.shape(found)[1:] != lanes:
+        values = u.get_magnitude(returned)
+        if np.shape(values) != lanes and np.shape(values)[1:] != lanes:
             raise TypeError(
-                f"'target' returned shape {np.shape(found)}, but takes an error for each lane, {lanes}, or residuals, "
+                f"'target' returned shape {np.shape(values)}, but takes an error for each lane, {lanes}, or residuals, "
                 f"(M, {', '.join(map(str, lanes))})"
             )
-        if np.ndim(found) == 3:
-            return found.mean(-1)
-        return jnp.moveaxis(found, 0, -1).reshape(*lanes[:2], -1)
+        if np.ndim(values) == 3:
+            return values.mean(-1)
+        return jnp.moveaxis(values, 0, -1).reshape(*lanes[:2], -1)
 
     def residuals(self, prediction, data):
         if prediction.ndim == 2:
@@ -404,7 +405,7 @@ class OfFunction(Comparison):
         error = np.asarray(error, float)
         return np.where(np.isfinite(error), error, np.nan)
 
-    def shown(self, prediction, solved, lane):
+    def like_target(self, prediction, nuisances, lane):
         return np.asarray(prediction)[lane]
 
     def same(self, other) -> bool:
@@ -412,16 +413,16 @@ class OfFunction(Comparison):
 
 
 def unchecked(kind: type, values, **fields):
-    """A prediction as the target has it; a start at rest or one that diverged is shown too, and is no target."""
-    held = {f.name: f.default for f in dataclasses.fields(kind)} | {"values": values, "name": "fit"} | fields
-    shown = object.__new__(kind)
-    for name, value in held.items():
-        object.__setattr__(shown, name, value)
-    return shown
+    """A prediction in the form of its target, unchecked: it may be at rest or have diverged."""
+    defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+    prediction = object.__new__(kind)
+    for name, value in (defaults | {"values": values, "name": "fit"} | fields).items():
+        object.__setattr__(prediction, name, value)
+    return prediction
 
 
 def _plain_array(values) -> np.ndarray:
-    """Without a unit, in the precision that it was given in."""
+    """Without a unit, in the precision of the argument."""
     return np.asarray(u.get_magnitude(values))
 
 
@@ -450,8 +451,7 @@ def plain(value, unit, name: str):
 
 def compare(target, model, record, options, band, background) -> Comparison:
     """How runs of these options are compared with a target."""
-    network = model if isinstance(model, Network) else None
-    mass: Any = network.model if network else model
+    network, mass = parts_of(model)
     regions = network.regions if network else None
     if callable(target):
         return OfFunction(target)
