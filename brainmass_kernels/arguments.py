@@ -69,16 +69,16 @@ class Values(NamedTuple):
     @classmethod
     def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
         """From a call's arguments, the parameters without units; ``dt`` in seconds."""
-        network, model = parts_of(model)
+        network, mass = parts_of(model)
         check_key(key)
-        magnitudes, by_lane = _inputs(model, inputs)
+        magnitudes, by_lane = _inputs(mass, inputs)
         connections, history, coupling, initial = None, None, {}, _mapping(initial, "initial")
         if network:
             connections = connections_of(network, dt)
             history = _history(network, initial.pop("history", None), int(connections.steps.max()), dt)
             coupling = network.magnitudes()
-        state = _initial(model, initial)
-        sigmas = _sigmas(model, noise, key)
+        state = _initial(mass, initial)
+        sigmas = _sigmas(mass, noise, key)
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
         return cls(parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane)

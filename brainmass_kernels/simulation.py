@@ -191,8 +191,8 @@ def simulate(
     memory.check(run)
     guarded = data if run.native_autodiff else derivatives.in_reverse(data, only_reverse(run))
     records, final = (execute if math.prod(run.batch) else no_lanes(execute))(run, guarded)
-    network, model = parts_of(model)
-    known = model.recordable()
+    network, mass = parts_of(model)
+    known = mass.recordable()
     values, statistics = {}, {}
     if not run.sampling:  # a loop records each quantity once, under however many names
         by_source: dict[Any, Any] = dict(zip(run.spec.record, records, strict=True))
@@ -202,7 +202,7 @@ def simulate(
             values[name] = units.attach(x, known[what])
         elif run.sampling:
             values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
-    last = {n: units.attach(x, known[n]) for n, x in zip(model.states, final)}
+    last = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
     if network and run.depth:
         last["history"] = units.attach(final[-1], network.sent_unit)
     return Result(clock(run, dt), values, last, statistics)
