@@ -122,8 +122,8 @@ def read(path: Path) -> tuple[Contents, str | None]:
     """The contents of a file, and the checksum in it, which early files lack."""
     kind = kind_of(path, "path")
     if kind == ".npz":
-        groups, about, checksum = _unpack(path)
-        return Contents(*groups, about), checksum
+        (axes, records, record_axes), about, checksum = _unpack(path)
+        return Contents(axes, records, record_axes, about), checksum
     xarray = needs("xarray", "sweep")
     options = {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "scipy"}
     # Without decoding, xarray would turn seconds and milliseconds into dates.
