@@ -239,7 +239,7 @@ class Network:
         )  # fmt: skip
 
 
-def parts_of(model: Any) -> tuple[Network | None, Any]:
+def parts_of(model: Any) -> tuple[Network | None, Model]:
     """The network, or ``None`` for a model, and the model of each lane."""
     return (model, model.model) if isinstance(model, Network) else (None, model)
 

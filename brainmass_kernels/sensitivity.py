@@ -86,7 +86,7 @@ def sensitivities(
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
         )
 
-    slopes = {n: result(records, final, unit_of[n]) for n, (records, final) in zip(names, pushed, strict=True)}
+    slopes = {n: result(d_records, d_final, unit_of[n]) for n, (d_records, d_final) in zip(names, pushed, strict=True)}
     return result(records, final, units.UNITLESS), slopes
 
 
