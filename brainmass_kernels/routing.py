@@ -58,7 +58,7 @@ def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping
     for name, value in values.items():
         groups[known[name].kind][known[name].name] = value
     network, mass = parts_of(model)
-    mass = dataclasses.replace(mass, **groups["parameters"])
+    mass = dataclasses.replace(mass, **groups["parameters"])  # pyright: ignore[reportArgumentType]
     model = network.replace(model=mass, **groups["coupling"]) if network else mass
     return model, groups["inputs"], groups["noise"]
 
