@@ -151,7 +151,7 @@ def test_steps_in_a_row(first, later):
         row = noise.in_a_row(seeds, first, 2, parity)
         for j in (4, 1, 0, 2, 3):
             np.testing.assert_array_equal(row(j), one_by_one[j])
-        assert len(row._made) <= 3 + (row.parity is None)
+        assert len(row._pairs) <= 3 + (row.parity is None)
 
 
 @settings(max_examples=200, deadline=None)
