@@ -182,9 +182,10 @@ def _grid(option: str, model):
 
     from . import units
 
-    name, (low, high, count) = _parsed(
-        option, "--over", "NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256", float, float, int
-    )
+    form = "NAME=LOW:HIGH:COUNT, such as E_inp=0:400:256"
+    name, (low, high, count) = _parsed(option, "--over", form, float, float, int)
+    if count < 0:
+        raise ValueError(f"'--over' got {option!r}, but takes {form}")
     return name, units.attach(np.linspace(low, high, count), _unit_of(name, model))
 
 

@@ -164,6 +164,7 @@ class TestTheCommand:
             (["--model", "JansenRitt"], "unknown model 'JansenRitt'; did you mean 'JansenRit'?"),
             (["--over", "E_imp=0:1:2"], "did you mean 'E_inp'?"),
             (["--over", "E_inp=0:1"], "takes NAME=LOW:HIGH:COUNT"),
+            (["--over", "E_inp=0:1:-2"], "takes NAME=LOW:HIGH:COUNT"),
             (["--set", "C"], "takes NAME=VALUE"),
             (["--over", "C=1:2:2", "--over", "Ae=1:2:2", "--over", "be=1:2:2"], "'--over' got 3 parameters"),
             (["--out", "grid.csv"], "takes a name that ends in .npz, .nc or .zarr"),
