@@ -15,6 +15,7 @@ from .functional import bounded_input, check_bound, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
 from .pointwise import Program
 from .programs import Programs
+from .run import Data, Run
 from .schemes import SCHEMES
 from .simulation import simulate
 from .step import StepSpec, build
@@ -104,21 +105,24 @@ def sigmoid_sys2nd(
     step = units.strip(dt, time, "dt") * u.second
     drive = PerLane(units.strip(potential, volt, "potential"))
     call: dict[str, Any] = {"inputs": {"potential": drive}, "initial": state, "record": (), "scheme": scheme}
-    if implementation in (None, "auto"):
-        dtype = None if implementation is None else prepare(block, 1, step, **call, implementation="scan")[0].spec.dtype
-        implementation, _ = one_step.choose(implementation, dtype)
-    if implementation in ("mosaic_tpu", "mosaic_gpu"):
-        stepped = _one_kernel(block, step, call, implementation)
-    else:
-        stepped = simulate(block, 1, step, **call, implementation=implementation).final
+    stepped = _step(block, step, call, implementation)
     return units.attach(stepped["x"], position), units.attach(stepped["v"], position / time)
 
 
-def _one_kernel(block, dt, call: dict[str, Any], implementation: str) -> dict[str, Any]:
+def _step(block, dt, call: dict[str, Any], implementation: str | None) -> dict[str, Any]:
+    """The state after a step, by name; ``call`` are the arguments of a run that do not depend on who runs it."""
+    if implementation == "auto" or one_step.is_kernel(implementation):
+        run, data = prepare(block, 1, dt, **call, implementation="scan")
+        implementation, _ = one_step.choose(implementation, run.spec.dtype)
+        if one_step.is_kernel(implementation):
+            return _one_kernel(run, data, implementation)
+    return simulate(block, 1, dt, **call, implementation=implementation or "scan").final
+
+
+def _one_kernel(run: Run, data: Data, implementation: str) -> dict[str, Any]:
     """The step by a kernel that reads each array once, and computes the coefficients of the scheme itself."""
     from .backends import elementwise
 
-    run, data = prepare(block, 1, dt, **call, implementation="scan")
     one_step.check(implementation, run.spec.dtype)
     # A single element is an array of one; a number for all elements stays a number.
     values = [jnp.asarray(x, jnp.float32) for x in (*data.hoisted, *data.state)]
@@ -128,7 +132,7 @@ def _one_kernel(block, dt, call: dict[str, Any], implementation: str) -> dict[st
         f"'{implementation}': leave implementation out, for jnp has every derivative",
     )  # fmt: skip
     stepped = elementwise.call(_step_program(run.spec), values, implementation, _context.INTERPRETED.get())
-    return dict(zip(call["initial"], (x.reshape(run.batch) for x in stepped)))
+    return dict(zip(run.spec.model.states, (x.reshape(run.batch) for x in stepped)))
 
 
 def _build_program(spec: StepSpec) -> Program:

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _context, dispatch
 from .errors import Unsupported
+from .models.base import check_name
 
 #: What counts are of: a forward step, and with it a gradient in some of its arguments.
 STATE, PARAMETERS = ("x", "v", "potential"), ("A", "a", "vmax", "v0", "r", "dt", "gain", "offset", "bound")
@@ -53,7 +54,7 @@ def counts() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def explain_step(
-    shape: Sequence[int], *, wrt: Sequence[str] = (), dtype: Any = np.float32, implementation: str | None = "auto"
+    shape: Sequence[int], *, wrt: str | Sequence[str] = (), dtype: Any = np.float32, implementation: str | None = None
 ) -> StepPlan:
     """What `sigmoid_sys2nd` would run for arrays of a shape, and why; nothing is run.
 
@@ -66,18 +67,19 @@ def explain_step(
 
     Raises
     ------
-    ValueError : an unknown argument or implementation
+    ValueError, TypeError : an argument, by its name
     Unsupported : the named implementation cannot run here
     """
+    elements, dtype = math.prod(_shape(shape)), _dtype(dtype)
+    wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in wrt:
-        if name not in (*STATE, *PARAMETERS):
-            raise ValueError(f"'wrt' got {name!r}, but takes names among {', '.join((*STATE, *PARAMETERS))}")
-    name, reason = choose(implementation, np.dtype(dtype))
+        check_name(name, (*STATE, *PARAMETERS), "argument in 'wrt'")
+    name, reason = choose(implementation, dtype)
+    check(name, dtype)
     kernel, chip = KERNELS.get(dispatch.platform(), ("", ""))
-    elements, what = math.prod(shape), _gradient(wrt)
+    what = _gradient(wrt)
     moved = {n: round(c[what] * elements / COUNTED * 2**20) for n, c in counts().get(chip, {}).items()}
-    moved = {n: count for n, count in moved.items() if n in ("scan", kernel)}
-    return StepPlan(name, reason, elements, moved)
+    return StepPlan(name, reason, elements, {n: count for n, count in moved.items() if n in ("scan", kernel)})
 
 
 def choose(implementation: str | None, dtype) -> tuple[str, str]:
@@ -89,6 +91,7 @@ def choose(implementation: str | None, dtype) -> tuple[str, str]:
     if implementation is None:
         return "scan", "plain jnp, which has every derivative and moves each array of a forward step once"
     if implementation != "auto":
+        dispatch.check_known(implementation)
         return implementation, "asked for by name"
     kernel, chip = KERNELS.get(dispatch.platform(), (None, ""))
     if kernel is None:
@@ -97,24 +100,47 @@ def choose(implementation: str | None, dtype) -> tuple[str, str]:
         return "scan", f"plain jnp, for {kernel} cannot run this: {reason}"
     table = counts()[chip]
     least = table["scan"][IN_PARAMETERS] / table[kernel][IN_PARAMETERS]
-    return (
-        kernel,
-        f"counted on {chip}: as many bytes forward as jnp, {least:.3g} times fewer for gradients in parameters",
-    )
+    why = f"as many bytes forward as jnp, {least:.3g} times fewer for gradients in parameters"
+    return kernel, f"counted on {chip}: {why}"
 
 
-def unavailable(kernel: str, dtype) -> str | None:
-    """Why a kernel of one step cannot run here, or ``None``."""
-    interpreted = _context.INTERPRETED.get()
-    if not interpreted and (reason := dispatch.load(kernel).unavailable(dispatch.platform())):
+def unavailable(name: str, dtype) -> str | None:
+    """Why an implementation cannot run a step here, or ``None``."""
+    backend = dispatch.load(name)
+    interpreted = _context.INTERPRETED.get() and backend.interpretable
+    if not interpreted and (reason := backend.unavailable(dispatch.platform())):
         return reason
-    return None if dtype == np.float32 else f"it computes in float32 only, not in {np.dtype(dtype)}"
+    if is_kernel(name) and dtype != np.float32:
+        return f"it computes in float32 only, not in {np.dtype(dtype)}"
+    return None
 
 
-def check(kernel: str, dtype) -> None:
-    """Raise `Unsupported` where a kernel that was asked for by name cannot run."""
-    if reason := unavailable(kernel, dtype):
-        raise Unsupported(f"implementation '{kernel}' cannot run this: {reason}")
+def is_kernel(name: str | None) -> bool:
+    """Whether an implementation has a kernel of one step, rather than a loop of one."""
+    return name in [kernel for kernel, _ in KERNELS.values()]
+
+
+def check(name: str, dtype) -> None:
+    """Raise `Unsupported` where an implementation that was asked for by name cannot run."""
+    if reason := unavailable(name, dtype):
+        raise Unsupported(f"implementation '{name}' cannot run this: {reason}")
+
+
+def _shape(shape) -> tuple[int, ...]:
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sizes):
+        raise ValueError(f"'shape' got {shape!r}, but takes numbers of elements from 0 on, such as (64, 76)")
+    return tuple(sizes)
+
+
+def _dtype(dtype) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not np.issubdtype(found, np.floating):
+        raise TypeError(f"'dtype' got {dtype!r}, but takes a dtype of real numbers, such as 'float32'")
+    return found
 
 
 def _gradient(wrt: Sequence[str]) -> str:

@@ -43,14 +43,32 @@ def test_no_kernel_that_auto_takes_moves_over_a_tenth_more():
 
 def test_a_plan_says_what_moves():
     with target("tpu"):
-        plan = bk.explain_step((1024, 2048), wrt=["A", "r"])
+        plan = bk.explain_step((1024, 2048), wrt=["A", "r"], implementation="auto")
         assert plan.implementation == "mosaic_tpu"
         assert plan.bytes == {"scan": 2 * 160 * 2**20, "mosaic_tpu": round(2 * 41.25 * 2**20)}
         assert "in parameters" in str(plan)
         assert bk.explain_step((3,), wrt=["x", "A"]).bytes["scan"] == (280 * 3)
+        # By default `sigmoid_sys2nd` is jnp, on a TPU too.
+        assert bk.explain_step((3,)).implementation == "scan"
     assert bk.explain_step((3,)).implementation == "scan"
-    with pytest.raises(ValueError, match="'wrt' got 'speed'"):
-        bk.explain_step((3,), wrt=["speed"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"wrt": ["speed"]}, ValueError, "unknown argument in 'wrt' 'speed'"),
+        ({"wrt": "speed"}, ValueError, "unknown argument in 'wrt' 'speed'"),
+        ({"shape": (-3,)}, ValueError, r"'shape' got \(-3,\)"),
+        ({"shape": (2.5,)}, ValueError, r"'shape' got \(2.5,\)"),
+        ({"dtype": "mV"}, TypeError, "'dtype' got 'mV'"),
+        ({"dtype": "int32"}, TypeError, "'dtype' got 'int32'"),
+        ({"implementation": "fastest"}, ValueError, "implementation got 'fastest', but takes"),
+        ({"implementation": "mosaic_tpu"}, bk.Unsupported, "'mosaic_tpu' cannot run this"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        bk.explain_step(**{"shape": (3,), **arguments})
 
 
 def test_auto_is_jnp_where_there_is_no_kernel():
