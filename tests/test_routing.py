@@ -1,5 +1,7 @@
 """One table of names and units, whoever reads it."""
 
+import json
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -74,3 +76,32 @@ def test_noise_on_a_state_can_be_free():
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown name in 'free' '{name}'"):
         fit(Slow(), bk.TimeSeries(np.arange(10.0) * u.mV), {name: (1.0, 2.0)}, duration=10 * u.ms, dt=1 * u.ms)
+
+
+def test_a_saved_fit_with_noise_per_root_of_a_second_is_read(tmp_path):
+    """As earlier versions saved it, of a model in ms: the same numbers in the model's own unit."""
+    unit = u.mV * u.ms**0.5
+    target = bk.TimeSeries(np.linspace(0.0, 1.0, 10) * u.mV)
+    arguments = {"free": {"noise.push": (1.0, 3.0), "gain": (0.5, 2.0)}, "noise": {"push": 2.0 * unit}}
+    arguments |= {"duration": 20 * u.ms, "dt": 1 * u.ms, "every": 2, "transient": None, "starts": 1, "steps": 1}
+    found = fit(Slow(), target, realisations=2, implementation="scan", **arguments)
+    found.save(tmp_path / "fit.json")
+    saved = json.loads((tmp_path / "fit.json").read_text())
+    del saved["checksum"]
+    for part in (saved["values"], saved["parameters"]):
+        x = part["noise.push"]
+        part["noise.push"] = {"value": (np.array(x["value"]) * 0.001**0.5).tolist(), "unit": "mV * s^0.5"}
+    assert str(u.mV * u.second**0.5) == "mV * s^0.5"
+    for entry in saved["free"]:
+        if entry["name"] == "noise.push":
+            entry["low"], entry["high"] = entry["low"] * 0.001**0.5, entry["high"] * 0.001**0.5
+    (tmp_path / "earlier.json").write_text(json.dumps(saved))
+    read = bk.Fit.load(tmp_path / "earlier.json", Slow())
+    (free,) = [f for f in read.free if f.name == "noise.push"]
+    np.testing.assert_allclose((free.low, free.high), (1.0, 3.0), rtol=1e-6)
+    assert free.unit == unit
+    for a, b in (
+        (read.parameters, found.parameters),
+        ({"noise.push": read.noise["push"]}, {"noise.push": found.noise["push"]}),
+    ):
+        np.testing.assert_allclose(a["noise.push"].to_decimal(unit), b["noise.push"].to_decimal(unit), rtol=1e-5)

@@ -299,10 +299,13 @@ def _factor(text: str, place: routing.Place) -> float | None:
     """
     if units.reads(text, place.unit):
         return 1.0
-    unit = units.parsed(text)
-    if place.kind != "noise" or unit.dim != place.unit.dim:
+    if place.kind != "noise":
         return None
-    return float(u.Quantity(1.0, unit=unit).to_decimal(place.unit))
+    try:
+        unit = units.parsed(text)
+    except ValueError:
+        return None
+    return float(u.Quantity(1.0, unit=unit).to_decimal(place.unit)) if unit.dim == place.unit.dim else None
 
 
 def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) -> dict[str, Any]:
