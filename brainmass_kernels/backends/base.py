@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from ..pointwise import Program, SplitPullback, pullback, pullback_after
 from ..schedule import Schedule
@@ -265,6 +266,21 @@ def lacking(lacks: Callable[[Program], str | None], *programs: Program) -> str |
         if reason := lacks(back):
             return f"in its gradient, {reason}"
     return None
+
+
+def not_here(platform: str, needed: str, interpreter: str = "Pallas") -> str | None:
+    """Why a kernel for one platform cannot run on this one, or ``None``."""
+    if platform == needed:
+        return None
+    return (
+        f"this machine's platform is '{platform}', not '{needed}'; "
+        f"`brainmass_kernels.testing.interpret()` runs it in {interpreter}'s interpreter"
+    )
+
+
+def no_records(loop: Loop, lanes: int, dtype: Any = "float32") -> tuple[jax.Array, ...]:
+    """The records of a run that takes none."""
+    return (jnp.zeros((0, lanes), dtype),) * loop.n_observables
 
 
 class Copied(NamedTuple):

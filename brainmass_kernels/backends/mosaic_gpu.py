@@ -22,8 +22,21 @@ from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessor
 from ..noise import Normals, in_a_row
 from ..pointwise import RULES, Program
 from ..schedule import Body, SegmentGroup, checkpoint_levels, nested_segments, parity_in, segment_groups, segments_in
-from .base import Adjoint, Carry, Copied, Cotangents, Forward, Loop, Operands, Pullbacks, Request, Wanted
-from .pallas import added, apply, fill, grouped, merged, no_records, not_here, parted, unsupported
+from .base import (
+    Adjoint,
+    Carry,
+    Copied,
+    Cotangents,
+    Forward,
+    Loop,
+    Operands,
+    Pullbacks,
+    Request,
+    Wanted,
+    no_records,
+    not_here,
+)
+from .pallas import added, apply, fill, grouped, merged, parted, unsupported
 from .pallas import lacks as lacks_of
 
 plgpu: Any = importlib.import_module("jax.experimental.pallas.mosaic_gpu") if MOSAIC_GPU else None

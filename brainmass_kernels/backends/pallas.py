@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 
 from .._jax import eqn_source
 from ..pointwise import RULES, TRANSCENDENTAL, Program, evaluate
-from .base import Loop, Request, lacking, programs_of
+from .base import Request, lacking, programs_of
 
 
 def lacks(program: Program, supported: Collection[str], where: str) -> str | None:
@@ -38,21 +38,6 @@ def unsupported(request: Request, lacks: Callable[[Program], str | None]) -> str
     if jnp.dtype(request.dtype) != jnp.float32:
         return f"it computes in float32 only, not in {jnp.dtype(request.dtype).name}"
     return lacking(lacks, *programs_of(request.loop))
-
-
-def not_here(platform: str, needed: str) -> str | None:
-    """Why a kernel for one platform cannot run on this one, or ``None``."""
-    if platform == needed:
-        return None
-    return (
-        f"this machine's platform is '{platform}', not '{needed}'; "
-        f"`brainmass_kernels.testing.interpret()` runs it in Pallas's interpreter"
-    )
-
-
-def no_records(loop: Loop, lanes: int) -> tuple:
-    """The records of a run that takes none."""
-    return (jnp.zeros((0, lanes), jnp.float32),) * loop.n_observables
 
 
 def parted(values, flags) -> tuple[list, list]:

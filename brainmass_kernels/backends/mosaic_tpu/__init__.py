@@ -7,8 +7,8 @@ also what lies between two checkpoints. Passes of masses are in `masses`, those 
 
 from __future__ import annotations
 
-from ..base import Adjoint, Carry, Copied, Cotangents, Forward, Loop, Operands, Pullbacks, Request, Wanted
-from ..pallas import not_here, unsupported
+from ..base import Adjoint, Carry, Copied, Cotangents, Forward, Loop, Operands, Pullbacks, Request, Wanted, not_here
+from ..pallas import unsupported
 from .layout import BUDGET, COLUMNS, least_bytes, round_up
 from .masses import ForwardPass, ReversePass
 from .networks import NetworkForwardPass, NetworkReversePass, too_large

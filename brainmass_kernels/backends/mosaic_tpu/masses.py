@@ -13,8 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from ...pointwise import SplitPullback
-from ..base import Adjoint, Carry, Cotangents, Forward, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
-from ..pallas import added, apply, fill, merged, no_records, parted, read, when, write
+from ..base import Adjoint, Carry, Cotangents, Forward, Loop, Operands, Pullbacks, SplitPullbacks, Wanted, no_records
+from ..pallas import added, apply, fill, merged, parted, read, when, write
 from .call import Call, arguments
 from .layout import COLUMNS, Plan, ReverseMemory, plan_checkpoints, plan_run
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 
-import jax.numpy as jnp
 import numpy as np
 
 from ... import _context, _jax
@@ -25,6 +24,8 @@ from ..base import (
     Request,
     Wanted,
     lacking,
+    no_records,
+    not_here,
     programs_of,
 )
 from . import call, versions
@@ -52,11 +53,8 @@ class Triton:
 
     def unavailable(self, platform: str) -> str | None:
         """Why nothing can run on this platform, or ``None``."""
-        if platform != "gpu":
-            return (
-                f"this machine's platform is '{platform}', not 'gpu'; "
-                f"`brainmass_kernels.testing.interpret()` runs it in Triton's interpreter"
-            )
+        if reason := not_here(platform, "gpu", "Triton"):
+            return reason
         if _context.TRITON_KERNELS.get() is not None:
             return None
         capability = _jax.compute_capability()
@@ -94,9 +92,7 @@ class Triton:
         coupling = ForwardCoupling if loop.coupling else Uncoupled
         kernel = ForwardKernel(coupling, loop, operands, initial, checkpoint_every)
         out = call.run(kernel)
-        records = out["record"]
-        if not loop.schedule.count:
-            records = (jnp.zeros((0, kernel.layout.lanes), kernel.dtype),) * loop.n_observables
+        records = out["record"] if loop.schedule.count else no_records(loop, kernel.layout.lanes, kernel.dtype)
         saved = (out["saved"], *kernel.coupling.saved(out)) if checkpoint_every else None
         return Forward(records, Carry(out["final"], kernel.coupling.history(out)), saved)
 
