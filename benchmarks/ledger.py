@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import brainmass_kernels as bk
-from brainmass_kernels._jax import Literal
 from brainmass_kernels.backends import mosaic_gpu, triton
 from brainmass_kernels.backends.base import Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
 from brainmass_kernels.backends.mosaic_tpu import MosaicTPU
@@ -129,7 +128,7 @@ def jansen_rit_loop(
     constant = tuple(name for name in JansenRit.inputs if name not in varying)
     spec = StepSpec(JansenRit, scheme, constant, varying, noisy, ("eeg",), np.dtype("float32"), base_two=base_two)
     step = build(spec, with_inverse)
-    per_mass = reached(step.setup, [name in ("Ae", "be", "C") for name in spec.hoisted])
+    per_mass = step.setup.depends([name in ("Ae", "be", "C") for name in spec.hoisted])
     loop = Loop(
         step.advance, step.observe, len(per_mass), len(JansenRit.states), len(varying), len(noisy),
         Schedule(STEPS, 0, EVERY), precision, inverse=step.inverse,
@@ -143,16 +142,6 @@ def _loop_of(row: Row):
     backend: Any = backends.get(row.chip, mosaic_gpu.MosaicGPU)()
     base_two = backend.base_two(row.precision)
     return backend, *jansen_rit_loop(row.scheme, row.arguments, row.precision, row.kernel == "inverse steps", base_two)
-
-
-def reached(program, flags) -> tuple[bool, ...]:
-    """For each output of a program, whether it depends on any flagged argument."""
-    jaxpr = program.jaxpr.jaxpr
-    live = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
-    for eqn in jaxpr.eqns:
-        if any(v in live for v in eqn.invars if not isinstance(v, Literal)):
-            live.update(eqn.outvars)
-    return tuple(not isinstance(v, Literal) and v in live for v in jaxpr.outvars)
 
 
 def network_function(row: Row):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks.ledger import CHIPS, LEDGER, NETWORKS, Row, all_rows, compile_row, reached, read_rows, versions
+from benchmarks.ledger import CHIPS, LEDGER, NETWORKS, Row, all_rows, compile_row, read_rows, versions
 from brainmass_kernels._jax import MOSAIC_GPU
 from brainmass_kernels.assembly import sass_loops
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS
@@ -66,14 +66,14 @@ def test_no_loop_over_steps_or_connections_spills():
     assert {kept["reloads_in_inner_loops"] for kept in of_networks} == {0}
 
 
-def test_reached_follows_an_argument():
+def test_what_depends_on_an_argument():
     import jax
 
     from brainmass_kernels.pointwise import Program
 
     scalar = jax.ShapeDtypeStruct((), "float32")
     program = Program(lambda a, b: (a * 2.0, a + b, b, 1.0), [scalar, scalar])
-    assert reached(program, (True, False)) == (True, True, False, False)
+    assert program.depends((True, False)) == [True, True, False, False]
 
 
 def test_loops_of_a_disassembly():
