@@ -130,10 +130,11 @@ def load(name: str) -> Backend:
     return getattr(importlib.import_module(f".backends.{module}", __package__), cls)()
 
 
-def check_known(name: str | None) -> None:
-    """Raise unless ``name`` is an implementation, or ``None``."""
-    if name is not None and name not in _BACKENDS:
-        raise ValueError(f"implementation got '{name}', but takes None or one of {', '.join(_BACKENDS)}")
+def check_known(name: str | None, *more: str) -> None:
+    """Raise unless ``name`` is an implementation, one of ``more``, or ``None``."""
+    known = (*more, *_BACKENDS)
+    if name is not None and name not in known:
+        raise ValueError(f"implementation got '{name}', but takes None or one of {', '.join(known)}")
 
 
 def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _context, derivatives, one_step, units
+from . import _context, derivatives, dispatch, one_step, units
 from .arguments import PerLane, prepare
 from .functional import bounded_input, check_bound, sigmoid
 from .models.base import Block, SecondOrderModel, check_name, model
@@ -111,6 +111,7 @@ def sigmoid_sys2nd(
 
 def _step(block, dt, call: dict[str, Any], implementation: str | None) -> dict[str, Any]:
     """The state after a step, by name; ``call`` are the arguments of a run that do not depend on who runs it."""
+    dispatch.check_known(implementation, "auto")
     if implementation == "auto" or one_step.is_kernel(implementation):
         run, data = prepare(block, 1, dt, **call, implementation="scan")
         implementation, _ = one_step.choose(implementation, run.spec.dtype)

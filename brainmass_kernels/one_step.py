@@ -88,10 +88,10 @@ def choose(implementation: str | None, dtype) -> tuple[str, str]:
     ``None`` is jnp, which has every derivative. "auto" is the kernel of the device, which has reverse mode only, where
     it moves fewer bytes in some gradient and at most a tenth more in any: in float32 on TPUs and on Hopper and newer.
     """
+    dispatch.check_known(implementation, "auto")
     if implementation is None:
         return "scan", "plain jnp, which has every derivative and moves each array of a forward step once"
     if implementation != "auto":
-        dispatch.check_known(implementation)
         return implementation, "asked for by name"
     kernel, chip = KERNELS.get(dispatch.platform(), (None, ""))
     if kernel is None:

@@ -400,3 +400,10 @@ def test_a_saved_fit_of_a_function_says_what_it_lacks(tmp_path):
     assert "Resonator fitted to partial" in str(read)
     with pytest.raises(TypeError, match="a function, which a saved fit does not hold"):
         read.standard_errors()
+
+
+@pytest.mark.parametrize("kind", [bk.TimeSeries, bk.Connectivity])
+@pytest.mark.parametrize("values", ["x", [[1.0], [1.0, 2.0]]])
+def test_values_that_are_no_numbers_are_refused_by_name(kind, values):
+    with pytest.raises(TypeError, match=r"'values' of .* got \w+, but takes an array of real numbers"):
+        kind(values)

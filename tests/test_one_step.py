@@ -77,3 +77,8 @@ def test_auto_is_jnp_where_there_is_no_kernel():
         bk.sigmoid_sys2nd(*values, **STEP, implementation="auto"), bk.sigmoid_sys2nd(*values, **STEP), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_unknown_implementation_of_a_step_is_told_of_auto():
+    with pytest.raises(ValueError, match="implementation got 'fast', but takes None or one of auto, mosaic_tpu"):
+        bk.sigmoid_sys2nd(1.0, 0.0, 3.0, **STEP, implementation="fast")

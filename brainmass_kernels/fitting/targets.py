@@ -52,7 +52,7 @@ class TimeSeries:
     name: str = "time series"
 
     def __post_init__(self):
-        values = np.asarray(u.get_magnitude(self.values), float)
+        values = _numbers(self.values, self.name)
         if not np.isfinite(values).all():
             raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
         if values.ndim not in (1, 2, 3) or values.size < 2 or at_rest(_plain_array(self.values).ravel()):
@@ -86,7 +86,7 @@ class Connectivity:
     name: str = "functional connectivity"
 
     def __post_init__(self):
-        values = np.array(self.values, float)
+        values = np.array(_numbers(self.values, self.name))
         if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
             raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
                              "correlations")  # fmt: skip
@@ -419,6 +419,14 @@ def unchecked(kind: type, values, **fields):
     for name, value in (defaults | {"values": values, "name": "fit"} | fields).items():
         object.__setattr__(prediction, name, value)
     return prediction
+
+
+def _numbers(values, of: str) -> np.ndarray:
+    """Without a unit, in float64."""
+    try:
+        return np.asarray(u.get_magnitude(values), float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"'values' of {of} got {type(values).__name__}, but takes an array of real numbers") from error
 
 
 def _plain_array(values) -> np.ndarray:
