@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -119,11 +119,6 @@ class Loop:
         programs = [self.advance, self.observe, *([self.coupling.send] if self.coupling else [])]
         used = (program.uses()[: self.n_coefs] for program in programs)
         return tuple(any(reads) for reads in zip(*used, strict=True))
-
-    def split(self, args: Sequence[Any]) -> tuple[tuple, tuple, tuple, tuple]:
-        """Cut ``(*coefs, *state, *inputs, *normals)`` into its four parts."""
-        a, b, c = self.n_coefs, self.n_coefs + self.n_state, self.n_coefs + self.n_state + self.n_inputs
-        return tuple(args[:a]), tuple(args[a:b]), tuple(args[b:c]), tuple(args[c:])
 
 
 class Wanted(NamedTuple):
