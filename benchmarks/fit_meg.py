@@ -22,8 +22,8 @@ import numpy as np
 
 import brainmass_kernels as bk
 from brainmass_kernels import spectra
-from brainmass_kernels.cli import FREE
 from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.options import FREE
 
 RESULT = Path(__file__).parent / "results" / "fit_meg.json"
 #: What counts as reached.

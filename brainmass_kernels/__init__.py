@@ -1,76 +1,10 @@
-"""Whole neural-mass simulations, and their whole gradients, as one kernel each."""
+"""Whole neural-mass simulations, and their whole gradients, as one kernel each.
+
+The public names, listed in ``__init__.pyi``, are imported when they are first used.
+"""
+
+import lazy_loader
 
 from . import _program as _program
-from . import testing as testing
-from ._version import __version__ as __version__
-from .adapters.brainmass import fuse as fuse
-from .connectome import Connectome as Connectome
-from .connectome import load_connectome as load_connectome
-from .dispatch import Plan as Plan
-from .dispatch import implementations as implementations
-from .errors import Unsupported as Unsupported
-from .fitting.fit import fit as fit
-from .fitting.result import Fit as Fit
-from .fitting.result import Profile as Profile
-from .fitting.targets import Connectivity as Connectivity
-from .fitting.targets import TimeSeries as TimeSeries
-from .functional import bounded_input as bounded_input
-from .functional import process_sequence as process_sequence
-from .functional import sigmoid as sigmoid
-from .functional import sys2nd as sys2nd
-from .fused import sigmoid_sys2nd as sigmoid_sys2nd
-from .models import HORN as HORN
-from .models import Block as Block
-from .models import CanonicalMicrocircuit as CanonicalMicrocircuit
-from .models import CoombesByrne as CoombesByrne
-from .models import DavidFriston as DavidFriston
-from .models import Epileptor as Epileptor
-from .models import FitzHughNagumo as FitzHughNagumo
-from .models import Generic2dOscillator as Generic2dOscillator
-from .models import Hopf as Hopf
-from .models import JansenRit as JansenRit
-from .models import LarterBreakspear as LarterBreakspear
-from .models import Linear as Linear
-from .models import Lorenz as Lorenz
-from .models import Model as Model
-from .models import MontbrioPazoRoxin as MontbrioPazoRoxin
-from .models import Robinson as Robinson
-from .models import SecondOrderModel as SecondOrderModel
-from .models import StuartLandau as StuartLandau
-from .models import VanDerPol as VanDerPol
-from .models import Wendling as Wendling
-from .models import WilsonCowan as WilsonCowan
-from .models import WilsonCowanAdaptive as WilsonCowanAdaptive
-from .models import WilsonCowanDivisive as WilsonCowanDivisive
-from .models import WilsonCowanDivisiveInput as WilsonCowanDivisiveInput
-from .models import WilsonCowanLinear as WilsonCowanLinear
-from .models import WilsonCowanNoSaturation as WilsonCowanNoSaturation
-from .models import WilsonCowanSimplified as WilsonCowanSimplified
-from .models import WilsonCowanSymmetric as WilsonCowanSymmetric
-from .models import WilsonCowanThreePopulation as WilsonCowanThreePopulation
-from .models import WongWang as WongWang
-from .models import WongWangExcInh as WongWangExcInh
-from .models import coloured as coloured
-from .models import list_models as list_models
-from .models import model as model
-from .models import with_bold as with_bold
-from .network import Network as Network
-from .one_step import StepPlan as StepPlan
-from .one_step import explain_step as explain_step
-from .pointwise import NotPointwise as NotPointwise
-from .programs import clear_caches as clear_caches
-from .recording import Average as Average
-from .recording import Crossings as Crossings
-from .recording import Maximum as Maximum
-from .recording import Mean as Mean
-from .recording import Minimum as Minimum
-from .recording import PeakFrequency as PeakFrequency
-from .recording import Reduction as Reduction
-from .recording import Spectrum as Spectrum
-from .recording import Variance as Variance
-from .sensitivity import sensitivities as sensitivities
-from .simulation import Result as Result
-from .simulation import explain as explain
-from .simulation import simulate as simulate
-from .sweeps import Sweep as Sweep
-from .sweeps import sweep as sweep
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

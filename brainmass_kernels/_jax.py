@@ -137,11 +137,6 @@ def clients() -> list[Any]:
     return list(xla_bridge._backends.values())
 
 
-def compiles(frame) -> bool:
-    """Whether a Python frame waits for XLA's compiler."""
-    return frame.f_code.co_name.startswith("backend_compile") and frame.f_globals.get("__name__", "").startswith("jax.")
-
-
 def eqn_source(eqn) -> str:
     """The line of user code that an equation comes from, as ``file:line``."""
     from jax._src import source_info_util

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from . import _jax, _program
+from . import _program
 
 #: Seconds from a signal to the end of a command line whose current call cannot be interrupted.
 GRACE = 1.0
@@ -132,7 +132,12 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _swallows(frame: FrameType | None) -> bool:
     """Whether an exception raised here would not reach the caller, or must not be raised."""
-    return any(at.f_code.co_name in _SWALLOWING or _jax.compiles(at) or _links(at) for at in _callers(frame))
+    return any(at.f_code.co_name in _SWALLOWING or _compiles(at) or _links(at) for at in _callers(frame))
+
+
+def _compiles(frame: FrameType) -> bool:
+    """Whether a frame waits for XLA's compiler."""
+    return frame.f_code.co_name.startswith("backend_compile") and frame.f_globals.get("__name__", "").startswith("jax.")
 
 
 def _links(frame: FrameType) -> bool:
@@ -158,7 +163,9 @@ def _is_unwinding(error: BaseException | None, before: BaseException | None) -> 
 @atexit.register
 def _abandon_runs() -> None:
     """Keep JAX's clients after an interrupt, so that the process ends without waiting for runs that it left."""
-    if _interrupted or isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+    if "jax" in sys.modules and (_interrupted or isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)):
+        from . import _jax
+
         for client in _jax.clients():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 

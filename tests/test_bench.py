@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.cases import device_cases
-from brainmass_kernels import bench, cli
+from brainmass_kernels import bench, cli, commands
 
 
 def test_a_case_is_compared_and_timed():
@@ -124,8 +124,8 @@ def test_the_command(brainmass, tmp_path, capsys):
 
 def test_without_brainmass_the_command_says_how_to_get_it(monkeypatch, capsys):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "brainmass" else find(name))
-    assert cli._rivals(argparse.Namespace(lanes=[1], steps=10)) == []
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "brainmass" else find(name))
+    assert commands.rivals_of(argparse.Namespace(lanes=[1], steps=10)) == []
     printed = capsys.readouterr().out
     assert printed.count("\n") == 2
     assert "pip install 'brainmass-kernels[brainmass]'" in printed

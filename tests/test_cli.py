@@ -10,7 +10,7 @@ import pytest
 from test_spectra import write_edf
 
 import brainmass_kernels as bk
-from brainmass_kernels import cli
+from brainmass_kernels import cli, commands
 from brainmass_kernels.fitting.result import Fit
 
 FREQS = np.arange(2.0, 40.5, 0.5)
@@ -23,9 +23,22 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_importing_it_imports_nothing_that_fitting_needs():
-    code = "import sys, brainmass_kernels.cli; print({'optax', 'rich', 'matplotlib.figure'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+def test_an_argument_is_refused_before_anything_is_imported_that_takes_long(tmp_path):
+    refused = [
+        ["fit", "--free", "be"], ["fit", "--free", "bee=1:2"], ["fit", "--free", "be=9:2"], ["fit", "--starts", "0"],
+        ["fit", "--band", "40", "2"], ["fit", "--target", "absent.csv"], ["fit", "--out", "fit.txt"],
+        ["fit", "--implementation", "mosaic"], ["fit", "--model", "JansenRitt"], ["fit", "--model", "WilsonCowan"],
+        ["fit", "--set", "C"], ["sweep", "--over", "C=1:2"], ["sweep", "--model", "Jansen"], ["bench", "--steps", "7"],
+        ["sweep", *["--over", "C=1:2:3"] * 2], ["sweep", "--over", "C=1:2:3", "--over", "Ae=1:2:3", "--over", "Ai=1:2:3"],
+        ["sweep", "--over", "C=1:2:-3"], ["sweep", "--every", "0"],
+    ]  # fmt: skip
+    code = (
+        f"import sys\nfrom brainmass_kernels import cli\nprint([cli.main(argv) for argv in {refused!r}])\n"
+        "print({'jax', 'numpy', 'brainunit', 'matplotlib', 'optax', 'rich'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n")[:2] == [str([2] * len(refused)), "set()"]
+    assert ran.stderr.count("brainmass-kernels: error: ") == ran.stderr.count("\n") == len(refused)
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["--help"], ["fit", "--help"]])
@@ -58,6 +71,9 @@ def write(path, rows):
         (["--free", "bee=1:2"], "did you mean 'be'"),
         (["--free", "be=9:2"], "low < high"),
         (["--starts", "0"], "'starts' got 0"),
+        (["--model", "JansenRitt"], "did you mean 'JansenRit'"),
+        (["--model", "WilsonCowan"], "takes what is free of WilsonCowan"),
+        (["--set", "C=a"], "takes NAME=VALUE"),
         (["--duration", "0.5"], "'transient' got 1 s"),
         (["--duration", "1.5"], "'duration' leaves"),
         (["--band", "40", "2"], "'band' got 40 and 2"),
@@ -92,7 +108,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["brainmass_kernels.fitting.fit"], "fit", interrupted)
+    monkeypatch.setattr(commands, "run_fit", interrupted)
     assert cli.main(["fit"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

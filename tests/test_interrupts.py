@@ -175,7 +175,7 @@ class TestHeard:
             compiling.wait()
             for _ in range(2000):
                 frame = sys._current_frames()[threading.main_thread().ident]
-                if any(interrupts._jax.compiles(at) for at in interrupts._callers(frame)):
+                if any(interrupts._compiles(at) for at in interrupts._callers(frame)):
                     return _thread.interrupt_main()
                 time.sleep(0.0005)
 

@@ -129,7 +129,7 @@ def test_no_module_is_shadowed_by_a_function_of_its_name():
 
 def test_only_one_file_asks_for_the_version_of_jax():
     asking = {name for name, path in MODULES.items() if "jax.__version__" in path.read_text()}
-    assert asking <= {f"{ROOT}._jax", f"{ROOT}.cli"}
+    assert asking <= {f"{ROOT}._jax"}
     assert {n for n, p in MODULES.items() if "jax._src" in p.read_text()} == {f"{ROOT}._jax"}
 
 
@@ -138,7 +138,8 @@ def imports() -> list[dict]:
     """What an import of the package loads, and its processor time beside that of JAX and brainunit; three times."""
     program = (
         "import json, sys, time\nstart = time.process_time()\nimport jax, brainunit\nbefore = set(sys.modules)\n"
-        "between = time.process_time()\nimport brainmass_kernels\n"
+        "between = time.process_time()\nimport brainmass_kernels as bk\n"
+        "[getattr(bk, name) for name in bk.__all__]\n"
         "told = {'share': (time.process_time() - between) / (between - start)}\n"
         "print(json.dumps({**told, 'loaded': sorted(set(sys.modules) - before)}))"
     )
@@ -155,6 +156,21 @@ def test_importing_adds_nothing_heavy_to_jax_and_brainunit(imports):
     }  # fmt: skip
     assert f"{ROOT}.simulation" in imports[0]["loaded"]
     assert not heavy & set(imports[0]["loaded"])
+
+
+def test_importing_alone_imports_nothing_that_takes_long():
+    """The command line reads its arguments, and refuses them, before JAX is there."""
+    program = "import brainmass_kernels, sys; print({'jax', 'numpy', 'brainunit'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_every_public_name_is_there():
+    package = importlib.import_module(ROOT)
+    assert {"simulate", "fit", "sweep", "JansenRit", "testing"} <= set(package.__all__)
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="simulated"):
+        package.simulated  # noqa: B018
 
 
 def test_importing_is_quick(imports):

@@ -1,6 +1,7 @@
 """Names, order, defaults and units of what every model declares: scripts, saved fits and pickles rely on them.
 
-After a change that is meant, write the file anew: ``python tests/test_models_declared.py``.
+The names alone are in the package too, where the command line reads them without importing a model. After a change
+that is meant, write both files anew: ``python tests/test_models_declared.py``.
 """
 
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import units
+from brainmass_kernels import dispatch, options, routing, units
 
 FILE = pathlib.Path(__file__).with_name("models_declared.json")
 
@@ -36,6 +37,26 @@ def declared(cls: type[bk.Model]) -> dict[str, str]:
 MODELS = {entry.name: declared(entry.model) for entry in bk.list_models()}
 
 
+CATALOGUE = pathlib.Path(bk.__file__).with_name("catalogue.json")
+NAMES = {
+    "implementations": list(dispatch.implementations()),
+    "models": {
+        entry.name: {kind: list(getattr(entry.model, kind)) for kind in ("inputs", "states")}
+        | {"parameters": list(entry.model.parameters())}
+        for entry in bk.list_models()
+    },
+}
+
+
+def test_the_catalogue_has_every_name():
+    assert json.loads(CATALOGUE.read_text()) == NAMES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_command_line_takes_is_what_a_model_has(name):
+    assert set(options._quantities(name)) == set(routing.places(getattr(bk.models, name)))
+
+
 def test_every_model_is_in_the_file():
     assert list(json.loads(FILE.read_text())) == list(MODELS)
 
@@ -47,3 +68,4 @@ def test_a_model_declares_what_it_did(name):
 
 if __name__ == "__main__":
     FILE.write_text(json.dumps(MODELS, indent=1) + "\n")
+    CATALOGUE.write_text(json.dumps(NAMES) + "\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels.cli import _unit_of
+from brainmass_kernels.commands import set_values
 from brainmass_kernels.fitting.fit import fit
 from brainmass_kernels.routing import places, put, quantities
 
@@ -63,7 +63,7 @@ def test_plain_bounds_of_a_noise_are_in_the_models_unit_of_time():
         key=jax.random.key(0),
     )  # fmt: skip
     assert grid.axes["noise.push"].unit == unit
-    assert _unit_of("noise.push", Slow()) == unit
+    assert set_values(Slow(), {"noise.push": 2.0})[2] == {"push": 2.0 * unit}
 
 
 def test_noise_on_a_state_can_be_free():

@@ -18,6 +18,8 @@ import numpy as np
 from .. import functional, units
 from .._jax import is_traced
 from ..equations import Key, key_of
+from ..errors import check_name as check_name
+from ..errors import meant as meant
 from ..programs import on_clear
 
 
@@ -372,15 +374,3 @@ def refuse_nan(magnitude, name: str, infinite: bool = False) -> None:
         place = tuple(map(int, np.argwhere(wrong)[0]))
         got = "NaN" if np.isnan(np.atleast_1d(magnitude)[place]) else "infinity"
         raise ValueError(f"'{name}' got {got} (first at {place}), but takes finite numbers")
-
-
-def check_name(name: str, known, what: str, error: type[Exception] = ValueError) -> None:
-    """Raise ``error``, with the closest known name, unless ``name`` is one of ``known``."""
-    if name not in known:
-        raise error(f"unknown {what} '{name}'{meant(name, known)} Known: {', '.join(known)}")
-
-
-def meant(name: str, known) -> str:
-    """The end of a sentence on an unknown name: the closest known one, if one is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    return f"; did you mean '{close[0]}'?" if close else "."

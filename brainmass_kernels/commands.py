@@ -1,0 +1,153 @@
+"""What the commands do, once their arguments are read and checked by `cli`, which does without JAX."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import bench as benchmark
+from . import files, models, options, plots, routing, units
+from .dispatch import implementations as reasons_of
+from .dispatch import platform
+from .fitting.fit import fit as run_fit
+from .fitting.result import Fit
+from .spectra import load_spectrum, resting_meg
+from .sweeps import sweep as run_sweep
+
+
+def fit(arguments) -> int:
+    saved = Fit.load(arguments.resume) if arguments.resume else None
+    model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
+    result = run_fit(
+        model,
+        _target(arguments, saved),
+        arguments.free,
+        inputs=inputs,
+        noise=noise,
+        starts=_or(arguments.starts, None if saved else options.DEFAULTS["starts"]),
+        screen=arguments.screen,
+        steps=arguments.steps,
+        prune=arguments.prune,
+        optimiser=None if arguments.optimiser == "adam" else arguments.optimiser,
+        checkpoint=arguments.checkpoint,
+        progress=not arguments.quiet,
+        resume=saved,
+        implementation=arguments.implementation,
+        **_settings(arguments, saved),
+    )
+    print(result)
+    print(f"\n  ran on {result.implementation}: {result.reason}")
+    result.save(arguments.json)
+    plots.save(plots.figure(result), arguments.out)
+    print(f"  wrote {arguments.out} and {arguments.json}")
+    return 0
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def _settings(arguments, saved) -> dict:
+    """Settings of a fit: from the command line, else of the resumed fit, else the defaults."""
+    defaults = saved.settings if saved else options.DEFAULTS
+    if arguments.seed is None and saved:
+        key = jax.random.wrap_key_data(jnp.asarray(defaults["key"], jnp.uint32))
+    else:
+        key = jax.random.key(_or(arguments.seed, 0))
+    return {
+        "key": key,
+        "record": _or(arguments.record, defaults["record"]),
+        "dt": (defaults["dt"] if arguments.dt is None else arguments.dt / 1e3) * u.second,
+        "band": _or(arguments.band, defaults["band"]),
+        "realisations": _or(arguments.realisations, defaults["realisations"]),
+        "duration": _or(arguments.duration, defaults["duration"]) * u.second,
+        "background": not arguments.no_background and (saved is None or defaults["background"]),
+    }
+
+
+def _target(arguments, saved):
+    if not arguments.target:
+        return None if saved else resting_meg()
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return load_spectrum(arguments.target, arguments.channel, arguments.encoding)
+
+
+def _warn(message, *_):
+    """Print a warning on one line, like an error."""
+    print(f"brainmass-kernels: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def set_values(model, values: dict[str, float]) -> tuple[Any, dict, dict]:
+    """A model with these values, and its inputs and noise; plain numbers in the unit of each."""
+    known = routing.places(model)
+    return routing.put(model, {}, {}, {name: units.attach(value, known[name].unit) for name, value in values.items()})
+
+
+def sweep(arguments) -> int:
+    model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
+    known = routing.places(model)
+    over = {name: units.attach(np.linspace(*grid), known[name].unit) for name, grid in arguments.over.items()}
+    noisy = noise or any(n.startswith(routing.NOISE) for n in over)
+    grid = run_sweep(
+        model, over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
+        key=jax.random.key(arguments.seed) if noisy else None, transient=arguments.transient * u.second,
+        every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
+        progress=not arguments.quiet,
+    )  # fmt: skip
+    plots.save(grid.plot(), arguments.picture)
+    print(f"{grid!r}\n  ran on {grid.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
+    return 0
+
+
+def bench(arguments) -> int:
+    small, large = ((1, 64, 1024, 16_384), 1024) if platform() == "cpu" else ((128, 4096, 65_536, 1_048_576), 65_536)
+    cases = [
+        benchmark.Case(lanes, arguments.steps, precision=arguments.precision) for lanes in arguments.lanes or small
+    ]
+    cases.append(benchmark.Case(large, arguments.steps, gradient=True, precision=arguments.precision))
+    print(benchmark.HEADER)
+    results = []
+    for case in cases:
+        results.append(benchmark.measure(case, arguments.implementation))
+        print(benchmark.line(results[-1]), flush=True)
+    rivals = rivals_of(arguments)
+    points = benchmark.work_precision(("exp_euler", "exact", "strang", "heun"))
+    print(f"\n{'scheme':<12} {'dt':>8} {'rms error':>12} {'one second takes':>18}")
+    for p in points:
+        print(f"{p.scheme:<12} {p.dt_ms:>5g} ms {p.rms:>9.2g} mV {p.seconds * 1e3:>15.3g} ms")
+    plots.save(plots.speed_figure(results, points, rivals), arguments.out)
+    about = {**benchmark.machine(), "measured": [benchmark.record(result) for result in results]}
+    about["brainmass"] = [benchmark.record(r) for r in rivals]
+    files.write_text(arguments.json, json.dumps({**about, "work_precision": [p._asdict() for p in points]}, indent=1))
+    print(f"\n  wrote {arguments.out} and {arguments.json}")
+    return 0
+
+
+def rivals_of(arguments) -> list:
+    """Measurements against brainmass, printed one by one; none if brainmass is not installed."""
+    if find_spec("brainmass") is None:
+        print("\nagainst brainmass: not measured, as it is not installed: pip install 'brainmass-kernels[brainmass]'")
+        return []
+    print(f"\n{benchmark.RIVALS}")
+    rivals = []
+    for lanes in arguments.lanes or ((1, 64, 1024) if platform() == "cpu" else (128, 4096, 65_536)):
+        case = benchmark.Case(lanes, arguments.steps, scheme="exp_euler", precision=arguments.precision)
+        rivals += (results := benchmark.against_brainmass(case, arguments.implementation))
+        print("\n".join(map(benchmark.rival_line, results)), flush=True)
+    return rivals
+
+
+def implementations(_) -> int:
+    reasons = reasons_of()
+    width = max(map(len, reasons))
+    print("\n".join(f"{name:<{width}}  {reason}" for name, reason in reasons.items()))
+    return 0
