@@ -29,7 +29,7 @@ def test_an_argument_is_refused_before_anything_is_imported_that_takes_long(tmp_
         ["fit", "--band", "40", "2"], ["fit", "--target", "absent.csv"], ["fit", "--out", "fit.txt"],
         ["fit", "--implementation", "mosaic"], ["fit", "--model", "JansenRitt"], ["fit", "--model", "WilsonCowan"],
         ["fit", "--set", "C"], ["sweep", "--over", "C=1:2"], ["sweep", "--model", "Jansen"], ["bench", "--steps", "7"],
-        ["sweep", *["--over", "C=1:2:3"] * 2], ["sweep", "--over", "C=1:2:3", "--over", "Ae=1:2:3", "--over", "Ai=1:2:3"],
+        ["sweep", *["--over", "C=1:2:3"] * 2], ["sweep", *"--over C=1:2:3 --over Ae=1:2:3 --over Ai=1:2:3".split()],
         ["sweep", "--over", "C=1:2:-3"], ["sweep", "--every", "0"],
     ]  # fmt: skip
     code = (
