@@ -1,7 +1,7 @@
-"""The source that numba and Triton compile for Jansen-Rit, for the documentation: ``python -m benchmarks.emitted``.
+"""The source of Jansen-Rit on CPUs and for Triton, for the documentation: ``python -m benchmarks.emitted``.
 
 It rewrites the text between ``<!-- emitted: numba forward -->`` and ``<!-- end -->`` in docs/internals; a test holds
-the pages against it. Needs numba and triton, and no GPU.
+the pages against it. Needs llvmlite and triton, and no GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import brainmass_kernels as bk
+from brainmass_kernels.backends.numba.call import SOURCES
 
 PAGES = Path(__file__).parents[1] / "docs" / "internals"
 # In so many lanes a lane block is as wide as it gets, whatever the number of threads.
@@ -42,15 +43,16 @@ def sources() -> dict[tuple[str, str], str]:
 
 
 def _text(implementation: str, kind: str) -> str:
-    named = re.compile(rf"<brainmass_kernels_{implementation}_(runtime_)?{kind}_\w+>")
-    texts = ["".join(linecache.getlines(name)) for name in linecache.cache if named.fullmatch(name)]
+    named = re.compile(rf"<?brainmass_kernels_{implementation}_(runtime_)?{kind}_\w+>?")
+    sources = SOURCES | {name: "".join(linecache.getlines(name)) for name in linecache.cache}
+    texts = [text for name, text in sources.items() if named.fullmatch(name)]
     # Triton has a forward kernel with checkpoints as well.
     return min(texts, key=len)
 
 
 def shown(text: str) -> str:
     """What a page shows of a module: its functions, without the entry that XLA calls, and without repetition."""
-    functions = text[text.index("\ndef task" if "\ndef task" in text else "\n@") :].split("\n\n\nrun_here", 1)[0]
+    functions = text[text.index("def task" if "def task" in text else "\n@") :].split("\n\n\ndef handler", 1)[0]
     return "\n".join(_shortened([_LIST.sub(_ends, line) for line in functions.strip().splitlines()]))
 
 

@@ -421,7 +421,7 @@ def record(result: Measured | Rival) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Versions and the device, on which a result depends."""
     device = jax.devices()[0]
-    optional = [name for name in ("numba", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
+    optional = [name for name in ("llvmlite", "jax-triton", "brainmass") if find_spec(name.replace("-", "_"))]
     versions = {
         "brainmass-kernels": __version__,
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", *optional)},

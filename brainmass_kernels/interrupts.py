@@ -142,7 +142,7 @@ def _compiles(frame: FrameType) -> bool:
 
 def _links(frame: FrameType) -> bool:
     """Whether a frame passes LLVM modules on: interrupted midway, a module has two owners and is freed twice."""
-    return frame.f_globals.get("__name__", "").startswith(("llvmlite.", "numba.core.codegen"))
+    return frame.f_globals.get("__name__", "").startswith("llvmlite.")
 
 
 def _reaches_caller(frame: FrameType | None) -> bool:

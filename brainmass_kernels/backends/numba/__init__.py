@@ -1,4 +1,4 @@
-"""The whole run as one compiled loop for CPUs: numba compiles source that is emitted for the step at hand.
+"""The whole run as one compiled loop for CPUs, by LLVM, from source that is emitted for the step at hand.
 
 Lanes are cut into blocks, whose states lie in rows of a scratch that stays in the first cache; each step is a loop or
 two over the lanes of a block, which LLVM turns into SIMD. A network is a block. Threads take blocks until none is left.
@@ -53,7 +53,7 @@ class Numba:
         if os.name != "posix":
             return "it starts POSIX threads, which this system lacks"
         if not installed():
-            return "numba is not installed: pip install 'brainmass-kernels[cpu]'"
+            return "LLVM is not there, as llvmlite is not installed: pip install 'brainmass-kernels[cpu]'"
         return None
 
     def unsupported(self, request: Request) -> str | None:
@@ -87,5 +87,5 @@ class Numba:
 
 @functools.lru_cache
 def installed() -> bool:
-    """Whether numba can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether LLVM can be imported; it is not imported to find out."""
+    return importlib.util.find_spec("llvmlite") is not None

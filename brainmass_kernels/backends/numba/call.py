@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,23 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...codegen.kernel_cache import kernel_module
 from .layout import PLAN, threads
 from .source import Kernel
 
 # Work that is worth another thread, in operations: starting one costs some 20 us.
 WORTH_A_THREAD = 1_000_000
 
-_MODULE = '''"""Emitted by brainmass_kernels for a kernel of its numba backend; runtime {runtime}."""
-
-import math
-
-import numpy as np
-
-from brainmass_kernels.backends.numba.runtime import *
-{also}
-
-def task(job):
+_TEXT = """def task(job):
     frame = i64_at(job)[2]
     plan = attribute(frame)
     work = job + JOB_BYTES + add_atomically(job + 8, 1) * plan[{scratch}]
@@ -37,21 +29,18 @@ def task(job):
     return 0
 
 
-run_here, task_address = call_of("{name}"), address_of("{name}")
-
-
 def handler(frame):
     if not describe(frame):
         job = (result(frame, {results}) + 63) // 64 * 64
-        started = start(job, frame, task_address(), attribute(frame)[{threads}])
-        run_here(job)
+        started = start(job, frame, task, attribute(frame)[{threads}])
+        task(job)
         join(job, started)
     return 0
+"""
 
 
-handler = entry("{name}", task, handler)
-register("{name}", handler)
-'''
+#: The text of each kernel of this process, by its name.
+SOURCES: dict[str, str] = {}
 
 
 def run(kernel: Kernel) -> dict[str, Any]:
@@ -77,12 +66,34 @@ def run(kernel: Kernel) -> dict[str, Any]:
 
 def register(kernel: Kernel) -> str:
     """Compile a kernel, or load it, and tell XLA of it; the name under which XLA knows it."""
-    also = kernel.coupling.runtime
-    files = [Path(__file__).with_name(f"{name}.py") for name in ("runtime", also) if name]
-    module = kernel_module(
-        f"numba_{kernel.kind}", _MODULE, tuple(files),
+    text = _TEXT.format(
         body=textwrap.indent(kernel.text, "        "), results=len(kernel.results),
-        also=f"from {__package__}.{also} import *\n" if also else "",
         **{name: PLAN.index(name) for name in ("scratch", "blocks", "threads")},
     )  # fmt: skip
-    return module.__name__
+    return _registered(kernel.kind, text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _registered(kind: str, text: str) -> str:
+    from . import machine
+
+    name = f"brainmass_kernels_numba_{kind}_{hashlib.sha256((_functions_digest() + text).encode()).hexdigest()[:24]}"
+    SOURCES[name] = text
+    address = machine.function(name, functools.partial(_assembly, name, text))
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(address), platform="cpu")
+    return name
+
+
+def _assembly(name: str, text: str) -> str:
+    from . import language, network_runtime, runtime
+
+    module = language.Module()
+    module.export(language.parsed(text, {**vars(network_runtime), **vars(runtime)})["handler"], name)
+    return str(module)
+
+
+@functools.cache
+def _functions_digest() -> str:
+    """Of all that a kernel's text refers to, and of its compiler."""
+    files = (Path(__file__).with_name(f"{name}.py") for name in ("language", "runtime", "network_runtime"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

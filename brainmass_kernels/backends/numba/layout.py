@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +99,8 @@ class Rows:
 
 
 def threads() -> int:
-    """How many threads a run may take: numba's own setting, which knows the process's share of the machine."""
-    from numba.core import config
-
-    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+    """How many threads a run may take: ``$NUMBA_NUM_THREADS``, or those of this process's processors."""
+    asked = os.environ.get("NUMBA_NUM_THREADS")
+    if asked and asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,12 +13,10 @@ class Uncoupled:
 
     Attributes
     ----------
-    runtime : the module, besides `runtime`, of the functions that its lines call
     plan : numbers that the kernel reads from the plan of its call
     scratch_bytes : of the scratch, behind all rows
     """
 
-    runtime = ""
     plan: Mapping[str, int] = {}
     scratch_bytes = 0
 

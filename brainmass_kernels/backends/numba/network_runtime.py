@@ -6,94 +6,25 @@ SIMD over time, as what a region sent lies together in time. Shorter delays are 
 sum is fixed.
 """
 
-# pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportReturnType=false, reportOptionalSubscript=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalOperand=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
-import numba
-import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, models, register_model
-
-from .runtime import _OPTIONS, compiled, f32_at, f64_at, fma, i32_at, i64_at
+from .language import PACK, f32, f32_at, f64, f64_at, fma, i32_at, i64_at, multiply_add, put, reordering, zeros
+from .runtime import named
 
 # Steps that are summed at once.
-TILE = 16
+TILE = PACK
 # Steps over which a gradient by the weights reads what all regions sent, so that it stays in cache.
 SPAN = 512
 
-f32, f64 = np.float32, np.float64
 
-
-class Pack(types.Type):
-    """As many numbers as a tile has steps, in vector registers."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Pack({dtype})")
-
-
-@register_model(Pack)
-class _PackModel(models.PrimitiveModel):
-    def __init__(self, manager, kind):
-        number = ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType()
-        super().__init__(manager, kind, ir.VectorType(number, TILE))
-
-
-@intrinsic
-def zeros(_, like):
-    """A pack of zeros of the kind of a number."""
-    pack = Pack(like)
-
-    def codegen(context, builder, signature, args):
-        return ir.Constant(context.get_value_type(pack), None)
-
-    return pack(like), codegen
-
-
-def _pointer(context, builder, pack, cells, index):
-    return builder.bitcast(builder.gep(cells, [index]), context.get_value_type(pack).as_pointer())
-
-
-@intrinsic
-def multiply_add(_, weight, cells, index, pack):
-    """``weight`` times the numbers from a place on, plus a pack."""
-
-    def codegen(context, builder, signature, args):
-        weight, cells, index, total = args
-        kind = total.type
-        load = builder.load(_pointer(context, builder, pack, cells, index), align=pack.dtype.bitwidth // 8)
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), weight, ir.IntType(32)(0))
-        all_of_it = ir.Constant(ir.VectorType(ir.IntType(32), TILE), None)
-        spread = builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), all_of_it)
-        name = f"llvm.fmuladd.v{TILE}f{pack.dtype.bitwidth}"
-        function = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(kind, [kind] * 3), name
-        )
-        return builder.call(function, [spread, load, total])
-
-    return pack(weight, cells, types.intp, pack), codegen
-
-
-@intrinsic
-def put(_, cells, index, pack):
-    """Write a pack from a place on."""
-
-    def codegen(context, builder, signature, args):
-        store = builder.store(args[2], _pointer(context, builder, pack, args[0], args[1]))
-        store.align = pack.dtype.bitwidth // 8
-        return context.get_dummy_value()
-
-    return types.none(cells, types.intp, pack), codegen
-
-
-@compiled
 def places(area, regions):
     """Of a list of connections: where those of each region begin, where the near ones of each begin, what they read."""
     return i64_at(area), i64_at(area + 8 * (regions + 1)), i64_at(area + 8 * (3 * regions + 1))
 
 
-@compiled
 def weights_at(area, regions, edges):
     return area + 8 * (3 * regions + 1) + 8 * edges
 
@@ -213,15 +144,13 @@ def _moves(kind: str, at, one):
 def _cotangents(kind: str, at, one):
     """Cotangents of the first history and of the weights."""
 
+    @reordering("reassoc", "contract")
     def product(left, i, right, j, count):
         a, b = at(left), at(right)
         total = one - one
         for k in range(count):
             total += a[i + k] * b[j + k]
         return total
-
-    product.__name__ = product.__qualname__ = f"product_{kind}"
-    product = numba.njit(product, fastmath={"reassoc", "contract"}, **_OPTIONS)
 
     def to_history(target, final, depth, steps, pushed, stride, of, others, delays, weights, edges, regions):
         """The cotangent of the first history, from those of all sums and of the last history."""
@@ -251,15 +180,6 @@ def _cotangents(kind: str, at, one):
     return to_history, to_weights
 
 
-def _functions(kind: str, at, one) -> dict:
-    """All of them for one dtype, by the names that link kernels of different dtypes, which must differ."""
-    functions = {}
-    for group in (_lists, _sums, _moves, _cotangents):
-        for function in group(kind, at, one):
-            function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
-            functions[function.__name__] = numba.njit(function, **_OPTIONS)
-    return functions
-
-
-globals().update(_functions("f32", f32_at, f32(1.0)))
-globals().update(_functions("f64", f64_at, f64(1.0)))
+for _group in (_lists, _sums, _moves, _cotangents):
+    for _kind, _at, _one in (("f32", f32_at, f32(1.0)), ("f64", f64_at, f64(1.0))):
+        globals().update({function.__name__: function for function in named(_kind, *_group(_kind, _at, _one))})

@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .language import PACK as TILE
 from .layout import PLAN
 from .masses import Uncoupled
 from .source import WORDS_END, AdjointKernel, ForwardKernel, Kernel
 
-# As in the runtime, which imports numba.
-TILE = 16
 # Steps that the window of a forward run has at least, beyond the longest delay.
 AHEAD = 1024
 
@@ -30,7 +29,6 @@ class _Coupled(Uncoupled):
     the weights as a matrix, or the history before a forward run with delays.
     """
 
-    runtime = "network_runtime"
     # Areas of the scratch: the connections of each region, and sums of the steps of a tile.
     lists: tuple[str, ...]
     sums: tuple[str, ...]
@@ -83,7 +81,7 @@ class _Coupled(Uncoupled):
     def numbers(self) -> None:
         """What the lines read from the plan, and where the connections are."""
         kernel, argument = self.kernel, self.kernel.address
-        kernel.line(f"regions = i64({self.regions})")
+        kernel.line(f"regions = {self.regions}")
         for name in ("depth", "edges", "stride", "ct_stride", "shared"):
             kernel.line(f"{name} = plan[{PLAN.index(name)}]")
         kernel.addresses(["rows", "columns", "delays"])

@@ -1,4 +1,4 @@
-"""How numba's source writes each primitive, by functions of `runtime`."""
+"""How the source of CPU kernels writes each primitive, by functions of `runtime`."""
 
 from __future__ import annotations
 

@@ -10,104 +10,59 @@ An emitted kernel is called by XLA's typed FFI: its handler reads the addresses 
 a part in it.
 """
 
-# pyright: reportCallIssue=false, reportOptionalCall=false
-# numba's intrinsics take a typing context that their callers do not give.
+# pyright: reportCallIssue=false, reportReturnType=false, reportOptionalSubscript=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalOperand=false, reportArgumentType=false
+# ruff: noqa: F401
+# These functions are read by `language`, never run by Python; kernels take all names from here.
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import math
-import operator
-import pickle
-import sys
 
-import jax
-import llvmlite
-import llvmlite.binding as llvm
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import config
-from numba.core.caching import NullCache
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
-from numba.core.registry import cpu_target
-from numba.core.serialize import dumps
-from numba.core.typing.templates import AbstractTemplate, infer_global
-from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from ..._version import __version__
-from ...codegen import kernel_cache
+from .language import (
+    absolute,
+    add_atomically,
+    apart,
+    bits,
+    c_function,
+    ceil,
+    copysign,
+    f32,
+    f32_at,
+    f64,
+    f64_at,
+    floor,
+    fma,
+    i8,
+    i16,
+    i32,
+    i32_at,
+    i64,
+    i64_at,
+    reordering,
+    round_away,
+    round_even,
+    sqrt,
+    u8,
+    u16,
+    u32,
+    u64,
+)
 
-f32, f64, i8, i16, i32, i64 = np.float32, np.float64, np.int8, np.int16, np.int32, np.int64
-u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
 inf, nan = math.inf, math.nan
-
-_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-compiled = numba.njit(**_OPTIONS)
-
-# LLVM's own operations -----------------------------------------------------------------------------------------------
-
-
-def _llvm_function(name: str, arity: int):
-    """An LLVM intrinsic on floats of one type."""
-
-    def codegen(context, builder, signature, args):
-        kind = args[0].type
-        function = builder.module.declare_intrinsic(name, (kind,), ir.FunctionType(kind, [kind] * arity))
-        return builder.call(function, args)
-
-    def typing(_, x):
-        return x(x), codegen
-
-    def typing2(_, x, y):
-        return x(x, y), codegen
-
-    def typing3(_, x, y, z):
-        return x(x, y, z), codegen
-
-    return intrinsic({1: typing, 2: typing2, 3: typing3}[arity])
-
-
-# `fmuladd` is one instruction where the machine has it, and the same two everywhere where not.
-fma = _llvm_function("llvm.fmuladd", 3)
-absolute = _llvm_function("llvm.fabs", 1)
-copysign = _llvm_function("llvm.copysign", 2)
-floor = _llvm_function("llvm.floor", 1)
-ceil = _llvm_function("llvm.ceil", 1)
-round_even = _llvm_function("llvm.rint", 1)
-round_away = _llvm_function("llvm.round", 1)
-sqrt = _llvm_function("llvm.sqrt", 1)
-
-_SAME_BITS = {types.float32: types.int32, types.int32: types.float32, types.uint32: types.float32,
-              types.float64: types.int64, types.int64: types.float64, types.uint64: types.float64}  # fmt: skip
-
-
-@intrinsic
-def bits(_, x):
-    """The number of the other kind, integer or float, with the same bits."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-    return _SAME_BITS[x](x), codegen
-
 
 # Functions of one number ---------------------------------------------------------------------------------------------
 
 
-@compiled
 def maximum(x, y):
     return x if x > y or x != x else y
 
 
-@compiled
 def minimum(x, y):
     return x if x < y or x != x else y
 
 
-@compiled
 def clamped(x, low, high):
     x = low if x < low else x
     return high if x > high else x
@@ -123,7 +78,6 @@ _LN2_HIGH32, _LN2_LOW32 = f32(0.693145751953125), f32(1.4286068203094173e-06)
 _LN2_HIGH64, _LN2_LOW64 = f64(0.6931471805601177), f64(-1.7239444525614835e-13)
 
 
-@compiled
 def _exp_remainder32(r):
     """(exp(r) - 1 - r) / r^2 for abs(r) < 0.35."""
     p = fma(f32(0.0013951718574389815), r, f32(0.008369598537683487))
@@ -132,7 +86,6 @@ def _exp_remainder32(r):
     return fma(p, r, f32(0.5))
 
 
-@compiled
 def _exp_remainder64(r):
     p = fma(f64(1 / 6227020800), r, f64(1 / 479001600))
     p = fma(p, r, f64(1 / 39916800))
@@ -147,7 +100,6 @@ def _exp_remainder64(r):
     return fma(p, r, f64(0.5))
 
 
-@compiled
 def exp32(x):
     x = clamped(x, f32(-104.0), f32(89.0))
     shifted = fma(x, f32(_LOG2E), _SHIFT32)
@@ -162,7 +114,6 @@ def exp32(x):
     return power * a * b
 
 
-@compiled
 def exp64(x):
     x = clamped(x, f64(-746.0), f64(710.0))
     shifted = fma(x, f64(_LOG2E), _SHIFT64)
@@ -174,7 +125,6 @@ def exp64(x):
     return power * bits((half + 1023) << 52) * bits((whole - half + 1023) << 52)
 
 
-@compiled
 def tanh32(x):
     """h / (1 + h), h = (exp(2 abs(x)) - 1) / 2, and where h is small, h - h h / (1 + h). Within 2 ulp."""
     sign = i32(bits(x) & i32(-(2**31)))
@@ -193,7 +143,6 @@ def tanh32(x):
     return bits(i32(bits(y) | sign))
 
 
-@compiled
 def tanh_absolute32(x):
     """1 - 2 / (1 + exp(2 x)), within 1.8e-7 of tanh."""
     x = clamped(x, f32(-9.02), f32(9.02))
@@ -208,7 +157,6 @@ def tanh_absolute32(x):
     return f32(1.0) - f32(1.0) / half
 
 
-@compiled
 def fast_tanh32(x):
     """2 t / (1 + t^2), where t is a ratio of polynomials near tanh(x / 2). Within 8 ulp."""
     x = clamped(x, f32(-8.6), f32(8.6))
@@ -218,7 +166,6 @@ def fast_tanh32(x):
     return (top + top) * low / fma(top, top, low * low)
 
 
-@compiled
 def tanh64(x):
     """e / (e + 2), e = exp(2 abs(x)) - 1."""
     double = absolute(x) + absolute(x)
@@ -234,17 +181,14 @@ def tanh64(x):
 fast_tanh64 = tanh_absolute64 = tanh64
 
 
-@compiled
 def logistic32(x):
     return f32(1.0) / (f32(1.0) + exp32(-x))
 
 
-@compiled
 def logistic64(x):
     return f64(1.0) / (f64(1.0) + exp64(-x))
 
 
-@compiled
 def log32(x):
     """Within 1 ulp, of subnormal numbers too where the machine is not told to take them as zero."""
     tiny = x < f32(2.0**-126)
@@ -268,12 +212,10 @@ def log32(x):
     return y if x >= f32(0.0) else f32(nan)
 
 
-@compiled
 def log64(x):
     return math.log(x)
 
 
-@compiled
 def quotient(x, y):
     """Of integers, rounded towards zero; by zero it is -1, as XLA has it."""
     if y == 0:
@@ -282,75 +224,14 @@ def quotient(x, y):
     return whole if (x < 0) == (y < 0) else -whole
 
 
-# Memory -------------------------------------------------------------------------------------------------------------
-
-
-class Cells(types.CPointer):
-    """Numbers at an address; an index may be any, and is not looked at."""
-
-    def __init__(self, dtype):
-        super().__init__(dtype)
-        self.name = f"Cells({dtype})"
-
-
-register_model(Cells)(models.PointerModel)
-
-
-@infer_global(operator.getitem)
-class _GetCell(AbstractTemplate):
-    def generic(self, args, kws):
-        if isinstance(args[0], Cells):
-            return args[0].dtype(args[0], types.intp)
-        return None
-
-
-@infer_global(operator.setitem)
-class _SetCell(AbstractTemplate):
-    def generic(self, args, kws):
-        if isinstance(args[0], Cells):
-            return types.none(args[0], types.intp, args[0].dtype)
-        return None
-
-
-@lower_builtin(operator.getitem, Cells, types.intp)
-def _get_cell(context, builder, signature, args):
-    return builder.load(builder.gep(args[0], [args[1]]))
-
-
-@lower_builtin(operator.setitem, Cells, types.intp, types.Any)
-def _set_cell(context, builder, signature, args):
-    builder.store(args[2], builder.gep(args[0], [args[1]]))
-    return context.get_dummy_value()
-
-
-def _cells_at(dtype):
-    def at(_, address):
-        def codegen(context, builder, signature, args):
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return Cells(dtype)(types.int64), codegen
-
-    return intrinsic(at)
-
-
-f32_at, f64_at = _cells_at(types.float32), _cells_at(types.float64)
-i32_at, i64_at = _cells_at(types.int32), _cells_at(types.int64)
-
-
-@intrinsic
-def add_atomically(_, address, value):
-    """Add to the int64 at an address, and return what it was."""
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
 # Rows of lanes ------------------------------------------------------------------------------------------------------
 
-# Rows are passed by their address: the fewer values a source holds, the sooner numba has compiled it.
+
+def named(kind: str, *functions):
+    """Functions of one kind, under its name: all of them take words."""
+    for function in functions:
+        function.__name__ = f"{function.__name__}_{kind}"
+    return functions
 
 
 def _row_functions(kind: str, at, one):
@@ -382,13 +263,7 @@ def _row_functions(kind: str, at, one):
                 result += lanes[i]
             to[first // group] = result
 
-    functions = []
-    for function in (spread, gather, clear, totals):
-        # All kinds take words. Kernels that different processes compiled are linked by these names, and a number that
-        # counts within one process: functions of different kinds under one name would be taken for each other.
-        function.__name__ = function.__qualname__ = f"{function.__name__}_{kind}"
-        functions.append(numba.njit(function, fastmath={"reassoc"} if function is totals else False, **_OPTIONS))
-    return functions
+    return named(kind, *map(apart, (spread, gather, clear, reordering("reassoc")(totals))))
 
 
 spread_f32, gather_f32, clear_f32, totals_f32 = _row_functions("f32", f32_at, f32(1.0))
@@ -404,41 +279,25 @@ _BUFFER_DATA, _ARRAY_DATA = 24, 16
 _METADATA, _METADATA_VERSION, _METADATA_TRAITS, _API_VERSION = 24, 24, 32, 32
 
 
-def _word(builder, address, offset: int):
-    pointer = builder.inttoptr(builder.add(address, ir.IntType(64)(offset)), ir.IntType(64).as_pointer())
-    return builder.load(pointer)
+def word(address):
+    return i64_at(address)[0]
 
 
-def _buffer(field: int):
-    """The address of the data of argument or result ``k``."""
-
-    def at(_, frame, k):
-        def codegen(context, builder, signature, args):
-            offset = builder.mul(args[1], ir.IntType(64)(8))
-            buffer = _word(builder, builder.add(_word(builder, args[0], field), offset), 0)
-            return _word(builder, buffer, _BUFFER_DATA)
-
-        return types.int64(types.int64, types.int64), codegen
-
-    return intrinsic(at)
+def argument(frame, k):
+    """The address of the data of argument ``k``."""
+    return word(word(word(frame + _ARGUMENTS) + 8 * k) + _BUFFER_DATA)
 
 
-argument, result = _buffer(_ARGUMENTS), _buffer(_RESULTS)
+def result(frame, k):
+    """The address of the data of result ``k``."""
+    return word(word(word(frame + _RESULTS) + 8 * k) + _BUFFER_DATA)
 
 
-@intrinsic
-def attribute(_, frame):
+def attribute(frame):
     """The one attribute, an array of int64."""
-
-    def codegen(context, builder, signature, args):
-        array = _word(builder, _word(builder, args[0], _ATTRIBUTES), 0)
-        data = _word(builder, array, _ARRAY_DATA)
-        return builder.inttoptr(data, context.get_value_type(signature.return_type))
-
-    return Cells(types.int64)(types.int64), codegen
+    return i64_at(word(word(word(frame + _ATTRIBUTES)) + _ARRAY_DATA))
 
 
-@compiled
 def describe(frame):
     """Answer a call that asks for the handler's metadata only, with the version of the interface that asks."""
     words = i64_at(frame)
@@ -451,64 +310,13 @@ def describe(frame):
     return True
 
 
-def _external(name: str, arity: int):
-    """A C function of words, by its symbol."""
-
-    def codegen(context, builder, signature, args):
-        return builder.call(_declared(builder, name, arity), args)
-
-    def typing1(_, a):
-        return types.int64(types.int64), codegen
-
-    def typing2(_, a, b):
-        return types.int64(types.int64, types.int64), codegen
-
-    def typing4(_, a, b, c, d):
-        return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
-
-    return intrinsic({1: typing1, 2: typing2, 4: typing4}[arity])
-
-
-def _declared(builder, name: str, arity: int):
-    kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * arity)
-    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-
-
-def publish(symbol: str, address: int) -> None:
-    """Let kernels loaded from now on find a function by this name."""
-    llvm.add_symbol(symbol, address)
-
-
-def call_of(symbol: str):
-    """A published function of one word, to be called in compiled code."""
-    return _external(symbol, 1)
-
-
-def address_of(symbol: str):
-    """A function that returns the address of what was published, in compiled code."""
-
-    @intrinsic
-    def address(_):
-        def codegen(context, builder, signature, args):
-            return builder.ptrtoint(_declared(builder, symbol, 1), ir.IntType(64))
-
-        return types.int64(), codegen
-
-    return address
-
-
-_process = ctypes.CDLL(None)
-for _name in ("pthread_create", "pthread_join"):
-    publish(f"brainmass_kernels_{_name}", ctypes.cast(getattr(_process, _name), ctypes.c_void_p).value or 0)
-_create_thread = _external("brainmass_kernels_pthread_create", 4)
-_join_thread = _external("brainmass_kernels_pthread_join", 2)
+_create_thread, _join_thread = c_function("pthread_create"), c_function("pthread_join")
 
 # The first bytes of the scratch hold the call itself: next block, next thread, frame, then the threads' own names.
 JOB_BYTES = 4096
 MOST_THREADS = JOB_BYTES // 8 - 8
 
 
-@compiled
 def start(job, frame, task, threads):
     """Run ``task(job)`` on this many threads, this one among them."""
     words = i64_at(job)
@@ -521,70 +329,6 @@ def start(job, frame, task, threads):
     return started
 
 
-@compiled
 def join(job, started):
     for k in range(started):
         _join_thread(i64_at(job)[8 + k], 0)
-
-
-# Compiled once, and on disk ------------------------------------------------------------------------------------------
-
-
-class _MachineCode(NullCache):
-    """What numba asks for the machine code of one function before it compiles it, and gives it afterwards.
-
-    Attributes
-    ----------
-    code : the function as numba takes it apart, or ``None``
-    new : whether it was compiled now
-    """
-
-    def __init__(self, code=None):
-        self.code, self.new = code, False
-
-    def load_overload(self, sig, target_context):
-        if self.code is None:
-            return None
-        target_context.refresh()
-        return CompileResult._rebuild(target_context, *self.code)
-
-    def save_overload(self, sig, cres):
-        self.code, self.new = cres._reduce(), True
-
-
-def entry(name: str, task, handler):
-    """Compile a kernel of this name, or load it: ``handler`` as a C function, which starts ``task`` on threads."""
-    file = f"{name}-{_surroundings()}.kernel"
-    data = kernel_cache.load(file)
-    parts = [_MachineCode(code) for code in pickle.loads(data)] if data else [_MachineCode(), _MachineCode()]
-    publish(name, _callback(task, parts[0]).address or 0)
-    c_function = _callback(handler, parts[1])
-    if any(each.new for each in parts):
-        kernel_cache.keep(file, dumps([each.code for each in parts]))
-    return c_function
-
-
-def register(name: str, handler: CFunc) -> None:
-    """Tell XLA of a kernel."""
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.ctypes), platform="cpu")
-
-
-def _callback(function, code: _MachineCode) -> CFunc:
-    c_function = CFunc(function, ((types.int64,), types.int64), {}, {"error_model": "numpy"})
-    c_function._cache = code  # pyright: ignore[reportAttributeAccessIssue]
-    c_function.compile()
-    return c_function
-
-
-def _surroundings() -> str:
-    """What machine code depends on besides its source: the machine, and the versions of all that had a part in it."""
-    options = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
-    versions = (
-        __version__,
-        numba.__version__,
-        llvmlite.__version__,
-        sys.implementation.cache_tag,
-        cpu_target.target_context.codegen().magic_tuple(),  # pyright: ignore[reportAttributeAccessIssue]
-        [str(getattr(config, option, None)) for option in options],
-    )
-    return hashlib.sha256(repr(versions).encode()).hexdigest()[:16]

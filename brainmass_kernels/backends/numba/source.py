@@ -1,4 +1,4 @@
-"""What is done for one block of lanes, as source that numba compiles.
+"""What is done for one block of lanes, as source that `language` compiles.
 
 In the source ``S`` is the scratch of a thread, a row a value: ``x`` the state, ``z`` normals of this step and ``later``
 those of the next, ``c`` and ``u`` what differs between lanes of coefficients and inputs, ``ct_`` cotangents. ``K`` is
@@ -122,8 +122,7 @@ class Kernel(SourceBuilder):
         dtype, layout = self.layout.dtype, self.layout
         self.line(
             f"{', '.join(PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
-            # A literal would make numba compile each function that takes it anew.
-            f"block = i64({layout.block})",
+            f"block = {layout.block}",
             f"lane = {layout.span} * number",
             f"valid = min({layout.span}, lanes - lane)",
             f"place = {layout.itemsize} * lane",
