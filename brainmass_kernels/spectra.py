@@ -313,10 +313,12 @@ _CHI = (0.0, 3.0)
 
 
 def observed_log_power(log_model, log_freqs, nuisance: Nuisance):
-    """log10 of ``scale * P(f) + background * f**-chi``; ``log_model`` is log10 P, (*lanes, F)."""
+    """log10 of ``scale * P(f) + background * f**-chi``; ``log_model`` is log10 P, (*lanes, F), of JAX or of NumPy."""
     neural = log_model + nuisance.log_scale[..., None]
-    background = nuisance.log_background[..., None] - nuisance.chi[..., None] * _like(log_freqs, log_model)
-    return jnp.logaddexp(neural * _LN10, background * _LN10) / _LN10
+    on_host = isinstance(log_model, np.ndarray)
+    slope = nuisance.chi[..., None] * (log_freqs if on_host else _like(log_freqs, log_model))
+    background = nuisance.log_background[..., None] - slope
+    return (np if on_host else jnp).logaddexp(neural * _LN10, background * _LN10) / _LN10
 
 
 _LN10 = float(np.log(10.0))

@@ -25,7 +25,7 @@ from ..network import Network, parts_of
 from ..noise import check_key
 from ..spectra import Spectrum
 from . import saved, targets
-from .problem import Free, Pooling, Problem, measured
+from .problem import Free, Pooling, Problem, free_values, measured
 from .result import Fit
 from .starts import count_of, first_place, starts_from
 from .steps import LEVENBERG_MARQUARDT, Plan, Progress, State, begin, descend, optimiser_of, progress_bar
@@ -303,16 +303,17 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
     """Measure the best of every lane on other noise, and choose the best start of each target by that."""
     comparison = problem.comparison
     first_problem, first_z = first_place(problem, state.first, initial)
+    if first_problem is problem:
+        # As many lanes as there are starts: the program is compiled already.
+        first_z = {name: np.repeat(z, state.alive.shape[1], 1) for name, z in first_z.items()}
     prediction, first = problem.unseen(state.best_z, key), first_problem.unseen(first_z, key)
     error, nuisances = measured(problem, prediction, comparison.data)
     first_error, first_nuisances = measured(problem, first, comparison.data)
     best = _best_starts(problem, error)
     rows = np.arange(len(best))
     lane, zeroth = (rows, best), (rows, 0 * best)
-    values = {}
-    for f in problem.frees:
-        value = np.asarray(f.value(state.best_z[f.name]))
-        values[f.name] = np.broadcast_to(value, (len(best), *value.shape[1:]))[lane]
+    values = jax.device_get(free_values(problem, state.best_z))
+    values = {n: np.broadcast_to(x, (len(best), *x.shape[1:]))[lane] for n, x in values.items()}
     in_regions = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
     model, inputs, noise = problem.put(in_regions)
     nuisances = {name: np.asarray(value) for name, value in nuisances.items()}

@@ -346,6 +346,12 @@ predict = jax.jit(Problem.predict, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def free_values(problem: Problem, z) -> dict[str, jax.Array]:
+    """The free quantities in their units, by name."""
+    return {f.name: f.value(z[f.name]) for f in problem.frees}
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def measured(problem: Problem, prediction, data):
     """The error of each lane, and the nuisances."""
     return problem.comparison.error(prediction, data)

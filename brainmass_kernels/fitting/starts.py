@@ -34,9 +34,10 @@ def starts_from(problem: Problem, starts, screen: int, initial: Mapping[str, Any
         if f.outside(initial[f.name]):
             value = f.outside_in_words(initial[f.name])
             warn(f"'model' got {value}: start 0 begins at the nearer bound; 'initial_rms' is the model's")
-    z = {f.name: jnp.asarray(row) for f, row in zip(frees, rows)}
+    # On the host: each shape of so small an array would be a program to compile.
+    z = {f.name: row.astype(jnp.result_type(float)) for f, row in zip(frees, rows)}
     keep = None if count == starts else _nearest(problem, z, starts, key)
-    spread = {name: jnp.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
+    spread = {name: np.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
     return {name: _leaf(problem, name, x) for name, x in spread.items()}
 
 
@@ -44,11 +45,12 @@ def _nearest(problem: Problem, z, starts: int, key) -> np.ndarray:
     """The candidates of (m,) nearest to each target, as many as ``starts``; the first is always among them."""
     n = problem.comparison.count
     blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
-    count = len(blocks[problem.frees[0].name])
-    parts = [predict(problem, {name: b[i] for name, b in blocks.items()}, problem.keys(key)) for i in range(count)]
-    prediction = jnp.stack(jax.block_until_ready(parts))
-    prediction = prediction.reshape(1, -1, *prediction.shape[3:])
-    error = np.array(problem.score(measured(problem, prediction, problem.comparison.data)[0]))
+    count, keys = len(blocks[problem.frees[0].name]), problem.keys(key)
+    parts = [predict(problem, {name: b[i] for name, b in blocks.items()}, keys) for i in range(count)]
+    # Each candidate is compared with every target, a block at a time.
+    parts = [x.reshape(1, -1, *x.shape[2:]) if n > 1 else x for x in jax.block_until_ready(parts)]
+    errors = [measured(problem, x, problem.comparison.data)[0] for x in parts]
+    error = np.asarray(problem.score(np.concatenate(jax.device_get(errors), 1))).copy()
     error[:, 0] = -np.inf
     return np.argsort(error, axis=1, kind="stable")[:, :starts]
 
@@ -65,7 +67,7 @@ def first_place(problem: Problem, first, initial: Mapping[str, float]) -> tuple[
 
     def z_of(problem: Problem):
         shape = problem.comparison.count, 1
-        row = {f.name: jnp.broadcast_to(jnp.asarray(_z_of_model(f, initial[f.name])), shape) for f in problem.frees}
+        row = {f.name: np.full(shape, _z_of_model(f, initial[f.name]), jnp.result_type(float)) for f in problem.frees}
         return {name: _leaf(problem, name, x) for name, x in row.items()}
 
     moved = any(f.outside(initial[f.name]) for f in problem.frees)
@@ -80,7 +82,7 @@ def first_place(problem: Problem, first, initial: Mapping[str, float]) -> tuple[
 def _leaf(problem: Problem, name: str, z):
     """z (n, starts) as a leaf: one row if it is shared, with an axis of regions if it is regional."""
     z = z[:1] if name in problem.pooling.shared else z
-    return jnp.repeat(z[..., None], problem.regions or 1, -1) if name in problem.pooling.regional else z
+    return np.repeat(z[..., None], problem.regions or 1, -1) if name in problem.pooling.regional else z
 
 
 def _z_of_starts(problem: Problem, starts) -> list[jax.Array]:
@@ -98,7 +100,8 @@ def _z_of_starts(problem: Problem, starts) -> list[jax.Array]:
     if len(shape) != 2 or shape[0] != n:
         shapes = {name: value.shape for name, value in values.items()}
         raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({n}, starts) of each")
-    return [jnp.broadcast_to(jnp.asarray(f.z(values[f.name], "'starts'")), shape) for f in problem.frees]
+    dtype = jnp.result_type(float)
+    return [np.broadcast_to(f.z(values[f.name], "'starts'").astype(dtype), shape) for f in problem.frees]
 
 
 def count_of(problem: Problem, starts, initial, key) -> int:

@@ -61,17 +61,19 @@ class Damped(NamedTuple):
     slope: jax.Array
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def begin(problem: Problem, z, optimiser) -> State:
+    """The state before the first step."""
     n, starts = problem.comparison.count, z[problem.frees[0].name].shape[1]
+    full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
     if optimiser == LEVENBERG_MARQUARDT:
         p = len(problem.moving)
-        full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
         moments = Damped(full((n, starts), _DAMPING), full((n, starts, p, p), 0.0), full((n, starts, p), 0.0))
     else:
         moments = optimiser.init(z)
     alive = jnp.broadcast_to(jnp.arange(starts), (n, starts))
     first = {name: x[:, :1] for name, x in z.items()}
-    return State(z, moments, z, jnp.full((n, starts), jnp.inf), first, alive)
+    return State(z, moments, z, full((n, starts), jnp.inf), first, alive)
 
 
 @functools.cache

@@ -224,10 +224,10 @@ class OfSpectra(Comparison):
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance._asdict()
 
     def like_target(self, prediction, nuisances, lane) -> Spectrum:
-        log_model = self.log_model(prediction, self.count)
-        nuisance = spectra.Nuisance(**nuisances)
-        log_power = np.asarray(spectra.observed_log_power(log_model, self.log_freqs, nuisance), float)[lane]
-        log_power = log_power + self.level[:, None]
+        log_model = np.log10(np.maximum(np.asarray(prediction, float), 1e-30)) @ self.onto.T
+        log_model = np.broadcast_to(log_model, (self.count, *log_model.shape[1:]))[lane]
+        nuisance = spectra.Nuisance(**{name: np.asarray(x, float)[lane] for name, x in nuisances.items()})
+        log_power = spectra.observed_log_power(log_model, self.log_freqs, nuisance) + self.level[:, None]
         # A start without a finite spectrum is shown as next to no power.
         return Spectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
 
