@@ -77,6 +77,17 @@ class Program:
         reached = jaxprs.depending_on((v for v, flag in zip(jaxpr.invars, on, strict=True) if flag), jaxpr.eqns)
         return [not isinstance(v, Literal) and v in reached for v in jaxpr.outvars]
 
+    def part(self, places: Sequence[int]) -> Program:
+        """Some outputs of the program as a program, of the same arguments."""
+        part, jaxpr = object.__new__(Program), self.jaxpr.jaxpr
+        outvars = [jaxpr.outvars[k] for k in places]
+        eqns = jaxprs.needed_for(outvars, jaxpr.eqns)
+        debug = jaxpr.debug_info._replace(result_paths=None)
+        part.label, part.in_avals = self.label, self.in_avals
+        part.jaxpr = self.jaxpr.replace(jaxpr=jaxpr.replace(eqns=eqns, outvars=outvars, debug_info=debug))
+        part.out_avals = tuple(self.out_avals[k] for k in places)
+        return part
+
     def __repr__(self) -> str:
         return f"Program({self.label}, {len(self.jaxpr.jaxpr.eqns)} operations)"
 

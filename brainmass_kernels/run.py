@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from . import dispatch, memory, noise
 from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
@@ -17,6 +16,7 @@ from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
 from .equations import Key
 from .loop_vjp import differentiable
+from .pointwise import Program
 from .programs import Programs
 from .recording import Reduction, Sampling
 from .schedule import Schedule, segment_groups
@@ -117,13 +117,10 @@ def _execute(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has the history too."""
     step, loop = loop_of(run)
     n_lanes = math.prod(run.batch)
-    exact = dispatch.load(run.implementation).same_lanes
-    hoisted = [in_lanes(x, run.batch, run.spec.dtype, of_one=exact) for x in data.hoisted]
+    hoisted = [in_lanes(x, run.batch, run.spec.dtype) for x in data.hoisted]
     initial = [jnp.broadcast_to(in_lanes(x, run.batch, run.spec.dtype), (n_lanes,)) for x in data.state]
-    apply = _apply_to_one_lane if exact and n_lanes == 1 and any(x.ndim for x in hoisted) else _apply
-    state, coefs = apply(lambda hoisted, state: (step.enter(hoisted, state), step.setup(*hoisted)), hoisted, initial)
-    # A backend takes a coefficient of a single lane as one for all.
-    coefs = tuple(x.reshape(()) if n_lanes == 1 else x for x in coefs)
+    coefs = tuple(_around(run, step.setup, hoisted))
+    state = _around(run, step.transforms["enter"], [*hoisted, *initial])
     carry = Carry(tuple(jnp.broadcast_to(x, (n_lanes,)) for x in state))
     connections = None
     if data.connections is not None:
@@ -142,7 +139,7 @@ def _execute(run: Run, data: Data):
         entries = [what for _, what in run.entries]
         blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
         records, final = run_in_blocks(*blocks, carry, rows, rerun)
-    state = apply(step.exit, hoisted, final.state)
+    state = [jnp.broadcast_to(x, (n_lanes,)) for x in _around(run, step.transforms["exit"], [*hoisted, *final.state])]
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
@@ -194,8 +191,10 @@ def lane_seeds(run: Run, key):
     return None if key is None else noise.lane_seeds(key, run.batch).reshape(2, math.prod(run.batch))
 
 
-def _apply(fun, *args):
-    return fun(*args)
+def _around(run: Run, program: Program, arguments):
+    """A program around the loop, of arguments that are each ``()`` or ``(L,)``."""
+    kernel = dispatch.load(run.implementation).pointwise(program)
+    return kernel(arguments, math.prod(run.batch)) if kernel else program(*arguments)
 
 
 def _where(finite, x):
@@ -219,32 +218,10 @@ def only_once(run: Run) -> str:
     )
 
 
-def in_lanes(x, batch, dtype, of_one: bool = False):
-    """A value as ``()`` if all lanes share it, else as ``(L,)``.
-
-    With ``of_one`` it is ``(L,)`` also if it has an axis of the batch of length one.
-    """
+def in_lanes(x, batch, dtype):
+    """A value as ``()`` if all lanes share it, else as ``(L,)``."""
     x = jnp.asarray(x, dtype)
-    per_lane = x.size > 1 or (of_one and any(n == b == 1 for n, b in zip(x.shape[::-1], batch[::-1])))
-    return jnp.broadcast_to(x, batch).reshape(-1) if per_lane else x.reshape(())
-
-
-def _apply_to_one_lane(fun, hoisted, state):
-    """``fun(hoisted, state)`` of a single lane, with the same bits as in a larger batch.
-
-    XLA folds the constants in a product of single numbers, but not of arrays, and its rounding depends on what it
-    fuses. So the lane is computed twice, in a branch, which XLA does not fuse with the code around it.
-    """
-
-    def pair(x):
-        return jnp.concatenate([x, lax.stop_gradient(x)]) if x.ndim else x
-
-    def never(*args):
-        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(fun, *args))
-
-    # The time step is the last. XLA cannot know that it is positive.
-    values = lax.cond(jnp.all(hoisted[-1] > 0), fun, never, [pair(x) for x in hoisted], [pair(x) for x in state])
-    return jax.tree.map(lambda x: x[:1] if x.ndim else x, values)
+    return jnp.broadcast_to(x, batch).reshape(-1) if x.size > 1 else x.reshape(())
 
 
 def in_rows(x, batch, dtype):

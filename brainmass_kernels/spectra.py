@@ -302,9 +302,9 @@ def interpolation(source: np.ndarray, onto: np.ndarray) -> np.ndarray:
 class Nuisance(NamedTuple):
     """What turns a model's spectrum into an observed one, each of the lane shape; powers as log10."""
 
-    log_scale: jax.Array
-    log_background: jax.Array
-    chi: jax.Array
+    log_scale: Any
+    log_background: Any
+    chi: Any
 
 
 #: The lowest background of the solver, in decades below the mean target: next to none.

@@ -127,7 +127,7 @@ class Step:
     observe : ``(*coefs, *state) -> observables``
     inverse : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
         ``None`` unless ``with_inverse``
-    enter, exit : ``(hoisted, state) -> state``, to the scheme's coordinates and back
+    transforms : ``"enter"`` and ``"exit"``, ``(*hoisted, *state) -> state``, to the scheme's coordinates and back
     invertible : whether it has an inverse
     """
 
@@ -157,7 +157,7 @@ class Step:
         self.send = self.parts.programs[-1] if spec.link else None
         # All of the model is read here, as its class may change later.
         place = avals[: n_hoisted + n_state]
-        self._transforms = {
+        self.transforms = {
             name: Program(self._transform(name), place, f"{name} of {label}") for name in ("enter", "exit")
         }
         self._rates = tuple(b.a for b in getattr(spec.model, "blocks", ()))
@@ -222,10 +222,10 @@ class Step:
         return functools.reduce(jnp.maximum, rates)
 
     def enter(self, hoisted, state) -> tuple:
-        return self._transforms["enter"](*hoisted, *state)
+        return self.transforms["enter"](*hoisted, *state)
 
     def exit(self, hoisted, state) -> tuple:
-        return self._transforms["exit"](*hoisted, *state)
+        return self.transforms["exit"](*hoisted, *state)
 
     def _transform(self, name: str):
         """The scheme's "enter" or "exit", with states in declared units outside."""

@@ -115,7 +115,7 @@ def test_float32(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUSED)
 def test_every_model_in_float32_by_numba(name):
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     drive, dt = drive_of(name), STEPS.get(name, DT)
     both(made(name, dt=dt), 200 * dt, dt, 1e-4, implementation="numba", inputs=lambda i, t: drive)
 

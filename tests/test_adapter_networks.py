@@ -97,7 +97,7 @@ def test_float32(coupling):
 @pytest.mark.slow
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_by_numba(coupling):
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     both(network(coupling), [10 * u.ms, 3 * u.ms], implementation="numba", monitors=of_node())
 
 

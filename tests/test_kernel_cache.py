@@ -318,7 +318,7 @@ def as_anyone():
 
 
 def test_a_process_without_any_folder_runs(tmp_path):
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     state, warned = said_by(start(os.devnull, os.devnull))
     assert abs(state) > 0.5
     assert warned == 1
@@ -328,7 +328,7 @@ def test_a_process_without_any_folder_runs(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="rights are given up as Linux has it")
 def test_a_cache_that_is_read_only_is_read(tmp_path):
     """As in the image of a container; and where it lacks a kernel, that is kept with temporary files."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     cache, empty, temporary = (tmp_path / name for name in ("filled", "empty", "tmp"))
     empty.mkdir(mode=0o555)
     temporary.mkdir()
@@ -344,7 +344,7 @@ def test_a_cache_that_is_read_only_is_read(tmp_path):
 
 @pytest.mark.slow
 def test_ten_processes_that_compile_one_kernel_leave_one_good_file(tmp_path):
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     found = {said_by(process) for process in [start(tmp_path / "kernels") for _ in range(10)]}
     assert len(found) == 1
     assert found.pop()[1] == 0

@@ -45,7 +45,7 @@ def gradient(name, a):
 @pytest.mark.parametrize("name", ["scan", "numba", "mosaic_tpu"])
 def test_the_same_numbers_under_a_mesh(name):
     if name == "numba":
-        pytest.importorskip("numba")
+        pytest.importorskip("llvmlite")
     a = np.linspace(0.4, 0.6, 2, dtype="float32")
     bk.clear_caches()
     with jax.set_mesh(jax.make_mesh((2,), ("lanes",), axis_types=(AxisType.Explicit,))):

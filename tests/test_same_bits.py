@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 SCRIPT = pathlib.Path(__file__).with_name("same_bits.py")
 

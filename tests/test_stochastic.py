@@ -143,7 +143,7 @@ def test_weak_order_is_one(scheme):
 )
 def test_a_path_is_differentiated_with_its_noise(scheme, implementation):
     """In the intensity, against finite differences of the same path in float64."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     velocity = u.mV / u.second**1.5
 
     def power(sigma):

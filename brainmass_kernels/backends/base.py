@@ -298,7 +298,6 @@ class Backend(Protocol):
     interpretable: bool  # whether `testing.interpret` can run it away from its device
     inverse_steps: bool  # whether its adjoint can walk back by inverse steps
     networks: bool  # whether it runs networks of coupled masses
-    same_lanes: bool  # whether a lane has the same bits alone and in a batch; what surrounds the loop is then built so
 
     def base_two(self, precision: str) -> bool:
         """Whether a logistic function is cheaper made of powers of two than of tanh."""
@@ -314,6 +313,10 @@ class Backend(Protocol):
 
     def copied(self, request: Request) -> Copied:
         """What is copied of the records."""
+        ...
+
+    def pointwise(self, program: Program) -> Callable | None:
+        """``(arguments, lanes) -> outputs``, a program around the loop as a kernel; ``None``, XLA computes it."""
         ...
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:

@@ -412,7 +412,6 @@ class MosaicGPU:
     interpretable = True
     inverse_steps = True
     networks = False
-    same_lanes = False
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
@@ -438,6 +437,9 @@ class MosaicGPU:
         layout = Layout.choose(request.lanes, most=2)
         whole = layout.blocks * layout.width
         return Copied(whole if whole > request.lanes else 0, layout.width)
+
+    def pointwise(self, program) -> None:
+        return None
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""

@@ -33,7 +33,6 @@ class Scan:
     interpretable = False
     inverse_steps = False
     networks = True
-    same_lanes = False
 
     def base_two(self, precision: str) -> bool:
         """XLA has a tanh."""
@@ -48,6 +47,9 @@ class Scan:
     def copied(self, request: Request) -> Copied:
         """Nothing: it writes straight to what is returned."""
         return Copied()
+
+    def pointwise(self, program) -> None:
+        return None
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         carry, records, saved = initial, [], []

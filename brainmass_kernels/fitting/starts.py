@@ -16,7 +16,7 @@ from .problem import Free, Problem, away_from_bounds, measured, predict
 from .targets import plain
 
 
-def starts_from(problem: Problem, starts, screen: int, initial: Mapping[str, Any], key) -> dict[str, jax.Array]:
+def starts_from(problem: Problem, starts, screen: int, initial: Mapping[str, Any], key) -> dict[str, np.ndarray]:
     """z of every start of every target; ``initial`` has the model's values."""
     n, frees = problem.comparison.count, problem.frees
     if isinstance(starts, Mapping):
@@ -62,7 +62,7 @@ def _z_of_model(free: Free, value: float) -> float:
     return float(free.z(value, "'model'"))
 
 
-def first_place(problem: Problem, first, initial: Mapping[str, float]) -> tuple[Problem, dict[str, jax.Array]]:
+def first_place(problem: Problem, first, initial: Mapping[str, float]) -> tuple[Problem, dict[str, Any]]:
     """Where start 0 is measured: at the model's values, even if a bound moved its start; else at ``first``."""
 
     def z_of(problem: Problem):
@@ -85,7 +85,7 @@ def _leaf(problem: Problem, name: str, z):
     return np.repeat(z[..., None], problem.regions or 1, -1) if name in problem.pooling.regional else z
 
 
-def _z_of_starts(problem: Problem, starts) -> list[jax.Array]:
+def _z_of_starts(problem: Problem, starts) -> list[np.ndarray]:
     names = [f.name for f in problem.frees]
     if set(starts) != set(names):
         raise ValueError(

@@ -22,7 +22,6 @@ class MosaicTPU:
     interpretable = True
     inverse_steps = False
     networks = True
-    same_lanes = False
 
     def base_two(self, precision: str) -> bool:
         """The hardware has its own tanh."""
@@ -49,6 +48,9 @@ class MosaicTPU:
             networks = request.lanes // coupling.regions
             return Copied(round_up(networks, COLUMNS) * round_up(coupling.regions, 8))
         return Copied(round_up(request.lanes, 8 * COLUMNS))
+
+    def pointwise(self, program) -> None:
+        return None
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each chunk."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 import numpy as np
 
+from ...pointwise import Program
 from ..base import (
     Adjoint,
     Carry,
@@ -27,7 +29,7 @@ from ..base import (
     lacking,
     programs_of,
 )
-from . import call
+from . import call, pointwise
 from .masses import Uncoupled
 from .networks import ForwardCoupling, ReverseCoupling
 from .optable import NUMBA
@@ -41,7 +43,6 @@ class Numba:
     interpretable = False
     inverse_steps = False
     networks = True
-    same_lanes = True
 
     def base_two(self, precision: str) -> bool:
         """There is a tanh of one function."""
@@ -64,6 +65,11 @@ class Numba:
     def copied(self, request: Request) -> Copied:
         """Nothing: it writes straight to what is returned."""
         return Copied()
+
+    def pointwise(self, program: Program) -> Callable | None:
+        if NUMBA.lacks(program):
+            return None
+        return functools.partial(pointwise.evaluate, program)
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         kernel = ForwardKernel(

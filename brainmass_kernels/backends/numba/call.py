@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layout import PLAN, threads
-from .source import Kernel
+from .source import BlockKernel
 
 # Work that is worth another thread, in operations: starting one costs some 20 us.
 WORTH_A_THREAD = 1_000_000
@@ -43,19 +43,14 @@ def handler(frame):
 SOURCES: dict[str, str] = {}
 
 
-def run(kernel: Kernel) -> dict[str, Any]:
+def run(kernel: BlockKernel) -> dict[str, Any]:
     """Call a kernel; its results by name."""
     from . import runtime
 
-    layout, schedule = kernel.layout, kernel.loop.schedule
-    operations = layout.lanes * schedule.steps * len(kernel.loop.advance.jaxpr.jaxpr.eqns)
-    count = max(1, min(threads(), layout.blocks, operations // WORTH_A_THREAD, runtime.MOST_THREADS))
+    layout = kernel.layout
+    count = max(1, min(threads(), layout.blocks, kernel.operations // WORTH_A_THREAD, runtime.MOST_THREADS))
     scratch = -(-kernel.scratch_bytes // 64) * 64
-    plan = {
-        "lanes": layout.lanes, "steps": schedule.steps, "lead": schedule.lead, "every": schedule.every,
-        "count": schedule.count, "segment": kernel.segment, "blocks": layout.blocks, "threads": count,
-        "scratch": scratch, **kernel.coupling.plan,
-    }  # fmt: skip
+    plan = kernel.plan | {"threads": count, "scratch": scratch}
     dtype = jnp.dtype(f"float{8 * layout.itemsize}")
     buffers = [jax.ShapeDtypeStruct(shape, dtype) for shape in kernel.results.values()]
     buffers.append(jax.ShapeDtypeStruct((runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
@@ -64,7 +59,7 @@ def run(kernel: Kernel) -> dict[str, Any]:
     return kernel.named(results)
 
 
-def register(kernel: Kernel) -> str:
+def register(kernel: BlockKernel) -> str:
     """Compile a kernel, or load it, and tell XLA of it; the name under which XLA knows it."""
     text = _TEXT.format(
         body=textwrap.indent(kernel.text, "        "), results=len(kernel.results),

@@ -44,19 +44,25 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None) -> Layout:
         """Of a forward run, or of an adjoint one by segments of so many steps."""
-        block = narrowest = NARROWEST["adjoint" if segment else "forward"]
+        narrowest = NARROWEST["adjoint" if segment else "forward"]
         name = TYPES[np.dtype(dtype).name]
         if loop.coupling:
             regions = loop.coupling.regions
             return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
-        # Every thread should have a block.
-        share = -(-lanes // threads()) if lanes > STAGED else lanes
-        while block < min(BLOCK, share):
-            block *= 2
+        block = cls.of_lanes(lanes, dtype, narrowest).block
         if segment is not None:
             while block > narrowest and block * segment * (loop.n_state + 3) * np.dtype(dtype).itemsize > REPLAY:
                 block //= 2
         return cls(lanes, block, block, name)
+
+    @classmethod
+    def of_lanes(cls, lanes: int, dtype, narrowest: int = NARROWEST["forward"]) -> Layout:
+        """Of lanes of which nothing else is to be held."""
+        # Every thread should have a block.
+        share, block = -(-lanes // threads()) if lanes > STAGED else lanes, narrowest
+        while block < min(BLOCK, share):
+            block *= 2
+        return cls(lanes, block, block, TYPES[np.dtype(dtype).name])
 
     @property
     def blocks(self) -> int:

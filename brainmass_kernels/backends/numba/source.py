@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import noise
 from ...codegen.source import SourceBuilder
-from ...codegen.writer import Writer, words
+from ...codegen.writer import OpTable, Writer, words
 from ...pointwise import Program
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
 from .layout import PLAN, STAGED, Layout, Rows
@@ -26,39 +26,27 @@ from .optable import NUMBA, NUMBA_FAST, TYPES
 _ROWS_END, WORDS_END = "<end of rows>", "<end of words>"
 
 
-class Kernel(SourceBuilder):
-    """What both kernels are made of: arguments, rows, and loops over the lanes of a block."""
+class BlockKernel(SourceBuilder):
+    """What all kernels are made of: arguments, rows, and loops over the lanes of a block."""
 
     kind: str
-    segment: int
+    segment = 0
     coupling: Uncoupled
 
-    def __init__(self, loop: Loop, layout: Layout, operands: Operands):
-        super().__init__(NUMBA_FAST if loop.precision == "fast" else NUMBA)
-        self.loop, self.layout, self.operands = loop, layout, operands
+    def __init__(self, optable: OpTable, layout: Layout):
+        super().__init__(optable)
+        self.layout = layout
         self.rows, self.tape, self.words = (Rows(array, layout.block) for array in "SKI")
-        self.coefs, self.inputs = self.names("c", loop.n_coefs), self.names("u", loop.n_inputs)
-        self.state = self.rows.add(*self.names("x", loop.n_state))
-        self.normals = self.rows.add(*self.names("z", loop.n_normals))
-        self.later = self.rows.add(*self.names("later", loop.n_normals))
-        self.words.add("key0", "key1")
-        self.uniform_coefs = [c.ndim == 0 for c in operands.coefs]
-        self.uniform_inputs = [x.ndim == 1 for x in operands.inputs]
-        for name, uniform in zip((*self.coefs, *self.inputs), (*self.uniform_coefs, *self.uniform_inputs)):
-            if not uniform:
-                self.rows.add(name)
-
-    def take_operands(self, stem: str, states: Sequence[jax.Array]) -> None:
-        """What both kernels take; ``states`` are before the first step, or before each segment."""
-        self.coef_arguments = self.take("coef", self.operands.coefs)
-        self.state_arguments = self.take(stem, states)
-        self.input_arguments = self.take("input", self.operands.inputs)
-        if self.loop.n_normals:
-            self.take_one("seeds", self.operands.seeds)
 
     @property
-    def step_arguments(self) -> list[str]:
-        return [*self.coefs, *self.state, *self.inputs, *self.normals]
+    def plan(self) -> dict[str, int]:
+        """Numbers that a call passes to the kernel."""
+        return {"lanes": self.layout.lanes, "blocks": self.layout.blocks}
+
+    @property
+    def operations(self) -> int:
+        """About how many operations a call is."""
+        raise NotImplementedError
 
     @property
     def row_bytes(self) -> int:
@@ -66,13 +54,32 @@ class Kernel(SourceBuilder):
 
     @property
     def words_end(self) -> int:
-        """Bytes of the rows and of the words of normals."""
-        return (len(self.rows) + (2 if self.loop.n_normals else 0)) * self.row_bytes
+        """Bytes of the rows, and in a run of the words of normals."""
+        return len(self.rows) * self.row_bytes
 
     @property
     def scratch_bytes(self) -> int:
-        """Of a thread: rows, words, the tape of a segment, and what the coupling has."""
-        return self.words_end + self.segment * len(self.tape) * self.row_bytes + self.coupling.scratch_bytes
+        """Of a thread."""
+        return self.words_end
+
+    def begin(self) -> None:
+        """The block's place, and its rows."""
+        layout = self.layout
+        self.line(
+            f"block = {layout.block}",
+            f"lane = {layout.span} * number",
+            f"valid = min({layout.span}, lanes - lane)",
+            f"place = {layout.itemsize} * lane",
+            f"S = {layout.dtype}_at(work)",
+        )
+
+    def read(self, names: Sequence[str], arguments: Sequence[str], uniform: Sequence[bool]) -> None:
+        """Read arguments that do not change, in scalars or rows."""
+        for name, argument, one in zip(names, arguments, uniform, strict=True):
+            if one:
+                self.line(f"{name} = {self.layout.dtype}_at({self.address(argument)})[0]")
+            else:
+                self.spread([name], [self.address(argument)])
 
     @property
     def text(self) -> str:
@@ -115,24 +122,78 @@ class Kernel(SourceBuilder):
         for name, buffer in zip(names, buffers, strict=True):
             self.call("gather", f"{buffer} + {place}", self.row(name), "valid")
 
-    # Lines of both kernels -------------------------------------------------------------------------------------------
+    # Loops over lanes ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lanes(self, staged: bool = True) -> Iterator[LaneLoop]:
+        """Compute values for all lanes of the block, and store each in a row."""
+        loop = LaneLoop(self, staged and self.layout.block >= STAGED)
+        yield loop
+        loop.finish()
+
+    def slow_row(self, number: int) -> str:
+        """The row of an argument of a slow function, and then of its value."""
+        name = f"slow{number}"
+        if name not in self.rows.names:
+            self.rows.add(name)
+        return name
+
+
+class Kernel(BlockKernel):
+    """A run: its operands, the steps of a block of lanes, and their records."""
+
+    def __init__(self, loop: Loop, layout: Layout, operands: Operands):
+        super().__init__(NUMBA_FAST if loop.precision == "fast" else NUMBA, layout)
+        self.loop, self.operands = loop, operands
+        self.coefs, self.inputs = self.names("c", loop.n_coefs), self.names("u", loop.n_inputs)
+        self.state = self.rows.add(*self.names("x", loop.n_state))
+        self.normals = self.rows.add(*self.names("z", loop.n_normals))
+        self.later = self.rows.add(*self.names("later", loop.n_normals))
+        self.words.add("key0", "key1")
+        self.uniform_coefs = [c.ndim == 0 for c in operands.coefs]
+        self.uniform_inputs = [x.ndim == 1 for x in operands.inputs]
+        for name, uniform in zip((*self.coefs, *self.inputs), (*self.uniform_coefs, *self.uniform_inputs)):
+            if not uniform:
+                self.rows.add(name)
+
+    @property
+    def plan(self) -> dict[str, int]:
+        of = self.loop.schedule
+        times = {"steps": of.steps, "lead": of.lead, "every": of.every, "count": of.count, "segment": self.segment}
+        return super().plan | times | dict(self.coupling.plan)
+
+    @property
+    def operations(self) -> int:
+        return self.layout.lanes * self.loop.schedule.steps * len(self.loop.advance.jaxpr.jaxpr.eqns)
+
+    def take_operands(self, stem: str, states: Sequence[jax.Array]) -> None:
+        """What both kernels take; ``states`` are before the first step, or before each segment."""
+        self.coef_arguments = self.take("coef", self.operands.coefs)
+        self.state_arguments = self.take(stem, states)
+        self.input_arguments = self.take("input", self.operands.inputs)
+        if self.loop.n_normals:
+            self.take_one("seeds", self.operands.seeds)
+
+    @property
+    def step_arguments(self) -> list[str]:
+        return [*self.coefs, *self.state, *self.inputs, *self.normals]
+
+    @property
+    def words_end(self) -> int:
+        return super().words_end + (2 * self.row_bytes if self.loop.n_normals else 0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of a thread: rows, words, the tape of a segment, and what the coupling has."""
+        return self.words_end + self.segment * len(self.tape) * self.row_bytes + self.coupling.scratch_bytes
+
+    # Lines of both directions ----------------------------------------------------------------------------------------
 
     def head(self) -> None:
         """The block's place, its rows and its coefficients."""
-        dtype, layout = self.layout.dtype, self.layout
-        self.line(
-            f"{', '.join(PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}",
-            f"block = {layout.block}",
-            f"lane = {layout.span} * number",
-            f"valid = min({layout.span}, lanes - lane)",
-            f"place = {layout.itemsize} * lane",
-            f"S = {dtype}_at(work)",
-        )
-        for name, argument, uniform in zip(self.coefs, self.coef_arguments, self.uniform_coefs):
-            if uniform:
-                self.line(f"{name} = {dtype}_at({self.address(argument)})[0]")
-            else:
-                self.spread([name], [self.address(argument)])
+        self.line(f"{', '.join(PLAN[:6])} = {', '.join(f'plan[{k}]' for k in range(6))}")
+        self.begin()
+        self.read(self.coefs, self.coef_arguments, self.uniform_coefs)
 
     def read_seeds(self) -> None:
         """The two words of each lane, behind the rows."""
@@ -179,22 +240,6 @@ class Kernel(SourceBuilder):
     def next_record(self) -> None:
         self.line("records += 1", "due = due + every if records < count else 0")
 
-    # Loops over lanes ------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def lanes(self, staged: bool = True) -> Iterator[LaneLoop]:
-        """Compute values for all lanes of the block, and store each in a row."""
-        loop = LaneLoop(self, staged and self.layout.block >= STAGED)
-        yield loop
-        loop.finish()
-
-    def slow_row(self, number: int) -> str:
-        """The row of an argument of a slow function, and then of its value."""
-        name = f"slow{number}"
-        if name not in self.rows.names:
-            self.rows.add(name)
-        return name
-
 
 class LaneLoop:
     """A loop over the lanes of a block: what is stored of each.
@@ -203,7 +248,7 @@ class LaneLoop:
     nothing else, and one that LLVM has no SIMD for does not keep the rest from it.
     """
 
-    def __init__(self, kernel: Kernel, staged: bool):
+    def __init__(self, kernel: BlockKernel, staged: bool):
         self.kernel, self.staged = kernel, staged
         self.writer = Writer(kernel.optable)
         self.stores: dict[str, str] = {}

@@ -45,7 +45,6 @@ class Triton:
     interpretable = True
     inverse_steps = False
     networks = True
-    same_lanes = False
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
@@ -86,6 +85,9 @@ class Triton:
     def copied(self, request: Request) -> Copied:
         """Nothing: it writes straight to what is returned."""
         return Copied()
+
+    def pointwise(self, program) -> None:
+        return None
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:
         """Run the loop; with ``checkpoint_every``, also keep the state before each segment."""
