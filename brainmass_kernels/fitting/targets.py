@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import brainunit as u
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from .. import eeg, spectra, units
 from ..models.base import check_name
 from ..network import parts_of
 from ..rounding import at_rest
-from ..simulation import Result
 from ..spectra import Spectrum
+
+if TYPE_CHECKING:
+    from ..result import Result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
