@@ -43,7 +43,7 @@ def lane_axes(result: Result, lanes: Sequence[str] | Mapping[str, Any] | None) -
     """The axes of the lanes, with the user's names and coordinates."""
     shape = lane_shape(result)
     if lanes is None:
-        named = result.lanes or tuple(f"lane_{i}" for i in range(len(shape)))
+        named = tuple(f"lane_{i}" for i in range(len(shape))) if result.lanes is None else result.lanes
         mapped = len(shape) - len(named)
         names = (*(("mapped",) if mapped == 1 else tuple(f"mapped_{i}" for i in range(mapped))), *named)
         return {name: np.arange(size) for name, size in zip(names, shape, strict=True)}

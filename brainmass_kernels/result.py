@@ -98,7 +98,7 @@ class Result(Mapping[str, Any]):
 
     def __getitem__(self, name: str):
         if name not in self.records and name in self.recordable:
-            both = ", ".join(repr(n) for n in (*self.records, name) if n == name or n not in self.statistics)
+            both = ", ".join(repr(n) for n in (*(n for n in self.records if n in self.recordable), name))
             raise UnknownRecord(
                 f"'{name}' was not recorded, only {', '.join(self.records) or 'nothing'}: simulate takes "
                 f"record={name!r}, or record=[{both}]"

@@ -23,6 +23,7 @@ from ..interrupts import interruptible
 from ..models.base import check_model, check_name
 from ..network import Network, parts_of
 from ..noise import check_key
+from ..notices import warn
 from ..spectra import Spectrum
 from . import saved, targets
 from .problem import Free, Pooling, Problem, measured
@@ -177,7 +178,9 @@ def fit(
     descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with progress_bar(progress, steps) as show:
         state = descend(problem, descent, state, history, key, done, show, file and file.write)
-    return _report(problem, state, history, key, settings, plan, began, initial)
+    result = _report(problem, state, history, key, settings, plan, began, initial)
+    _say_if_nothing_improved(result)
+    return result
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------
@@ -273,7 +276,7 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
         raise ValueError("'free' names no parameter, but takes at least one as name to (low, high)")
     known, values = routing.places(model), routing.quantities(model, inputs, noise)
     for name in free:
-        check_name(name, known, "name in 'free'")
+        routing.check(name, known, "name in 'free'")
     unit_of = {name: known[name].unit for name in free}
     frees = tuple(Free(name, *_bounds(name, bounds, unit_of[name]), unit_of[name]) for name, bounds in free.items())
     return frees, {f.name: _scalar(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
@@ -336,6 +339,19 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
         reason=plan.reason,
         seconds=time.perf_counter() - began,
         problem=problem,
+    )
+
+
+def _say_if_nothing_improved(fit: Fit) -> None:
+    """Warn where no target is nearer than at the start, on noise that the steps did not use."""
+    tried = fit.losses.shape[0] * fit.losses.shape[2] > 1
+    if not tried or np.any(fit.rms < fit.initial_rms) or not np.isfinite(fit.initial_rms).all():
+        return
+    warn(
+        f"nothing improved on the start: the error is {np.median(fit.rms):.4g}, and was "
+        f"{np.median(fit.initial_rms):.4g} at start 0. Take more steps or starts, screen=, wider bounds in 'free', or "
+        "other free names",
+        UserWarning,
     )
 
 
