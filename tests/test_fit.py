@@ -180,6 +180,7 @@ def test_a_saved_fit_of_a_model_of_ones_own_needs_it(found, tmp_path):
 # --- the descent ---
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_progress_is_told_and_may_stop_the_fit():
     seen = []
 
@@ -194,6 +195,7 @@ def test_progress_is_told_and_may_stop_the_fit():
     assert len(result.losses) == 2
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_a_fit_stops_when_nothing_is_gained():
     result = small(steps=50, patience=3, tolerance=0.9)
     assert len(result.losses) == 4
