@@ -253,7 +253,7 @@ def _existing(source: str | Path, argument: str) -> Path:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: str | Path) -> Iterator[None]:
     """Raise an error of reading a file as a ValueError with its name."""
     try:
         yield
@@ -273,12 +273,11 @@ def _is_array(source) -> bool:
 def _of_matrices(source, lengths) -> Connectome:
     """A connectome of one matrix, or of two, each a table or an array."""
     weights, labels = _labelled_matrix(source, "source")
-    if lengths is None:
-        return Connectome(weights, None, labels)
-    tracts, others = _labelled_matrix(lengths, "lengths")
+    tracts, others = (None, ()) if lengths is None else _labelled_matrix(lengths, "lengths")
     if labels and others and labels != others:
         raise ValueError(f"'lengths' has other labels than the weights{_first_difference(labels, others)}")
-    return Connectome(weights, u.Quantity(tracts, unit=u.mm), labels or others)
+    with _naming(source) if isinstance(source, (str, Path)) else contextlib.nullcontext():
+        return Connectome(weights, None if tracts is None else u.Quantity(tracts, unit=u.mm), labels or others)
 
 
 def _labelled_matrix(source, argument: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -304,22 +303,20 @@ def _table(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if not lines:
         raise ValueError("it holds no numbers")
     rows = [(number, line, _split(line)) for number, line in lines]
-    head: list[str] = []
-    first = rows[0][2]
+    head, side, first = [], [], rows[0][2]
     # The corner above the first column may be empty, or missing as R leaves it.
     short = len(rows) > 1 and len(first) == len(rows[1][2]) - 1
     corner = not _is_number(first[0]) and len(rows) == len(first)
-    if short or corner or not all(map(_is_number, first[1:])) or len(rows) == len(first) + 1:
+    if short or corner or not all(map(_is_number, first[1:])) or (len(rows) == len(first) + 1 and _counts(first)):
         head, rows = first, rows[1:]
-    side: list[str] = []
-    if rows and (len(rows[0][2]) == len(rows) + 1 or not all(_is_number(fields[0]) for _, _, fields in rows)):
-        side = [fields[0] for _, _, fields in rows]
-        rows = [(number, line, fields[1:]) for number, line, fields in rows]
+    column = [fields[0] for _, _, fields in rows]
+    if not all(map(_is_number, column)) or (head and len(rows[0][2]) == len(rows) + 1 and _counts(column)):
+        side, rows = column, [(number, line, fields[1:]) for number, line, fields in rows]
         head = head if short else head[1:]
-    labels = _names_in(head) or _names_in(side)
-    if head and side and _names_in(side) and labels != _names_in(side):
-        raise ValueError(f"its first row and its first column differ{_first_difference(head, side)}")
-    return _numbers(rows, path.name), labels
+    labels, others = _names_in(head), _names_in(side)
+    if labels and others and labels != others:
+        raise ValueError(f"its first row and its first column differ{_first_difference(labels, others)}")
+    return _numbers(rows, path.name), labels or others
 
 
 def _split(line: str) -> list[str]:
@@ -334,10 +331,14 @@ def _is_number(field: str) -> bool:
     return _NUMBER.fullmatch(field.replace(",", ".")) is not None
 
 
+def _counts(labels: Sequence[str]) -> bool:
+    """Whether labels only count the regions, from 0 or from 1."""
+    return [*labels] in ([str(i) for i in range(first, len(labels) + first)] for first in (0, 1))
+
+
 def _names_in(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels, unless they only count the regions."""
-    counts = all(label.isdigit() for label in labels)
-    return () if counts else tuple(labels)
+    """Labels, unless they only count."""
+    return () if _counts(labels) else tuple(labels)
 
 
 def _packaged(regions: int) -> Path:

@@ -335,35 +335,35 @@ def result_figure(result: Result, kind: str | None = None):
     if kind is not None and kind not in KINDS:
         raise ValueError(f"'kind' got {kind!r}, but takes {', '.join(map(repr, KINDS))}, or None for all")
     over_time = [n for n in result if n not in result.statistics]
-    rest = [n for n in result.statistics if n in result] if kind is None else []
-    left = [n for n in over_time if kind in (None, "traces")] + rest
-    right = []
+    statistics = [n for n in result if n in result.statistics and kind is None]
+    left = [*(over_time if kind in (None, "traces") else []), *statistics][:MAX_PANELS]
+    right: list[Any] = []
     if over_time and result.times.count >= 4 and kind in (None, "spectrum"):
         right.append(_spectra_of_lanes)
     if len(over_time) > 1 and kind in (None, "states"):
         right.append(_state_space)
     if not left and not right:
-        needed = "two records over time" if kind == "states" else "a record, at least four times for a spectrum"
-        raise ValueError(
-            f"'kind' got {kind!r}, but the run recorded {', '.join(result) or 'nothing'}: it takes {needed}"
-        )
+        needed = "two records over time" if kind == "states" else "a record over time, of four or more for a spectrum"
+        recorded = ", ".join(result) or "nothing"
+        raise ValueError(f"'kind' got {kind!r}, which takes {needed}, but the run recorded {recorded}")
     lanes = _Lanes(result)
-    rows = max(min(len(left), MAX_PANELS), 1)
-    columns = (2.2 if left else 0.0) + (1.3 if right else 0.0)
-    page = _page(max(3.0 * columns, 5.4), max(1.5 * rows, 2.1 * len(right), 2.6) + 0.9)
-    parts = [part for part in (left[:MAX_PANELS], right) if part]
-    widths = [2.2 if part is not right else 1.3 for part in parts]
-    sides = np.atleast_1d(page.subfigures(1, len(parts), width_ratios=widths))
-    for side, part in zip(sides, parts):
-        for ax, what in zip(side.subplots(len(part), 1, squeeze=False)[:, 0], part):
-            if part is right:
-                what(ax, result, over_time, lanes)
-            else:
-                _record(ax, result, what, lanes)
-            _style(ax)
-            ax.tick_params(length=2.5, labelsize=8)
-    _name_lanes(page, sides[0], result, lanes)
+    widths = [*([2.2] if left else []), *([1.3] if right else [])]
+    page = _page(max(3.0 * sum(widths), 5.4), max(1.5 * len(left), 2.1 * len(right), 2.6) + 0.9)
+    sides = page.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for ax, name in zip(_column(sides[0], len(left)), left):
+        _record(ax, result, name, lanes)
+    for ax, draw in zip(_column(sides[-1], len(right)), right):
+        draw(ax, result, over_time, lanes)
+    for ax in page.axes:
+        _style(ax)
+        ax.tick_params(length=2.5, labelsize=8)
+    _name_lanes(page, result, lanes)
     return page
+
+
+def _column(side, count: int):
+    """Panels one above the other."""
+    return side.subplots(count, 1, squeeze=False)[:, 0] if count else ()
 
 
 class _Lanes:
@@ -450,7 +450,7 @@ def _state_space(ax, result: Result, over_time: Sequence[str], lanes: _Lanes):
     ax.set_ylabel(_labelled(second, result[second]), fontsize=9)
 
 
-def _name_lanes(page, side, result: Result, lanes: _Lanes):
+def _name_lanes(page, result: Result, lanes: _Lanes):
     """The title, and which colour is which lane."""
     drawn = f", {len(lanes.numbers)} of {lanes.count:,} lanes" if lanes.count > len(lanes.numbers) else ""
     page.suptitle(f"{', '.join(result)}{drawn}", fontsize=10, x=0.01, ha="left")

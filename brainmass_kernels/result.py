@@ -213,10 +213,10 @@ class Result(Mapping[str, Any]):
                 "to all of them"
             )
         at = frames.time_axis(self)
-        x, unit = u.get_magnitude(self[name]), units.unit_of(self[name])
+        x: Any = u.get_magnitude(self[name])
+        unit = units.unit_of(self[name])
         freqs, power = spectra.welch(jnp.moveaxis(x, at, 0), interval, samples)
-        density = unit**2 / u.Hz
-        return u.Quantity(freqs, unit=u.Hz), u.Quantity(jnp.moveaxis(power, 0, at), unit=density)
+        return u.Quantity(freqs, unit=u.Hz), u.Quantity(jnp.moveaxis(power, 0, at), unit=unit**2 / u.Hz)
 
     def to_xarray(self, lanes: Sequence[str] | Mapping[str, Any] | None = None):
         """The records as an ``xarray.Dataset``; units are attributes of its variables and coordinates.
