@@ -268,7 +268,7 @@ def sweep_figure(sweep: Sweep):
     size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
     page = _page(*size)
     panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
-    axes = [(_labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
+    axes = [(frames.labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
     for ax, (title, values) in zip(panels, shown.items()):
         values = np.asarray(u.get_magnitude(values))
         if flat:
@@ -280,12 +280,15 @@ def sweep_figure(sweep: Sweep):
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
             page.colorbar(drawn, ax=ax, label=title)
             ax.set_ylabel(axes[0][0])
-        ax.tick_params(length=2.5)
+        ax.tick_params(length=2.5, labelsize=8)
+        if np.isnan(values).all():
+            ax.text(0.5, 0.5, "NaN throughout", transform=ax.transAxes, ha="center", fontsize=9, color=_START)
     for ax in panels[: len(shown)][-columns:]:
         ax.set_xlabel(axes[-1][0])
     for ax in panels[len(shown) :]:
         ax.set_axis_off()
-    page.suptitle(f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}", fontsize=10)
+    title = f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}"
+    page.suptitle(title, fontsize=10, x=0.01, ha="left")
     return page
 
 

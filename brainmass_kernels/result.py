@@ -21,6 +21,8 @@ from .recording import Reduction, Sampling
 
 #: Seconds of a segment of `Result.psd`, whose inverse is the resolution.
 SEGMENT = 2.0
+#: The least records of such a segment, as for a scanner's slow ones.
+FEWEST = 32
 
 
 class UnknownRecord(ValueError, KeyError):
@@ -185,7 +187,7 @@ class Result(Mapping[str, Any]):
         Parameters
         ----------
         name : of a record over time; ``None``, the first
-        segment : a time, whose inverse is the resolution; ``None``, 2 s, or all of a shorter run
+        segment : a time, whose inverse is the resolution; ``None``, 2 s or 32 records, or all of a shorter run
 
         Returns
         -------
@@ -201,10 +203,10 @@ class Result(Mapping[str, Any]):
         count = self.times.count
         if count < 4:
             raise ValueError(
-                f"'{name}' has {count} records, but a spectrum takes at least 4: record more often (every=)"
+                f"'{name}' got {count} records, but psd takes 4 or more: run longer, or with a smaller every"
             )
         if segment is None:
-            samples = min(round(SEGMENT / interval), count)
+            samples = min(max(round(SEGMENT / interval), FEWEST), count)
         else:
             samples = round(units.positive_time(segment, u.second, "segment") / interval)
         if not 4 <= samples <= count:
@@ -213,8 +215,7 @@ class Result(Mapping[str, Any]):
                 "to all of them"
             )
         at = frames.time_axis(self)
-        x: Any = u.get_magnitude(self[name])
-        unit = units.unit_of(self[name])
+        x, unit = jnp.asarray(u.get_mantissa(self[name])), units.unit_of(self[name])
         freqs, power = spectra.welch(jnp.moveaxis(x, at, 0), interval, samples)
         return u.Quantity(freqs, unit=u.Hz), u.Quantity(jnp.moveaxis(power, 0, at), unit=unit**2 / u.Hz)
 
