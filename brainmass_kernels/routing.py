@@ -47,9 +47,8 @@ def places(model: Model | type[Model] | Network) -> dict[str, Place]:
 
 def check(name: str, known: Mapping[str, Any], what: str) -> None:
     """Raise ValueError unless a name is known; "k" is told that it is "coupling.k"."""
-    longer = [full for full in known if full.partition(".")[2] == name]
-    if name not in known and longer:
-        raise ValueError(f"unknown {what} '{name}'; did you mean {' or '.join(map(repr, longer))}?")
+    if name not in known and f"{COUPLING}{name}" in known:
+        raise ValueError(f"unknown {what} '{name}'; did you mean '{COUPLING}{name}'? It is of the network's coupling")
     check_name(name, known, what)
 
 
