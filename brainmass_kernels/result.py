@@ -216,6 +216,7 @@ class Result(Mapping[str, Any]):
             )
         at = frames.time_axis(self)
         x, unit = jnp.asarray(u.get_mantissa(self[name])), units.unit_of(self[name])
+        power: Any
         freqs, power = spectra.welch(jnp.moveaxis(x, at, 0), interval, samples)
         return u.Quantity(freqs, unit=u.Hz), u.Quantity(jnp.moveaxis(power, 0, at), unit=unit**2 / u.Hz)
 
