@@ -311,8 +311,7 @@ def _blank(values, where):
 
 
 def _labelled(name: str, value) -> str:
-    unit = str(u.get_unit(value))
-    return name.replace("_", " ") if unit == "1" else f"{name.replace('_', ' ')} ({unit})"
+    return frames.labelled(name.replace("_", " "), value)
 
 
 # Results ------------------------------------------------------------------------------------------------------------

@@ -162,13 +162,8 @@ class Result(Mapping[str, Any]):
 
     # --- what is made of it ---
 
-    def trajectory(self, name: str | None = None) -> str:
-        """The name of a record over time; of ``None``, the first.
-
-        Raises
-        ------
-        ValueError : an unknown name, or that of a statistic, or no record is one over time
-        """
+    def _trajectory(self, name: str | None = None) -> str:
+        """The name of a record over time; of ``None``, the first. Raises ValueError if there is none."""
         over_time = [n for n in self.records if n not in self.statistics]
         if name is None and over_time:
             return over_time[0]
@@ -198,7 +193,7 @@ class Result(Mapping[str, Any]):
         ------
         ValueError : a statistic, fewer than four records, or a segment that is longer than the recording
         """
-        name = self.trajectory(name)
+        name = self._trajectory(name)
         interval = float(self.times.interval.to_decimal(u.second))
         count = self.times.count
         if count < 4:

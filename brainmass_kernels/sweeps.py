@@ -80,11 +80,10 @@ class Sweep:
         return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (n, display.numbers(x), display.unit(x), str(x.shape)) for n, x in {**self.axes, **self.records}.items()
-        ]
-        lost = int((~np.asarray(self.ok)).sum())
-        foot = f"{lost:,} of {self.ok.size:,} points did not stay finite" if lost else ""
+        values = {**self.axes, **self.records}
+        rows = [(n, display.numbers(x), display.unit(x), str(tuple(x.shape))) for n, x in values.items()]
+        ok = np.asarray(self.ok)
+        foot = "" if ok.all() else f"{(~ok).sum():,} of {ok.size:,} points did not stay finite"
         return display.table(f"Sweep over {', '.join(self.axes)}", ("", "values", "unit", "shape"), rows, foot)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -214,7 +213,7 @@ def _with_a_word(sweep: Sweep) -> Sweep:
     if not ok.all():
         warn(
             f"{(~ok).sum():,} of the {ok.size:,} points of this sweep did not stay finite (sweep.ok says which), and "
-            "their records are NaN: take a shorter dt, another scheme, or values within the model's range"
+            "their statistics are NaN: take a shorter dt, another scheme, or values within the model's range"
         )
     return sweep
 
