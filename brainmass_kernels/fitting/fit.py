@@ -83,8 +83,8 @@ def fit(
     model : a model with scalar fields, or a `Network` of one. Its values are start 0; one outside the bounds begins at
         the nearer bound, with a warning
     target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw``, ``Epochs`` or ``Spectrum``, or
-        a pair (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
-        are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
+        a pair (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose
+        lanes are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
         ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
@@ -115,7 +115,8 @@ def fit(
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
-    progress : True for a bar on stderr, or a line in a notebook; or a function of `Progress`; it stops the fit by returning True
+    progress : True for a bar on stderr, or a line in a notebook; or a function of `Progress`, which stops the fit by
+        returning True
     resume : a `Fit` or the path of a saved one, to continue for ``steps`` more steps. Target, free bounds and the
         number of starts are then those of that fit by default; all arguments, the model's equations, and what a
         function computes must agree with it
