@@ -1,16 +1,18 @@
-"""Connectomes: weights and tract lengths between regions, read from The Virtual Brain's files."""
+"""Connectomes: weights and tract lengths between regions, from The Virtual Brain's files, tables and arrays."""
 
 from __future__ import annotations
 
 import bz2
 import collections
+import contextlib
+import csv
 import dataclasses
 import importlib.util
 import operator
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,11 +20,16 @@ import brainunit as u
 import numpy as np
 
 from . import units
+from .extras import needs
 
 _INSTALL = "pip install 'brainmass-kernels[connectomes]'"
 # The connectomes in the package tvb-data, used if it is not installed.
 _PACKAGED = (66, 68, 76, 96, 192)
-_TAKEN = "a zip or folder in The Virtual Brain's format, or an npz of weights and lengths"
+_TAKEN = "a zip or folder in The Virtual Brain's format, an npz or HDF5 of weights and lengths, or a table of weights"
+# Endings of a table of one matrix.
+_TABLES = (".csv", ".tsv", ".txt")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_NO_NUMBERS = "is no row of numbers, with points as decimal marks and spaces, tabs, commas or semicolons in between"
 # The names of each table, as a file or as an array in an npz.
 _NAMES = {
     "weights": ("weights",),
@@ -39,7 +46,7 @@ class Connectome:
     Attributes
     ----------
     weights : ``(N, N)``; ``weights[i, j]`` is of the connection from region j to region i
-    lengths : ``(N, N)``, of the tracts, in mm
+    lengths : ``(N, N)``, of the tracts, in mm; ``None`` if they are unknown, as for a network without delays
     labels : of each region, if known
     centres : ``(N, 3)``, where each region is, in mm, or ``None``
 
@@ -50,23 +57,19 @@ class Connectome:
     """
 
     weights: np.ndarray
-    lengths: Any
+    lengths: Any = None
     labels: tuple[str, ...] = ()
     centres: Any = None
 
     def __post_init__(self):
         weights = np.asarray(self.weights, np.float64)
-        lengths = np.asarray(units.strip(self.lengths, u.mm, "lengths"), np.float64)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
             raise ValueError(f"'weights' got shape {weights.shape}, but takes (N, N)")
-        if lengths.shape != weights.shape:
-            raise ValueError(f"'lengths' got shape {lengths.shape}, but takes {weights.shape} as the weights have")
+        lengths = _lengths(self.lengths, weights.shape)
         if not np.isfinite(weights).all():
             raise ValueError("'weights' got NaN or infinite values, but takes finite numbers")
-        if not (np.isfinite(lengths).all() and (lengths >= 0).all()):
-            raise ValueError("'lengths' got negative or infinite values, but takes finite ones from 0 on")
         object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "lengths", u.Quantity(lengths, unit=u.mm))
+        object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "labels", _labels(self.labels, len(weights)))
         object.__setattr__(self, "centres", _centres(self.centres, len(weights)))
 
@@ -98,7 +101,7 @@ class Connectome:
         grid = np.ix_(chosen, chosen)
         return Connectome(
             self.weights[grid],
-            self.lengths[grid],
+            None if self.lengths is None else self.lengths[grid],
             tuple(self.labels[i] for i in chosen) if self.labels else (),
             None if self.centres is None else self.centres[chosen],
         )
@@ -139,8 +142,20 @@ class Connectome:
         return number % self.regions
 
     def __repr__(self) -> str:
-        count, longest = np.count_nonzero(self.weights), float(self.lengths.mantissa.max())
-        return f"Connectome({self.regions} regions, {count:,} connections, tracts to {longest:.4g} mm)"
+        count = np.count_nonzero(self.weights)
+        tracts = "no lengths" if self.lengths is None else f"tracts to {float(self.lengths.mantissa.max()):.4g} mm"
+        return f"Connectome({self.regions} regions, {count:,} connections, {tracts})"
+
+
+def _lengths(lengths, shape: tuple[int, ...]):
+    if lengths is None:
+        return None
+    plain = np.asarray(units.strip(lengths, u.mm, "lengths"), np.float64)
+    if plain.shape != shape:
+        raise ValueError(f"'lengths' got shape {plain.shape}, but takes {shape} as the weights have")
+    if not (np.isfinite(plain).all() and (plain >= 0).all()):
+        raise ValueError("'lengths' got negative or infinite values, but takes finite ones from 0 on")
+    return u.Quantity(plain, unit=u.mm)
 
 
 def _labels(labels, regions: int) -> tuple[str, ...]:
@@ -167,23 +182,34 @@ def _centres(centres, regions: int) -> np.ndarray | None:
     return places
 
 
-def load_connectome(source: int | str | Path) -> Connectome:
-    """Read a connectome of the package ``tvb-data``, by its number of regions, or one in a file.
+def load_connectome(source, lengths=None) -> Connectome:
+    """Read a connectome of the package ``tvb-data``, by its number of regions, or one in a file or in arrays.
 
     Parameters
     ----------
-    source : 66, 68, 76, 96 or 192; or a zip or folder in The Virtual Brain's format; or an npz of ``weights``,
-        ``lengths`` in mm (or ``tract_lengths``) and perhaps ``labels`` and ``centres``. The Virtual Brain's format is
-        text: ``weights.txt`` and ``tract_lengths.txt``, numbers with spaces, tabs, commas or semicolons in between;
-        ``centres.txt``, in each line a region's label, which may have spaces, and three numbers; perhaps
-        ``labels.txt``, a label a line. Each may be packed, as ``weights.txt.bz2``. All of them lie in one folder
+    source : one of these:
+
+        - 66, 68, 76, 96 or 192, the regions of one in ``tvb-data``
+        - a zip or folder in The Virtual Brain's format: text, ``weights.txt`` and ``tract_lengths.txt``, numbers with
+          spaces, tabs, commas or semicolons in between; ``centres.txt``, in each line a region's label, which may have
+          spaces, and three numbers; perhaps ``labels.txt``, a label a line. Each may be packed, as
+          ``weights.txt.bz2``. All of them lie in one folder
+        - an ``.npz``, or an HDF5 file (``.h5``, ``.hdf5``) such as The Virtual Brain's, of ``weights``, ``lengths`` in
+          mm (or ``tract_lengths``) and perhaps ``labels`` (or ``region_labels``) and ``centres``
+        - a ``.csv``, ``.tsv`` or ``.txt`` of the weights, one row a region, perhaps with the labels as its first row,
+          its first column or both
+        - an array of weights ``(N, N)``, a `pandas.DataFrame` of them with the labels as columns, or a dict of arrays
+          with the names of an npz
+
+    lengths : beside a table or an array of weights: another such table or array, in mm; ``None``, unknown
 
     Raises
     ------
-    ImportError : ``tvb-data`` is needed and not installed
+    ImportError : ``tvb-data`` or h5py is needed and not installed
     ValueError : a number of regions that ``tvb-data`` lacks; a file that cannot be read, is of another kind, has
         several connectomes or tables that contradict each other, or what a `Connectome` refuses. The message names
         the file
+    TypeError : lengths of another type
 
     References
     ----------
@@ -191,18 +217,128 @@ def load_connectome(source: int | str | Path) -> Connectome:
     """
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         source = _packaged(int(source))
+    alone = _is_array(source) or (isinstance(source, (str, Path)) and Path(source).suffix.lower() in _TABLES)
+    if lengths is not None and not alone:
+        raise ValueError("'lengths' is for a table or an array of weights, but 'source' has its own")
+    if alone:
+        return _of_matrices(source, lengths)
+    if isinstance(source, Mapping):
+        tables = _gathered(_decoded({name: np.asarray(u.get_magnitude(x)) for name, x in source.items()}), "")
+        return _of_tables(tables)
     if not isinstance(source, (str, Path)):
-        raise ValueError(f"'source' got {source!r}, but takes a number of regions, {_TAKEN}")
+        raise ValueError(f"'source' got {source!r}, but takes a number of regions, {_TAKEN}, or arrays")
+    path = _existing(source, "source")
+    with _naming(path):
+        read = _hdf5 if _head(path).startswith(_HDF5) else _arrays if path.suffix == ".npz" else _texts
+        return _of_tables(read(path))
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    if path.is_dir():
+        return b""
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _of_tables(tables: Mapping[str, Any]) -> Connectome:
+    return Connectome(tables["weights"], tables["lengths"] * u.mm, tables.get("labels", ()), tables.get("centres"))
+
+
+def _existing(source: str | Path, argument: str) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
-        raise ValueError(f"'source' got {str(source)!r}, but there is no such file; by number tvb-data's are taken")
+        raise ValueError(f"'{argument}' got {str(source)!r}, but there is no such file; by number tvb-data's are taken")
+    return path
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Raise an error of reading a file as a ValueError with its name."""
     try:
-        tables = _arrays(path) if path.suffix == ".npz" else _texts(path)
-        return Connectome(tables["weights"], tables["lengths"] * u.mm, tables.get("labels", ()), tables.get("centres"))
+        yield
     except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+# Matrices alone -----------------------------------------------------------------------------------------------------
+
+
+def _is_array(source) -> bool:
+    return hasattr(source, "__array__") or isinstance(source, (list, tuple, u.Quantity))
+
+
+def _of_matrices(source, lengths) -> Connectome:
+    """A connectome of one matrix, or of two, each a table or an array."""
+    weights, labels = _labelled_matrix(source, "source")
+    tracts, others = (None, ()) if lengths is None else _labelled_matrix(lengths, "lengths")
+    if labels and others and labels != others:
+        raise ValueError(f"'lengths' has other labels than the weights{_first_difference(labels, others)}")
+    with _naming(source) if isinstance(source, (str, Path)) else contextlib.nullcontext():
+        return Connectome(weights, None if tracts is None else u.Quantity(tracts, unit=u.mm), labels or others)
+
+
+def _labelled_matrix(source, argument: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A matrix and the labels of its regions, if it has any."""
+    if isinstance(source, (str, Path)):
+        path = _existing(source, argument)
+        with _naming(path):
+            return _table(path)
+    if not _is_array(source):
+        raise TypeError(f"'{argument}' got {type(source).__name__}, but takes a table or an array (N, N)")
+    columns = getattr(source, "columns", ())
+    labels = _names_in([str(c) for c in columns])
+    if isinstance(source, u.Quantity):
+        source = units.strip(source, u.mm if argument == "lengths" else units.UNITLESS, argument)
+    return np.asarray(source, np.float64), labels
+
+
+def _table(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A square table of numbers, perhaps with labels as its first row, its first column or both."""
+    if zipfile.is_zipfile(path) or _head(path).startswith(_HDF5):
+        raise ValueError(f"it is no text: rename it to what it is; {_TAKEN} is taken")
+    lines = _lines(path.read_bytes(), path.name)
+    if not lines:
+        raise ValueError("it holds no numbers")
+    rows = [(number, line, _split(line)) for number, line in lines]
+    head, side, first = [], [], rows[0][2]
+    # The corner above the first column may be empty, or missing as R leaves it.
+    short = len(rows) > 1 and len(first) == len(rows[1][2]) - 1
+    corner = not _is_number(first[0]) and len(rows) == len(first)
+    if short or corner or not all(map(_is_number, first[1:])) or (len(rows) == len(first) + 1 and _counts(first)):
+        head, rows = first, rows[1:]
+    column = [fields[0] for _, _, fields in rows]
+    if not all(map(_is_number, column)) or (head and len(rows[0][2]) == len(rows) + 1 and _counts(column)):
+        side, rows = column, [(number, line, fields[1:]) for number, line, fields in rows]
+        head = head if short else head[1:]
+    labels, others = _names_in(head), _names_in(side)
+    if labels and others and labels != others:
+        raise ValueError(f"its first row and its first column differ{_first_difference(labels, others)}")
+    return _numbers(rows, path.name), labels or others
+
+
+def _split(line: str) -> list[str]:
+    separator = next((s for s in "\t;," if s in line), None)
+    if separator is None:
+        return line.split()
+    return [field.strip() for field in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+
+
+def _is_number(field: str) -> bool:
+    """Whether a field is no label; decimal commas are refused later, by the line."""
+    return _NUMBER.fullmatch(field.replace(",", ".")) is not None
+
+
+def _counts(labels: Sequence[str]) -> bool:
+    """Whether labels only count the regions, from 0 or from 1."""
+    return [*labels] in ([str(i) for i in range(first, len(labels) + first)] for first in (0, 1))
+
+
+def _names_in(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels, unless they only count."""
+    return () if _counts(labels) else tuple(labels)
 
 
 def _packaged(regions: int) -> Path:
@@ -253,11 +389,36 @@ def _arrays(path: Path) -> dict[str, Any]:
     with np.load(path) as archive:
         known = [name for name in archive.files if any(name in names for names in _NAMES.values())]
         tables = {name: archive[name] for name in known}
+    return _gathered(_decoded(tables), "")
+
+
+def _decoded(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables of arrays, with labels as text."""
     for name in _NAMES["labels"]:
         if name in tables:
             labels = np.atleast_1d(tables[name]).tolist()
             tables[name] = [each.decode() if isinstance(each, bytes) else str(each) for each in labels]
-    return _gathered(tables, "")
+    return tables
+
+
+def _hdf5(path: Path) -> dict[str, Any]:
+    """The tables of an HDF5 file, in whatever group they lie."""
+    h5py: Any = needs("h5py", "connectomes")
+    tables: dict[str, Any] = {}
+
+    def take(place: str, item) -> None:
+        name = place.rpartition("/")[2]
+        if isinstance(item, h5py.Dataset) and any(name in names for names in _NAMES.values()):
+            if name in tables:
+                raise ValueError(f"it has several tables named {name}")
+            tables[name] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except OSError as error:
+        raise ValueError(f"it is an HDF5 file that cannot be read: {error}") from error
+    return _gathered(_decoded(tables), "")
 
 
 def _texts(path: Path) -> dict[str, Any]:
@@ -326,15 +487,13 @@ def _of_one(folders: Mapping[str, Files]) -> Files:
 
 def _kind(path: Path) -> str:
     """What a file that is not a zip seems to be."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.startswith(b"\x89HDF") or head[:6] == b"MATLAB":
-        kind = "a MATLAB" if head[:6] == b"MATLAB" else "an HDF5"
-        return f"it is {kind} file (bk.Connectome takes matrices that another package has read from it)"
+    head = _head(path)
+    if head[:6] == b"MATLAB":
+        return "it is a MATLAB file (bk.Connectome takes matrices that another package has read from it)"
     if head.startswith(b"PK"):
         return "it is a zip that was cut short"
     if head and b"\0" not in head:
-        return "it is a text file, one table of several (bk.Connectome takes weights and lengths as arrays)"
+        return f"it is a text file (a table of weights is taken if its name ends in {', '.join(_TABLES)})"
     return "it is of an unknown kind"
 
 
@@ -355,19 +514,26 @@ def _lines(data: bytes, name: str) -> Lines:
 
 
 def _matrix(lines: Lines, name: str) -> np.ndarray:
-    rows = []
-    for number, line in lines:
-        fields = re.split(r"\s*;\s*" if ";" in line else r"\s*,\s*" if "," in line else r"\s+", line)
+    return _numbers([(number, line, _split_numbers(line)) for number, line in lines], name)
+
+
+def _split_numbers(line: str) -> list[str]:
+    return re.split(r"\s*;\s*" if ";" in line else r"\s*,\s*" if "," in line else r"\s+", line)
+
+
+def _numbers(rows: list[tuple[int, str, list[str]]], name: str) -> np.ndarray:
+    """The matrix of lines, each with its number, its text and its fields."""
+    matrix = []
+    for number, line, fields in rows:
         try:
-            rows.append([float(field) for field in fields])
+            matrix.append([float(field) for field in fields])
         except ValueError:
+            raise ValueError(f"{name}, line {number}: {line[:40]!r} {_NO_NUMBERS}") from None
+        if len(matrix[-1]) != len(matrix[0]):
             raise ValueError(
-                f"{name}, line {number}: {line[:40]!r} is no row of numbers, with points as decimal marks and spaces, "
-                "tabs, commas or semicolons in between"
-            ) from None
-        if len(rows[-1]) != len(rows[0]):
-            raise ValueError(f"{name}, line {number} has {len(rows[-1])} numbers, but the first row has {len(rows[0])}")
-    return np.array(rows, np.float64)
+                f"{name}, line {number} has {len(matrix[-1])} numbers, but the first row has {len(matrix[0])}"
+            )
+    return np.array(matrix, np.float64)
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf)", re.IGNORECASE)

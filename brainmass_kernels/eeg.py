@@ -84,6 +84,45 @@ def is_recording(source) -> bool:
     return mne is not None and isinstance(source, (mne.io.BaseRaw, mne.BaseEpochs))
 
 
+def is_spectrum(source) -> bool:
+    """Whether an object is an MNE `Spectrum`, as `Raw.compute_psd` returns; does not import MNE."""
+    mne = sys.modules.get("mne")
+    if mne is None:
+        return False
+    return isinstance(source, (mne.time_frequency.Spectrum, mne.time_frequency.EpochsSpectrum))
+
+
+class Densities(NamedTuple):
+    """Power spectral densities ``(n, F)`` of channels, in square microvolts (of MEG, femtotesla) a Hz."""
+
+    channels: list[str]
+    freqs: np.ndarray
+    power: np.ndarray
+
+
+def read_spectrum(source, channel=None) -> Densities:
+    """The densities of the named channels of an MNE `Spectrum`, by default those that `read` takes; mean over epochs.
+
+    Raises
+    ------
+    ValueError : an unknown channel, none of EEG or MEG, or Fourier coefficients in place of powers
+    """
+    channels = _channels(source, None, channel, "spectrum")
+    picks = [source.ch_names.index(c) for c in channels]
+    power, freqs = source.get_data(picks=picks, return_freqs=True)
+    of_epochs = isinstance(source, needs("mne", "eeg").time_frequency.EpochsSpectrum)
+    if np.iscomplexobj(power) or power.ndim != 2 + of_epochs:
+        raise ValueError("'target' got a Spectrum of Fourier coefficients, but takes one of powers")
+    power = power.mean(0) if of_epochs else power
+    scale = np.array([_scale(kind) ** 2 for kind in source.get_channel_types(picks=picks)])
+    return Densities(channels, np.asarray(freqs, float), np.asarray(power, float) * scale[:, None])
+
+
+def _scale(kind: str) -> float:
+    """Microvolts in a volt, or femtotesla in a tesla."""
+    return 1e15 if kind in ("mag", "grad") else 1e6
+
+
 def kind_of(path: str) -> str:
     """The ending of a file's name, in lower case."""
     return ".fif.gz" if path.lower().endswith(".fif.gz") else os.path.splitext(path)[1].lower()
@@ -124,7 +163,7 @@ def read(source, channel=None, encoding: str | None = None) -> Pieces:
             f"{path}: {_named(channels)} cannot be read ({_in_words(error)}); 'channel' takes those that can, and "
             "an MNE Raw or Epochs that is in memory is taken as well"
         ) from error
-    units = [1e15 if kind in ("mag", "grad") else 1e6 for kind in recording.get_channel_types(picks=picks)]
+    units = [_scale(kind) for kind in recording.get_channel_types(picks=picks)]
     if isinstance(recording, mne.BaseEpochs):
         stretches = list(zip(data, _marks_of_epochs(recording)))
     else:

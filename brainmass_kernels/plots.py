@@ -1,4 +1,7 @@
-"""Figures of fits, benchmarks and sweeps. They import matplotlib when drawn, and do not change its backend."""
+"""Figures of results, fits, sweeps and benchmarks, in one style.
+
+They import matplotlib when drawn, and do not change its backend.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from . import files
+from . import files, frames
 from .extras import needs
 from .fitting.targets import Connectivity, TimeSeries
 from .spectra import Spectrum, alpha_peak
@@ -18,12 +21,19 @@ from .spectra import Spectrum, alpha_peak
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
     from .fitting.result import Fit
+    from .result import Result
     from .sweeps import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
 #: Most panels that are readable on one page.
 MAX_PANELS = 25
+#: Most lanes of a result that are drawn.
+MAX_LANES = 8
+#: Decades of power that a spectrum shows below its highest point.
+_DECADES = 8.0
+#: What `result_figure` can draw.
+KINDS = ("traces", "spectrum", "states")
 
 
 def save(page, path) -> None:
@@ -33,6 +43,13 @@ def save(page, path) -> None:
         path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
     with files.replacing(path) as aside:
         page.savefig(aside)
+
+
+def shown(page, path=None):
+    """A figure, written to ``path`` if there is one."""
+    if path is not None:
+        save(page, path)
+    return page
 
 
 def figure(fit: Fit, *, which=None):
@@ -77,8 +94,11 @@ def figure(fit: Fit, *, which=None):
 
 
 def _page(width: float, height: float):
-    """An empty figure. Not by pyplot: a plain Figure draws on Agg, and does not change the user's backend."""
-    return needs("matplotlib.figure").Figure(figsize=(width, height), dpi=150, layout="constrained")
+    """An empty figure."""
+    needs("matplotlib.figure")
+    from .page import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _style(ax):
@@ -248,7 +268,7 @@ def sweep_figure(sweep: Sweep):
     size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
     page = _page(*size)
     panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
-    axes = [(_labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
+    axes = [(frames.labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
     for ax, (title, values) in zip(panels, shown.items()):
         values = np.asarray(u.get_magnitude(values))
         if flat:
@@ -260,12 +280,15 @@ def sweep_figure(sweep: Sweep):
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
             page.colorbar(drawn, ax=ax, label=title)
             ax.set_ylabel(axes[0][0])
-        ax.tick_params(length=2.5)
+        ax.tick_params(length=2.5, labelsize=8)
+        if np.isnan(values).all():
+            ax.text(0.5, 0.5, "NaN throughout", transform=ax.transAxes, ha="center", fontsize=9, color=_START)
     for ax in panels[: len(shown)][-columns:]:
         ax.set_xlabel(axes[-1][0])
     for ax in panels[len(shown) :]:
         ax.set_axis_off()
-    page.suptitle(f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}", fontsize=10)
+    title = f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}"
+    page.suptitle(title, fontsize=10, x=0.01, ha="left")
     return page
 
 
@@ -288,5 +311,155 @@ def _blank(values, where):
 
 
 def _labelled(name: str, value) -> str:
-    unit = str(u.get_unit(value))
-    return name.replace("_", " ") if unit == "1" else f"{name.replace('_', ' ')} ({unit})"
+    return frames.labelled(name.replace("_", " "), value)
+
+
+# Results ------------------------------------------------------------------------------------------------------------
+
+
+def result_figure(result: Result, kind: str | None = None):
+    """Traces over time, the spectrum of the first record, and its state space with the second; statistics.
+
+    Parameters
+    ----------
+    result : of a run; of more than eight lanes eight are drawn, evenly spaced
+    kind : one of `KINDS`, or ``None`` for all that was recorded
+
+    Returns
+    -------
+    matplotlib ``Figure``
+
+    Raises
+    ------
+    ValueError
+        for another kind, or if nothing was recorded that it shows
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"'kind' got {kind!r}, but takes {', '.join(map(repr, KINDS))}, or None for all")
+    over_time = [n for n in result if n not in result.statistics]
+    statistics = [n for n in result if n in result.statistics and kind is None]
+    left = [*(over_time if kind in (None, "traces") else []), *statistics][:MAX_PANELS]
+    right: list[Any] = []
+    if over_time and result.times.count >= 4 and kind in (None, "spectrum"):
+        right.append(_spectra_of_lanes)
+    if len(over_time) > 1 and kind in (None, "states"):
+        right.append(_state_space)
+    if not left and not right:
+        needed = "two records over time" if kind == "states" else "a record over time, of four or more for a spectrum"
+        recorded = ", ".join(result) or "nothing"
+        raise ValueError(f"'kind' got {kind!r}, which takes {needed}, but the run recorded {recorded}")
+    lanes = _Lanes(result)
+    widths = [*([2.2] if left else []), *([1.3] if right else [])]
+    page = _page(max(3.0 * sum(widths), 5.4), max(1.5 * len(left), 2.1 * len(right), 2.6) + 0.9)
+    sides = page.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for ax, name in zip(_column(sides[0], len(left)), left):
+        _record(ax, result, name, lanes)
+    for ax, draw in zip(_column(sides[-1], len(right)), right):
+        draw(ax, result, over_time, lanes)
+    for ax in page.axes:
+        _style(ax)
+        ax.tick_params(length=2.5, labelsize=8)
+    _name_lanes(page, result, lanes)
+    return page
+
+
+def _column(side, count: int):
+    """Panels one above the other."""
+    return side.subplots(count, 1, squeeze=False)[:, 0] if count else ()
+
+
+class _Lanes:
+    """The lanes that are drawn, their colours and their labels."""
+
+    def __init__(self, result: Result):
+        shape = frames.lane_shape(result)
+        self.count, self.at = math.prod(shape), frames.time_axis(result)
+        self.numbers = np.unique(np.linspace(0, max(self.count - 1, 0), min(self.count, MAX_LANES)).round().astype(int))
+        places = np.unravel_index(self.numbers, shape) if shape else ()
+        axes = tuple(frames.lane_axes(result, None))
+        name = axes[0] if len(axes) == 1 else "lane"
+        self.labels = [f"{name} {', '.join(str(i[k]) for i in places)}" for k in range(len(self.numbers))]
+        colours = needs("matplotlib").colormaps["viridis"](np.linspace(0.05, 0.85, len(self.numbers)))
+        self.colours = [_FIT] if self.count == 1 else list(colours)
+
+    def rows(self, x, has_axis: bool) -> np.ndarray:
+        """The drawn lanes of a record, ``(lanes, K)``, or all of them, ``(lanes,)``."""
+        x = np.asarray(u.get_magnitude(x))
+        if not has_axis:
+            return x.reshape(-1)
+        x = np.moveaxis(x, self.at, 0)
+        return x.reshape(len(x), -1)[:, self.numbers].T
+
+    def draw(self, ax, xs, ys, **style: Any):
+        for x, y, colour in zip(xs, ys, self.colours):
+            ax.plot(x, y, color=colour, **{"lw": 1.1 if self.count > 1 else 1.4, **style})
+
+
+def _record(ax, result: Result, name: str, lanes: _Lanes):
+    """One record: over time, over its own axis, or one value a lane."""
+    axis = result.axes.get(name)
+    values = lanes.rows(result[name], axis is not None)
+    ax.set_ylabel(_labelled(name, result[name]), fontsize=9)
+    if axis is None:
+        ax.plot(np.arange(len(values)), values, "o", ms=3.5, color=_FIT)
+        ax.set_xlabel("lane", fontsize=9)
+        return
+    label, xs = _axis_of(axis)
+    if label.startswith("frequency"):
+        values = _logarithmic(ax, values)
+    lanes.draw(ax, [xs] * len(values), values, **({} if name not in result.statistics else {"marker": ".", "ms": 4}))
+    ax.set_xlabel(label, fontsize=9)
+
+
+def _logarithmic(ax, power: np.ndarray) -> np.ndarray:
+    """Powers for a logarithmic axis, blank where they are none."""
+    power = np.where(np.isfinite(power) & (power > 0), power, np.nan)
+    if np.isfinite(power).any():
+        top, least = float(np.nanmax(power)), float(np.nanmin(power))
+        ax.set_yscale("log")
+        ax.set_ylim(max(0.5 * least, top * 10.0**-_DECADES), 3.0 * top)
+    return power
+
+
+def _axis_of(axis) -> tuple[str, np.ndarray]:
+    """The label and the values of a first axis; times from a second on are in seconds."""
+    if u.get_unit(axis).dim == u.second.dim:
+        seconds = np.asarray(axis.to_decimal(u.second))
+        return ("time (s)", seconds) if seconds.size and seconds[-1] >= 1.0 else ("time (ms)", 1e3 * seconds)
+    return _labelled("frequency" if u.get_unit(axis) == u.Hz else "axis", axis), np.asarray(u.get_magnitude(axis))
+
+
+def _spectra_of_lanes(ax, result: Result, over_time: Sequence[str], lanes: _Lanes):
+    """Welch's spectrum of the first record, up to where next to all power lies."""
+    freqs, power = result.psd(over_time[0])
+    freqs, rows = np.asarray(freqs.mantissa)[1:], lanes.rows(power, True)[:, 1:]
+    rows = _logarithmic(ax, rows)
+    if np.isfinite(rows).any():
+        total = np.nancumsum(rows, axis=1)
+        most = max(int(np.searchsorted(row, 0.999 * row[-1])) for row in total if row[-1] > 0)
+        last = min(max(2 * most, 10), len(freqs) - 1)
+        lanes.draw(ax, [freqs] * len(rows), rows)
+        ax.set_xlim(0.0, freqs[last])
+    ax.set_xlabel("frequency (Hz)", fontsize=9)
+    ax.set_ylabel(_labelled(f"power of {over_time[0]}", power), fontsize=9)
+
+
+def _state_space(ax, result: Result, over_time: Sequence[str], lanes: _Lanes):
+    """The second record against the first."""
+    first, second = over_time[:2]
+    lanes.draw(ax, lanes.rows(result[first], True), lanes.rows(result[second], True), lw=0.8)
+    ax.set_xlabel(_labelled(first, result[first]), fontsize=9)
+    ax.set_ylabel(_labelled(second, result[second]), fontsize=9)
+
+
+def _name_lanes(page, result: Result, lanes: _Lanes):
+    """The title, and which colour is which lane."""
+    drawn = f", {len(lanes.numbers)} of {lanes.count:,} lanes" if lanes.count > len(lanes.numbers) else ""
+    page.suptitle(f"{', '.join(result)}{drawn}", fontsize=10, x=0.01, ha="left")
+    if lanes.count > 1:
+        lines = [ax.get_lines() for ax in page.axes if len(ax.get_lines()) == len(lanes.numbers)]
+        if lines:
+            page.legend(
+                lines[0], lanes.labels, frameon=False, fontsize=8, ncols=min(len(lanes.labels), 8),
+                loc="outside lower center",
+            )  # fmt: skip

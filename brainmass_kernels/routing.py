@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import units
-from .models.base import Model
+from .models.base import Model, check_name
 from .network import Network, parts_of
 
 NOISE, COUPLING = "noise.", "coupling."
@@ -43,6 +43,13 @@ def places(model: Model | type[Model] | Network) -> dict[str, Place]:
     if network:
         known |= {COUPLING + n: Place("coupling", n, unit) for n, unit in network.parameter_units().items()}
     return known
+
+
+def check(name: str, known: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError unless a name is known; "k" is told that it is "coupling.k"."""
+    if name not in known and f"{COUPLING}{name}" in known:
+        raise ValueError(f"unknown {what} '{name}'; did you mean '{COUPLING}{name}'? It is of the network's coupling")
+    check_name(name, known, what)
 
 
 def noise_unit(model: Model | type[Model], name: str) -> Any:

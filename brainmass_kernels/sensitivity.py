@@ -18,9 +18,10 @@ from .loop_vjp import differentiable
 from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
+from .result import Result
 from .routing import NOISE, places
 from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once
-from .simulation import Result, clock
+from .simulation import clock, lane_names
 from .step import StepSpec, build
 
 _ONLY_REVERSE = (
@@ -84,6 +85,8 @@ def sensitivities(
             when,
             {n: units.attach(records[place[what]], known[what] / per) for n, what in entries},
             {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
+            lanes=lane_names(run, False),
+            recordable=tuple(known),
         )
 
     slopes = {n: result(d_records, d_final, unit_of[n]) for n, (d_records, d_final) in zip(names, pushed, strict=True)}

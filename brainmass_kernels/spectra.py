@@ -140,7 +140,8 @@ def load_spectrum(
     names the first column is the frequency, unless it holds whole numbers, which could be row numbers.
 
     A recording (``.edf``, ``.bdf``, ``.gdf``, ``.fif``, ``.vhdr``, ``.set``, of continuous data or epochs) is read
-    through MNE; an MNE ``Raw`` or ``Epochs`` is read like its file. Each channel gives Welch's spectrum over windows of
+    through MNE; an MNE ``Raw`` or ``Epochs`` is read like its file, and a ``Spectrum`` (``raw.compute_psd()``) is taken
+    as it is. Each channel gives Welch's spectrum over windows of
     2 s. No window crosses a joint, a gap, the end of an epoch, or a stretch annotated as bad or edge. By default all
     channels of EEG, MEG and electrodes within the brain are read, except those that are marked as bad, flat, or, by
     their type, name or unit, of eyes, muscles, heart, breath or devices.
@@ -149,7 +150,7 @@ def load_spectrum(
 
     Parameters
     ----------
-    path : of the file, or an MNE ``Raw`` or ``Epochs``
+    path : of the file, or an MNE ``Raw``, ``Epochs`` or ``Spectrum`` in memory
     channel : the name of a channel of a recording, or of a column of a table, or several; by default all
     encoding : of the texts in a table, ``.edf``, ``.bdf`` or ``.set``, such as ``"latin1"``; by default detected
 
@@ -171,12 +172,15 @@ def load_spectrum(
     ImportError
         for a recording, without ``pip install 'brainmass-kernels[eeg]'``
     """
-    if eeg.is_recording(path):
+    if in_memory(path):
         if encoding is not None:
             raise ValueError(f"'encoding' got {encoding!r}, but 'target' is read already")
-        return _of_recording(eeg.read(path, channel))
+        if eeg.is_recording(path):
+            return _of_recording(eeg.read(path, channel))
+        channels, freqs, power = eeg.read_spectrum(path, channel)
+        return _without_zero(freqs, power, "spectrum", channels)
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"'target' got {type(path).__name__}, but takes a path, or an MNE Raw or Epochs")
+        raise TypeError(f"'target' got {type(path).__name__}, but takes a path, or an MNE Raw or Epochs or a Spectrum")
     path = os.fspath(path)
     name = os.path.basename(path)
     if not os.path.isfile(path):
@@ -193,6 +197,11 @@ def load_spectrum(
         if value is not None:
             raise ValueError(f"'{argument}' got {value!r}, but {name} is a spectrum and no recording")
     return _without_zero(*_read_npz(path, name), name)
+
+
+def in_memory(source) -> bool:
+    """Whether an object of MNE is one that `load_spectrum` takes."""
+    return eeg.is_recording(source) or eeg.is_spectrum(source)
 
 
 def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spectrum:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import brainunit as u
 import numpy as np
 
 from . import files, identity, units
+from .archives import digest_of, pack, unpack
 from .extras import needs
 
 _FORMAT = "brainmass_kernels sweep"
@@ -25,8 +25,6 @@ OK = "ok"
 # Of the manifest of chunks; version 1 has no digests of the traced programs, and cannot be compared.
 _VERSION = 2
 _PART = "part of an interrupted sweep"
-# Numbers that are copied at once for a checksum.
-_SLAB = 2**20
 # Names of types or attributes in one of the formats, and characters that one of them cannot write.
 _RESERVED = frozenset("byte char short ushort int uint int64 uint64 float real double bool string".split())
 _NAME = re.compile(r"(?!__)[^\W]([^/\\\x00-\x1f\x7f]*[^/\\\s\x00-\x1f\x7f])?")
@@ -47,7 +45,7 @@ class Contents(NamedTuple):
 
     def checksum(self) -> str:
         """The same in every format."""
-        return _checksum(self[:3], self.about)
+        return digest_of(self[:3], self.about)
 
     def dataset(self):
         """An ``xarray.Dataset``; units are attributes of its variables and coordinates."""
@@ -110,7 +108,7 @@ def _writer(path: str | os.PathLike) -> Callable[[Contents, Path], Any]:
     """What writes a file of that name; it imports the packages for it at once."""
     kind = kind_of(path, "path")
     if kind == ".npz":
-        return lambda contents, aside: _pack(aside, contents[:3], contents.about)
+        return lambda contents, aside: pack(aside, contents[:3], contents.about, _FORMAT)
     for package in ("xarray", "zarr" if kind == ".zarr" else "scipy"):
         needs(package, "sweep")
     if kind == ".zarr":
@@ -122,7 +120,7 @@ def read(path: Path) -> tuple[Contents, str | None]:
     """The contents of a file, and the checksum in it, which early files lack."""
     kind = kind_of(path, "path")
     if kind == ".npz":
-        (axes, records, record_axes), about, checksum = _unpack(path)
+        (axes, records, record_axes), about, checksum = unpack(path, _FORMAT)
         return Contents(axes, records, record_axes, about), checksum
     xarray = needs("xarray", "sweep")
     options = {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "scipy"}
@@ -144,49 +142,6 @@ def kind_of(path: str | os.PathLike, argument: str) -> str:
     if kind not in (".npz", ".nc", ".zarr"):
         raise ValueError(f"'{argument}' got {os.fspath(path)}, but takes a name that ends in .npz, .nc or .zarr")
     return kind
-
-
-def _pack(path: Path, groups: Sequence[Mapping[str, Any]], about: dict) -> None:
-    """Write groups of quantities as one ``.npz``."""
-    arrays = {f"{n}_{g}": np.asarray(u.get_magnitude(x)) for g, group in enumerate(groups) for n, x in group.items()}
-    names = [{n: str(units.unit_of(x)) for n, x in group.items()} for group in groups]
-    header = {"format": _FORMAT, "units": names, "about": about, files.CHECKSUM: _checksum(groups, about)}
-    with open(path, "wb") as file:
-        arrays["about"] = np.array(json.dumps(header))
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-
-def _unpack(path: Path) -> tuple[list[dict], dict, str | None]:
-    """The groups, what they are about, and the checksum, which early files lack."""
-    with open(path, "rb") as file, np.load(file) as archive:
-        header = json.loads(str(archive["about"]))
-        groups = [
-            {n: units.attach(archive[f"{n}_{g}"], units.parsed(unit)) for n, unit in group.items()}
-            for g, group in enumerate(header["units"])
-        ]
-    return groups, header["about"], header.get(files.CHECKSUM)
-
-
-def _checksum(groups: Sequence[Mapping[str, Any]], about: dict) -> str:
-    """Of quantities by name, whatever the dtype that a format keeps them in."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for group in groups:
-        for name, x in sorted(group.items()):
-            array = np.ascontiguousarray(u.get_magnitude(x))
-            digest.update(f"|{name}|{units.unit_of(x)}|{array.dtype.kind}{array.shape}|".encode())
-            flat = array.reshape(-1)
-            for first in range(0, flat.size, _SLAB):
-                digest.update(_canonical(flat[first : first + _SLAB]).tobytes())
-        digest.update(f"||{list(groups[0])}".encode())
-    return digest.hexdigest()
-
-
-def _canonical(array: np.ndarray) -> np.ndarray:
-    """Numbers in one form, whatever the width and the order of bytes that a format gave them."""
-    wide = {"f": "<f8", "c": "<c16", "b": "<i8", "i": "<i8", "u": "<u8"}.get(array.dtype.kind, array.dtype)
-    array = array.astype(wide)
-    # All NaN are equal.
-    return np.where(np.isnan(array), np.nan, array) if array.dtype.kind in "fc" else array
 
 
 # Chunks -------------------------------------------------------------------------------------------------------------
@@ -225,17 +180,17 @@ class Parts:
             return None
         path = self._path(number)
         with files.damaged(path, _PART, f"delete {path}, and the same sweep runs that chunk again"):
-            groups, about, checksum = _unpack(path)
+            groups, about, checksum = unpack(path, _FORMAT)
             if about != self._about(number):
                 raise ValueError("it is of another sweep")
-            if checksum != _checksum(groups, about):
+            if checksum != digest_of(groups, about):
                 raise ValueError("its checksum is that of other contents")
             return Chunk(*groups)
 
     def write(self, number: int, chunk: Chunk) -> None:
         if self.folder is not None:
             with files.replacing(self._path(number)) as aside:
-                _pack(aside, chunk, self._about(number))
+                pack(aside, chunk, self._about(number), _FORMAT)
 
     def _about(self, number: int) -> dict[str, Any]:
         return {"sweep": self.sweep, "chunk": number}

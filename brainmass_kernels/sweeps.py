@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, files, identity, routing, sweep_files, units
+from . import dispatch, display, files, identity, routing, sweep_files, units
 from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .interrupts import interruptible
 from .models.base import Model, check_model, check_name
 from .noise import check_key
+from .notices import warn
 from .recording import Maximum, Mean, Minimum, PeakFrequency
 from .run import Run
 from .simulation import explain, simulate, times
@@ -78,6 +79,13 @@ class Sweep:
         diverged = int((~np.asarray(self.ok)).sum())
         return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
 
+    def _repr_html_(self) -> str:
+        values = {**self.axes, **self.records}
+        rows = [(n, display.numbers(x), display.unit(x), str(tuple(x.shape))) for n, x in values.items()]
+        ok = np.asarray(self.ok)
+        foot = "" if ok.all() else f"{(~ok).sum():,} of {ok.size:,} points did not stay finite"
+        return display.table(f"Sweep over {', '.join(self.axes)}", ("", "values", "unit", "shape"), rows, foot)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the grid with its units and coordinates, as ``.npz``, or through xarray as ``.nc`` or ``.zarr``.
 
@@ -120,11 +128,21 @@ class Sweep:
         sweep_files.check_names(self.axes, self.records, self.record_axes)
         return self._contents().dataset()
 
-    def plot(self):
-        """Heat maps (two parameters) or curves (one) of every record with one value a mass, as a matplotlib Figure."""
+    def plot(self, path: str | os.PathLike | None = None):
+        """Heat maps (two parameters) or curves (one) of every record with one value a mass, as a matplotlib ``Figure``.
+
+        Parameters
+        ----------
+        path : a file to write as well
+
+        Raises
+        ------
+        ValueError : more than two parameters, or no record with one value a mass
+        ImportError : without matplotlib
+        """
         from . import plots
 
-        return plots.sweep_figure(self)
+        return plots.shown(plots.sweep_figure(self), path)
 
 
 @interruptible
@@ -176,7 +194,7 @@ def sweep(
     job = _Job(model, grid, size, key, {"duration": duration, "dt": dt, "record": record, **arguments})
     say = print if progress is True else progress or (lambda _: None)
     if out is None:
-        return job.result(Parts(), say)
+        return _with_a_word(job.result(Parts(), say))
     out = sweep_files.place(out, "out")
     run, data = prepare(**job.call(0))
     _rehearse(out, model, grid, run)
@@ -186,7 +204,18 @@ def sweep(
         if Sweep.load(out)._contents().checksum() != result._contents().checksum():
             raise OSError(f"{out} is not what was written to it; its chunks are kept in {parts.folder}")
         parts.remove()
-    return result
+    return _with_a_word(result)
+
+
+def _with_a_word(sweep: Sweep) -> Sweep:
+    """The sweep, with a warning if points of it did not stay finite."""
+    ok = np.asarray(sweep.ok)
+    if not ok.all():
+        warn(
+            f"{(~ok).sum():,} of the {ok.size:,} points of this sweep did not stay finite (sweep.ok says which), and "
+            "their statistics are NaN: take a shorter dt, another scheme, or values within the model's range"
+        )
+    return sweep
 
 
 def _chunk_size(chunk) -> int:
@@ -210,7 +239,7 @@ class _Grid:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
         known, axes = routing.places(model), {}
         for name, values in over.items():
-            check_name(name, known, "parameter or input")
+            routing.check(name, known, "parameter or input")
             unit = known[name].unit
             values = np.asarray(units.strip(values, unit, name, known[name].also), float)
             if values.ndim != 1 or not len(values):

@@ -2,6 +2,7 @@
 
 import bz2
 import importlib.util
+import sys
 import zipfile
 
 import brainunit as u
@@ -213,9 +214,14 @@ def test_a_zip_that_is_not_clear_is_refused_by_name(tmp_path, kind):
 def test_files_of_another_kind_are_refused_by_name(tmp_path):
     whole = archive(tmp_path / "whole.zip", FILES).read_bytes()
     for name, held, message in (
-        ("c.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
         ("c.mat", b"MATLAB 5.0 MAT-file" + bytes(99), "a MATLAB file"),
-        ("w.csv", b"0,1\n1,0\n", "a text file, one table of several"),
+        ("w.dat", b"0,1\n1,0\n", "a text file .a table of weights is taken if its name ends in .csv"),
+        ("w.csv", b"0;0,5\n1,5;0\n", "line 1: '0;0,5' is no row of numbers, with points as decimal marks"),
+        ("z.csv", whole, "it is no text"),
+        ("e.csv", b"# nothing\n", "it holds no numbers"),
+        ("odd.csv", b"A,B\n0,1\n1\n", "line 3 has 1 numbers, but the first row has 2"),
+        ("wide.csv", b"0,1,2\n1,0,3\n", r"'weights' got shape .2, 3., but takes .N, N."),
+        ("two.csv", b",A,B\nA,0,1\nC,1,0\n", "its first row and its first column differ: region 1 is 'B' and 'C'"),
         ("cut.zip", whole[:200], "cut short"),
         ("c.bin", bytes(9), "of an unknown kind"),
         ("cut.npz", whole[:200], "no npz, or one that was cut short"),
@@ -235,6 +241,115 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path):
         (tmp_path / "study" / subject / "weights.txt").write_bytes(text(WEIGHTS))
     with pytest.raises(ValueError, match="study: it has several connectomes, in sub-1, sub-2"):
         bk.load_connectome(tmp_path / "study")
+
+
+# Tables and arrays --------------------------------------------------------------------------------------------------
+
+ROWS = ["0,2,0", "1,0,0.5", "0,4,0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "labels"),
+    [
+        ("plain.csv", ROWS, ()),
+        ("spaces.txt", [row.replace(",", "  ") for row in ROWS], ()),
+        ("head.csv", ["A,B b,C", *ROWS], ("A", "B b", "C")),
+        ("both.csv", [",A,B,C", *(f"{n},{row}" for n, row in zip("ABC", ROWS))], ("A", "B", "C")),
+        ("quoted.csv", ['"ctx, left","B","C"', *ROWS], ("ctx, left", "B", "C")),
+        ("side.csv", [f"{n},{row}" for n, row in zip("ABC", ROWS)], ("A", "B", "C")),
+        ("pandas.csv", [",0,1,2", *(f"{n},{row}" for n, row in enumerate(ROWS))], ()),
+        ("columns.csv", ["0,1,2", *ROWS], ()),
+        ("r.tsv", ["A\tB\tC", *(f"{n}\t" + row.replace(",", "\t") for n, row in zip("ABC", ROWS))], ("A", "B", "C")),
+        ("excel.csv", ["A;B;C", *(row.replace(",", ";") for row in ROWS)], ("A", "B", "C")),
+    ],
+)
+def test_a_table_of_weights(tmp_path, name, lines, labels):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    found = bk.load_connectome(tmp_path / name)
+    np.testing.assert_array_equal(found.weights, WEIGHTS)
+    assert found.labels == labels
+    assert found.lengths is None
+
+
+def test_lengths_in_a_second_table(tmp_path):
+    np.savetxt(tmp_path / "lengths.csv", LENGTHS, delimiter=",")
+    (tmp_path / "weights.csv").write_text("\n".join(["A,B,C", *ROWS]))
+    found = bk.load_connectome(tmp_path / "weights.csv", tmp_path / "lengths.csv")
+    np.testing.assert_array_equal(found.lengths / u.mm, LENGTHS)
+    assert found.labels == ("A", "B", "C")
+    (tmp_path / "lengths.csv").write_text("\n".join(["A,B,D", *ROWS]))
+    with pytest.raises(ValueError, match="'lengths' has other labels than the weights: region 2 is 'C' and 'D'"):
+        bk.load_connectome(tmp_path / "weights.csv", tmp_path / "lengths.csv")
+    with pytest.raises(ValueError, match=r"'lengths' got 'absent\.csv', but there is no such file"):
+        bk.load_connectome(tmp_path / "weights.csv", "absent.csv")
+
+
+def test_arrays():
+    frame = pytest.importorskip("pandas").DataFrame(WEIGHTS, columns=["A", "B", "C"])
+    for source, lengths, labels in (
+        (WEIGHTS, LENGTHS, ()), (WEIGHTS.tolist(), LENGTHS / 10 * u.cm, ()), (frame, LENGTHS, ("A", "B", "C")),
+        ({"weights": WEIGHTS, "tract_lengths": LENGTHS * u.mm, "labels": ["A", "B", "C"]}, None, ("A", "B", "C")),
+    ):  # fmt: skip
+        found = bk.load_connectome(source, lengths)
+        np.testing.assert_array_equal(found.weights, WEIGHTS)
+        np.testing.assert_allclose(found.lengths / u.mm, LENGTHS)
+        assert found.labels == labels
+
+
+def test_a_connectome_without_lengths():
+    found = bk.load_connectome(WEIGHTS)
+    assert repr(found) == "Connectome(3 regions, 4 connections, no lengths)"
+    assert found.subset([0, 2]).lengths is None
+    assert found.normalized().lengths is None
+    drive = {"source": "x", "k": 0.1}
+    assert bk.Network(bk.Hopf(), found.weights, **drive).regions == 3
+    with pytest.raises(ValueError, match="'distances' is needed"):
+        bk.Network(bk.Hopf(), found.weights, distances=found.lengths, speed=5 * u.meter / u.second, **drive)
+
+
+def test_an_hdf5_file(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is in the extra `connectomes`")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        group = file.create_group("connectivity")
+        group["weights"], group["tract_lengths"] = WEIGHTS, LENGTHS
+        group["region_labels"] = np.array([b"A", b"B", b"C"])
+        file["hemispheres"] = np.zeros(3)
+    found = bk.load_connectome(tmp_path / "c.h5")
+    np.testing.assert_array_equal(found.weights, WEIGHTS)
+    np.testing.assert_array_equal(found.lengths / u.mm, LENGTHS)
+    assert found.labels == ("A", "B", "C")
+    whole = (tmp_path / "c.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.h5: it is an HDF5 file that cannot be read"):
+        bk.load_connectome(tmp_path / "cut.h5")
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file["a/weights"], file["b/weights"] = WEIGHTS, WEIGHTS
+    with pytest.raises(ValueError, match=r"two\.h5: it has several tables named weights"):
+        bk.load_connectome(tmp_path / "two.h5")
+
+
+def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "c.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    with pytest.raises(ImportError, match=r"needs h5py.* pip install 'brainmass-kernels\[connectomes\]'"):
+        bk.load_connectome(tmp_path / "c.h5")
+
+
+@pytest.mark.parametrize(
+    ("source", "lengths", "error", "message"),
+    [
+        ({"weights": WEIGHTS}, None, ValueError, "it has no tract_lengths; it has weights"),
+        ({"weights": WEIGHTS, "lengths": LENGTHS}, LENGTHS, ValueError, "'lengths' is for a table or an array"),
+        (WEIGHTS, {"lengths": LENGTHS}, TypeError, "'lengths' got dict, but takes a table or an array"),
+        (WEIGHTS, LENGTHS[:2], ValueError, r"'lengths' got shape \(2, 3\)"),
+        (WEIGHTS[0], None, ValueError, r"'weights' got shape \(3,\)"),
+        (WEIGHTS, LENGTHS * u.ms, ValueError, "'lengths' got ms, but takes mm"),
+        (None, None, ValueError, "'source' got None, but takes a number of regions"),
+    ],
+)
+def test_arrays_that_are_none_of_a_connectome(source, lengths, error, message):
+    with pytest.raises(error, match=message):
+        bk.load_connectome(source, lengths)
 
 
 # Some of the regions ------------------------------------------------------------------------------------------------

@@ -123,10 +123,12 @@ SWEEP = {"duration": STEPS, "dt": DT, "inputs": {"drive": WAVE}, "transient": 20
 
 def test_a_sweep_tells_which_points_diverged(tmp_path):
     record = {"peak": bk.PeakFrequency(np.arange(0.5, 6.0, 0.5)), "mean": bk.Mean()}
-    found = bk.sweep(Follower(), OVER, record=record, chunk=4, out=tmp_path / "s.npz", **SWEEP)
+    with pytest.warns(RuntimeWarning, match="3 of the 6 points of this sweep did not stay finite"):
+        found = bk.sweep(Follower(), OVER, record=record, chunk=4, out=tmp_path / "s.npz", **SWEEP)
     assert found.ok.tolist() == [[True] * 3, [False] * 3]
     assert list(found.records) == ["peak", "mean"]
     assert "3 points diverged" in repr(found)
+    assert "3 of 6 points did not stay finite" in found._repr_html_()
     # At rest there is no peak, but nothing went wrong.
     assert np.isnan(u.get_magnitude(found["peak"])).tolist() == [[True, False, False], [True] * 3]
     read = bk.Sweep.load(tmp_path / "s.npz")

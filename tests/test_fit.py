@@ -109,6 +109,21 @@ def test_a_fit_prints_a_table(found):
     assert max(map(len, text.splitlines())) < 120
 
 
+def test_a_fit_is_short_where_it_is_echoed(found):
+    text = repr(found)
+    assert text.startswith("Fit(f0, damping of Resonator to two resonances (2): rms ")
+    assert len(text) < 160
+    table = found._repr_html_()
+    for part in (">f0<", "6 to 16", " Hz<", ">rms error, log10 power<", "fitted to two resonances"):
+        assert part in table
+
+
+def test_a_fit_that_improves_nothing_says_so():
+    with pytest.warns(UserWarning, match="nothing improved on the start: the error is 0.* at start 0. Take more steps"):
+        result = small(steps=2, starts={"f0": [10.0], "damping": [0.15]}, optimiser=optax.sgd(1e-9))
+    assert result.rms == result.initial_rms
+
+
 def test_a_figure_has_a_panel_for_each_spectrum(found, tmp_path):
     page = plots.figure(found)
     assert len(page.axes) == 2
@@ -180,6 +195,7 @@ def test_a_saved_fit_of_a_model_of_ones_own_needs_it(found, tmp_path):
 # --- the descent ---
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_progress_is_told_and_may_stop_the_fit():
     seen = []
 
@@ -194,6 +210,7 @@ def test_progress_is_told_and_may_stop_the_fit():
     assert len(result.losses) == 2
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_a_fit_stops_when_nothing_is_gained():
     result = small(steps=50, patience=3, tolerance=0.9)
     assert len(result.losses) == 4
@@ -206,6 +223,7 @@ def test_lanes_that_diverge_are_left_out():
     assert np.isnan(result.losses[:, 0, 0]).all()
     assert np.isfinite(result.losses[:, 0, 1]).all()
     assert result.best_start.tolist() == [1]
+    assert "starts that diverged    1 of 2" in str(result)
     assert np.isfinite(result.rms).all()
 
 

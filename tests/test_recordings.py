@@ -318,8 +318,24 @@ def test_a_recording_in_memory_is_taken_as_its_file_is(tmp_path):
     assert load_spectrum(raw, "ECG").name == "recording, ECG"
     with pytest.raises(ValueError, match="'encoding' got 'latin1', but 'target' is read already"):
         load_spectrum(raw, encoding="latin1")
-    with pytest.raises(TypeError, match="'target' got int, but takes a path, or an MNE Raw or Epochs"):
+    with pytest.raises(TypeError, match="'target' got int, but takes a path, or an MNE Raw or Epochs or a Spectrum"):
         load_spectrum(3)
+
+
+def test_a_spectrum_in_memory_is_taken_as_it_is():
+    raw = in_memory({"O1": brain(20), "O2": brain(20, 1), "EOG": brain(20, 2)}, ["eeg", "eeg", "eog"])
+    psd = raw.compute_psd(picks=["eeg", "eog"], verbose="error")
+    found = targets.as_target(psd)
+    data, freqs = psd.get_data(picks=["O1", "O2"], return_freqs=True)
+    np.testing.assert_array_equal(found.freqs, freqs[freqs > 0])
+    np.testing.assert_allclose(found.power, 1e12 * data[:, freqs > 0])
+    assert load_spectrum(psd, "O2").name == "spectrum, O2"
+    epochs = mne.make_fixed_length_epochs(raw, duration=4.0, verbose="error").compute_psd(picks=["O1"], verbose="error")
+    np.testing.assert_allclose(load_spectrum(epochs).power, 1e12 * epochs.get_data().mean(0)[:, epochs.freqs > 0])
+    with pytest.raises(ValueError, match="unknown channel of spectrum 'O3'"):
+        load_spectrum(psd, "O3")
+    with pytest.raises(ValueError, match="a Spectrum of Fourier coefficients"):
+        load_spectrum(raw.compute_psd(output="complex", verbose="error"), "O1")
 
 
 @pytest.mark.slow

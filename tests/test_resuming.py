@@ -341,6 +341,7 @@ def test_a_fit_is_saved_through_a_link_and_whole(series, elsewhere, monkeypatch)
     assert [x.name for x in (elsewhere / "store").iterdir()] == ["kept.json"]
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_a_fit_of_a_made_model_is_not_read_as_the_plain_one(series):
     made = bk.coloured(relaxing()(), "drive", tau=10 * u.ms)
     fitted(made, record="seen", steps=1).save("fit.json")

@@ -78,6 +78,12 @@ def test_an_unknown_name_is_refused(name):
         fit(Slow(), bk.TimeSeries(np.arange(10.0) * u.mV), {name: (1.0, 2.0)}, duration=10 * u.ms, dt=1 * u.ms)
 
 
+def test_a_constant_of_the_coupling_is_offered_by_its_full_name():
+    network = bk.Network(bk.Hopf(), np.ones((2, 2)), source="x", k=0.1)
+    with pytest.raises(ValueError, match=r"unknown name in 'free' 'k'; did you mean 'coupling\.k'"):
+        fit(network, bk.Connectivity(np.eye(2)), {"k": (0.1, 1.0)}, record="x", duration=10, dt=0.1 * u.ms)
+
+
 def test_a_saved_fit_with_noise_per_root_of_a_second_is_read(tmp_path):
     """As earlier versions saved it, of a model in ms: the same numbers in the model's own unit."""
     unit = u.mV * u.ms**0.5

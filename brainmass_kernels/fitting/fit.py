@@ -23,6 +23,7 @@ from ..interrupts import interruptible
 from ..models.base import check_model, check_name
 from ..network import Network, parts_of
 from ..noise import check_key
+from ..notices import warn
 from ..spectra import Spectrum
 from . import saved, targets
 from .problem import Free, Pooling, Problem, free_values, measured
@@ -81,9 +82,9 @@ def fit(
     ----------
     model : a model with scalar fields, or a `Network` of one. Its values are start 0; one outside the bounds begins at
         the nearer bound, with a warning
-    target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw`` or ``Epochs``, or a pair
-        (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose lanes
-        are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
+    target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw``, ``Epochs`` or ``Spectrum``, or
+        a pair (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose
+        lanes are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
         ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
@@ -114,7 +115,8 @@ def fit(
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
-    progress : True for a bar on stderr, or a function of `Progress`; it stops the fit by returning True
+    progress : True for a bar on stderr, or a line in a notebook; or a function of `Progress`, which stops the fit by
+        returning True
     resume : a `Fit` or the path of a saved one, to continue for ``steps`` more steps. Target, free bounds and the
         number of starts are then those of that fit by default; all arguments, the model's equations, and what a
         function computes must agree with it
@@ -177,7 +179,9 @@ def fit(
     descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with progress_bar(progress, steps) as show:
         state = descend(problem, descent, state, history, key, done, show, file and file.write)
-    return _report(problem, state, history, key, settings, plan, began, initial)
+    result = _report(problem, state, history, key, settings, plan, began, initial)
+    _say_if_nothing_improved(result)
+    return result
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
         raise ValueError("'free' names no parameter, but takes at least one as name to (low, high)")
     known, values = routing.places(model), routing.quantities(model, inputs, noise)
     for name in free:
-        check_name(name, known, "name in 'free'")
+        routing.check(name, known, "name in 'free'")
     unit_of = {name: known[name].unit for name in free}
     frees = tuple(Free(name, *_bounds(name, bounds, unit_of[name]), unit_of[name]) for name, bounds in free.items())
     return frees, {f.name: _scalar(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
@@ -337,6 +341,19 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
         reason=plan.reason,
         seconds=time.perf_counter() - began,
         problem=problem,
+    )
+
+
+def _say_if_nothing_improved(fit: Fit) -> None:
+    """Warn where no target is nearer than at the start, on noise that the steps did not use."""
+    tried = fit.losses.shape[0] * fit.losses.shape[2] > 1
+    if not tried or np.any(fit.rms < fit.initial_rms) or not np.isfinite(fit.initial_rms).all():
+        return
+    warn(
+        f"nothing improved on the start: the error is {np.median(fit.rms):.4g}, and was "
+        f"{np.median(fit.initial_rms):.4g} at start 0. Take more steps or starts, screen=, wider bounds in 'free', or "
+        "other free names",
+        UserWarning,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import files, spectra, units
+from .. import display, files, spectra, units
 from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_name
@@ -105,27 +106,51 @@ class Fit:
         return tuple(spectra.alpha_peak(s.freqs, s.power) for s in (self.target, self.spectrum))  # type: ignore
 
     def __str__(self) -> str:
+        lines = [self._title(), "", _row("", "fitted", "bounds")]
+        parameters, measures = self._rows()
+        lines += [_row(*row) for row in parameters] + [""] + [_row(*row) for row in measures]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def __repr__(self) -> str:
+        n, (steps, _, starts) = len(self.rms), self.losses.shape
+        names = ", ".join(f.name for f in self.free)
+        return (
+            f"Fit({names} of {self.settings['model']} to {self.name}{f' ({n})' if n > 1 else ''}: rms "
+            f"{_spread(self.rms)}, as given {_spread(self.initial_rms)}; {starts} starts, {steps} steps)"
+        )
+
+    def _repr_html_(self) -> str:
+        parameters, measures = self._rows()
+        return display.table(self._title(), ("", "fitted", "bounds"), [*parameters, *measures])
+
+    def _title(self) -> str:
         n, steps, starts = self.losses.shape[1], len(self.losses), self.losses.shape[2]
-        spectral = isinstance(self.target, Spectrum)
-        what = f"spectr{'a' if n > 1 else 'um'}" if spectral else f"target{'s' if n > 1 else ''}"
-        lines = [
+        many = "spectra" if n > 1 else "spectrum"
+        what = many if isinstance(self.target, Spectrum) else f"target{'s' if n > 1 else ''}"
+        return (
             f"{self.settings['model']} fitted to {self.name}: {n} {what}, {starts} starts, {steps} steps, "
-            f"{self.seconds:.1f} s on {self.implementation}",
-            "",
-            _row("", "fitted", "bounds"),
-        ]
+            f"{self.seconds:.1f} s on {self.implementation}"
+        )
+
+    def _rows(self) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+        """The parameters, each with its value and bounds; and the errors and nuisances, each with a note."""
+        parameters = []
         for free in self.free:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
-            lines.append(_row(free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
+            parameters.append((free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
+        spectral = isinstance(self.target, Spectrum)
         error = "rms error, log10 power" if spectral else "error"
-        lines += ["", _row(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
+        measures = [(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
         if spectral:
             target, fitted = self.peaks
-            lines.append(_row("alpha peak", _spread(fitted, "Hz"), f"target {_spread(target, 'Hz')}"))
+            measures.append(("alpha peak", _spread(fitted, "Hz"), f"target {_spread(target, 'Hz')}"))
         if self.settings.get("background"):
-            lines.append(_row("background 1/f^chi", _spread(self.nuisance["chi"]), ""))
-        lines += [_row(name, _spread(x), "") for name, x in self.nuisance.items() if not spectral]
-        return "\n".join(line.rstrip() for line in lines)
+            measures.append(("background 1/f^chi", _spread(self.nuisance["chi"]), ""))
+        measures += [(name, _spread(x), "") for name, x in self.nuisance.items() if not spectral]
+        if len(self.losses) and (lost := int(np.isnan(self.losses).all(0).sum())):
+            lanes = math.prod(self.losses.shape[1:])
+            measures.append(("starts that diverged", f"{lost} of {lanes}", "take a smaller dt or narrower bounds"))
+        return parameters, measures
 
     def standard_errors(self) -> dict[str, Any]:
         """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
@@ -199,14 +224,11 @@ class Fit:
         """Target, start and fit as a matplotlib ``Figure``, also written to ``path`` if there is one."""
         from .. import plots
 
-        page = plots.figure(self)
-        if path is not None:
-            plots.save(page, path)
-        return page
+        return plots.shown(plots.figure(self), path)
 
     def to_dataframe(self):
         """A row for each target: parameters with their units in the columns' names, errors, nuisances."""
-        pandas = needs("pandas")
+        pandas = needs("pandas", "sweep")
         columns: dict[str, Any] = {}
         for free in self.free:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import identity
+from .. import display, identity
 from ..extras import needs
 from .problem import Problem
 from .targets import OfFunction
@@ -387,9 +387,13 @@ def progress_bar(progress, steps: int):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
+        console = Console(stderr=True)
+        if console.is_jupyter:
+            yield _notebook_line(steps)
+            return
         columns = [TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TextColumn("rms {task.fields[rms]}")]
         columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn(), TextColumn("left")]
-        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        with Bar(*columns, TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task("fitting", total=steps, rms="...", rate="...")
 
             def show(report: Progress) -> bool:
@@ -398,3 +402,16 @@ def progress_bar(progress, steps: int):
                 return False
 
             yield show
+
+
+def _notebook_line(steps: int):
+    """As `progress_bar`, in a notebook: rich's bar there needs ipywidgets, and shows nothing without."""
+    line = display.NotebookLine(steps)
+    line(0, f"fitting: step 1 of {steps}, whose programs are compiled first")
+
+    def show(report: Progress) -> bool:
+        said = f"rms {np.median(report.best):.3f}, {report.rate:.3g} steps/s, {report.seconds:.0f} s"
+        line(report.step, f"fitting: step {report.step} of {steps}, {said}, about {report.left:.0f} s left")
+        return False
+
+    return show

@@ -11,18 +11,20 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import brainunit as u
 import jax.numpy as jnp
 import numpy as np
 
-from .. import eeg, spectra, units
+from .. import spectra, units
 from ..models.base import check_name
 from ..network import parts_of
 from ..rounding import at_rest
-from ..simulation import Result
 from ..spectra import Spectrum
+
+if TYPE_CHECKING:
+    from ..result import Result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -442,13 +444,13 @@ def as_target(target) -> Any:
     """A `Spectrum`, a `TimeSeries`, a `Connectivity` or a function."""
     if isinstance(target, Spectrum | TimeSeries | Connectivity) or callable(target):
         return target
-    if isinstance(target, str | os.PathLike) or eeg.is_recording(target):
+    if isinstance(target, str | os.PathLike) or spectra.in_memory(target):
         return spectra.load_spectrum(target)
     if isinstance(target, tuple | list) and len(target) == 2:
         return Spectrum(*target)
     raise TypeError(
         f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one or of a recording, "
-        "an MNE Raw or Epochs, a pair (freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
+        "an MNE Raw, Epochs or Spectrum, a pair (freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
     )
 
 
