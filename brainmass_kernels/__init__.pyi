@@ -76,9 +76,10 @@ from .recording import PeakFrequency as PeakFrequency
 from .recording import Reduction as Reduction
 from .recording import Spectrum as Spectrum
 from .recording import Variance as Variance
+from .result import Result as Result
 from .sensitivity import sensitivities as sensitivities
-from .simulation import Result as Result
 from .simulation import explain as explain
 from .simulation import simulate as simulate
+from .spectra import load_spectrum as load_spectrum
 from .sweeps import Sweep as Sweep
 from .sweeps import sweep as sweep
