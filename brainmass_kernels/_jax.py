@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -135,6 +137,31 @@ def clients() -> list[Any]:
     from jax._src import xla_bridge
 
     return list(xla_bridge._backends.values())
+
+
+@contextlib.contextmanager
+def programs_kept(folder: Path | None):
+    """A context in which compiled programs are kept in a folder, unless the user has set one; ``None``, as they are."""
+    if folder is None or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    # All of them: those that are compiled in no time are the most.
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def eqn_source(eqn) -> str:

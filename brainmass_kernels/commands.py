@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import warnings
@@ -15,6 +16,8 @@ import numpy as np
 
 from . import bench as benchmark
 from . import files, models, options, plots, routing, units
+from ._jax import programs_kept
+from .codegen import kernel_cache
 from .dispatch import implementations as reasons_of
 from .dispatch import platform
 from .fitting.fit import fit as run_fit
@@ -23,6 +26,18 @@ from .spectra import load_spectrum, resting_meg
 from .sweeps import sweep as run_sweep
 
 
+def _with_programs_kept(command):
+    """A command that compiles nothing that an earlier one has compiled."""
+
+    @functools.wraps(command)
+    def wrapper(arguments) -> int:
+        with programs_kept(kernel_cache.programs()):
+            return command(arguments)
+
+    return wrapper
+
+
+@_with_programs_kept
 def fit(arguments) -> int:
     saved = Fit.load(arguments.resume) if arguments.resume else None
     model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
@@ -92,6 +107,7 @@ def set_values(model, values: dict[str, float]) -> tuple[Any, dict, dict]:
     return routing.put(model, {}, {}, {name: units.attach(value, known[name].unit) for name, value in values.items()})
 
 
+@_with_programs_kept
 def sweep(arguments) -> int:
     model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
     known = routing.places(model)

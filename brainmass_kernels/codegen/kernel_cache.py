@@ -1,4 +1,4 @@
-"""Modules of emitted source, which live in memory, and compiled kernels, which are also on disk.
+"""Modules of emitted source, which live in memory, and compiled kernels and programs, which are also on disk.
 
 A kernel is one file, written under another name and then renamed, with a checksum. What is read from it is executed:
 it counts only where its folder and itself belong to this user, or to root, and nobody else may write to them. Any file
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import linecache
 import os
+import platform
 import stat
 import sys
 import tempfile
@@ -106,6 +107,29 @@ def usual() -> Path:
 def temporary() -> Path:
     """Where they are kept if not there; the same in all processes of a user, and lost when the machine starts anew."""
     return Path(tempfile.gettempdir()) / f"brainmass_kernels-{os.geteuid()}"
+
+
+def programs() -> Path | None:
+    """A folder for what XLA compiled on this kind of processor, or ``None`` where none can be kept.
+
+    What lies in it is executed, so it is refused as a kernel's folder is.
+    """
+    place = usual() / f"xla-{_processor()}"
+    try:
+        with _opened(usual(), make=True), _opened(place, make=True):
+            return place
+    except OSError as error:
+        _warn(error, "Each process compiles its programs anew")
+        return None
+
+
+def _processor() -> str:
+    """A digest of the processor's kind: another may lack instructions of this one."""
+    about = [platform.machine(), platform.processor()]
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
 
 
 # Folders and files ---------------------------------------------------------------------------------------------------
