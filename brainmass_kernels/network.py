@@ -319,4 +319,6 @@ def _wide(value):
 
 
 def _with_unit(value, unit):
-    return value if isinstance(value, u.Quantity) else u.Quantity(value if is_traced(value) else np.asarray(value), unit)
+    if isinstance(value, u.Quantity):
+        return value
+    return u.Quantity(value if is_traced(value) else np.asarray(value), unit=unit)
