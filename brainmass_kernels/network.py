@@ -86,7 +86,6 @@ class Link(NamedTuple):
         return COUPLINGS[self.kind].receive(total, own, p)
 
 
-@jax.tree_util.register_pytree_with_keys_class
 class Network:
     """Regions of one model, coupled through a connectome; `simulate`, `explain` and `fit` take it as a model.
 
@@ -214,10 +213,8 @@ class Network:
         regions = f"{self.regions} regions" if getattr(self.weights, "shape", ()) else "regions"
         return f"Network({regions} of {type(self.model).__name__}, {source} -> {target}, {kind}{delayed})"
 
-    def tree_flatten_with_keys(self):
-        children = {"model": self.model, "weights": self.weights, "parameters": self.parameters}
-        static = self.link, self.self_connection, _Static(self.delays)
-        return tuple((jax.tree_util.GetAttrKey(n), x) for n, x in children.items()), static
+    def tree_flatten(self):
+        return (self.model, self.weights, self.parameters), (self.link, self.self_connection, _Static(self.delays))
 
     @classmethod
     def tree_unflatten(cls, static, children):
@@ -243,6 +240,15 @@ class Network:
             delays=None if self.delays is None else self.delays * u.second, self_connection=self.self_connection,
             **fields,
         )  # fmt: skip
+
+
+def _with_keys(network: Network):
+    children, static = network.tree_flatten()
+    keys = map(jax.tree_util.GetAttrKey, ("model", "weights", "parameters"))
+    return tuple(zip(keys, children, strict=True)), static
+
+
+jax.tree_util.register_pytree_with_keys(Network, _with_keys, Network.tree_unflatten, Network.tree_flatten)
 
 
 def parts_of(model: Any) -> tuple[Network | None, Model]:
