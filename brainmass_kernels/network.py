@@ -19,7 +19,7 @@ import numpy as np
 from . import units
 from ._jax import is_traced
 from .functional import sigmoid
-from .models.base import Model, check_model, check_name, refuse_nan
+from .models.base import Model, arrays_of, check_model, check_name, floating, refuse_nan
 
 
 class Kind(NamedTuple):
@@ -86,7 +86,6 @@ class Link(NamedTuple):
         return COUPLINGS[self.kind].receive(total, own, p)
 
 
-@jax.tree_util.register_pytree_node_class
 class Network:
     """Regions of one model, coupled through a connectome; `simulate`, `explain` and `fit` take it as a model.
 
@@ -153,6 +152,7 @@ class Network:
                 f"such as k=1*{self.strength_unit}"
             )
         self.magnitudes()
+        self.parameters = {name: floating(value) for name, value in self.parameters.items()}
 
     @property
     def regions(self) -> int:
@@ -185,8 +185,8 @@ class Network:
     def magnitudes(self) -> dict[str, Any]:
         """The parameters of the coupling as plain arrays, by their names in `Link.parameters`."""
         values, unit_of = {}, self.parameter_units()
-        for name, value in self.parameters.items():
-            values[name] = units.strip(value, unit_of[name], name)
+        for name in COUPLINGS[self.link.kind].parameters:
+            values[name] = units.strip(self.parameters[name], unit_of[name], name)
             refuse_nan(values[name], name)
         if "degree" in self.link.parameters:
             values["degree"] = jnp.sum(self.connections(), axis=-1)
@@ -209,21 +209,24 @@ class Network:
     def __repr__(self) -> str:
         delayed = "" if self.delays is None else f", delays to {1e3 * self.delays.max():.4g} ms"
         kind, source, target = self.link
-        return f"Network({self.regions} regions of {type(self.model).__name__}, {source} -> {target}, {kind}{delayed})"
+        # In a tree that was mapped, the weights may be anything.
+        regions = f"{self.regions} regions" if getattr(self.weights, "shape", ()) else "regions"
+        return f"Network({regions} of {type(self.model).__name__}, {source} -> {target}, {kind}{delayed})"
 
     def tree_flatten(self):
-        names = tuple(self.parameters)
-        static = (self.link, self.self_connection, names, _Static(self.delays))
-        return (self.model, self.weights, *self.parameters.values()), static
+        return (self.model, self.weights, self.parameters), (self.link, self.self_connection, _Static(self.delays))
 
     @classmethod
     def tree_unflatten(cls, static, children):
         self = object.__new__(cls)  # unchecked: leaves may be tracers, shapes or None
-        self.link, self.self_connection, names, delays = static
+        self.link, self.self_connection, delays = static
         self.delays = delays.array
-        self.model, self.weights, *values = children
-        self.parameters = dict(zip(names, values))
+        self.model, self.weights, self.parameters = children
         return self
+
+    def as_arrays(self) -> Network:
+        """The network with weights, constants of the coupling and fields of the model as JAX arrays, units kept."""
+        return arrays_of(self)
 
     def replace(self, **changes) -> Network:
         """The network with another ``model``, ``weights`` or parameter of the coupling."""
@@ -237,6 +240,15 @@ class Network:
             delays=None if self.delays is None else self.delays * u.second, self_connection=self.self_connection,
             **fields,
         )  # fmt: skip
+
+
+def _with_keys(network: Network):
+    children, static = network.tree_flatten()
+    keys = map(jax.tree_util.GetAttrKey, ("model", "weights", "parameters"))
+    return tuple(zip(keys, children, strict=True)), static
+
+
+jax.tree_util.register_pytree_with_keys(Network, _with_keys, Network.tree_unflatten, Network.tree_flatten)
 
 
 def parts_of(model: Any) -> tuple[Network | None, Model]:
@@ -294,7 +306,10 @@ def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
         raise ValueError(f"'{name}' got shape {seconds.shape}, but takes ({regions}, {regions}) as the weights have")
     if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
         raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
-    return seconds * (1.0 - np.eye(regions)) if name == "distances" else seconds
+    # A copy that nobody writes to: compiled programs are kept by its values.
+    seconds = seconds * (1.0 - np.eye(regions)) if name == "distances" else seconds.copy()
+    seconds.flags.writeable = False
+    return seconds
 
 
 def _wide(value):
@@ -310,4 +325,6 @@ def _wide(value):
 
 
 def _with_unit(value, unit):
-    return value if isinstance(value, u.Quantity) else np.asarray(value) * unit
+    if isinstance(value, u.Quantity):
+        return value
+    return u.Quantity(value if is_traced(value) else np.asarray(value), unit=unit)

@@ -9,10 +9,11 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
 import brainunit as u
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import functional, units
@@ -129,8 +130,9 @@ class Model:
 
     def __post_init__(self):
         for name, unit in self.parameter_units().items():
-            magnitude = units.strip(getattr(self, name), unit, name, self.also.get(name))
-            refuse_nan(magnitude, name)
+            value = getattr(self, name)
+            refuse_nan(units.strip(value, unit, name, self.also.get(name)), name)
+            object.__setattr__(self, name, floating(value))
 
     def magnitudes(self) -> dict[str, Any]:
         """The parameters as plain arrays in their units, as declared."""
@@ -138,6 +140,51 @@ class Model:
             name: units.strip(getattr(self, name), unit, name, self.also.get(name))
             for name, unit in self.parameter_units().items()
         }
+
+    def replace(self, **fields) -> Self:
+        """The model with other values of these fields, checked as those of a new one.
+
+        Raises
+        ------
+        TypeError : an unknown field
+        ValueError : a wrong unit, or NaN
+        """
+        return type(self)(**{name: getattr(self, name) for name in self.parameters()} | fields)
+
+    def as_arrays(self) -> Self:
+        """The model with every field a JAX array, units kept; what was one number has the type of the arrays.
+
+        `jax.grad` and optax take Python numbers too; equinox's filters leave them out, and the carry of `jax.lax.scan`
+        keeps its type only if it is arrays from the start.
+        """
+        return arrays_of(self)
+
+
+def floating(value):
+    """A number or an array, checked before, as floating point, with its unit: JAX does not differentiate integers."""
+    if isinstance(value, u.Quantity):
+        mantissa = floating(value.mantissa)
+        return value if mantissa is value.mantissa else u.Quantity(mantissa, unit=value.unit)
+    if isinstance(value, int):
+        return float(value)
+    value = np.asarray(value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, float) or not jnp.issubdtype(value.dtype, jnp.integer):
+        return value
+    return value.astype(jnp.result_type(float)) if isinstance(value, jax.Array) else np.asarray(value, np.float64)
+
+
+Tree = TypeVar("Tree")
+
+
+def arrays_of(tree: Tree) -> Tree:
+    """The pytree with JAX arrays as leaves; numbers get the widest type of its arrays, by default JAX's own."""
+    leaves, structure = jax.tree.flatten(tree)
+    loose = [isinstance(x, float) or getattr(x, "weak_type", False) for x in leaves]
+    arrays = [x for x, free in zip(leaves, loose) if not free]
+    with jax.numpy_dtype_promotion("standard"):
+        widest = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+    kinds = [jax.dtypes.canonicalize_dtype(widest if free else x.dtype) for x, free in zip(leaves, loose)]
+    return jax.tree.unflatten(structure, [jnp.asarray(x, kind) for x, kind in zip(leaves, kinds)])
 
 
 def derived(make: Callable) -> Callable:
