@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import sys
+import time
 from typing import Any
 
 import brainunit as u
@@ -16,6 +18,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import plots, spectra
 from brainmass_kernels.fitting.fit import fit
 from brainmass_kernels.fitting.result import Fit
+from brainmass_kernels.fitting.steps import Progress, progress_bar
 from brainmass_kernels.spectra import Spectrum
 
 FREQS = np.arange(2.0, 40.5, 0.5)
@@ -310,3 +313,22 @@ def test_jansen_rit_is_recovered_from_other_noise():
     )
     assert result.parameters["Ae"].to_decimal(u.mV)[0] == pytest.approx(3.5, rel=0.03)
     assert result.parameters["be"].to_decimal(u.Hz)[0] == pytest.approx(90.0, rel=0.03)
+
+
+@pytest.mark.parametrize("columns", [40, 120])
+def test_a_bar_says_that_it_compiles_and_how_long_is_left(columns, monkeypatch, capfd):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar(True, 4) as show:
+        for step in (0, 1, 2):
+            time.sleep(0.2)
+            assert not (step and show(Progress(step, 4, np.ones((1, 2)), np.array([0.5]), 1.0)))
+        time.sleep(0.2)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert lines[0].startswith("compiling")
+    assert lines[-1].startswith("fitting")
+    assert re.search(r"2/4.* left \d:\d\d:\d\d$", lines[-1])
+    assert max(map(len, lines)) <= columns
+    assert ("steps/s" in lines[-1]) == (columns > 40)

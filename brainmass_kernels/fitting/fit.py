@@ -174,10 +174,10 @@ def fit(
     if state is None and former:
         former.check_same(problem, settings, count)
         state, history, done = saved.restore(problem, former.state, optimiser), [*former.losses], len(former.losses)
-    elif state is None:
-        state = begin(problem, starts_from(problem, starts, screen, initial, key), optimiser)
     descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with progress_bar(progress, steps) as show:
+        if state is None:
+            state = begin(problem, starts_from(problem, starts, screen, initial, key), optimiser)
         state = descend(problem, descent, state, history, key, done, show, file and file.write)
     result = _report(problem, state, history, key, settings, plan, began, initial)
     _say_if_nothing_improved(result)

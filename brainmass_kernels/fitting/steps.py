@@ -374,6 +374,10 @@ def pruned(problem: Problem, state: State) -> State:
     return State(z, moments, best_z, best, state.first, take(state.alive))
 
 
+#: Columns of a terminal that has room for a bar beside the numbers.
+_WIDE = 80
+
+
 @contextlib.contextmanager
 def progress_bar(progress, steps: int):
     """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
@@ -391,14 +395,20 @@ def progress_bar(progress, steps: int):
         if console.is_jupyter:
             yield _notebook_line(steps)
             return
-        columns = [TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TextColumn("rms {task.fields[rms]}")]
-        columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn(), TextColumn("left")]
-        with Bar(*columns, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("fitting", total=steps, rms="...", rate="...")
+        columns: list[Any] = [
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            TextColumn("rms {task.fields[rms]}"),
+        ]
+        if console.width >= _WIDE:
+            columns.insert(1, BarColumn())
+            columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn()]
+        with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("compiling", total=steps, rms="...", rate="...")
 
             def show(report: Progress) -> bool:
                 rms, rate = f"{np.median(report.best):.3f}", f"{report.rate:.3g}"
-                bar.update(task, completed=report.step, rms=rms, rate=rate)
+                bar.update(task, description="fitting", completed=report.step, rms=rms, rate=rate)
                 return False
 
             yield show
