@@ -116,12 +116,11 @@ RUNS = Programs(_compiled, lambda run: run.spec)
 def _execute(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has the history too."""
     step, loop = loop_of(run)
-    n_lanes = math.prod(run.batch)
     hoisted = [in_lanes(x, run.batch, run.spec.dtype) for x in data.hoisted]
-    initial = [jnp.broadcast_to(in_lanes(x, run.batch, run.spec.dtype), (n_lanes,)) for x in data.state]
+    initial = [in_lanes(x, run.batch, run.spec.dtype) for x in data.state]
     coefs = tuple(_around(run, step.setup, hoisted))
-    state = _around(run, step.transforms["enter"], [*hoisted, *initial])
-    carry = Carry(tuple(jnp.broadcast_to(x, (n_lanes,)) for x in state))
+    state = _around(run, step.transforms["enter"], [*hoisted, *initial], all_lanes=True)
+    carry = Carry(tuple(state))
     connections = None
     if data.connections is not None:
         connections = _connections(data.connections, run)
@@ -139,7 +138,7 @@ def _execute(run: Run, data: Data):
         entries = [what for _, what in run.entries]
         blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
         records, final = run_in_blocks(*blocks, carry, rows, rerun)
-    state = [jnp.broadcast_to(x, (n_lanes,)) for x in _around(run, step.transforms["exit"], [*hoisted, *final.state])]
+    state = _around(run, step.transforms["exit"], [*hoisted, *final.state], all_lanes=True)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
@@ -191,10 +190,13 @@ def lane_seeds(run: Run, key):
     return None if key is None else noise.lane_seeds(key, run.batch).reshape(2, math.prod(run.batch))
 
 
-def _around(run: Run, program: Program, arguments):
-    """A program around the loop, of arguments that are each ``()`` or ``(L,)``."""
-    kernel = dispatch.load(run.implementation).pointwise(program)
-    return kernel(arguments, math.prod(run.batch)) if kernel else program(*arguments)
+def _around(run: Run, program: Program, arguments, all_lanes: bool = False):
+    """A program around the loop, of arguments that are each ``()`` or ``(L,)``; outputs likewise, or all ``(L,)``."""
+    lanes = math.prod(run.batch)
+    if kernel := dispatch.load(run.implementation).pointwise(program):
+        return kernel(arguments, lanes, all_lanes)
+    outputs = program(*arguments)
+    return [jnp.broadcast_to(x, (lanes,)) for x in outputs] if all_lanes else outputs
 
 
 def _where(finite, x):

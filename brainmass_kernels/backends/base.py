@@ -316,7 +316,7 @@ class Backend(Protocol):
         ...
 
     def pointwise(self, program: Program) -> Callable | None:
-        """``(arguments, lanes) -> outputs``, a program around the loop as a kernel; ``None``, XLA computes it."""
+        """``(arguments, lanes, all_lanes) -> outputs``, a program around the loop as a kernel; ``None``, XLA has it."""
         ...
 
     def forward(self, loop: Loop, operands: Operands, initial: Carry, checkpoint_every: int | None = None) -> Forward:

@@ -23,14 +23,15 @@ from .optable import NUMBA
 from .source import BlockKernel
 
 
-def evaluate(program: Program, arguments: Sequence[jax.Array], lanes: int) -> list[jax.Array]:
+def evaluate(program: Program, arguments: Sequence[jax.Array], lanes: int, all_lanes: bool = False) -> list[jax.Array]:
     """A program of arguments that are each ``()``, the same for all lanes, or ``(lanes,)``; differentiable in reverse.
 
     Returns
     -------
-    its outputs, likewise: ``()`` where an output depends on no argument that differs between lanes
+    its outputs, likewise: ``()`` where an output depends on no argument that differs between lanes, unless
+    ``all_lanes``
     """
-    varies = program.depends([x.ndim == 1 for x in arguments])
+    varies = [all_lanes or x for x in program.depends([x.ndim == 1 for x in arguments])]
     outputs: dict[int, jax.Array] = {}
     for per_lane in (False, True):
         places = tuple(k for k, v in enumerate(varies) if v is per_lane)
