@@ -39,9 +39,15 @@ def _blocks(lines: list[str]) -> list[list[str]]:
     return [block for block in blocks if block]
 
 
-def _entries(section: str, lines: list[str], types: Mapping[str, str]) -> list[str]:
+def _entries(
+    section: str, lines: list[str], types: Mapping[str, str]
+) -> list[str]:
     if section in _NAMED:
-        return [line for entry in _split(lines) for line in _one_a_name(entry, types)]
+        return [
+            line
+            for entry in _split(lines)
+            for line in _one_a_name(entry, types)
+        ]
     return _returned(lines) if section == "Returns" else lines
 
 
@@ -49,7 +55,9 @@ def _split(lines: list[str]) -> list[list[str]]:
     """Entries of a list: a line that is not indented, and the indented ones below it."""
     entries: list[list[str]] = []
     for line in lines:
-        entries[-1].append(line) if line.startswith(" ") and entries else entries.append([line])
+        entries[-1].append(line) if line.startswith(
+            " "
+        ) and entries else entries.append([line])
     return entries
 
 
@@ -58,15 +66,30 @@ def _one_a_name(entry: list[str], types: Mapping[str, str]) -> list[str]:
     if not _NAMES.fullmatch(names):
         return entry
     text = [*([f"    {meaning}"] if colon else []), *entry[1:]]
-    return [line for name in names.split(", ") for line in (name + types.get(name, ""), *text)]
+    return [
+        line
+        for name in names.split(", ")
+        for line in (name + types.get(name, ""), *text)
+    ]
 
 
 def _returned(lines: list[str]) -> list[str]:
     """Names with their texts, a type with its text, or a text alone, whose type is that of the signature."""
     entries = _split(lines)
-    if all(_NAMES.fullmatch(entry[0].partition(" : ")[0]) and " : " in entry[0] for entry in entries):
-        names = [name for entry in entries for name in entry[0].partition(" : ")[0].split(", ")]
-        return [line for entry in entries for line in _one_a_name(entry, dict.fromkeys(names, " :"))]
+    if all(
+        _NAMES.fullmatch(entry[0].partition(" : ")[0]) and " : " in entry[0]
+        for entry in entries
+    ):
+        names = [
+            name
+            for entry in entries
+            for name in entry[0].partition(" : ")[0].split(", ")
+        ]
+        return [
+            line
+            for entry in entries
+            for line in _one_a_name(entry, dict.fromkeys(names, " :"))
+        ]
     if len(entries) == 1 and re.fullmatch(rf"`?{_NAME}`?", lines[0]):
         return [lines[0].strip("`"), *lines[1:]]
     return [":", *(f"    {line}" for line in lines)]
@@ -74,7 +97,11 @@ def _returned(lines: list[str]) -> list[str]:
 
 def _fields(kind: griffe.Class) -> dict[str, str]:
     """Type and default of each field of a model, which the decorator gives it and no signature shows."""
-    owners = [kind, *kind.mro()] if "model" in {str(d.value).rpartition(".")[2] for d in kind.decorators} else []
+    owners = (
+        [kind, *kind.mro()]
+        if "model" in {str(d.value).rpartition(".")[2] for d in kind.decorators}
+        else []
+    )
     defaults = {
         name: str(member.value)
         for owner in reversed(owners)

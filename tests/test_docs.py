@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 
 import jax
 import pytest
@@ -13,12 +14,16 @@ import pytest
 import brainmass_kernels as bk
 from benchmarks import emitted
 from brainmass_kernels import spectra
+from examples import gallery
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "brainmass_kernels"
 PAGES = {str(p.relative_to(DOCS)): p.read_text() for p in sorted(DOCS.rglob("*.md"))}
-# Those of docs/models.md run in tests/test_models_page.py.
-WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name != "models.md"]
+# Pages whose code another test runs: tests/test_models_page.py, tests/test_gallery.py, and below.
+ELSEWHERE = {"models.md", "errors.md", *gallery.PAGES}
+WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name not in ELSEWHERE]
+# What a guide shows; the pages on how the package works show emitted source, and text drawn in columns.
+WIDTH = 80
 INTERNALS = ["design.md", *(name for name in PAGES if name.startswith("internals/"))]
 SLOW = {"brainmass.md", "fitting.md", "gradients.md", "networks.md"}
 # What JAX asks of a tree's node.
@@ -33,6 +38,52 @@ def test_code_runs(page, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
             exec(compile(block, page, "exec"), namespace)
+
+
+def code(page: str, languages: str) -> list[str]:
+    """The blocks of a page in these languages."""
+    return re.findall(rf"^```(?:{languages})\n(.*?)^```", PAGES[page], re.S | re.M)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("internals/")])
+def test_code_fits_the_page(page):
+    assert not [line for block in code(page, "python|bash") for line in block.splitlines() if len(line) > WIDTH]
+
+
+# The errors ---------------------------------------------------------------------------------------------------------
+
+
+def expected(message: str) -> re.Pattern:
+    """What matches a message of the page, which is wrapped, and has ``...`` for what differs."""
+    parts = " ".join(message.split()).split("...")
+    return re.compile(".*".join(map(re.escape, parts)), re.S)
+
+
+def raised(source: str, namespace: dict) -> list[str]:
+    """The error that code ends with, or else its warnings, each as Python's last line would show it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            exec(compile(source, "errors.md", "exec"), namespace)
+        except Exception as error:
+            return [f"{type(error).__name__}: {error}"]
+    return [f"{each.category.__name__}: {each.message}" for each in caught]
+
+
+def test_code_raises_the_error_below_it():
+    pytest.importorskip("numba", reason="one error is that of numba's implementation")
+    namespace: dict = {}
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGES["errors.md"], re.S | re.M)
+    assert [language for language, _ in blocks[1:]] == ["python", "text"] * (len(blocks) // 2)
+    (_, start), *blocks = blocks
+    assert not raised(start, namespace)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for (_, source), (_, message) in zip(blocks[::2], blocks[1::2]):
+            found = raised(source, namespace)
+            assert any(expected(message.strip()).fullmatch(" ".join(each.split())) for each in found), (source, found)
+
+
+# The site -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_navigation():
