@@ -1,6 +1,8 @@
 """The pages' code runs, each page in its own namespace; what they show, name and link to is there."""
 
+import html
 import inspect
+import json
 import pathlib
 import re
 import subprocess
@@ -123,13 +125,65 @@ def test_every_public_name_is_in_the_api():
     assert {"spectra", *public(bk)} <= listed
 
 
-@pytest.mark.slow
-def test_the_site_shows_every_public_name_and_method(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the pages, built strictly."""
     pytest.importorskip("mkdocstrings", reason="the documentation's tools are in the extra `docs`")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shown = {name for page in tmp_path.glob("api/*/*.html") for name in re.findall(r'id="([\w.]+)"', page.read_text())}
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [bk.simulate, bk.fit, bk.sweep, bk.sensitivities, spectra.welch])
+def test_the_site_shows_signatures_and_parameters(site, function):
+    pages = "".join(page.read_text() for page in site.glob("api/*/index.html"))
+    (name,) = {f"{module}.{function.__name__}" for module in ("brainmass_kernels", function.__module__)} & set(
+        re.findall(r'<h\d id="([\w.]+)"', pages)
+    )
+    entry = pages[pages.index(f' id="{name}"') :].partition('<div class="doc doc-object ')[0]
+    signature, _, lists = (html.unescape(re.sub(r"<[^>]+>", "", part)) for part in entry.partition("doc-section-title"))
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"\b{parameter}\b", signature)
+        assert re.search(rf"^\W*{parameter}\s", lists, re.M), parameter
+
+
+@pytest.mark.slow
+def test_types_of_the_site_are_types(site):
+    """No sentence stands for a type, and no markup is left raw."""
+    for page in site.glob("api/*/index.html"):
+        text = page.read_text()
+        assert "``" not in text
+        for item in re.findall(r'<li class="doc-section-item[^>]*>(.*?)<div class="doc-md-description">', text, re.S):
+            kind = " ".join(html.unescape(re.sub(r"<[^>]+>|\N{EN DASH}", "", item)).split())
+            words = [word for word in re.sub(r"\[[^]]*\]|\(.*\)", "", kind).split() if word.isalpha()]
+            assert len(words) <= 1, (page, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("coupling strength", "networks/"),
+        ("levenberg_marquardt", "fitting/"),
+        ("signalV", "coming_from/"),
+        ("NotPointwise", "errors/"),
+        ("checkpoint_every", "api/simulation/"),
+        ("Epileptor", "api/library/"),
+        ("PeakFrequency", "api/statistics/"),
+    ],
+)
+def test_the_search_has(site, words, place):
+    entries = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    texts = [f"{entry['title']} {entry['text']}" for entry in entries if entry["location"].startswith(place)]
+    assert all(any(word in text for text in texts) for word in words.split())
+
+
+@pytest.mark.slow
+def test_the_site_shows_every_public_name_and_method(site):
+    shown = {name for page in site.glob("api/*/*.html") for name in re.findall(r'id="([\w.]+)"', page.read_text())}
     shown |= {name.removeprefix("brainmass_kernels.") for name in shown}
 
     def is_shown(kind: type, method: str) -> bool:
