@@ -67,7 +67,7 @@ class Numba:
         return Copied()
 
     def pointwise(self, program: Program) -> Callable | None:
-        if NUMBA.lacks(program):
+        if pointwise.lacks(program):
             return None
         return functools.partial(pointwise.evaluate, program)
 

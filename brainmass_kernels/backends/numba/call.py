@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def handler(frame):
 SOURCES: dict[str, str] = {}
 
 
-def run(kernel: BlockKernel) -> dict[str, Any]:
-    """Call a kernel; its results by name."""
+def run(kernel: BlockKernel, arguments: Sequence[jax.Array] | None = None) -> dict[str, Any]:
+    """Call a kernel, by default with the arguments that it was written for; its results by name."""
     from . import runtime
 
     layout = kernel.layout
@@ -55,7 +56,10 @@ def run(kernel: BlockKernel) -> dict[str, Any]:
     buffers = [jax.ShapeDtypeStruct(shape, dtype) for shape in kernel.results.values()]
     buffers.append(jax.ShapeDtypeStruct((runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
     call = jax.ffi.ffi_call(register(kernel), buffers)
-    *results, _ = call(*kernel.arguments.values(), plan=np.array([plan.get(name, 0) for name in PLAN], np.int64))
+    *results, _ = call(
+        *(kernel.arguments.values() if arguments is None else arguments),
+        plan=np.array([plan.get(name, 0) for name in PLAN], np.int64),
+    )
     return kernel.named(results)
 
 

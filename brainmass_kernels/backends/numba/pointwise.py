@@ -145,36 +145,52 @@ ad.primitive_transposes[_push] = _transpose
 batching.primitive_batchers[_apply], batching.primitive_batchers[_push] = _batched(_apply), _batched(_push)
 
 
+@functools.lru_cache(maxsize=512)
+def lacks(program: Program) -> str | None:
+    """Why a program is no kernel, or ``None``."""
+    return NUMBA.lacks(program)
+
+
 def _run(part: Part, arguments: Sequence[jax.Array], lanes: int | None) -> tuple[jax.Array, ...]:
-    if NUMBA.lacks(part.program):
+    if lacks(part.program):
         # A pullback may take what no kernel has: XLA has it.
         return tuple(jnp.broadcast_to(x, () if lanes is None else (lanes,)) for x in part(*arguments))
-    results = call.run(PointwiseKernel(part, arguments, lanes or 1))["out"]
+    layout = Layout.of_lanes(lanes or 1, part.program.out_avals[0].dtype)
+    kernel = PointwiseKernel.of(part, tuple(x.ndim == 0 for x in arguments), layout)
+    results = call.run(kernel, arguments)["out"]
     return tuple(x.reshape(()) for x in results) if lanes is None else results
 
 
 class PointwiseKernel(BlockKernel):
-    """One evaluation of a program. Arguments: its own. Results: its outputs."""
+    """One evaluation of a program. Arguments: its own. Results: its outputs.
+
+    Parameters
+    ----------
+    uniform : for each argument, whether all lanes share it
+    """
 
     kind = "pointwise"
 
-    def __init__(self, part: Part, arguments: Sequence[jax.Array], lanes: int):
-        program = part.program
-        (dtype,) = {a.dtype for a in (*program.in_avals, *program.out_avals)}
-        super().__init__(NUMBA, Layout.of_lanes(lanes, dtype))
-        self.program, names = program, self.names("a", len(program.in_avals))
+    def __init__(self, part: Part, uniform: Sequence[bool], layout: Layout):
+        super().__init__(NUMBA, layout)
+        self.program, names = part.program, self.names("a", len(part.program.in_avals))
         taken = [name for name, flag in zip(names, part.used, strict=True) if flag]
-        uniform = [x.ndim == 0 for x in arguments]
-        places = self.take("argument", arguments)
-        self.rows.add(*(name for name, one in zip(taken, uniform) if not one))
-        outputs = self.rows.add(*self.names("y", len(program.out_avals)))
-        results = self.give("out", [(lanes,)] * len(outputs))
+        places = self.take("argument", [None] * len(taken))
+        self.rows.add(*(name for name, one in zip(taken, uniform, strict=True) if not one))
+        outputs = self.rows.add(*self.names("y", len(part.program.out_avals)))
+        results = self.give("out", [(layout.lanes,)] * len(outputs))
         self.line("lanes = plan[0]")
         self.begin()
         self.read(taken, places, uniform)
         with self.lanes() as loop:
-            loop.store(outputs, loop.values(program, names))
+            loop.store(outputs, loop.values(self.program, names))
         self.gather(outputs, [self.address(name) for name in results])
+
+    @classmethod
+    @functools.lru_cache(maxsize=512)
+    def of(cls, part: Part, uniform: tuple[bool, ...], layout: Layout) -> PointwiseKernel:
+        """Written once: each program that contains it asks again."""
+        return cls(part, uniform, layout)
 
     @property
     def operations(self) -> int:
