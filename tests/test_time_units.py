@@ -232,7 +232,8 @@ def test_also_is_in_the_same_unit_of_time():
 
 
 def test_the_models_of_the_library_are_converted_nowhere():
-    models = [x for x in vars(bk).values() if isinstance(x, type) and issubclass(x, Model) and hasattr(x, "states")]
+    public = [getattr(bk, name) for name in bk.__all__]
+    models = [x for x in public if isinstance(x, type) and issubclass(x, Model) and hasattr(x, "states")]
     assert len(models) > 25
     for cls in models:
         assert not any(cls.time_factors()), cls.__name__
