@@ -1,4 +1,4 @@
-"""The command line: ``brainmass-kernels fit``, ``sweep``, ``bench`` and ``implementations``."""
+"""The command line: ``brainmass-kernels fit``, ``sweep``, ``bench``, ``implementations`` and ``info``."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     listing = commands.add_parser("implementations", help="which implementations run here, and why the others cannot")
     listing.set_defaults(check=lambda _: None, run="implementations")
+    info = commands.add_parser("info", help="versions, devices, implementations and the cache, for a bug report")
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    info.set_defaults(check=lambda _: None, run="info")
     return parser
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import bench as benchmark
-from . import files, models, options, plots, routing, units
+from . import files, models, options, plots, report, routing, units
 from ._jax import programs_kept
 from .codegen import kernel_cache
 from .dispatch import implementations as reasons_of
@@ -166,4 +166,10 @@ def implementations(_) -> int:
     reasons = reasons_of()
     width = max(map(len, reasons))
     print("\n".join(f"{name:<{width}}  {reason}" for name, reason in reasons.items()))
+    return 0
+
+
+def info(arguments) -> int:
+    about = report.installation()
+    print(json.dumps(about, indent=1) if arguments.json else report.installation_text(about))
     return 0

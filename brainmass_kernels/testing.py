@@ -76,6 +76,8 @@ GPUS = {
 
 # Targets of Triton, by compute capability: Ampere, Ada and Hopper.
 TRITON_GPUS = ("sm_80", "sm_86", "sm_89", "sm_90")
+#: The chips of `compile_for`, by the implementation whose kernels they run.
+CHIPS = {"mosaic_tpu": tuple(TPU_TOPOLOGIES), "mosaic_gpu": tuple(GPUS), "triton": TRITON_GPUS}
 # Mosaic compiles for the same architecture throughout a process, the first.
 _GPU_OF_PROCESS: list[str] = []
 
@@ -114,13 +116,11 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     ValueError : an unknown chip
     Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU
     """
-    chips = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
+    chips = [name for group in CHIPS.values() for name in group]
     if chip not in chips:
         raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join(chips)}")
-    needed = ("libtpu",) if chip in TPU_TOPOLOGIES else ("jax_cuda13_plugin", "triton") if chip in GPUS else ("triton",)
-    missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Unsupported(f"compiling for {chip} needs {', '.join(missing)}: pip install 'brainmass-kernels[ledger]'")
+    if lacking := _lacking(chip):
+        raise Unsupported(f"compiling for {chip} needs {lacking}")
     compilers = {**dict.fromkeys(TPU_TOPOLOGIES, _compile_tpu), **dict.fromkeys(GPUS, _compile_gpu)}
     with setting(TARGET, Target("tpu" if chip in TPU_TOPOLOGIES else "gpu")):
         executable, kernels = compilers.get(chip, _compile_triton)(chip, fn, args)
@@ -132,6 +132,25 @@ def compile_for(chip: str, fn, *args) -> Compiled:
     for name in ("registers", "spill_bytes", "shared_bytes") if kernels else ():
         cost[name] = max(getattr(kernel, name) for kernel in kernels.values())
     return Compiled(chip, cost, executable, kernels)
+
+
+def compilers() -> dict[str, str]:
+    """For each chip of `compile_for` "compiles here", or the reason why its kernels cannot be compiled."""
+    from ._jax import MOSAIC_GPU, NO_MOSAIC_GPU
+
+    old = {} if MOSAIC_GPU else dict.fromkeys(GPUS, NO_MOSAIC_GPU)
+    about = {}
+    for chip in (name for group in CHIPS.values() for name in group):
+        lacking = _lacking(chip)
+        about[chip] = old.get(chip) or (f"it needs {lacking}" if lacking else "compiles here")
+    return about
+
+
+def _lacking(chip: str) -> str | None:
+    """The packages that a chip's compiler lacks here, or ``None``."""
+    needed = ("libtpu",) if chip in TPU_TOPOLOGIES else ("jax_cuda13_plugin", "triton") if chip in GPUS else ("triton",)
+    missing = [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)}: pip install 'brainmass-kernels[ledger]'" if missing else None
 
 
 def _placed(topology, args):

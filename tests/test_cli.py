@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, and how it refuses."""
 
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from test_spectra import write_edf
 
 import brainmass_kernels as bk
-from brainmass_kernels import cli, commands
+from brainmass_kernels import cli, commands, report
 from brainmass_kernels.fitting.result import Fit
 
 FREQS = np.arange(2.0, 40.5, 0.5)
@@ -55,6 +56,55 @@ def test_implementations_are_listed_with_reasons(capsys):
     printed = capsys.readouterr().out
     for name, reason in bk.implementations().items():
         assert any(line.startswith(name) and reason in line for line in printed.splitlines())
+
+
+def test_info_tells_versions_and_what_runs_without_the_name_of_the_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BRAINMASS_KERNELS_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("BRAINMASS_KERNELS_OTHER", f"{tmp_path}/dump:{tmp_path}beside")
+    (tmp_path / "kernels" / "xla").mkdir(parents=True)
+    (tmp_path / "kernels" / "one").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "kernels" / "xla" / "two").write_bytes(b"x" * 500_000)
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if "beside" not in line) < 80
+    assert len(printed.splitlines()) < 40
+    text = " ".join(printed.split())
+    for name in ("jax", "jaxlib", "brainunit", "numpy"):
+        assert f" {name} {importlib.metadata.version(name)}" in text
+    assert "cache ~/kernels: 2 files, 2.5 MB" in text
+    assert f"BRAINMASS_KERNELS_OTHER=~/dump:{tmp_path}beside" in text
+    assert f"{tmp_path}/" not in printed
+    for name, reason in bk.implementations().items():
+        assert f" {name} {'' if reason == 'runs here' else 'not here: '}{reason}" in text
+
+    assert cli.main(["info", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about == report.installation()
+    assert report.installation_text(about) == printed.rstrip("\n")
+    assert about["cache"] == {"folder": "~/kernels", "files": 2, "bytes": 2_500_000}
+    for chip, what in bk.testing.compilers().items():
+        (name,) = (name for name, chips in bk.testing.CHIPS.items() if chip in chips)
+        able = about["implementations"][name]["compiles_for"]
+        assert (chip in able) == (what == "compiles here")
+
+
+def test_info_where_jax_finds_no_device_and_no_compiler_is_installed(monkeypatch, capsys):
+    def refused():
+        raise RuntimeError("Unable to\ninitialize the backend")
+
+    monkeypatch.setattr("jax.devices", refused)
+    monkeypatch.setattr(bk.testing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("BRAINMASS_KERNELS_CACHE", "absent")
+    assert cli.main(["info"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "devices none: Unable to initialize the backend",
+        "scan not here: JAX finds no device",
+        "no compiler for v4, v5e, v5p, v6e, tpu7x: it needs libtpu: pip install 'brainmass-kernels[ledger]'",
+        "cache absent: 0 files, 0.0 MB",
+    ):
+        assert part in text
 
 
 def write(path, rows):
