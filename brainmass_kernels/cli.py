@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 
 from . import options
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None, end: Ending | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    arguments.command = shlex.join(["brainmass-kernels", *(sys.argv[1:] if argv is None else argv)])
     try:
         arguments.check(arguments)
         # JAX is imported here, and takes seconds.
@@ -99,6 +101,7 @@ def _add_fit(commands):
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
     add("--json", metavar="FILE", default="fit.json", help="the result (default: %(default)s)")
+    add("--report", metavar="FILE", help="also a page to read or send, .html, with standard errors")
     add("--resume", metavar="FILE", help="continue the fit saved in this JSON")
     add("--checkpoint", metavar="FILE", help="save the running fit here; the same command resumes an interrupted fit")
     add("--quiet", action="store_true", help="no progress bar")
@@ -136,6 +139,7 @@ def _add_sweep(commands):
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="sweep.npz", help="the grid, .npz, .nc or .zarr (default: %(default)s)")
     add("--picture", metavar="FILE", default="sweep.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
+    add("--report", metavar="FILE", help="also a page to read or send, .html")
     add("--quiet", action="store_true", help="no progress")
     sweep.set_defaults(check=options.check_sweep, run="sweep")
 

@@ -62,8 +62,18 @@ def fit(arguments) -> int:
     print(f"\n  ran on {result.implementation}: {result.reason}")
     result.save(arguments.json)
     plots.save(plots.figure(result), arguments.out)
-    print(f"  wrote {arguments.out} and {arguments.json}")
+    if arguments.report:
+        if not arguments.quiet:
+            print("standard errors and the report ...", file=sys.stderr, flush=True)
+        report.write_fit(result, arguments.report, arguments.command)
+    print(f"  wrote {_listed(arguments.out, arguments.json, arguments.report)}")
     return 0
+
+
+def _listed(*names: str | None) -> str:
+    """The names of the files that were written, in words."""
+    *first, last = [name for name in names if name]
+    return f"{', '.join(first)} and {last}"
 
 
 def _or(value, default):
@@ -120,7 +130,10 @@ def sweep(arguments) -> int:
         progress=not arguments.quiet,
     )  # fmt: skip
     plots.save(grid.plot(), arguments.picture)
-    print(f"{grid!r}\n  ran on {grid.about['implementation']}\n  wrote {arguments.out} and {arguments.picture}")
+    if arguments.report:
+        report.write_sweep(grid, arguments.report, arguments.command)
+    wrote = _listed(arguments.out, arguments.picture, arguments.report)
+    print(f"{grid!r}\n  ran on {grid.about['implementation']}\n  wrote {wrote}")
     return 0
 
 

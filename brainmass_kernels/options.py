@@ -42,6 +42,7 @@ def check_fit(arguments) -> None:
     """
     check_figure(arguments.out, "out")
     check_writable(arguments.json, "json")
+    _check_report(arguments.report, "fit")
     for name in ("target", "resume"):
         path = getattr(arguments, name)
         if path and not os.path.isfile(path):
@@ -70,6 +71,7 @@ def check_fit(arguments) -> None:
 def check_sweep(arguments) -> None:
     """As `check_fit`, of ``sweep``."""
     check_figure(arguments.picture, "picture")
+    _check_report(arguments.report, "sweep")
     known = _quantities(arguments.model)
     arguments.over = _by_name("--over", (_grid(text, known) for text in arguments.over or OVER))
     if len(arguments.over) > 2:
@@ -98,6 +100,19 @@ def check_figure(path: str, option: str) -> None:
     check_writable(path, option)
     if os.path.splitext(path)[1].lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"'--{option}' got {path}, but takes a name that ends in .png, .pdf or .svg")
+
+
+def check_page(path: str | os.PathLike, argument: str) -> None:
+    """Raise ValueError unless a page of HTML can be written there."""
+    files.absolute(path, argument)
+    if os.path.splitext(path)[1].lower() != ".html":
+        raise ValueError(f"'{argument}' got {os.fspath(path)}, but takes a name that ends in .html")
+
+
+def _check_report(path: str | None, extra: str) -> None:
+    if path is not None:
+        check_page(path, "--report")
+        _check_installed(extra, "jinja2")
 
 
 # Names and numbers ----------------------------------------------------------------------------------------------------

@@ -167,6 +167,26 @@ def _over_time(ax, fit: Fit, i: int):
     ax.title.set_fontsize(9)
 
 
+def steps_figure(fit: Fit):
+    """The error over the steps: of one target each start, of several the best start of each.
+
+    Returns
+    -------
+    matplotlib ``Figure``
+    """
+    page = _page(6.8, 3.0)
+    ax = page.subplots()
+    if len(fit.rms) == 1:
+        _over_steps(ax, fit, 0)
+        page.legend(frameon=False, fontsize=8, loc="outside upper right")
+    else:
+        ax.plot(np.take_along_axis(fit.losses, fit.best_start[None, :, None], 2)[..., 0], color=_FIT, lw=0.8, alpha=0.6)
+        ax.set(xlabel="step", ylabel="error of the best start")
+    ax.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
+    _style(ax)
+    return page
+
+
 def _over_steps(ax, fit: Fit, i: int):
     ax.plot(fit.losses[:, i], color=_START, lw=0.8)
     ax.plot(fit.losses[:, i, fit.best_start[i]], color=_FIT, lw=1.8, label=f"best start, {fit.rms[i]:.4g}")
@@ -257,11 +277,9 @@ def sweep_figure(sweep: Sweep):
     ValueError
         for a grid of more than two parameters, or without a record of one value a mass
     """
-    if len(sweep.axes) > 2:
-        raise ValueError(f"'sweep' has {len(sweep.axes)} parameters, and a picture shows one or two")
+    if reason := unfit_for_a_picture(sweep):
+        raise ValueError(f"'sweep' has {reason}")
     shown = _maps(sweep)
-    if not shown:
-        raise ValueError(f"'sweep' has no record with one value a mass, only {', '.join(sweep.records)}")
     flat = len(sweep.axes) == 1
     columns = 1 if flat else min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -290,6 +308,15 @@ def sweep_figure(sweep: Sweep):
     title = f"{sweep.about['model']}, {sweep.about['masses']:,} masses of {sweep.about['duration']}"
     page.suptitle(title, fontsize=10, x=0.01, ha="left")
     return page
+
+
+def unfit_for_a_picture(sweep: Sweep) -> str | None:
+    """What a sweep has that `sweep_figure` cannot show, or ``None``."""
+    if len(sweep.axes) > 2:
+        return f"{len(sweep.axes)} parameters, and a picture shows one or two"
+    if all(name in sweep.record_axes for name in sweep.records):
+        return f"no record with one value a mass, only {', '.join(sweep.records)}"
+    return None
 
 
 def _maps(sweep: Sweep) -> dict[str, Any]:

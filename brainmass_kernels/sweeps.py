@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, display, files, identity, routing, sweep_files, units
+from . import dispatch, display, files, identity, report, routing, sweep_files, units
 from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .interrupts import interruptible
@@ -44,9 +44,10 @@ class Sweep:
     axes : the values of each swept parameter, ``(n,)``, in order
     records : by name, ``(*grid)``, or ``(M, *grid)`` with a separate first axis
     record_axes : that axis, such as the frequencies of a spectrum
-    about : model, time step, implementation, versions
+    about : model, time step, other settings and values, implementation and why, versions
     ok : ``(*grid)``, which points stayed finite; the statistics of the others are NaN. In files of earlier versions,
         where all records are finite
+    seconds : wall time of the sweep, compilation included; ``None`` for one that was loaded
     """
 
     axes: dict[str, Any]
@@ -54,6 +55,7 @@ class Sweep:
     record_axes: dict[str, Any]
     about: dict[str, Any]
     ok: Any = None
+    seconds: float | None = None
 
     def __post_init__(self):
         if self.ok is None:
@@ -144,6 +146,23 @@ class Sweep:
 
         return plots.shown(plots.sweep_figure(self), path)
 
+    def report(self, path: str | os.PathLike) -> None:
+        """Write one page of HTML that needs nothing beside it, to read, print or send.
+
+        It has the figure, the grid, the records with their units, the values that were not swept, the settings, the
+        versions, and how the sweep ran.
+
+        Parameters
+        ----------
+        path : of the page, a name that ends in .html
+
+        Raises
+        ------
+        ValueError : another ending, or nothing can be written there
+        ImportError : without jinja2 or matplotlib
+        """
+        report.write_sweep(self, path)
+
 
 @interruptible
 def sweep(
@@ -185,6 +204,7 @@ def sweep(
     ValueError, TypeError : an argument's name, unit, shape or value, or a record's name that ``out`` cannot hold;
         chunks on disk that are damaged, of another sweep, or being written by another run
     """
+    began = time.perf_counter()
     check_key(key)
     grid = _Grid.of(model, over)
     size = min(grid.points, _chunk_size(chunk))
@@ -194,7 +214,7 @@ def sweep(
     job = _Job(model, grid, size, key, {"duration": duration, "dt": dt, "record": record, **arguments})
     say = print if progress is True else progress or (lambda _: None)
     if out is None:
-        return _with_a_word(job.result(Parts(), say))
+        return _ended(job.result(Parts(), say), began)
     out = sweep_files.place(out, "out")
     run, data = prepare(**job.call(0))
     _rehearse(out, model, grid, run)
@@ -204,18 +224,18 @@ def sweep(
         if Sweep.load(out)._contents().checksum() != result._contents().checksum():
             raise OSError(f"{out} is not what was written to it; its chunks are kept in {parts.folder}")
         parts.remove()
-    return _with_a_word(result)
+    return _ended(result, began)
 
 
-def _with_a_word(sweep: Sweep) -> Sweep:
-    """The sweep, with a warning if points of it did not stay finite."""
+def _ended(sweep: Sweep, began: float) -> Sweep:
+    """The sweep with the seconds that it took, and a warning if points of it did not stay finite."""
     ok = np.asarray(sweep.ok)
     if not ok.all():
         warn(
             f"{(~ok).sum():,} of the {ok.size:,} points of this sweep did not stay finite (sweep.ok says which), and "
             "their statistics are NaN: take a shorter dt, another scheme, or values within the model's range"
         )
-    return sweep
+    return dataclasses.replace(sweep, seconds=time.perf_counter() - began)
 
 
 def _chunk_size(chunk) -> int:
@@ -332,12 +352,17 @@ class _Job:
         return chunks
 
     def _about(self) -> dict[str, Any]:
+        plan, given = explain(**self.call(0)), self.arguments
+        more = {name: str(given[name]) for name in ("transient", "every", "scheme") if given.get(name) is not None}
         return {
             "model": type(self.model).__name__,
-            "duration": str(self.arguments["duration"]),
-            "dt": str(self.arguments["dt"]),
+            "duration": str(given["duration"]),
+            "dt": str(given["dt"]),
+            **more,
             "masses": self.grid.points,
-            "implementation": explain(**self.call(0)).implementation,
+            "values": report.values_of(self.model, given.get("inputs") or {}, given.get("noise") or {}, self.grid.axes),
+            "implementation": plan.implementation,
+            "reason": plan.reason,
             "versions": {"brainmass_kernels": __version__, "jax": metadata.version("jax")},
         }
 

@@ -31,7 +31,8 @@ def test_an_argument_is_refused_before_anything_is_imported_that_takes_long(tmp_
         ["fit", "--implementation", "mosaic"], ["fit", "--model", "JansenRitt"], ["fit", "--model", "WilsonCowan"],
         ["fit", "--set", "C"], ["sweep", "--over", "C=1:2"], ["sweep", "--model", "Jansen"], ["bench", "--steps", "7"],
         ["sweep", *["--over", "C=1:2:3"] * 2], ["sweep", *"--over C=1:2:3 --over Ae=1:2:3 --over Ai=1:2:3".split()],
-        ["sweep", "--over", "C=1:2:-3"], ["sweep", "--every", "0"],
+        ["sweep", "--over", "C=1:2:-3"], ["sweep", "--every", "0"], ["fit", "--report", "page.htm"],
+        ["sweep", "--report", "absent/page.html"],
     ]  # fmt: skip
     code = (
         f"import sys\nfrom brainmass_kernels import cli\nprint([cli.main(argv) for argv in {refused!r}])\n"
@@ -130,6 +131,8 @@ def write(path, rows):
         (["--out", "absent/fit.png"], "there is no folder"),
         (["--out", "fit.txt"], "ends in .png"),
         (["--json", "."], "which is a folder"),
+        (["--report", "fit.txt"], "'--report' got fit.txt, but takes a name that ends in .html"),
+        (["--report", "absent/fit.html"], "'--report' got absent/fit.html, but there is no folder"),
         (["--resume", "absent.json"], "'resume' got absent.json"),
         (["--resume", "negative.csv"], "not a fit saved"),
         (["--implementation", "mosaic"], "mosaic"),
@@ -168,8 +171,12 @@ def test_fit_writes_figure_and_result_and_goes_on_with_it(tmp_path, capsys):
     rows = ["Hz,a,b"] + [f"{f},{1 / f + 2 * np.exp(-((f - 10) ** 2) / 4)},{1 / f}" for f in FREQS]
     write(tmp_path / "two.csv", rows)
     free = ["--free", "be=60:150", "--free", "noise.E_inp=0.5:10"]
-    assert cli.main(["fit", "--target", "two.csv", *free, *QUICK]) == 0
+    assert cli.main(["fit", "--target", "two.csv", *free, *QUICK, "--report", "fit.html"]) == 0
     printed = capsys.readouterr().out
+    assert "wrote fit.png, fit.json and fit.html" in printed
+    page = (tmp_path / "fit.html").read_text()
+    assert "brainmass-kernels fit --target two.csv --free be=60:150" in page
+    assert "Standard errors are those of the curvature" in page
     chosen = "numba" if importlib.util.find_spec("llvmlite") else "scan"
     for part in ("two.csv: 2 spectra, 2 starts, 2 steps", "be", " Hz", "rms error", "as given", f"ran on {chosen}: "):
         assert part in printed

@@ -226,6 +226,25 @@ class Fit:
 
         return plots.shown(plots.figure(self), path)
 
+    def report(self, path: str | os.PathLike) -> None:
+        """Write one page of HTML that needs nothing beside it, to read, print or send.
+
+        It has the figures, the parameters with units, bounds and standard errors, the other values, the settings, the
+        versions, and how the fit ran. `standard_errors` are computed for it, where they can be.
+
+        Parameters
+        ----------
+        path : of the page, a name that ends in .html
+
+        Raises
+        ------
+        ValueError : another ending, or nothing can be written there
+        ImportError : without jinja2 or matplotlib
+        """
+        from .. import report
+
+        report.write_fit(self, path)
+
     def to_dataframe(self):
         """A row for each target: parameters with their units in the columns' names, errors, nuisances."""
         pandas = needs("pandas", "sweep")
