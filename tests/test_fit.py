@@ -152,6 +152,7 @@ def test_a_fit_survives_json(found, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved on the start")
 def test_a_resumed_fit_is_the_uninterrupted_one(tmp_path):
     whole = small(steps=5)
     part = small(steps=2)
