@@ -15,7 +15,7 @@ import jax
 
 from . import _context
 from .backends.base import Backend, Request
-from .errors import Unsupported
+from .errors import Unsupported, check_implementation
 
 # In order of preference; each is imported when first considered.
 _BACKENDS = {
@@ -132,9 +132,7 @@ def load(name: str) -> Backend:
 
 def check_known(name: str | None, *more: str) -> None:
     """Raise unless ``name`` is an implementation, one of ``more``, or ``None``."""
-    known = (*more, *_BACKENDS)
-    if name is not None and name not in known:
-        raise ValueError(f"implementation got '{name}', but takes None or one of {', '.join(known)}")
+    check_implementation(name, (*more, *_BACKENDS))
 
 
 def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]]:

@@ -94,10 +94,11 @@ def _quantities(model) -> str:
     """The states, inputs and observables of a model in one line."""
     inputs = {name: units.unit_of(x) for name, x in model.inputs.items()}
     groups = {"states": model.states, "inputs": inputs, "observables": model.observables}
-    return "; ".join(f"{kind} {', '.join(map(_with_unit, g, g.values()))}" for kind, g in groups.items() if g)
+    return "; ".join(f"{kind} {', '.join(map(with_unit, g, g.values()))}" for kind, g in groups.items() if g)
 
 
-def _with_unit(name: str, of) -> str:
+def with_unit(name: str, of) -> str:
+    """A name with a unit, as in a table's head."""
     return name if of.is_unitless else f"{name} ({of})"
 
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
+
+
+def check_installed(package: str, extra: str = "fit") -> None:
+    """As `needs`, without the import."""
+    if find_spec(package) is None:
+        raise ImportError(_missing(package, extra))
 
 
 def needs(package: str, extra: str = "fit"):
@@ -15,6 +22,8 @@ def needs(package: str, extra: str = "fit"):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(
-            f"this needs {package}, which is not installed: pip install 'brainmass-kernels[{extra}]'"
-        ) from error
+        raise ImportError(_missing(package, extra)) from error
+
+
+def _missing(package: str, extra: str) -> str:
+    return f"this needs {package}, which is not installed: pip install 'brainmass-kernels[{extra}]'"

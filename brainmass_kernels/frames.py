@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from . import units
+from . import display, units
 from .extras import needs
 from .models.base import check_name
 
@@ -21,8 +21,7 @@ Axes = dict[str, Any]
 
 def labelled(name: str, value) -> str:
     """A name with the unit of its values, as in a table's head."""
-    unit = units.unit_of(value)
-    return name if unit.is_unitless else f"{name} ({unit})"
+    return display.with_unit(name, units.unit_of(value))
 
 
 # Axes ---------------------------------------------------------------------------------------------------------------

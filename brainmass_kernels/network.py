@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import units
+from . import display, units
 from ._jax import is_traced
 from .functional import sigmoid
 from .models.base import Model, arrays_of, check_model, check_name, floating, refuse_nan
@@ -205,6 +205,9 @@ class Network:
             return np.zeros((self.regions, self.regions), np.int32)
         # A whole number with a rounding error is not rounded up.
         return np.ceil(self.delays / dt - 1e-5).clip(0).astype(np.int32)
+
+    def _repr_html_(self) -> str:
+        return display.network_table(self)
 
     def __repr__(self) -> str:
         delayed = "" if self.delays is None else f", delays to {1e3 * self.delays.max():.4g} ms"

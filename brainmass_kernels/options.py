@@ -6,12 +6,12 @@ import functools
 import json
 import math
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import check_name
+from .errors import check_counts, check_implementation, check_name
+from .extras import check_installed
 
 #: What is fitted unless --free is given: bounds in the declared units, around the values of Jansen & Rit 1995.
 FREE = {
@@ -55,8 +55,8 @@ def check_fit(arguments) -> None:
         raise ValueError(f"'--free' got nothing, but takes what is free of {arguments.model}: {', '.join(known)}")
     arguments.free = bounds or (None if arguments.resume else FREE)
     arguments.set = (SET if default else {}) | _values(arguments.set, known)
-    _check_counts(1, starts=arguments.starts, steps=arguments.steps, realisations=arguments.realisations)
-    _check_counts(0, screen=arguments.screen, prune=arguments.prune)
+    _check_counts(1, arguments, "starts", "steps", "realisations")
+    _check_counts(0, arguments, "screen", "prune")
     if arguments.band and not 0 < arguments.band[0] < arguments.band[1]:
         low, high = arguments.band
         raise ValueError(f"'band' got {low:g} and {high:g} Hz, but takes 0 < low < high")
@@ -77,7 +77,7 @@ def check_sweep(arguments) -> None:
     if len(arguments.over) > 2:
         raise ValueError(f"'--over' got {len(arguments.over)} parameters, but takes one or two")
     arguments.set = _values(arguments.set, known)
-    _check_counts(1, every=arguments.every, **({} if arguments.chunk is None else {"chunk": arguments.chunk}))
+    _check_counts(1, arguments, "every", "chunk")
     _check_implementation(arguments.implementation)
     _check_installed("sweep", "matplotlib")
 
@@ -182,19 +182,16 @@ def _by_name(option: str, pairs) -> dict[str, Any]:
     return values
 
 
-def _check_counts(least: int, **counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < least:
-            raise ValueError(f"'{name}' got {value}, but takes at least {least}")
+def _check_counts(least: int, arguments, *names: str) -> None:
+    """Of those that were given."""
+    values = {name: getattr(arguments, name) for name in names}
+    check_counts(least, **{name: value for name, value in values.items() if value is not None})
 
 
 def _check_implementation(name: str | None) -> None:
-    known = catalogue()["implementations"]
-    if name is not None and name not in known:
-        raise ValueError(f"implementation got '{name}', but takes None or one of {', '.join(known)}")
+    check_implementation(name, catalogue()["implementations"])
 
 
 def _check_installed(extra: str, *packages: str) -> None:
     for package in packages:
-        if find_spec(package) is None:
-            raise ImportError(f"this needs {package}, which is not installed: pip install 'brainmass-kernels[{extra}]'")
+        check_installed(package, extra)

@@ -28,7 +28,6 @@ from .extras import needs
 from .network import Network
 
 if TYPE_CHECKING:
-    from .fitting.problem import Free
     from .fitting.result import Fit
     from .sweeps import Sweep
 
@@ -370,18 +369,14 @@ def _parameters(fit: Fit, errors) -> list[tuple[str, ...]]:
     rows = []
     for f, value in zip(fit.free, _fitted(fit).values()):
         error = _numbers(errors[f.name], 2) if errors else ""
-        rows.append((_labelled(f), _numbers(value), error, f"{f.low:g} to {f.high:g}"))
+        rows.append((display.with_unit(f.name, f.unit), _numbers(value), error, f"{f.low:g} to {f.high:g}"))
     return rows
-
-
-def _labelled(free: Free) -> str:
-    return free.name if free.unit.is_unitless else f"{free.name} ({free.unit})"
 
 
 def _targets(fit: Fit, errors) -> Section:
     """A row for each target: its parameters with their errors."""
     values, count = _fitted(fit), len(fit.rms)
-    head = ["target", *map(_labelled, fit.free), "error"]
+    head = ["target", *(display.with_unit(f.name, f.unit) for f in fit.free), "error"]
     rows = []
     for i in range(min(count, MAX_ROWS)):
         cells = [_with_error(x[i], errors[n][i] if errors else math.nan) for n, x in values.items()]

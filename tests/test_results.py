@@ -450,7 +450,7 @@ class Odd(bk.Model):
     ],
 )  # fmt: skip
 def test_models_in_html(rate, shown):
-    text = display.model_table(Odd(rate=rate))
+    text = Odd(rate=rate)._repr_html_()
     for part in (">Odd<", ">rate<", f">{shown}<", ">Hz<", "states x (mV); inputs drive (mV)"):
         assert part in text
     hollow = jax.tree.unflatten(jax.tree.structure(Odd()), [None] * len(jax.tree.leaves(Odd())))
@@ -458,7 +458,7 @@ def test_models_in_html(rate, shown):
 
 
 def test_networks_in_html():
-    text = display.network_table(bk.Network(bk.Hopf(), np.ones((3, 3)), source="x", k=0.25))
+    text = bk.Network(bk.Hopf(), np.ones((3, 3)), source="x", k=0.25)._repr_html_()
     for part in ("3 regions of Hopf", ">coupling.k<", ">0.25<", ">w<"):
         assert part in text
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from .. import files, routing, spectra, units
+from ..errors import check_counts
 from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_model, check_name
@@ -150,8 +151,8 @@ def fit(
     record = _recorded(model, former) if record is None else record
     if every is None:
         every = former.settings["every"] if former else _every(target, duration, dt, transient)
-    _check_counts(1, steps=steps, every=every, realisations=realisations)
-    _check_counts(0, screen=screen, prune=prune)
+    check_counts(1, steps=steps, every=every, realisations=realisations)
+    check_counts(0, screen=screen, prune=prune)
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError(f"'clip' got {clip}, but takes a positive number")
     starts = _starts(starts, former)
@@ -164,7 +165,7 @@ def fit(
     problem = Problem(model, inputs, noise, frees, comparison, realisations, record, options, pooling)
     optimiser = optimiser_of(problem, optimiser)
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
-    _check_counts(1, patience=patience)
+    check_counts(1, patience=patience)
     count = count_of(problem, starts, initial, key)
     plan = problem.plan(key)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
@@ -193,7 +194,7 @@ def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
         return former.losses.shape[2] if former else _STARTS
     starts = starts.places() if isinstance(starts, Fit) else starts
     if not isinstance(starts, Mapping):
-        _check_counts(1, starts=starts)
+        check_counts(1, starts=starts)
     return starts
 
 
@@ -259,14 +260,6 @@ def _as_band(band) -> tuple[float, float]:
     if not 0 < low < high:
         raise ValueError(f"'band' got {low:g} and {high:g} Hz, but takes 0 < low < high")
     return low, high
-
-
-def _check_counts(least: int, **counts) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise TypeError(f"'{name}' got {value!r}, but takes a whole number")
-        if value < least:
-            raise ValueError(f"'{name}' got {value}, but takes at least {least}")
 
 
 def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[str, float]]:

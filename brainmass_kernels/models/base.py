@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import functional, units
+from .. import display, functional, units
 from .._jax import is_traced
 from ..equations import Key, key_of
 from ..errors import check_name as check_name
@@ -133,6 +133,9 @@ class Model:
             value = getattr(self, name)
             refuse_nan(units.strip(value, unit, name, self.also.get(name)), name)
             object.__setattr__(self, name, floating(value))
+
+    def _repr_html_(self) -> str:
+        return display.model_table(self)
 
     def magnitudes(self) -> dict[str, Any]:
         """The parameters as plain arrays in their units, as declared."""
