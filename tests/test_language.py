@@ -173,6 +173,18 @@ def test_a_closure_is_another_function_for_each_type():
     assert results == [5, 306]
 
 
+def test_closures_of_one_name_are_apart_in_one_module():
+    def adding(k):
+        def add(n):
+            x = n + k
+            return x * 1
+
+        return add
+
+    functions = dict(zip(("one", "ten"), map(adding, (1, 10))))
+    assert compiled("def work(n):\n    return one(n) * 1000 + ten(n)\n", NAMES | functions)(5) == 6015
+
+
 def test_sums_keep_their_order_unless_a_function_says_otherwise():
     def summed(job):
         x, total = f32_at(i64_at(job)[0]), f32(0.0)  # noqa: F821
@@ -206,4 +218,4 @@ def test_what_the_language_lacks_is_refused(line):
 
 def test_a_function_of_the_language_is_not_called_by_python():
     with pytest.raises(TypeError, match="in a kernel only"):
-        language.fma(1.0, 2.0, 3.0)
+        runtime.fma(1.0, 2.0, 3.0)

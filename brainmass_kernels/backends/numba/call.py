@@ -91,8 +91,11 @@ def _assembly(name: str, text: str) -> str:
     return str(module)
 
 
+_COMPILED_WITH = ("language", "intrinsics", "machine", "runtime", "network_runtime")
+
+
 @functools.cache
 def _functions_digest() -> str:
-    """Of all that a kernel's text refers to, and of its compiler."""
-    files = (Path(__file__).with_name(f"{name}.py") for name in ("language", "runtime", "network_runtime"))
+    """Of all that a kernel's text refers to, and of its compiler: another text of these is another kernel."""
+    files = (Path(__file__).with_name(f"{name}.py") for name in _COMPILED_WITH)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -55,7 +55,7 @@ class Value(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        return not self.text.startswith(("%", "@"))
+        return not self.text.startswith("%")
 
 
 def llvm_type(kind: str) -> str:
@@ -87,9 +87,9 @@ def reordering(*flags: str) -> Callable:
     return mark
 
 
-def apart(function):
+def out_of_line(function):
     """Compile a function once, and call it: LLVM copies it to no call, and so has less to compile."""
-    function.apart = True
+    function.out_of_line = True
     return function
 
 
@@ -102,14 +102,14 @@ class Source(NamedTuple):
     tree : its definition
     outside : what the names that are not its own mean
     flags : as `reordering` takes them
-    apart : as `apart` says
+    out_of_line : as the mark of this name says
     """
 
     name: str
     tree: ast.FunctionDef
     outside: Mapping[str, Any]
     flags: str = ""
-    apart: bool = False
+    out_of_line: bool = False
 
     @classmethod
     @functools.lru_cache(maxsize=1024)
@@ -119,7 +119,7 @@ class Source(NamedTuple):
         assert isinstance(tree, ast.FunctionDef)
         outside = dict(function.__globals__) | dict(inspect.getclosurevars(function).nonlocals)
         marks = vars(function)
-        return cls(function.__name__, tree, outside, marks.get("reordering", ""), marks.get("apart", False))
+        return cls(function.__name__, tree, outside, marks.get("reordering", ""), marks.get("out_of_line", False))
 
     @property
     def parameters(self) -> list[str]:
@@ -153,6 +153,7 @@ class Module:
     def __init__(self) -> None:
         self.functions: dict[tuple, tuple[str, str]] = {}
         self.declared: dict[str, str] = {}
+        self.count = 0
         self.texts: list[str] = []
 
     def export(self, function: Source, name: str, parameters: tuple[str, ...] = ("i64",)) -> None:
@@ -163,14 +164,16 @@ class Module:
         """The name of a function and the type of its value, "" for none."""
         key = function, types
         if key not in self.functions:
-            name = exported or f"{function.name}.{'.'.join(types).replace(':', '.')}"
-            scope = _Function(self, function, types)
+            # Closures of one name may differ.
+            self.count += 1
+            name = exported or f"{function.name}.{self.count}"
+            scope = Function(self, function, types)
             returned = scope.run()
             linkage = "" if exported else "internal "
             parameters = ", ".join(f"{llvm_type(t)} %{n}" for t, n in zip(types, scope.parameters, strict=True))
             kind = llvm_type(returned) if returned else "void"
-            apart = " noinline" if function.apart else ""
-            self.texts.append(f"define {linkage}{kind} @{name}({parameters}){apart} {{\n{scope.text}\n}}\n")
+            inlining = " noinline" if function.out_of_line else ""
+            self.texts.append(f"define {linkage}{kind} @{name}({parameters}){inlining} {{\n{scope.text}\n}}\n")
             self.functions[key] = name, returned
         return self.functions[key]
 
@@ -181,7 +184,7 @@ class Module:
         return "\n".join([*self.declared.values(), *self.texts])
 
 
-class _Function:
+class Function:
     """One function under compilation."""
 
     def __init__(self, module: Module, function: Source, types: tuple[str, ...]):
@@ -232,6 +235,10 @@ class _Function:
     def begin(self, label: str) -> None:
         """Begin a block; one that is still open goes on there."""
         self.line(f"br label %{label}")
+        self.enter(label)
+
+    def enter(self, label: str) -> None:
+        """Begin a block that others branch to."""
         self.lines.append(f"{label}:")
         self.block, self.open = label, True
 
@@ -298,27 +305,22 @@ class _Function:
     def _If(self, node: ast.If) -> None:
         yes, no, end = self.label("then"), self.label("else"), self.label("end")
         self.branch(self.truth(self.evaluate(node.test)), yes, no if node.orelse else end)
-        self.begin_after_branch(yes)
+        self.enter(yes)
         self.statements(node.body)
-        self.line(f"br label %{end}")
         if node.orelse:
-            self.begin_after_branch(no)
-            self.statements(node.orelse)
             self.line(f"br label %{end}")
-        self.begin_after_branch(end)
-
-    def begin_after_branch(self, label: str) -> None:
-        self.lines.append(f"{label}:")
-        self.block, self.open = label, True
+            self.enter(no)
+            self.statements(node.orelse)
+        self.begin(end)
 
     def _While(self, node: ast.While) -> None:
         test, body, end = self.label("test"), self.label("body"), self.label("end")
         self.begin(test)
         self.branch(self.truth(self.evaluate(node.test)), body, end)
-        self.begin_after_branch(body)
+        self.enter(body)
         self.statements(node.body)
         self.line(f"br label %{test}")
-        self.begin_after_branch(end)
+        self.enter(end)
 
     def _For(self, node: ast.For) -> None:
         """A loop over a range; its step is positive unless it is a negative literal."""
@@ -334,7 +336,7 @@ class _Function:
         place = len(self.lines)
         inside = self.op("bool", f"icmp {compare} i64 {index.text}, {stop.text}")
         self.branch(inside, body, end)
-        self.begin_after_branch(body)
+        self.enter(body)
         name, hidden = node.target.id, self.values.get(node.target.id)
         self.values[name] = index
         self.statements(node.body)
@@ -344,7 +346,7 @@ class _Function:
             place, f"  {index.text} = phi i64 [ {start.text}, %{before} ], [ {following}, %{self.block} ]"
         )
         self.line(f"br label %{test}")
-        self.begin_after_branch(end)
+        self.enter(end)
 
     def _Return(self, node: ast.Return) -> None:
         value = self.evaluate(node.value) if node.value else None
@@ -354,7 +356,7 @@ class _Function:
         else:
             self.line("ret void")
         self.open = False
-        self.begin_after_branch(self.label("unreached"))
+        self.enter(self.label("unreached"))
         self.line("unreachable")
         self.open = False
 
@@ -460,12 +462,12 @@ class _Function:
         remainder = self.op(a.type, f"srem {kind} {a.text}, {b.text}")
         signs = self.op(a.type, f"xor {kind} {remainder.text}, {b.text}")
         zero = Value(a.type, "0")
-        apart = self.op("bool", f"and i1 {self.compare('<', signs, zero).text}, "
+        uneven = self.op("bool", f"and i1 {self.compare('<', signs, zero).text}, "
                                 f"{self.compare('!=', remainder, zero).text}")  # fmt: skip
         if rest:
-            more = self.op(a.type, f"select i1 {apart.text}, {kind} {b.text}, {kind} 0")
+            more = self.op(a.type, f"select i1 {uneven.text}, {kind} {b.text}, {kind} 0")
             return self.op(a.type, f"add {kind} {remainder.text}, {more.text}")
-        less = self.op(a.type, f"sext i1 {apart.text} to {kind}")
+        less = self.op(a.type, f"sext i1 {uneven.text} to {kind}")
         return self.op(a.type, f"add {kind} {quotient.text}, {less.text}")
 
     def alike(self, a: Value, b: Value) -> tuple[Value, Value]:
@@ -597,87 +599,3 @@ def _assignments(tree: ast.FunctionDef) -> Counter[str]:
     loops = {id(n.target) for n in ast.walk(tree) if isinstance(n, ast.For)}
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     return Counter(n.id for n in names if id(n) not in loops)
-
-
-# What kernels are written with beside functions -----------------------------------------------------------------------
-
-
-def _llvm_function(name: str) -> Intrinsic:
-    """An LLVM intrinsic on floats of one type."""
-
-    def emit(scope: _Function, *values: Value) -> Value | None:
-        return scope.external(f"llvm.{name}.f{values[0].type[1:]}", values[0].type, values)
-
-    return Intrinsic(emit)
-
-
-# `fmuladd` is one instruction where the machine has it, and the same two everywhere where not.
-fma = _llvm_function("fmuladd")
-absolute = _llvm_function("fabs")
-copysign = _llvm_function("copysign")
-floor = _llvm_function("floor")
-ceil = _llvm_function("ceil")
-round_even = _llvm_function("rint")
-round_away = _llvm_function("round")
-sqrt = _llvm_function("sqrt")
-
-_SAME_BITS = {"f32": "i32", "i32": "f32", "u32": "f32", "f64": "i64", "i64": "f64", "u64": "f64"}
-
-
-@Intrinsic
-def bits(scope: _Function, x: Value) -> Value:
-    """The number of the other kind, integer or float, with the same bits."""
-    kind = _SAME_BITS[x.type]
-    return scope.op(kind, f"bitcast {llvm_type(x.type)} {x.text} to {llvm_type(kind)}")
-
-
-def _cells_at(kind: str) -> Intrinsic:
-    """Numbers at an address; an index may be any, and is not looked at."""
-
-    def emit(scope: _Function, address: Value) -> Value:
-        return scope.op(f"cells:{kind}", f"inttoptr i64 {address.text} to ptr")
-
-    return Intrinsic(emit)
-
-
-f32_at, f64_at, i32_at, i64_at = map(_cells_at, ("f32", "f64", "i32", "i64"))
-
-
-@Intrinsic
-def add_atomically(scope: _Function, address: Value, value: Value) -> Value:
-    """Add to the int64 at an address, and return what it was."""
-    pointer = scope.op("", f"inttoptr i64 {address.text} to ptr")
-    return scope.op("i64", f"atomicrmw add ptr {pointer.text}, i64 {value.text} seq_cst")
-
-
-def c_function(name: str) -> Intrinsic:
-    """A C function of words, by its symbol."""
-
-    def emit(scope: _Function, *words: Value) -> Value | None:
-        return scope.external(name, "i64", [scope.cast(w, "i64") for w in words])
-
-    return Intrinsic(emit)
-
-
-@Intrinsic
-def zeros(_: _Function, like: Value) -> Value:
-    """A pack of zeros of the kind of a number."""
-    return Value(f"pack:{like.type}", "zeroinitializer")
-
-
-@Intrinsic
-def multiply_add(scope: _Function, weight: Value, cells: Value, index: Value, total: Value) -> Value | None:
-    """``weight`` times the numbers from a place on, plus a pack."""
-    kind, address = scope.cell(cells, index)
-    pack, size = llvm_type(total.type), int(kind[1:])
-    load = scope.op(total.type, f"load {pack}, ptr {address}, align {size // 8}")
-    first = scope.op(total.type, f"insertelement {pack} poison, {llvm_type(kind)} {weight.text}, i32 0")
-    spread = scope.op(total.type, f"shufflevector {pack} {first.text}, {pack} poison, <{PACK} x i32> zeroinitializer")
-    return scope.external(f"llvm.fmuladd.v{PACK}f{size}", total.type, [spread, load, total])
-
-
-@Intrinsic
-def put(scope: _Function, cells: Value, index: Value, pack: Value) -> None:
-    """Write a pack from a place on."""
-    kind, address = scope.cell(cells, index)
-    scope.line(f"store {llvm_type(pack.type)} {pack.text}, ptr {address}, align {int(kind[1:]) // 8}")

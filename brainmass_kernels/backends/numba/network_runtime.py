@@ -11,7 +11,8 @@ sum is fixed.
 # pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
-from .language import PACK, f32, f32_at, f64, f64_at, fma, i32_at, i64_at, multiply_add, put, reordering, zeros
+from .intrinsics import f32_at, f64_at, fma, i32_at, i64_at, multiply_add, put, zeros
+from .language import PACK, f32, f64, reordering
 from .runtime import named
 
 # Steps that are summed at once.

@@ -20,35 +20,24 @@ import math
 
 import numpy as np
 
-from .language import (
+from .intrinsics import (
     absolute,
     add_atomically,
-    apart,
     bits,
     c_function,
     ceil,
     copysign,
-    f32,
     f32_at,
-    f64,
     f64_at,
     floor,
     fma,
-    i8,
-    i16,
-    i32,
     i32_at,
-    i64,
     i64_at,
-    reordering,
     round_away,
     round_even,
     sqrt,
-    u8,
-    u16,
-    u32,
-    u64,
 )
+from .language import f32, f64, i8, i16, i32, i64, out_of_line, reordering, u8, u16, u32, u64
 
 inf, nan = math.inf, math.nan
 
@@ -263,7 +252,7 @@ def _row_functions(kind: str, at, one):
                 result += lanes[i]
             to[first // group] = result
 
-    return named(kind, *map(apart, (spread, gather, clear, reordering("reassoc")(totals))))
+    return named(kind, *map(out_of_line, (spread, gather, clear, reordering("reassoc")(totals))))
 
 
 spread_f32, gather_f32, clear_f32, totals_f32 = _row_functions("f32", f32_at, f32(1.0))
