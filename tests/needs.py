@@ -16,6 +16,7 @@ libtpu = _installed("libtpu")
 triton = _installed("triton")
 # Triton's interpreter keeps its tensors with torch.
 interpreter = _installed("triton", "torch")
-numba = _installed("numba")
+# The CPU backend compiles by LLVM.
+numba = _installed("llvmlite")
 mosaic_gpu = pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
 gpu_compiler = _installed("jax_cuda13_plugin", "triton") if MOSAIC_GPU else mosaic_gpu

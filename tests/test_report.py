@@ -214,7 +214,9 @@ def look(browser, path, width: int, media: str = "screen") -> tuple[np.ndarray, 
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url[:80]}"))
-    page.on("request", lambda request: wrong.extend([request.url] if request.url.startswith("http") else []))
+    # A page needs nothing beside it: any request but for itself is wrong, whether or not its failure is told in time.
+    own = (path.as_uri(), "data:")
+    page.on("request", lambda request: wrong.extend([] if request.url.startswith(own) else [request.url]))
     page.emulate_media(media=media)
     page.goto(path.as_uri())
     page.wait_for_load_state("networkidle")
