@@ -41,6 +41,9 @@ def save(page, path) -> None:
     path = Path(path)
     if not path.suffix:
         path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
+    known = page.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"'path' got {path}, but takes a name that ends in .{', .'.join(known)}")
     with files.replacing(path) as aside:
         page.savefig(aside)
 

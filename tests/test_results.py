@@ -528,3 +528,10 @@ def test_in_a_notebook(tmp_path):
         assert "image/png" in shown[0].data
     assert outputs[6][0].data["text/plain"] == "[]"
     assert ">x<" in outputs[7][0].data["text/html"]
+
+
+def test_a_figure_of_an_unknown_kind_is_refused_by_its_name(tmp_path):
+    result = bk.simulate(bk.Hopf(), 20, 0.1 * u.ms, implementation="scan", record="x")
+    with pytest.raises(ValueError, match=r"'path' got .*run.xyz, but takes a name that ends in .*\.png"):
+        result.plot(tmp_path / "run.xyz")
+    assert not list(tmp_path.iterdir())
