@@ -175,7 +175,7 @@ def compile_seconds() -> dict[str, float]:
             for _ in range(2)
         ]
     print(f"compiled in {first:.2f} s, reloaded in {again:.2f} s, after LLVM's own start of {start:.2f} s")
-    return {"compiled": first, "reloaded": again, "numba_start": start}
+    return {"compiled": first, "reloaded": again, "llvm_start": start}
 
 
 def main() -> None:
@@ -193,7 +193,7 @@ def main() -> None:
     compiling = compile_seconds()
     if not quick:
         save(
-            RESULTS / "native.json", ("jax", "numpy", "numba", "brainmass_kernels"),
+            RESULTS / "native.json", ("jax", "numpy", "llvmlite", "brainmass_kernels"),
             cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], compile_seconds=compiling, results=results,
         )  # fmt: skip
 

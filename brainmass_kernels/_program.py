@@ -19,7 +19,10 @@ def is_ours() -> bool:
     return os.path.basename(name) in ("brainmass-kernels", "brainmass-kernels.exe")
 
 
-if is_ours():
+#: Asked once: ``-m`` is gone from the arguments when the program runs.
+OURS = is_ours()
+
+if OURS:
     for _number, _usual in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}.items():
         if signal.getsignal(_number) == _usual:
             signal.signal(_number, stop)

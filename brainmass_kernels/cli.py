@@ -7,7 +7,7 @@ import importlib
 import shlex
 import sys
 
-from . import options
+from . import _program, options
 from ._version import __version__
 from .errors import Unsupported
 from .interrupts import Ending, ending
@@ -24,7 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv is not None:
         return _run(argv)
     with ending("brainmass-kernels: interrupted") as end:
-        return _run(argv, end)
+        status = _run(argv, end)
+        if _program.OURS and not end.status:
+            end.finish(status)
+        return status
 
 
 def _run(argv: list[str] | None, end: Ending | None = None) -> int:

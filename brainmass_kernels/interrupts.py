@@ -194,6 +194,11 @@ class Ending:
                 self.status = 128 + first
                 self.leave()
 
+    def finish(self, status: int) -> None:
+        """End the process, whose work is done; during Python's and XLA's clean-up a signal would still kill it."""
+        _flush()
+        os._exit(status)
+
     def leave(self) -> None:
         """End the process without Python's and XLA's clean-up, which would wait for running calls."""
         if self._left.acquire(blocking=False):
@@ -204,6 +209,12 @@ class Ending:
             # The other thread is about to end the process.
             time.sleep(_RETRY)
         os._exit(self.status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _next(signals: socket.socket, numbers: set[int]) -> int:
@@ -237,9 +248,7 @@ def ending(message: str) -> Iterator[Ending]:
         yield end
     finally:
         if end.status:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
+            _flush()
             end.leave()
         sys.unraisablehook = hook
         for number, handler in handlers.items():
