@@ -21,7 +21,7 @@ import brainmass_kernels as bk
 from .timing import RESULTS, close, save, timed
 
 DT, STEPS = 0.1 * u.ms, 10_000
-VERSIONS = ("jax", "numba", "brainmass", "brainstate")
+VERSIONS = ("jax", "llvmlite", "brainmass", "brainstate")
 
 
 def model_of(lanes: int):

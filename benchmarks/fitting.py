@@ -35,7 +35,7 @@ UNITS = {"Ae": u.mV, "Ai": u.mV, "be": u.Hz, "C": u.UNITLESS}
 #: rms error over the standard deviation of the target.
 WITHIN = (0.1, 0.02)
 RATE = 0.05
-VERSIONS = ("jax", "numba", "brainmass", "brainstate", "braintools", "optax")
+VERSIONS = ("jax", "llvmlite", "brainmass", "brainstate", "braintools", "optax")
 
 
 def drive() -> np.ndarray:

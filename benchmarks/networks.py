@@ -24,7 +24,7 @@ from . import reference
 from .timing import RESULTS, close, save, timed
 
 DT, SPEED, DRIVE, EVERY = 0.1 * u.ms, 5.0, 120.0, 10
-VERSIONS = ("jax", "numba", "brainmass", "brainstate")
+VERSIONS = ("jax", "llvmlite", "brainmass", "brainstate")
 
 
 def connectome(regions: int, share: float):

@@ -32,7 +32,7 @@ def main() -> None:
     )
     save(
         options.out,
-        ("jax", "numba", "brainmass_kernels"),
+        ("jax", "llvmlite", "brainmass_kernels"),
         seconds=seconds,
         ratio=statistics.median(ratios),
         ratios=ratios,
