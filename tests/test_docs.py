@@ -73,7 +73,7 @@ def raised(source: str, namespace: dict) -> list[str]:
 
 
 def test_code_raises_the_error_below_it():
-    pytest.importorskip("numba", reason="one error is that of numba's implementation")
+    pytest.importorskip("llvmlite", reason="one error is that of numba's implementation")
     namespace: dict = {}
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGES["errors.md"], re.S | re.M)
     assert [language for language, _ in blocks[1:]] == ["python", "text"] * (len(blocks) // 2)
