@@ -43,7 +43,7 @@ def save(page, path) -> None:
         path = path.with_name(f"{path.name}.{needs('matplotlib').rcParams['savefig.format']}")
     known = page.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
-        raise ValueError(f"'path' got {path}, but takes a name that ends in .{', .'.join(known)}")
+        raise ValueError(f"'path' got {path}, but takes the name of a format of matplotlib: .{', .'.join(known)}")
     with files.replacing(path) as aside:
         page.savefig(aside)
 
