@@ -532,6 +532,8 @@ def test_in_a_notebook(tmp_path):
 
 def test_a_figure_of_an_unknown_kind_is_refused_by_its_name(tmp_path):
     result = bk.simulate(bk.Hopf(), 20, 0.1 * u.ms, implementation="scan", record="x")
-    with pytest.raises(ValueError, match=r"'path' got .*run.xyz, but takes the name of a format of matplotlib: .*\.png"):
+    with pytest.raises(
+        ValueError, match=r"'path' got .*run.xyz, but takes the name of a format of matplotlib: .*\.png"
+    ):
         result.plot(tmp_path / "run.xyz")
     assert not list(tmp_path.iterdir())
