@@ -34,6 +34,9 @@ ABSENT: ContextVar[frozenset[str]] = ContextVar("brainmass_kernels_absent", defa
 #: A list to which the Triton backend appends kernels that are compiled but not run.
 TRITON_KERNELS: ContextVar[list[Any] | None] = ContextVar("brainmass_kernels_triton_kernels", default=None)
 
+#: How many devices of this process share a run of which one share is traced.
+SHARES: ContextVar[int] = ContextVar("brainmass_kernels_shares", default=1)
+
 
 @contextlib.contextmanager
 def setting(variable: ContextVar, value):

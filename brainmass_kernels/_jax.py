@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
+from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
 
 from ._context import TARGET
 
@@ -101,6 +102,51 @@ def meshless():
     Under a mesh, JAX traces 'reshard' and shardings, which no kernel can contain.
     """
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def varying_axes(tree) -> frozenset[str]:
+    """The mesh axes of a `jax.shard_map` that some array of a pytree varies over, as far as JAX keeps count of it."""
+    types = [getattr(jax.typeof(x), "manual_axis_type", None) for x in jax.tree.leaves(tree)]
+    return frozenset().union(*(t.varying for t in types if t is not None))
+
+
+def aligned(tree, like=()):
+    """The pytree; all its arrays vary over the mesh axes that any of them, or of ``like``, varies over."""
+    # Outside of a `jax.shard_map` nothing varies, and this is asked for each equation.
+    axes = jax.sharding.get_abstract_mesh().manual_axes and varying_axes((tree, like))
+    if not axes:
+        return tree
+
+    def cast(x):
+        missing = tuple(sorted(axes - varying_axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)
+
+
+def shaped_like(shape: tuple[int, ...], dtype, avals):
+    """The type of a result that varies over the mesh axes that any of ``avals`` varies over."""
+    for aval in avals:
+        if aval.manual_axis_type.varying:
+            place = jax.sharding.NamedSharding(aval.sharding.mesh, jax.sharding.PartitionSpec(*[None] * len(shape)))
+            return aval.update(shape=shape, dtype=dtype, weak_type=False, sharding=place)
+    return jax.core.ShapedArray(shape, dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def needs_devices(primitive: Primitive) -> None:
+    """Let the lowering rule of a primitive know the devices of its program."""
+    from jax._src import dispatch
+
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+def lowered_devices(ctx) -> int:
+    """Devices over which XLA may split what is lowered; 1 within a `jax.shard_map`."""
+    context = ctx.module_context.axis_context
+    if getattr(context, "manual_axes", None):
+        return 1
+    mesh = getattr(context, "mesh", None)
+    return mesh.size if mesh is not None else getattr(context, "num_devices", None) or 1
 
 
 def reciprocal(x):

@@ -15,6 +15,7 @@ import numpy as np
 from . import _context, dispatch, units
 from ._jax import is_traced
 from .backends.base import Connections
+from .devices import split_of
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network, parts_of
@@ -171,7 +172,9 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
     backend = dispatch.load(name)
     if backend.base_two(run.precision):
         run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
-    run = run._replace(implementation=name, copied=backend.copied(request_of(run)))
+    split = split_of(run.batch, run.spec.link is not None, data, name)
+    run = run._replace(implementation=name, split=split)
+    run = run._replace(copied=backend.copied(request_of(run.share)))
     if data.connections and name == "scan":
         # `scan` is differentiated by JAX for networks: a checkpoint stores the history, a step all that arrives.
         checkpoint, step = len(data.state) + run.depth, len(data.state) + run.batch[-1]

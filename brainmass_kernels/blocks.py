@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._jax import aligned
 from .recording import Reduction, Sampling
 from .schedule import Schedule, SegmentGroup, segment_groups
 
@@ -68,7 +69,7 @@ def run_in_blocks(
     the value of each of ``entries``, and the carry after the last step
     """
     recorder = _Entries(entries, sources, sampling)
-    sums = recorder.start(carry.state[0])
+    sums = aligned(recorder.start(carry.state[0]), carry)
     if sampling.block >= sampling.count:
         records, carry = launch(schedule, carry, rows, None)
         sums, stored = recorder.add(sums, records, 0)

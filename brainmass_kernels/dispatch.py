@@ -71,6 +71,8 @@ class Plan:
     inverse_steps : whether a gradient takes inverse steps: "always", "asked" if the rates decide at run time, or "" if
         it reruns each segment
     block : records that statistics reduce at a time, 0 without statistics
+    devices : how devices share the run, or ``""``; bytes are then those of each. Within `jax.jit`, where the axes of
+        the mesh are automatic, XLA decides that later
     """
 
     implementation: str
@@ -88,6 +90,7 @@ class Plan:
     block: int = 0
     bytes_copied: int = 0
     lane_block: int = 0
+    devices: str = ""
 
     def __str__(self) -> str:
         rows = {
@@ -100,6 +103,7 @@ class Plan:
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
             + _INVERSE_STEPS.get(self.inverse_steps, ""),
         }
+        rows |= {"devices": self.devices} if self.devices else {}
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

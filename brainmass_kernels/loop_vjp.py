@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,13 +11,16 @@ from jax import lax
 
 from . import derivatives, dispatch
 from .backends.base import Backend, Carry, Connections, Cotangents, Loop, Operands, Pullbacks, Wanted
+from .lanewise import UNIFORM_NDIM, lanes_of, lanewise
 
 # The kind of each argument of a loop; see `folded`.
 OPERANDS = Operands("coefs", "rows", "lanes", Connections("weights", "shared", "shared"))  # pyright: ignore
 CARRY = Carry("lanes", "lanes")  # pyright: ignore
 
 
-def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_once: str):
+def differentiable(
+    implementation: str, checkpoint_every: int, loop: Loop, only_once: str, check: Callable[[], None] = lambda: None
+):
     """The loop as a function ``(operands, initial, near) -> (records, final)``.
 
     Parameters
@@ -25,16 +29,27 @@ def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_
     checkpoint_every : steps between checkpoints of a gradient
     loop : Loop
     only_once : the message of the error that a second derivative raises
+    check : called when a gradient is traced
 
     ``near`` says at run time whether the adjoint takes inverse steps; ``None`` if that is known before.
     """
     backend = dispatch.load(implementation)
+    regions = loop.coupling.regions if loop.coupling else 1
+
+    def as_lanes(fun, kinds):
+        # Interpreters and `scan` are operations of XLA's own, which it can split.
+        return fun if loop.interpret or implementation == "scan" else lanewise(fun, kinds, regions)
 
     @jax.custom_vjp
     def call(operands: Operands, initial: Carry, near):
-        return folded(lambda *args: backend.forward(loop, *args)[:2], (OPERANDS, CARRY))(operands, initial)
+        def run(operands, initial):
+            return tuple(backend.forward(loop, operands, initial)[:2])
+
+        kinds = (OPERANDS, CARRY)
+        return folded(as_lanes(run, kinds), kinds)(operands, initial)
 
     def forward(operands, initial, near):
+        check()
         wanted = _wanted(loop, operands)
         values = jax.tree.map(lambda x: x.value, (operands, initial, near), is_leaf=lambda x: hasattr(x, "perturbed"))
         operands, initial, near = derivatives.once(values, only_once)
@@ -42,7 +57,8 @@ def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_
         def run(operands, initial):
             return tuple(backend.forward(loop, operands, initial, checkpoint_every))
 
-        records, final, saved = folded(run, (OPERANDS, CARRY))(operands, initial)
+        kinds = (OPERANDS, CARRY)
+        records, final, saved = folded(as_lanes(run, kinds), kinds)(operands, initial)
         return (records, final), (operands, near, saved, derivatives.Static(wanted))
 
     def backward(residuals, cotangents):
@@ -50,7 +66,7 @@ def differentiable(implementation: str, checkpoint_every: int, loop: Loop, only_
         wanted = static.value
         cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         cotangents = derivatives.once(Cotangents(*cotangents), only_once)
-        adjoint = _adjoint(backend, loop, wanted, checkpoint_every)
+        adjoint = _adjoint(backend, loop, wanted, checkpoint_every, as_lanes)
         kinds = ("coefs", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
         lane_cotangents = folded(adjoint, kinds, expand=wanted.inputs)(near, operands, saved, cotangents)
         return _cotangents(operands, wanted, lane_cotangents), lane_cotangents.initial, None
@@ -66,16 +82,26 @@ def _wanted(loop: Loop, operands: Operands) -> Wanted:
     return Wanted(tuple(coefs), tuple(x.perturbed for x in operands.inputs), weights)
 
 
-def _adjoint(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int):
+def _adjoint(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int, as_lanes):
     pullbacks = Pullbacks.of(loop, wanted)
 
-    def adjoint(near, operands, saved, cotangents):
+    def run(near, operands, saved, cotangents):
         def apply(pullbacks):
-            return backend.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+            adjoint = backend.adjoint(loop, pullbacks, wanted, operands, saved, cotangents, checkpoint_every)
+            uniform = [x.ndim == 1 for x in _chosen(operands.inputs, wanted.inputs)]
+            sums = (jnp.sum(x, -1, keepdims=True) if one else x for x, one in zip(adjoint.inputs, uniform, strict=True))
+            return adjoint._replace(inputs=tuple(sums))
 
         if near is None:
             return apply(pullbacks)
-        return lax.cond(jnp.all(near), lambda: apply(pullbacks), lambda: apply(pullbacks._replace(inverse=None)))
+        return lax.cond(near, lambda: apply(pullbacks), lambda: apply(pullbacks._replace(inverse=None)))
+
+    kinds = ("shared", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
+    by_lanes = as_lanes(run, kinds)
+
+    def adjoint(near, operands, saved, cotangents):
+        # All lanes take the same way, wherever they lie.
+        return by_lanes(None if near is None else jnp.all(near), operands, saved, cotangents)
 
     return adjoint
 
@@ -91,7 +117,7 @@ def _cotangents(operands: Operands, wanted: Wanted, by_lane) -> Operands:
     coefs = zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))
     coefs = [cotangent if c.ndim else jnp.sum(cotangent) for cotangent, c in coefs]
     inputs = zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))
-    inputs = [cotangent if x.ndim == 2 else jnp.sum(cotangent, axis=1) for cotangent, x in inputs]
+    inputs = [cotangent if x.ndim == 2 else cotangent[:, 0] for cotangent, x in inputs]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
 
 
@@ -114,9 +140,6 @@ def _placed(flags, values):
 
 # vmap ---------------------------------------------------------------------------------------------------------------
 
-# Dimensions of an unmapped argument that is uniform; others have a last axis of lanes or, for weights, of networks.
-_UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2}
-
 
 def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     """``fun``, whose vmap folds the mapped axis into its lanes.
@@ -135,23 +158,13 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     def fold(size, batched, *args):
         if size == 0:
             return _fold_nothing(fun, batched, args)
-        to_lanes = _Folding(size, _lanes_of(kinds, args), expand)
+        to_lanes = _Folding(size, lanes_of(kinds, args), expand)
         args = [to_lanes(kind, arg, flags) for kind, arg, flags in zip(kinds, args, batched, strict=True)]
         out = folded(fun, kinds, expand)(*args)
         out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return mapped
-
-
-def _lanes_of(kinds, args) -> int:
-    """The number of lanes: the length of the last axis of the first array that always has lanes."""
-    for kind, arg in zip(kinds, args, strict=True):
-        if kind == "lanes" and (leaves := jax.tree.leaves(arg)):
-            return leaves[0].shape[-1]
-        if isinstance(kind, Carry | Cotangents) and (lanes := _lanes_of(kind, arg)):
-            return lanes
-    return 0
 
 
 def _fold_nothing(fun, batched, args):
@@ -178,7 +191,7 @@ class _Folding:
         return jax.tree.map(lambda x, f: self._one(kind, x, f), arg, flags)
 
     def _one(self, kind: str, x, batched: bool, wanted: bool = False):
-        uniform = x.ndim - batched == _UNIFORM_NDIM.get(kind, -1)
+        uniform = x.ndim - batched == UNIFORM_NDIM.get(kind, -1)
         if kind == "shared" or (uniform and not batched and not wanted):
             return x
         x = x if batched else jnp.broadcast_to(x, (self.size, *x.shape))

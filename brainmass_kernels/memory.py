@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -78,16 +79,52 @@ def available() -> int | None:
     return None
 
 
-def check(run: Run) -> None:
-    """Raise MemoryError if the records cannot fit, with a value of the argument that would reduce them."""
-    needed, limit = recorded(run) + copied(run), available()
+def check(run: Run, traced: bool = False) -> None:
+    """Raise MemoryError if the records cannot fit, with a value of the argument that would reduce them.
+
+    Parameters
+    ----------
+    run : of which each device has its share
+    traced : whether XLA may still split a run that has no split
+    """
+    needed, limit = _on_a_device(run, lambda share: recorded(share) + copied(share), traced), available()
     if limit is not None and needed > limit:
         fitting = math.ceil(run.schedule.every * needed / limit)
         raise MemoryError(
             f"recording {', '.join(run.spec.record)} needs {needed:,} bytes ({run.schedule.count:,} records of "
-            f"{math.prod(run.batch):,} lanes), and this device has {limit:,}: every={fitting} or more would fit, "
+            f"{_lanes(run)}), and this device has {limit:,}: every={fitting} or more would fit, "
             f"or a longer transient, fewer observables, or a smaller batch{_without_a_copy(run)}"
         )
+
+
+def check_gradient(run: Run) -> None:
+    """Raise MemoryError if a gradient cannot fit; for a run whose gradient is being traced."""
+    needed, limit = (
+        _on_a_device(run, lambda share: recorded(share) + copied(share) + gradient(share), True),
+        available(),
+    )
+    if limit is not None and needed > limit:
+        raise MemoryError(
+            f"a gradient over {run.schedule.steps:,} steps of {_lanes(run)} needs {needed:,} bytes (the records, "
+            f"checkpoints every {run.checkpoint_every} steps, and the states between two of them), and this device has "
+            f"{limit:,}: a smaller batch would fit, a shorter duration, or a 'checkpoint_every' nearer to the square "
+            "root of the steps"
+        )
+
+
+def _on_a_device(run: Run, size: Callable[[Run], int], traced: bool) -> int:
+    """Bytes on one device; all devices of a CPU share its memory."""
+    needed = size(run.share)
+    on_cpu = run.platform == "cpu"
+    if run.split is not None:
+        return needed * (run.split.local if on_cpu else 1)
+    return needed if on_cpu or not traced else -(-needed // jax.device_count())
+
+
+def _lanes(run: Run) -> str:
+    share = run.share
+    text = f"{math.prod(share.batch):,} lanes"
+    return text if run.split is None else f"{text} on each device"
 
 
 def _without_a_copy(run: Run) -> str:

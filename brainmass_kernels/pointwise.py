@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from . import jaxprs
-from ._jax import Literal, Primitive, at_source, eqn_source, meshless
+from ._jax import Literal, Primitive, aligned, at_source, eqn_source, meshless
 
 # Any shape that no elementwise rule treats specially; lane mixing shows in it, unlike in a scalar.
 PROBE_LANES = 5
@@ -347,7 +347,7 @@ def _bind(eqn, operands):
         jnp.broadcast_to(jnp.asarray(x, t), shape) if jnp.shape(x) != shape or not isinstance(x, jax.Array) else x
         for x, t in zip(operands, dtypes)
     ]
-    return eqn.primitive.bind(*operands, **eqn.params)
+    return eqn.primitive.bind(*aligned(operands), **eqn.params)
 
 
 def by_squaring(x, power: int, multiply: Callable):

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from . import dispatch, memory, noise
+from ._jax import aligned
 from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
+from .devices import Split, over_devices
 from .equations import Key
 from .loop_vjp import differentiable
 from .pointwise import Program
@@ -45,6 +48,16 @@ class Run(NamedTuple):
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
+    split: Split | None = None  # over devices, if that is known before it is compiled
+    axes: tuple[str, ...] = ()  # of the mesh, of a share of a run
+
+    @property
+    def share(self) -> Run:
+        """The run of one device, of its share of the lanes."""
+        if self.split is None:
+            return self
+        batch = (self.batch[0] // self.split.count, *self.batch[1:]) if self.split.axes else self.batch
+        return self._replace(batch=batch, split=None, axes=self.split.axes)
 
 
 class Data(NamedTuple):
@@ -56,6 +69,7 @@ class Data(NamedTuple):
     key: Any
     connections: Connections | None = None  # of a network, with weights ``(*batch, N, N)``
     history: Any = None  # of a network, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends
+    seeds: Any = None  # ``(2, *batch)``, which takes the place of the key
 
 
 def inverse_holds(run: Run, growth):
@@ -115,6 +129,18 @@ RUNS = Programs(_compiled, lambda run: run.spec)
 
 def _execute(run: Run, data: Data):
     """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has the history too."""
+    return shared(run, data, _execute_share)
+
+
+def shared(run: Run, data: Data, body):
+    """``body(run, data) -> arrays (..., *batch)``, of which each device of a split run computes its share."""
+    if data.key is not None:
+        # Before the lanes are split: a seed has the number of its lane in it.
+        data = data._replace(key=None, seeds=noise.lane_seeds(data.key, run.batch))
+    return body(run, aligned(data)) if run.split is None else over_devices(run, data, body)
+
+
+def _execute_share(run: Run, data: Data):
     step, loop = loop_of(run)
     hoisted = [in_lanes(x, run.batch, run.spec.dtype) for x in data.hoisted]
     initial = [in_lanes(x, run.batch, run.spec.dtype) for x in data.state]
@@ -125,8 +151,8 @@ def _execute(run: Run, data: Data):
     if data.connections is not None:
         connections = _connections(data.connections, run)
         carry = carry._replace(history=_history(data.history, run, loop, coefs, carry.state))
-    near = inverse_holds(run, step.growth(hoisted)) if run.inverse_steps == "asked" else None
-    launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data.key), connections), near)
+    near = _all_lanes(run, inverse_holds(run, step.growth(hoisted))) if run.inverse_steps == "asked" else None
+    launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data), connections), near)
     rows = tuple(in_rows(x, run.batch, run.spec.dtype) for x in data.varying)
     # Pallas's interpreters have effects, which JAX does not rerun.
     rerun = not run.interpret
@@ -157,7 +183,8 @@ def _launcher(run: Run, operands: Operands, near):
         part_operands = operands._replace(inputs=rows, seeds=seeds)
         if run.native_autodiff:
             return Scan().native_autodiff(loop, part_operands, carry, part.checkpoint_every)[:2]
-        loop = differentiable(run.implementation, part.checkpoint_every, loop, only_once(run))
+        check = functools.partial(memory.check_gradient, run)
+        loop = differentiable(run.implementation, part.checkpoint_every, loop, only_once(run), check)
         return loop(part_operands, carry, near)
 
     return launch
@@ -185,9 +212,16 @@ def _history(history, run: Run, loop: Loop, coefs, state):
     return jnp.broadcast_to(history, (run.depth, math.prod(run.batch)))
 
 
-def lane_seeds(run: Run, key):
+def lane_seeds(run: Run, data: Data):
     """``(2, L)``, or ``None`` without a key."""
-    return None if key is None else noise.lane_seeds(key, run.batch).reshape(2, math.prod(run.batch))
+    return None if data.seeds is None else data.seeds.reshape(2, math.prod(run.batch))
+
+
+def _all_lanes(run: Run, holds):
+    """What holds for all lanes; for those of all devices, if each has a share of them."""
+    if not run.axes:
+        return holds
+    return lax.pmin(jnp.all(holds).astype(jnp.int32), run.axes).astype(bool)
 
 
 def _around(run: Run, program: Program, arguments, all_lanes: bool = False):

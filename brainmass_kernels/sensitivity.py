@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from .pointwise import Program, pushforward
 from .programs import Programs
 from .result import Result
 from .routing import NOISE, places
-from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once
+from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once, shared
 from .simulation import clock, lane_names
 from .step import StepSpec, build
 
@@ -150,6 +151,10 @@ _RUNS = Programs(_compiled, lambda run, indices: run.spec)
 
 def _execute(run: Run, indices: tuple[int, ...], data: Data):
     """Records, final states, and for each direction the derivatives of both, without units."""
+    return shared(run, data, functools.partial(_execute_share, indices))
+
+
+def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
     loop, live = _loop(run, indices)
     step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)
     hoisted = [in_lanes(x, run.batch, dtype) for x in data.hoisted]
@@ -166,7 +171,7 @@ def _execute(run: Run, indices: tuple[int, ...], data: Data):
         slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
         tangents += d_state
     varying = tuple(in_rows(x, run.batch, dtype) for x in data.varying)
-    operands = Operands((*coefs, *slopes), varying, lane_seeds(run, data.key))
+    operands = Operands((*coefs, *slopes), varying, lane_seeds(run, data))
     run_loop = differentiable(run.implementation, run.checkpoint_every, loop, only_once(run))
     records, final = run_loop(operands, Carry((*state, *tangents)), None)
 

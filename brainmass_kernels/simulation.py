@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import brainunit as u
+import jax
 
-from . import derivatives, dispatch, memory, units
+from . import derivatives, devices, dispatch, memory, units
+from ._jax import is_traced
 from .arguments import prepare
 from .interrupts import interruptible
 from .models.base import Model
@@ -71,7 +73,7 @@ def simulate(
         model, duration, dt, inputs, initial, noise, key, record, every, transient, scheme, checkpoint_every, precision,
         implementation,
     )  # fmt: skip
-    memory.check(run)
+    memory.check(run, any(map(is_traced, jax.tree.leaves(data))))
     guarded = data if run.native_autodiff else derivatives.in_reverse(data, only_reverse(run))
     records, final = (execute if math.prod(run.batch) else no_lanes(execute))(run, guarded)
     network, mass = parts_of(model)
@@ -125,10 +127,11 @@ def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
         checkpoint_every=run.checkpoint_every,
         operations=step.parts.operations[0],
         coefficients=len(step.setup.out_avals),
-        bytes_recorded=memory.recorded(run),
-        bytes_gradient=memory.gradient(run),
-        bytes_copied=memory.copied(run),
+        bytes_recorded=memory.recorded(run.share),
+        bytes_gradient=memory.gradient(run.share),
+        bytes_copied=memory.copied(run.share),
         lane_block=run.copied.block,
         inverse_steps=run.inverse_steps,
         block=run.sampling.block if run.sampling else 0,
+        devices=devices.describe(run),
     )

@@ -28,6 +28,7 @@ def without(*names: str):
     return setting(ABSENT, ABSENT.get() | frozenset(names))
 
 
+#: The smallest topology of each TPU, and the axes of larger ones: those of 8 chips are v5e:2x4 and v4:2x2x2.
 TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
@@ -100,8 +101,8 @@ class Compiled(NamedTuple):
     kernels: dict[str, Any]
 
 
-def compile_for(chip: str, fn, *args) -> Compiled:
-    """Compile ``fn`` ahead of time for a chip that this machine may lack.
+def compile_for(chip: str, fn, *args, devices: int = 1) -> Compiled:
+    """Compile ``fn`` ahead of time for a chip that this machine may lack, or for some of them.
 
     Parameters
     ----------
@@ -109,11 +110,13 @@ def compile_for(chip: str, fn, *args) -> Compiled:
         jax-cuda13-plugin of JAX's own version and triton (its ptxas and nvdisasm) must be; "sm_80", "sm_86", "sm_89"
         or "sm_90" for the kernels of the implementation "triton" alone, for which triton must be
     fn : a function of arrays, such as a call of `simulate` with ``implementation="mosaic_tpu"``
-    args : arrays or ``jax.ShapeDtypeStruct``
+    args : arrays or ``jax.ShapeDtypeStruct``, which lie on the chips as on the mesh of their `NamedSharding`, if they
+        have one, whose size is ``devices``
+    devices : chips that share the program
 
     Raises
     ------
-    ValueError : an unknown chip
+    ValueError : an unknown chip, or a mesh of another size
     Unsupported : the chip's compiler is not installed, or this process has compiled for another GPU
     """
     chips = [name for group in CHIPS.values() for name in group]
@@ -121,9 +124,10 @@ def compile_for(chip: str, fn, *args) -> Compiled:
         raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join(chips)}")
     if lacking := _lacking(chip):
         raise Unsupported(f"compiling for {chip} needs {lacking}")
+    layout = _Layout.of(args, devices)
     compilers = {**dict.fromkeys(TPU_TOPOLOGIES, _compile_tpu), **dict.fromkeys(GPUS, _compile_gpu)}
     with setting(TARGET, Target("tpu" if chip in TPU_TOPOLOGIES else "gpu")):
-        executable, kernels = compilers.get(chip, _compile_triton)(chip, fn, args)
+        executable, kernels = compilers.get(chip, _compile_triton)(chip, fn, args, layout)
     cost: dict[str, float] = {}
     if executable is not None:
         memory: Any = executable.memory_analysis()
@@ -153,24 +157,74 @@ def _lacking(chip: str) -> str | None:
     return f"{', '.join(missing)}: pip install 'brainmass-kernels[ledger]'" if missing else None
 
 
-def _placed(topology, args):
-    import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+class _Layout(NamedTuple):
+    """How arguments lie on a mesh of chips.
 
-    place = NamedSharding(Mesh(topology.devices[:1], ("x",)), PartitionSpec())
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
+    Attributes
+    ----------
+    devices : of the mesh
+    names, shape : of its axes
+    """
+
+    devices: int
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, args, devices: int) -> _Layout:
+        import jax
+        from jax.sharding import NamedSharding
+
+        places = [getattr(x, "sharding", None) for x in jax.tree.leaves(args)]
+        meshes = [place.mesh for place in places if isinstance(place, NamedSharding) and place.mesh.size > 1]
+        if not meshes:
+            return cls(devices, ("x",), (devices,))
+        if meshes[0].size != devices:
+            raise ValueError(f"'devices' got {devices}, but an argument lies on a mesh of {meshes[0].size}")
+        return cls(devices, meshes[0].axis_names, tuple(meshes[0].shape.values()))
+
+    def placed(self, chips, args):
+        """The arguments on a mesh of these chips, and the mesh."""
+        import jax
+        import numpy as np
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+        mesh = Mesh(np.asarray(chips[: self.devices]).reshape(self.shape), self.names)
+
+        def place(x):
+            old = getattr(x, "sharding", None)
+            spec = old.spec if isinstance(old, NamedSharding) and old.mesh.size > 1 else PartitionSpec()
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+        return jax.tree.map(place, args), mesh
 
 
-def _compile_tpu(chip: str, fn, args):
-    import jax
+def _tpu_topology(chip: str, devices: int):
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[chip])
-    with setting(TARGET, Target("tpu", getattr(topology.devices[0], "num_cores", None) or 1)):
-        return jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("tpu",)).compile(), {}
+    name, axes = TPU_TOPOLOGIES[chip].split(":")
+    sizes = [int(size) for size in axes.split("x")]
+    while True:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{'x'.join(map(str, sizes))}")
+        if len(topology.devices) >= devices:
+            return topology
+        # Each axis in turn, the last first.
+        sizes[max(k for k, size in enumerate(sizes) if size == min(sizes))] *= 2
 
 
-def _compile_gpu(chip: str, fn, args):
+def _compile_tpu(chip: str, fn, args, layout: _Layout):
+    import contextlib
+
+    import jax
+
+    topology = _tpu_topology(chip, layout.devices)
+    args, mesh = layout.placed(topology.devices, args)
+    within = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if layout.devices > 1 else contextlib.nullcontext()
+    with setting(TARGET, Target("tpu", getattr(topology.devices[0], "num_cores", None) or 1)), within:
+        return jax.jit(fn).trace(*args).lower(lowering_platforms=("tpu",)).compile(), {}
+
+
+def _compile_gpu(chip: str, fn, args, layout: _Layout):
     """The executable, and its kernels, read from the PTX that Mosaic writes to a folder."""
     import jax
     from jax.experimental import topologies
@@ -182,16 +236,18 @@ def _compile_gpu(chip: str, fn, args):
     _GPU_OF_PROCESS.append(chip)
     gpu = GPUS[chip]
     topology = topologies.get_topology_desc(
-        topology_name="", platform="cuda", target_config=gpu.config(), topology="1x1x1"
+        topology_name="", platform="cuda", target_config=gpu.config(), topology=f"1x1x{layout.devices}"
     )
+    args, _ = layout.placed(topology.devices, args)
     device = jax.sharding.AbstractDevice(device_kind=gpu.device_kind, num_cores=gpu.multiprocessors, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=jax.sharding.AxisType.Auto, abstract_device=device)
+    automatic = (jax.sharding.AxisType.Auto,) * len(layout.shape)
+    mesh = jax.sharding.AbstractMesh(layout.shape, layout.names, axis_types=automatic, abstract_device=device)
     with tempfile.TemporaryDirectory() as dump:
         before = os.environ.get("MOSAIC_GPU_DUMP_TO")
         os.environ["MOSAIC_GPU_DUMP_TO"] = dump
         try:
             with jax.sharding.use_abstract_mesh(mesh), setting(TARGET, gpu.target()):
-                lowered = jax.jit(fn).trace(*_placed(topology, args)).lower(lowering_platforms=("cuda",))
+                lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=("cuda",))
             executable = lowered.compile()
         finally:
             if before is None:
@@ -206,9 +262,12 @@ def _compile_gpu(chip: str, fn, args):
     return executable, kernels
 
 
-def _compile_triton(chip: str, fn, args):
+def _compile_triton(chip: str, fn, args, layout: _Layout):
     """The kernels that ``fn`` would call, compiled by Triton."""
     import jax
+
+    if layout.devices > 1:
+        raise Unsupported(f"compiling for {chip} compiles kernels alone, each for one device")
 
     with setting(TRITON_KERNELS, []) as calls:
         # An earlier trace in JAX's cache would call no kernel.

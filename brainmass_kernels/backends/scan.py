@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from .. import noise
+from .._jax import aligned
 from ..schedule import SegmentGroup, segment_groups
 from .base import (
     Adjoint,
@@ -81,7 +82,7 @@ class Scan:
     ) -> Adjoint:  # fmt: skip
         ct_state = cotangents.final.state
         lanes, dtype = ct_state[0].shape, ct_state[0].dtype
-        ct_coefs = tuple(jnp.zeros(lanes, dtype) for w in wanted.coefs if w)
+        ct_coefs = aligned(tuple(jnp.zeros(lanes, dtype) for w in wanted.coefs if w), ct_state)
         carry: tuple = (ct_coefs, tuple(ct_state))
         back = ReversePass(loop, pullbacks, wanted, operands)
         ct_inputs: list = []
@@ -161,7 +162,7 @@ def _step(loop: Loop, operands: Operands, carry: Carry, n) -> Carry:
         arriving = (total,)
     row = (*_rows(operands.inputs, n), *arriving, *_normals(loop, operands.seeds, n, state[0].dtype))
     stepped = loop.advance(*operands.coefs, *state, *row)
-    return Carry(tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), history)
+    return aligned(Carry(tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), history), carry)
 
 
 def _observe(loop: Loop, operands: Operands, state):

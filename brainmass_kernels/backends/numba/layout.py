@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..._context import SHARES
 from ..base import Loop
 from .optable import TYPES
 
@@ -105,8 +106,13 @@ class Rows:
 
 
 def threads() -> int:
-    """How many threads a run may take: ``$NUMBA_NUM_THREADS``, or those of this process's processors."""
+    """How many threads a run may take: ``$NUMBA_NUM_THREADS``, or those of this process's processors.
+
+    Devices that share a run share them.
+    """
     asked = os.environ.get("NUMBA_NUM_THREADS")
     if asked and asked.isdigit() and int(asked):
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = int(asked)
+    else:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // SHARES.get())

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from ..._jax import Primitive
+from ..._jax import Primitive, needs_devices, shaped_like
+from ...lanewise import lanewise
 from ...pointwise import Program, pullback
 from . import call
 from .layout import Layout
@@ -31,7 +32,10 @@ def evaluate(program: Program, arguments: Sequence[jax.Array], lanes: int, all_l
     its outputs, likewise: ``()`` where an output depends on no argument that differs between lanes, unless
     ``all_lanes``
     """
-    varies = [all_lanes or x for x in program.depends([x.ndim == 1 for x in arguments])]
+    varies = program.depends([x.ndim == 1 for x in arguments])
+    if all_lanes and not any(varies):
+        return [jnp.broadcast_to(x, (lanes,)) for x in evaluate(program, arguments, lanes)]
+    varies = [all_lanes or x for x in varies]
     outputs: dict[int, jax.Array] = {}
     for per_lane in (False, True):
         places = tuple(k for k, v in enumerate(varies) if v is per_lane)
@@ -87,19 +91,22 @@ _apply, _push = Primitive("pointwise_kernel"), Primitive("tangents_of_pointwise_
 _apply.multiple_results = _push.multiple_results = True
 
 
-def _shaped(avals, lanes: int | None):
+def _shaped(avals, lanes: int | None, like):
     shape = () if lanes is None else (lanes,)
-    return [jax.core.ShapedArray(shape, a.dtype) for a in avals]  # pyright: ignore[reportAttributeAccessIssue]
+    return [shaped_like(shape, a.dtype, like) for a in avals]
 
 
 _apply.def_impl(lambda *values, part, lanes: _run(part, values, lanes))
-_apply.def_abstract_eval(lambda *_, part, lanes: _shaped(part.program.out_avals, lanes))
+_apply.def_abstract_eval(lambda *avals, part, lanes: _shaped(part.program.out_avals, lanes, avals))
 _push.def_abstract_eval(
-    lambda *_, part, lanes, moving: _shaped((part.program.out_avals[k] for k in part.moved_by(moving)), lanes)
+    lambda *avals, part, lanes, moving: _shaped(
+        [part.program.out_avals[k] for k in part.moved_by(moving)], lanes, avals
+    )
 )
 mlir.register_lowering(
     _apply, mlir.lower_fun(lambda *values, part, lanes: _run(part, values, lanes), multiple_results=True)
 )
+needs_devices(_apply)
 
 
 def _jvp(primals, tangents, *, part: Part, lanes: int | None):
@@ -132,7 +139,7 @@ def _batched(primitive: Primitive):
             return jnp.broadcast_to(jnp.moveaxis(x, axis, 0).reshape(size, -1), (size, width)).reshape(-1)
 
         if size == 0:
-            known = primitive.abstract_eval(*values, lanes=0, **params)[0]
+            known = primitive.abstract_eval(*map(jax.typeof, values), lanes=0, **params)[0]
             return [jnp.zeros(shape, a.dtype) for a in known], [0] * len(known)
         outputs = primitive.bind(*map(folded, values, axes), lanes=size * width, **params)
         return [x.reshape(shape) for x in outputs], [0] * len(outputs)
@@ -155,10 +162,16 @@ def _run(part: Part, arguments: Sequence[jax.Array], lanes: int | None) -> tuple
     if lacks(part.program):
         # A pullback may take what no kernel has: XLA has it.
         return tuple(jnp.broadcast_to(x, () if lanes is None else (lanes,)) for x in part(*arguments))
-    layout = Layout.of_lanes(lanes or 1, part.program.out_avals[0].dtype)
-    kernel = PointwiseKernel.of(part, tuple(x.ndim == 0 for x in arguments), layout)
-    results = call.run(kernel, arguments)["out"]
-    return tuple(x.reshape(()) for x in results) if lanes is None else results
+
+    def call_kernel(arguments):
+        here = next((x.shape[0] for x in arguments if x.ndim), lanes or 1)
+        layout = Layout.of_lanes(here, part.program.out_avals[0].dtype)
+        kernel = PointwiseKernel.of(part, tuple(x.ndim == 0 for x in arguments), layout)
+        return call.run(kernel, arguments)["out"]
+
+    if lanes is None:
+        return tuple(x.reshape(()) for x in call_kernel(arguments))
+    return lanewise(call_kernel, ("coefs",), lanes=lanes)(tuple(arguments))
 
 
 class PointwiseKernel(BlockKernel):
