@@ -144,14 +144,14 @@ class Tiles:
 # Devices ------------------------------------------------------------------------------------------------------------
 
 
-def devices_for(implementation: str) -> list[jax.Device]:
+def devices_for(implementation: str) -> list[Any]:
     """The local devices over which the lanes of an implementation are split; one of them means that they are not."""
-    if implementation not in SPLIT or jax.config.jax_default_device is not None:
+    if implementation not in SPLIT or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return jax.local_devices()[:1]
     return jax.local_devices()
 
 
-def split(arrays, devices: list[jax.Device]):
+def split(arrays, devices: list[Any]):
     """Arrays, with or without units, with their leading axis split over devices, whose number divides it."""
     if len(devices) == 1:
         return arrays

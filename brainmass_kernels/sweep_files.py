@@ -36,7 +36,7 @@ class Contents(NamedTuple):
     """
 
     axes: dict[str, Any]
-    records: dict[str, Any]
+    records: dict[str, Any] | Stored
     record_axes: dict[str, Any]
     about: dict[str, Any]
 
@@ -142,11 +142,11 @@ def read(path: Path) -> tuple[Contents, str | None]:
             for n in wanted
         }
     record_axes = {n: values[axis_of(n)] for n in records if axis_of(n) in values}
-    held: Mapping[str, Any] = {n: values[n] for n in names if n in values}
+    kept = {n: values[n] for n in names if n in values}
     if lazy:
-        held = Stored(path, tuple(records), held)
-        held.check()
-    return Contents({n: values[n] for n in axes}, held, record_axes, about), checksum
+        kept = Stored(path, tuple(records), kept)
+        kept.check()
+    return Contents({n: values[n] for n in axes}, kept, record_axes, about), checksum
 
 
 def opened(path: Path):
@@ -207,11 +207,11 @@ class Stored(Mapping[str, Any]):
         """Take out what has been read already."""
         return self._beside.pop(name, default)
 
-    def shape_of(self, name: str) -> tuple[int, ...]:
-        return self._array(name).shape
-
-    def unit_of(self, name: str):
-        return units.parsed(self._array(name).attrs["units"])
+    def unit_and_shape(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        """Of a record that is not read; "" for a plain number."""
+        array = self._array(name)
+        unit = units.parsed(array.attrs["units"])
+        return "" if unit.is_unitless else unit, array.shape
 
     def check(self) -> None:
         """Raise ValueError if a chunk is missing; Zarr would fill it in."""

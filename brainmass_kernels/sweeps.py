@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
 from .recording import Maximum, Mean, Minimum, PeakFrequency
-from .run import Data, Run
+from .run import Run
 from .simulation import explain, simulate, times
 from .sweep_files import OK, Contents, Stored
 from .sweep_parts import Chunk, InMemory, Parts, Regions
@@ -56,7 +57,7 @@ class Sweep:
     """
 
     axes: dict[str, Any]
-    records: Mapping[str, Any]
+    records: dict[str, Any] | Stored
     record_axes: dict[str, Any]
     about: dict[str, Any]
     ok: Any = None
@@ -90,9 +91,8 @@ class Sweep:
         stored = self.records if isinstance(self.records, Stored) else None
         values = self.axes if stored else {**self.axes, **self.records}
         rows = [(n, display.numbers(x), display.unit(x), str(tuple(x.shape))) for n, x in values.items()]
-        for n in stored or ():
-            unit = self.records.unit_of(n)
-            rows.append((n, "in the file", "" if unit.is_unitless else str(unit), str(self.records.shape_of(n))))
+        if stored:
+            rows += [(n, "in the file", *map(str, stored.unit_and_shape(n))) for n in stored]
         ok = np.asarray(self.ok)
         foot = "" if ok.all() else f"{(~ok).sum():,} of {ok.size:,} points did not stay finite"
         return display.table(f"Sweep over {', '.join(self.axes)}", ("", "values", "unit", "shape"), rows, foot)
@@ -186,7 +186,7 @@ class Sweep:
             return self
         regions = next(iter(plain.values())).ndim - len(self.axes)
         if regions:
-            plain = {n: x.mean(-1) for n, x in plain.items()}
+            plain = {n: units.attach(u.get_magnitude(x).mean(-1), units.unit_of(x)) for n, x in plain.items()}
             return dataclasses.replace(self, records=plain, about={**self.about, "shown": "means over the regions"})
         return dataclasses.replace(self, records=plain) if isinstance(self.records, Stored) else self
 
@@ -398,7 +398,7 @@ def _default_chunk(grid: Grid, part, client) -> int:
     """What fills a device and fits its memory, and gives each worker a chunk."""
     workers = part[1] if part else max(1, len(client.nthreads())) if client is not None else 1
     lanes = CHUNK.get(dispatch.platform(), CHUNK_ELSEWHERE)
-    return max(1, min(lanes // int(np.prod(grid.regions, dtype=int)), -(-grid.points // workers)))
+    return max(1, min(lanes // math.prod(grid.regions), -(-grid.points // workers)))
 
 
 # Running ------------------------------------------------------------------------------------------------------------
@@ -462,16 +462,15 @@ class _Job:
         # Waiting here can be interrupted; copying what is not ready cannot.
         jax.block_until_ready(result.records)
         inside, regions = slice(len(self.tiles.places(number))), tuple(slice(None) for _ in self.grid.regions)
-        records = {n: _on_host(x, (..., inside, *regions)) for n, x in result.records.items()}
+        records: dict[str, Any] = {n: _on_host(x, (..., inside, *regions)) for n, x in result.records.items()}
         finite = _on_host(result._finite(), (inside, *regions))
-        records[OK] = finite.all(tuple(range(1, finite.ndim)))
+        records[OK] = np.asarray(finite).all(tuple(range(1, finite.ndim)))
         return Chunk(records, {n: _on_host(x) for n, x in result.axes.items()})
 
     def plan(self) -> _Plan:
-        run, data = prepare(**self.call(0))
-        return _Plan(
-            run.implementation, self.identity(run, data), self._about(), _one_point(self.model, self.grid, run)
-        )
+        run, _ = prepare(**self.call(0))
+        identity = dataclasses.replace(self, implementation=run.implementation).identity()
+        return _Plan(run.implementation, identity, self._about(), _one_point(self.model, self.grid, run))
 
     def _about(self) -> dict[str, Any]:
         plan, given = explain(**self.call(0)), self.arguments
@@ -491,8 +490,10 @@ class _Job:
             "versions": {"brainmass_kernels": __version__, "jax": metadata.version("jax")},
         }
 
-    def identity(self, run: Run, data: Data) -> dict[str, str]:
-        """What tells this sweep from others, by name."""
+    def identity(self) -> dict[str, str]:
+        """What tells this sweep from others, by name; apart from ``chunk`` it depends on no number of lanes."""
+        one = dataclasses.replace(self, tiles=Tiles((self.grid.points,), (1,)), implementation="")
+        run, data = prepare(**{**one.call(0), "implementation": self.implementation})
         axes, steps = self.grid.axes, run.schedule
         swept = {n.replace(".", " ") for n in axes}
         values = {n: x for n, x in identity.of_data(run, data).items() if n not in swept}
@@ -555,8 +556,7 @@ def _run_by(client, job: _Job, chunks: Parts | InMemory, missing: list[int], ide
 
 def _run_there(job: _Job, chunks: Parts | None, expected: dict[str, str], number: int) -> Chunk | None:
     """Run a chunk on a worker, which must compute what the others do."""
-    run, data = prepare(**job.call(0))
-    if difference := identity.difference(expected, job.identity(run, data)):
+    if difference := identity.difference(expected, job.identity()):
         raise ValueError(f"this worker would run another sweep than the first. What differs: {difference}")
     chunk = job.run(number)
     if chunks is None:
