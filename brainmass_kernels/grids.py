@@ -73,7 +73,7 @@ class Grid:
         if not self.regions:
             return keys
         each = jax.vmap(jax.random.fold_in, (None, 0))
-        return jax.vmap(each, (0, None))(keys, jnp.arange(*self.regions))
+        return jax.vmap(each, (0, None))(keys, jnp.arange(self.regions[0]))
 
 
 def _check_single(network: Network | None, mass: Model, over: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ class Sweep:
             (axes, records, record_axes, about), checksum = sweep_files.read(path)
             ok = records.pop(OK, None)
             sweep = cls(axes, records, record_axes, about, ok)
-            if checksum not in (None, sweep._contents().checksum()):
+            if checksum is not None and checksum != sweep._contents().checksum():
                 raise ValueError("its checksum is that of other contents")
         return sweep
 
