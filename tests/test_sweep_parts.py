@@ -93,7 +93,7 @@ class TestParts:
         want = swept(out="grid.npz")
         with np.load("grid.npz") as archive:
             np.savez("grid.npz", **{**archive, "m_1": 2 * archive["m_1"]})
-        with pytest.warns(UserWarning, match=r"grid\.npz: not a sweep .*: now it is written again"):
+        with pytest.warns(RuntimeWarning, match=r"grid\.npz: not a sweep .*: now it is written again"):
             assert_same(swept(out="grid.npz"), want)
         assert_same(bk.Sweep.load("grid.npz"), want)
 
