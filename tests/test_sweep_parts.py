@@ -1,6 +1,7 @@
 """Sweeps that workers share: parts, Dask, submitit; by regions of a Zarr store; of networks; over devices."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -295,6 +296,25 @@ def test_by_submitit(monkeypatch):
     assert any(isinstance(x, bk.Sweep) for x in found)
     want = bk.sweep(MODEL, OVER, **RUN)
     assert_same(bk.Sweep.load(out), want, rtol=1e-5)
+
+
+@dask
+@submitit
+@zarr
+def test_the_page_on_clusters(monkeypatch):
+    root = Path(__file__).parents[1]
+    # The workers are new processes, in a folder of their own.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs/clusters.md").read_text(), re.S)
+    # Functions of `__main__` go to workers by value.
+    namespace: dict = {"__name__": "__main__"}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(compile(block, "clusters.md", "exec"), namespace)
+    assert isinstance(namespace["found"][0], bk.Sweep) or isinstance(namespace["found"][1], bk.Sweep)
+    for name in ("by_submitit.npz", "by_client.npz", "by_map.npz"):
+        assert_same(bk.Sweep.load(name), bk.Sweep.load("grid.npz"), rtol=1e-4)
+    assert namespace["near"].shape == ()
 
 
 # --- by regions of a Zarr store ---
