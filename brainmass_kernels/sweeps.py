@@ -49,8 +49,8 @@ class Sweep:
     records : by name, ``(*grid)``, or ``(M, *grid)`` with a separate first axis; of networks, with the regions as the
         last. Those of a ``.zarr`` that a sweep wrote stay there, and each is read whenever it is asked for
     record_axes : that axis, such as the frequencies of a spectrum
-    about : model, time step, other settings and values, implementation and why, versions; of a sweep with ``out``,
-        also a digest of its programs and values
+    about : model, time step, other settings and values, implementation and why, versions, a digest of programs and
+        values
     ok : ``(*grid)``, which points stayed finite; the statistics of the others are NaN. Of a network, whether all
         regions did. In files of earlier versions, where all records are finite
     seconds : wall time of the sweep, compilation included; ``None`` for one that was loaded
@@ -298,12 +298,10 @@ def sweep(
 
 def _written(job: _Job, out: Path, plan: _Plan, part, say: Callable, client) -> Sweep | SweepPart:
     """Run what is missing of a sweep or of a part of it, and write the result if all is there."""
-    digest, numbers = plan.digest, range(job.tiles.count)
-    about = {**plan.about, "digest": digest}
+    numbers = range(job.tiles.count)
     with sweep_parts.locked(out, plan.identity, part) as folder:
-        chunks = _chunks_in(folder, files.checksum(plan.identity), out, job, about)
-        # Looked for once the folder is there, as it is removed only after the file has been written.
-        if found := _finished(out, digest):
+        chunks = _chunks_in(folder, files.checksum(plan.identity), out, job, plan.about)
+        if found := _finished(out, plan, chunks, numbers):
             say(f"{out.name} holds this sweep: nothing is run")
             chunks.remove()
             return found
@@ -311,13 +309,13 @@ def _written(job: _Job, out: Path, plan: _Plan, part, say: Callable, client) -> 
             _run(job, chunks, numbers[part[0] :: part[1]] if part else numbers, plan, say, client)
             done = sum(map(chunks.has, numbers))
             if done == len(numbers):
-                return _result(job, chunks, out, about)
+                return _result(job, chunks, out, plan.about)
         except FileNotFoundError:
             # Another worker may have joined the chunks meanwhile, and removed the folder.
-            if found := _finished(out, digest):
+            if found := _finished(out, plan, chunks, numbers):
                 return found
             raise
-        return _finished(out, digest) or SweepPart(out, part or (0, 1), done, len(numbers))
+        return _finished(out, plan, chunks, numbers) or SweepPart(out, part or (0, 1), done, len(numbers))
 
 
 def _chunks_in(folder: Path, sweep: str, out: Path, job: _Job, about: dict[str, Any]) -> Parts:
@@ -341,9 +339,12 @@ def _result(job: _Job, chunks: Parts, out: Path, about: dict[str, Any]) -> Sweep
     return result
 
 
-def _finished(out: Path, digest: str) -> Sweep | None:
-    """The sweep in a file, if it is this one and whole; any other file is to be replaced."""
-    if sweep_files.digest_in(out) != digest:
+def _finished(out: Path, plan: _Plan, chunks: Parts, numbers: Sequence[int]) -> Sweep | None:
+    """The sweep in a file, if it is this one and whole; any other file is to be replaced.
+
+    The chunks are removed only after the file has been written and read back: while one is there, it is not finished.
+    """
+    if any(map(chunks.has, numbers)) or sweep_files.digest_in(out) != plan.about["digest"]:
         return None
     try:
         return Sweep.load(out)
@@ -420,10 +421,10 @@ class _Plan(NamedTuple):
     about: dict[str, Any]
     point: Sweep
 
-    @property
-    def digest(self) -> str:
-        """Of what decides the result, whatever the chunks."""
-        return files.checksum({n: x for n, x in self.identity.items() if n != "chunk"})[:16]
+
+def _digest(identity: Mapping[str, str]) -> str:
+    """Of what decides the result, whatever the chunks."""
+    return files.checksum({n: x for n, x in identity.items() if n != "chunk"})[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,7 +471,8 @@ class _Job:
     def plan(self) -> _Plan:
         run, _ = prepare(**self.call(0))
         identity = dataclasses.replace(self, implementation=run.implementation).identity()
-        return _Plan(run.implementation, identity, self._about(), _one_point(self.model, self.grid, run))
+        about = {**self._about(), "digest": _digest(identity)}
+        return _Plan(run.implementation, identity, about, _one_point(self.model, self.grid, run))
 
     def _about(self) -> dict[str, Any]:
         plan, given = explain(**self.call(0)), self.arguments
