@@ -129,6 +129,10 @@ class Regions(Parts):
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk{number:06d}.json"
 
+    def has(self, number: int) -> bool:
+        # Once the store has become the result, the marks tell nothing.
+        return self.store.exists() and super().has(number)
+
     def write(self, number: int, chunk: Chunk) -> None:
         if not self.store.exists():
             self._create(chunk)

@@ -310,8 +310,8 @@ def _written(job: _Job, out: Path, plan: _Plan, part, say: Callable, client) -> 
             done = sum(map(chunks.has, numbers))
             if done == len(numbers):
                 return _result(job, chunks, out, plan.about)
-        except FileNotFoundError:
-            # Another worker may have joined the chunks meanwhile, and removed the folder.
+        except (FileNotFoundError, ValueError):
+            # Another worker may have joined the chunks meanwhile, and taken away what was being read.
             if found := _finished(out, plan, chunks, numbers):
                 return found
             raise
