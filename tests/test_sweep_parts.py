@@ -12,19 +12,15 @@ import brainunit as u
 import jax
 import numpy as np
 import pytest
+from needs import dask, submitit, zarr
 
 import brainmass_kernels as bk
 from brainmass_kernels import cli, files, grids, sweep_parts, sweeps
-from tests.needs import _installed
 
 MODEL = bk.Hopf()
 OVER = {"a": np.linspace(-0.2, 0.5, 5), "w": np.linspace(0.05, 0.2, 7)}
 RUN = {"duration": 40, "dt": 0.1 * u.ms, "record": {"m": bk.Mean(), "p": bk.Spectrum([500.0, 1000.0])}}
 RUN |= {"noise": {"x_inp": 0.01 * u.ms**0.5}, "key": jax.random.key(0), "implementation": "scan"}
-
-dask = _installed("distributed")
-submitit = _installed("submitit")
-zarr = _installed("zarr", "xarray")
 
 
 @pytest.fixture(autouse=True)
