@@ -139,6 +139,9 @@ def _add_sweep(commands):
     add("--every", type=int, default=10, help="steps from one record to the next (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add("--chunk", type=int, help="masses run together (default: by device)")
+    add("--part", metavar="I/N",
+        help="do the I-th of N parts, counted from 0 (a SLURM array: $SLURM_ARRAY_TASK_ID/N); workers share --out, and "
+             "the last one writes it")  # fmt: skip
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="sweep.npz", help="the grid, .npz, .nc or .zarr (default: %(default)s)")
     add("--picture", metavar="FILE", default="sweep.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")

@@ -23,6 +23,7 @@ from .dispatch import platform
 from .fitting.fit import fit as run_fit
 from .fitting.result import Fit
 from .spectra import load_spectrum, resting_meg
+from .sweeps import SweepPart
 from .sweeps import sweep as run_sweep
 
 
@@ -127,8 +128,11 @@ def sweep(arguments) -> int:
         model, over, arguments.duration * u.second, arguments.dt * u.ms, inputs=inputs, noise=noise,
         key=jax.random.key(arguments.seed) if noisy else None, transient=arguments.transient * u.second,
         every=arguments.every, out=arguments.out, chunk=arguments.chunk, implementation=arguments.implementation,
-        progress=not arguments.quiet,
+        progress=not arguments.quiet, part=arguments.part,
     )  # fmt: skip
+    if isinstance(grid, SweepPart):
+        print(grid)
+        return 0
     plots.save(grid.plot(), arguments.picture)
     if arguments.report:
         report.write_sweep(grid, arguments.report, arguments.command)

@@ -7,7 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(target.parent))
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the file cannot be written", os.fspath(path))
-    aside = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}{target.suffix}")
+    aside = beside(target)
     try:
         if folder:
             os.mkdir(aside)
@@ -70,11 +72,18 @@ def replacing(path: str | os.PathLike, folder: bool = False) -> Iterator[Path]:
         _flush_all(aside)
         if target.exists():
             shutil.copymode(target, aside)
-        _replace(aside, target)
+        move(aside, target)
     except BaseException:
         remove(aside)
         raise
-    _flush(target.parent)
+    flush(target.parent)
+
+
+def beside(target: Path, ending: str | None = None) -> Path:
+    """A hidden name beside a file's that no other process takes; ``ending`` replaces the suffix."""
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
+    suffix = target.suffix if ending is None else ending
+    return target.with_name(f".{target.stem[:32]}.{host}.{os.getpid()}.{os.urandom(4).hex()}{suffix}")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -84,22 +93,28 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or a folder, if it exists; another process may remove it at the same time."""
+    while path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
-def _replace(aside: Path, target: Path) -> None:
-    if not (aside.is_dir() and target.is_dir()):
-        os.replace(aside, target)
+def move(source: Path, target: Path) -> None:
+    """Give a file or a folder the name of another, which it replaces; on any error the other stays.
+
+    Raises
+    ------
+    FileNotFoundError : there is no source, such as where another process has moved it
+    """
+    if not (source.is_dir() and target.is_dir()):
+        os.replace(source, target)
         return
     # A folder that is not empty cannot be replaced in one step.
-    old = target.with_name(f".{target.stem[:48]}.{os.urandom(4).hex()}.old")
+    old = beside(target, ".old")
     os.replace(target, old)
     try:
-        os.replace(aside, target)
+        os.replace(source, target)
     except BaseException:
         os.replace(old, target)
         raise
@@ -110,11 +125,12 @@ def _flush_all(path: Path) -> None:
     """Flush a file, or everything in a folder, to the disk."""
     if path.is_dir():
         for inner in path.rglob("*"):
-            _flush(inner)
-    _flush(path)
+            flush(inner)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -128,10 +144,14 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, part: str | None = None) -> Iterator[None]:
     """Make a folder, and lock it against other processes and threads while the block runs.
 
     On a file system without locks two may write at once, each file whole.
+
+    Parameters
+    ----------
+    part : lock only this part of the folder: others write their parts at the same time, and nobody the whole
 
     Raises
     ------
@@ -141,16 +161,16 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         yield
         return
-    descriptor = _lock(folder)
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, _lock(folder, "lock", fcntl.LOCK_EX if part is None else fcntl.LOCK_SH))
+        if part is not None:
+            held.callback(os.close, _lock(folder, f"{part}.lock", fcntl.LOCK_EX))
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, name: str, kind: int) -> int:
     assert fcntl is not None
-    path = folder / "lock"
+    path = folder / name
     while True:
         folder.mkdir(exist_ok=True)
         try:
@@ -158,7 +178,7 @@ def _lock(folder: Path) -> int:
         except FileNotFoundError:
             continue  # Its owner has just moved the folder away.
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return descriptor

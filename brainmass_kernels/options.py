@@ -78,6 +78,7 @@ def check_sweep(arguments) -> None:
         raise ValueError(f"'--over' got {len(arguments.over)} parameters, but takes one or two")
     arguments.set = _values(arguments.set, known)
     _check_counts(1, arguments, "every", "chunk")
+    arguments.part = None if arguments.part is None else _part(arguments.part)
     _check_implementation(arguments.implementation)
     _check_installed("sweep", "matplotlib")
 
@@ -155,6 +156,13 @@ def _grid(text: str, known) -> tuple[str, tuple[float, float, int]]:
     if count < 0:
         raise ValueError(f"'--over' got {text!r}, but takes {form}")
     return name, (low, high, count)
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(f"'--part' got {text}, but takes I/N with 0 <= I < N, counted from 0, such as 0/4")
+    return int(part), int(parts)
 
 
 def _values(texts: list[str], known) -> dict[str, float]:

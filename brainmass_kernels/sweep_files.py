@@ -1,30 +1,27 @@
-"""Sweeps on disk: a grid as ``.npz``, NetCDF or Zarr, and the chunks of a sweep that has not ended."""
+"""Sweeps on disk: a grid as ``.npz``, NetCDF or Zarr."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import brainunit as u
 import numpy as np
 
-from . import files, identity, units
+from . import files, units
 from .archives import digest_of, pack, unpack
 from .extras import needs
 
 _FORMAT = "brainmass_kernels sweep"
 #: The record of which points stayed finite.
 OK = "ok"
-# Of the manifest of chunks; version 1 has no digests of the traced programs, and cannot be compared.
-_VERSION = 2
-_PART = "part of an interrupted sweep"
+#: The last axis of a record of networks.
+REGION = "region"
+_WHAT, _REMEDY = "a sweep saved by this brainmass_kernels", "take a copy of it, or run the sweep again"
 # Names of types or attributes in one of the formats, and characters that one of them cannot write.
 _RESERVED = frozenset("byte char short ushort int uint int64 uint64 float real double bool string".split())
 _NAME = re.compile(r"(?!__)[^\W]([^/\\\x00-\x1f\x7f]*[^/\\\s\x00-\x1f\x7f])?")
@@ -39,7 +36,7 @@ class Contents(NamedTuple):
     """
 
     axes: dict[str, Any]
-    records: dict[str, Any]
+    records: dict[str, Any] | Stored
     record_axes: dict[str, Any]
     about: dict[str, Any]
 
@@ -54,13 +51,22 @@ class Contents(NamedTuple):
         for name, axis in [*self.axes.items(), *((axis_of(n), x) for n, x in self.record_axes.items())]:
             coords[name] = ((name,), np.asarray(u.get_magnitude(axis)), {"units": str(units.unit_of(axis))})
         for name, x in self.records.items():
-            dims = (*([axis_of(name)] if name in self.record_axes else []), *self.axes)
+            dims = self._dims(name, np.ndim(u.get_magnitude(x)))
             variables[name] = (dims, np.asarray(u.get_magnitude(x)), {"units": str(units.unit_of(x))})
         # Not every format keeps the order of its variables.
         names = [n for n in self.records if n != OK]
         attributes = {"about": self.about, "axes": list(self.axes), "records": names, files.CHECKSUM: self.checksum()}
         texts = {n: json.dumps(x) for n, x in attributes.items()}
         return xarray.Dataset(variables, coords, {"format": _FORMAT, **texts})
+
+    def _dims(self, name: str, ndim: int) -> list[str]:
+        head = [None] * (name in self.record_axes)
+        return dims_of(name, self.axes, head, [None] * (ndim - len(head) - len(self.axes)))
+
+
+def dims_of(name: str, axes, head: Sequence, tail: Sequence) -> list[str]:
+    """The names of a record's axes; ``head`` and ``tail`` have an element for each that is not the grid's."""
+    return [*(axis_of(name) for _ in head), *axes, *(REGION for _ in tail)]
 
 
 def axis_of(name: str) -> str:
@@ -117,23 +123,106 @@ def _writer(path: str | os.PathLike) -> Callable[[Contents, Path], Any]:
 
 
 def read(path: Path) -> tuple[Contents, str | None]:
-    """The contents of a file, and the checksum in it, which early files lack."""
+    """The contents of a file, and the checksum in it.
+
+    Early files lack one. So does a store that a sweep wrote chunk by chunk: it has a checksum for each chunk, its
+    records are `Stored`, and each is read when it is asked for.
+    """
     kind = kind_of(path, "path")
     if kind == ".npz":
         (axes, records, record_axes), about, checksum = unpack(path, _FORMAT)
         return Contents(axes, records, record_axes, about), checksum
-    xarray = needs("xarray", "sweep")
-    options = {"engine": "zarr", "consolidated": False} if kind == ".zarr" else {"engine": "scipy"}
-    # Without decoding, xarray would turn seconds and milliseconds into dates.
-    with xarray.open_dataset(path, decode_times=False, decode_timedelta=False, **options) as data:
+    with opened(path) as data:
         about, axes, records = (json.loads(data.attrs[n]) for n in ("about", "axes", "records"))
         checksum = json.loads(data.attrs.get(files.CHECKSUM, "null"))
+        names, lazy = [*records, *([OK] if OK in data.variables else [])], "tile" in data.attrs
+        wanted = [n for n in data.variables if not lazy or n not in records]
         values = {
-            n: units.attach(np.asarray(x.values), units.parsed(x.attrs["units"])) for n, x in data.variables.items()
+            n: units.attach(np.asarray(data.variables[n].values), units.parsed(data.variables[n].attrs["units"]))
+            for n in wanted
         }
     record_axes = {n: values[axis_of(n)] for n in records if axis_of(n) in values}
-    names = [*records, *([OK] if OK in values else [])]
-    return Contents({n: values[n] for n in axes}, {n: values[n] for n in names}, record_axes, about), checksum
+    kept = {n: values[n] for n in names if n in values}
+    if lazy:
+        kept = Stored(path, tuple(records), kept)
+        kept.check()
+    return Contents({n: values[n] for n in axes}, kept, record_axes, about), checksum
+
+
+def opened(path: Path):
+    """A file as xarray opens it: nothing is read before it is asked for."""
+    options = {"engine": "zarr", "consolidated": False} if kind_of(path, "path") == ".zarr" else {"engine": "scipy"}
+    # With decoding, xarray would turn seconds and milliseconds into dates.
+    return needs("xarray", "sweep").open_dataset(path, decode_times=False, decode_timedelta=False, **options)
+
+
+def digest_in(path: Path) -> str | None:
+    """The digest of the sweep that a file says it holds; ``None`` of anything else, damaged files included."""
+    try:
+        with files.damaged(path, _WHAT, _REMEDY):
+            if kind_of(path, "path") == ".npz":
+                with open(path, "rb") as file, np.load(file) as archive:
+                    return json.loads(str(archive["about"]))["about"].get("digest")
+            with opened(path) as data:
+                return json.loads(data.attrs["about"]).get("digest")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+class Stored(Mapping[str, Any]):
+    """The records in a Zarr store, by name; each is read anew whenever it is asked for, and none is kept.
+
+    Parameters
+    ----------
+    path : of the store
+    names : of the records
+    beside : what has been read already, by name
+    """
+
+    def __init__(self, path: Path, names: tuple[str, ...], beside: Mapping[str, Any]):
+        self.path, self._names, self._beside = Path(os.path.abspath(path)), names, dict(beside)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._names, *self._beside))
+
+    def __len__(self) -> int:
+        return len(self._names) + len(self._beside)
+
+    def __contains__(self, name) -> bool:
+        return name in self._names or name in self._beside
+
+    def __getitem__(self, name: str):
+        if name in self._beside:
+            return self._beside[name]
+        if name not in self._names:
+            raise KeyError(name)
+        with files.damaged(self.path, _WHAT, _REMEDY):
+            array = self._array(name)
+            return units.attach(np.asarray(array[...]), units.parsed(array.attrs["units"]))
+
+    def __repr__(self) -> str:
+        return f"Stored({', '.join(self)} in {self.path.name})"
+
+    def pop(self, name: str, default=None):
+        """Take out what has been read already."""
+        return self._beside.pop(name, default)
+
+    def unit_and_shape(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        """Of a record that is not read; "" for a plain number."""
+        array = self._array(name)
+        unit = units.parsed(array.attrs["units"])
+        return "" if unit.is_unitless else unit, array.shape
+
+    def check(self) -> None:
+        """Raise ValueError if a chunk is missing; Zarr would fill it in."""
+        for name in self._names:
+            array = self._array(name)
+            if array.nchunks_initialized != array.nchunks:
+                missing = array.nchunks - array.nchunks_initialized
+                raise ValueError(f"{missing:,} of the {array.nchunks:,} chunks of {name} are missing")
+
+    def _array(self, name: str):
+        return needs("zarr", "sweep").open_array(self.path / name, mode="r")
 
 
 def kind_of(path: str | os.PathLike, argument: str) -> str:
@@ -142,109 +231,3 @@ def kind_of(path: str | os.PathLike, argument: str) -> str:
     if kind not in (".npz", ".nc", ".zarr"):
         raise ValueError(f"'{argument}' got {os.fspath(path)}, but takes a name that ends in .npz, .nc or .zarr")
     return kind
-
-
-# Chunks -------------------------------------------------------------------------------------------------------------
-
-
-class Chunk(NamedTuple):
-    """What one chunk recorded: quantities of plain arrays with the masses last."""
-
-    records: dict[str, Any]
-    record_axes: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Finished chunks in a folder beside the result, each written whole or not at all; without a folder, nothing.
-
-    Attributes
-    ----------
-    folder : of the chunks
-    sweep : a digest of the sweep that they are part of
-    """
-
-    folder: Path | None = None
-    sweep: str = ""
-
-    def _path(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"chunk{number:06d}.npz"
-
-    def has(self, number: int) -> bool:
-        return self.folder is not None and self._path(number).exists()
-
-    def read(self, number: int) -> Chunk | None:
-        """A finished chunk; ``None`` if it is still to be run."""
-        if not self.has(number):
-            return None
-        path = self._path(number)
-        with files.damaged(path, _PART, f"delete {path}, and the same sweep runs that chunk again"):
-            groups, about, checksum = unpack(path, _FORMAT)
-            if about != self._about(number):
-                raise ValueError("it is of another sweep")
-            if checksum != digest_of(groups, about):
-                raise ValueError("its checksum is that of other contents")
-            return Chunk(*groups)
-
-    def write(self, number: int, chunk: Chunk) -> None:
-        if self.folder is not None:
-            with files.replacing(self._path(number)) as aside:
-                pack(aside, chunk, self._about(number), _FORMAT)
-
-    def _about(self, number: int) -> dict[str, Any]:
-        return {"sweep": self.sweep, "chunk": number}
-
-    def remove(self) -> None:
-        """Remove the folder in one step: chunks without their manifest would look like another sweep's."""
-        if self.folder is not None:
-            condemned = _condemned(self.folder)
-            files.remove(condemned)
-            os.replace(self.folder, condemned)
-            shutil.rmtree(condemned)
-
-
-def _condemned(folder: Path) -> Path:
-    """The name of a finished sweep's folder while it is removed."""
-    return folder.with_name(f"{folder.name}.done")
-
-
-@contextlib.contextmanager
-def parts_of(out: Path, sweep: Mapping[str, str]) -> Iterator[Parts]:
-    """The chunks of a sweep, for this run alone.
-
-    Parameters
-    ----------
-    out : the file of the result
-    sweep : what tells it from other sweeps, by name
-
-    Raises
-    ------
-    ValueError : the folder is in use, damaged, or of another sweep
-    """
-    folder = Path(f"{out}.parts")
-    files.remove(_condemned(folder))
-    with files.exclusive(folder):
-        _check_manifest(folder, dict(sweep))
-        yield Parts(folder, files.checksum(dict(sweep)))
-
-
-def _check_manifest(folder: Path, sweep: dict[str, str]) -> None:
-    """Write what the chunks in a folder are part of, or compare it with what an earlier run wrote."""
-    path, remedy = folder / "sweep.json", f"delete {folder}, and the sweep begins anew"
-    if not path.exists():
-        if any(folder.glob("chunk*.npz")):
-            raise ValueError(f"{folder} holds chunks, but no sweep.json that tells what they are of: delete it")
-        files.write_document(path, {"format": _FORMAT, "version": _VERSION, "sweep": sweep})
-    with files.damaged(path, _PART, remedy):
-        manifest = files.read_document(path)
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}")
-        other = manifest["sweep"] if manifest.get("version") == _VERSION else None
-    if other is None:
-        raise ValueError(f"{folder} holds chunks of another version of brainmass_kernels: {remedy}")
-    if difference := identity.difference(other, sweep):
-        raise ValueError(
-            f"{folder} holds chunks of a sweep with other arguments: delete it, or give 'out' another name. "
-            f"What differs: {difference}"
-        )

@@ -1,32 +1,36 @@
-"""Grids over parameters, run chunk by chunk in bounded memory; an interrupted sweep resumes."""
+"""Grids over parameters, run chunk by chunk in bounded memory; an interrupted sweep resumes, and workers share it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, display, files, identity, report, routing, sweep_files, units
+from . import dispatch, display, files, grids, identity, report, routing, sweep_files, sweep_parts, units
 from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
+from .grids import Grid, Tiles
 from .interrupts import interruptible
-from .models.base import Model, check_model, check_name
+from .models.base import Model, check_name
+from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
 from .recording import Maximum, Mean, Minimum, PeakFrequency
 from .run import Run
 from .simulation import explain, simulate, times
-from .sweep_files import OK, Chunk, Contents, Parts
+from .sweep_files import OK, Contents, Stored
+from .sweep_parts import Chunk, InMemory, Parts, Regions
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk fits in memory and soon ends.
 CHUNK = {"cpu": 65_536}
@@ -42,16 +46,18 @@ class Sweep:
     Attributes
     ----------
     axes : the values of each swept parameter, ``(n,)``, in order
-    records : by name, ``(*grid)``, or ``(M, *grid)`` with a separate first axis
+    records : by name, ``(*grid)``, or ``(M, *grid)`` with a separate first axis; of networks, with the regions as the
+        last. Those of a ``.zarr`` that a sweep wrote stay there, and each is read whenever it is asked for
     record_axes : that axis, such as the frequencies of a spectrum
-    about : model, time step, other settings and values, implementation and why, versions
-    ok : ``(*grid)``, which points stayed finite; the statistics of the others are NaN. In files of earlier versions,
-        where all records are finite
+    about : model, time step, other settings and values, implementation and why, versions, a digest of programs and
+        values
+    ok : ``(*grid)``, which points stayed finite; the statistics of the others are NaN. Of a network, whether all
+        regions did. In files of earlier versions, where all records are finite
     seconds : wall time of the sweep, compilation included; ``None`` for one that was loaded
     """
 
     axes: dict[str, Any]
-    records: dict[str, Any]
+    records: dict[str, Any] | Stored
     record_axes: dict[str, Any]
     about: dict[str, Any]
     ok: Any = None
@@ -82,8 +88,11 @@ class Sweep:
         return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
 
     def _repr_html_(self) -> str:
-        values = {**self.axes, **self.records}
+        stored = self.records if isinstance(self.records, Stored) else None
+        values = self.axes if stored else {**self.axes, **self.records}
         rows = [(n, display.numbers(x), display.unit(x), str(tuple(x.shape))) for n, x in values.items()]
+        if stored:
+            rows += [(n, "in the file", *map(str, stored.unit_and_shape(n))) for n in stored]
         ok = np.asarray(self.ok)
         foot = "" if ok.all() else f"{(~ok).sum():,} of {ok.size:,} points did not stay finite"
         return display.table(f"Sweep over {', '.join(self.axes)}", ("", "values", "unit", "shape"), rows, foot)
@@ -101,7 +110,10 @@ class Sweep:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Sweep:
-        """Read what `save` wrote.
+        """Read what `save` or a sweep wrote.
+
+        Of a ``.zarr`` that a sweep wrote only the axes and ``ok`` are read at once. Its records are read when they are
+        asked for, and ``to_xarray()`` reads no more than what is selected of it.
 
         Raises
         ------
@@ -116,7 +128,7 @@ class Sweep:
             (axes, records, record_axes, about), checksum = sweep_files.read(path)
             ok = records.pop(OK, None)
             sweep = cls(axes, records, record_axes, about, ok)
-            if checksum not in (None, sweep._contents().checksum()):
+            if checksum is not None and checksum != sweep._contents().checksum():
                 raise ValueError("its checksum is that of other contents")
         return sweep
 
@@ -128,6 +140,8 @@ class Sweep:
         ValueError : a record has the name of an axis
         """
         sweep_files.check_names(self.axes, self.records, self.record_axes)
+        if isinstance(self.records, Stored):
+            return sweep_files.opened(self.records.path)
         return self._contents().dataset()
 
     def plot(self, path: str | os.PathLike | None = None):
@@ -137,6 +151,8 @@ class Sweep:
         ----------
         path : a file to write as well
 
+        Of networks it shows the means over the regions.
+
         Raises
         ------
         ValueError : more than two parameters, or no record with one value a mass
@@ -144,7 +160,7 @@ class Sweep:
         """
         from . import plots
 
-        return plots.shown(plots.sweep_figure(self), path)
+        return plots.shown(plots.sweep_figure(self._pictured()), path)
 
     def report(self, path: str | os.PathLike) -> None:
         """Write one page of HTML that needs nothing beside it, to read, print or send.
@@ -161,12 +177,50 @@ class Sweep:
         ValueError : another ending, or nothing can be written there
         ImportError : without jinja2 or matplotlib
         """
-        report.write_sweep(self, path)
+        report.write_sweep(self._pictured(), path)
+
+    def _pictured(self) -> Sweep:
+        """Without the regions of networks, and without what no picture shows."""
+        plain = {n: self.records[n] for n in self.records if n not in self.record_axes}
+        if not plain:
+            return self
+        regions = next(iter(plain.values())).ndim - len(self.axes)
+        if regions:
+            plain = {n: units.attach(u.get_magnitude(x).mean(-1), units.unit_of(x)) for n, x in plain.items()}
+            return dataclasses.replace(self, records=plain, about={**self.about, "shown": "means over the regions"})
+        return dataclasses.replace(self, records=plain) if isinstance(self.records, Stored) else self
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPart:
+    """What a worker of a sweep returns while chunks of other parts are missing; ``str()`` says how many.
+
+    Attributes
+    ----------
+    out : the file that the last worker writes
+    part : ``(i, n)``, counted from 0
+    done, chunks : how many chunks are there, and how many the sweep has
+    """
+
+    out: Path
+    part: tuple[int, int]
+    done: int
+    chunks: int
+
+    def __str__(self) -> str:
+        i, n = self.part
+        return (
+            f"part {i} of 0 to {n - 1} is done; {self.done:,} of {self.chunks:,} chunks of {self.out.name} are there, "
+            "and whoever does the last of the others writes it"
+        )
+
+    def __getitem__(self, name: str):
+        raise ValueError(f"{name!r} is not there yet: {self}")
 
 
 @interruptible
 def sweep(
-    model: Model,
+    model: Model | Network,
     over: Mapping[str, Any],
     duration,
     dt,
@@ -176,28 +230,36 @@ def sweep(
     chunk: int | None = None,
     key=None,
     progress: bool | Callable[[str], None] = False,
+    part: tuple[int, int] | None = None,
+    client=None,
     **arguments,
-) -> Sweep:
-    """Run a model at every point of a grid, in chunks of masses; an interrupted sweep resumes.
+) -> Sweep | SweepPart:
+    """Run a model or a network at every point of a grid, in chunks; an interrupted sweep resumes.
 
     Parameters
     ----------
-    model : its parameters are numbers
-    over : for each parameter, input, or noise intensity (``"noise.E_inp"``), its values ``(n,)`` with their unit
+    model : its parameters are numbers; or a `Network`, whose regions may differ
+    over : for each parameter, input, noise intensity (``"noise.E_inp"``), or constant of a network's coupling
+        (``"coupling.k"``), its values ``(n,)`` with their unit
     duration, dt : as in `simulate`
     record : as in `simulate`, without trajectories where the grid is large; ``None``, of the model's first observable
         the mean, the minimum, the maximum and the frequency of most power
     out : a file, ``.npz``, ``.nc`` or ``.zarr``. Finished chunks lie in the folder ``<out>.parts`` until the file has
-        been written and read back; a later sweep with the same programs and arguments reads them instead of running
-        them again
-    chunk : masses run together; by device if not given
+        been written and read back; a later sweep with the same programs and arguments reads them, or the file, instead
+        of running them again. Into a ``.zarr`` the chunks are written one by one, so that the grid may be larger than
+        memory
+    chunk : points run together, masses or networks; by device, regions and parts if not given, or as an earlier run
+        began
     key : a JAX random key; the noise of a point depends on the key and its place in the grid, not on the chunk
     progress : print a line a chunk, or a function that takes it
+    part : ``(i, n)``, run only the chunks i, i + n, i + 2 n, ... for one of n workers, counted from 0, that share
+        ``out``; whoever finishes the last chunk writes ``out``
+    client : a ``dask.distributed.Client``, whose workers run the chunks; with ``out``, a path that they share
     **arguments : of `simulate`: ``inputs``, ``noise``, ``initial``, ``every``, ``transient``, ``scheme``, ...
 
     Returns
     -------
-    Sweep
+    Sweep, or a `SweepPart`, which says how many chunks are there, while other parts are missing
 
     Raises
     ------
@@ -206,25 +268,89 @@ def sweep(
     """
     began = time.perf_counter()
     check_key(key)
-    grid = _Grid.of(model, over)
-    size = min(grid.points, _chunk_size(chunk))
+    part = _checked_part(part, out, client)
+    grid = Grid.of(model, over)
     record = [Mean(), Minimum(), Maximum(), PeakFrequency(PEAKS)] if record is None else record
-    if OK in {*dict(entries_of(model, record)), *grid.axes}:
-        raise ValueError(f"'record' and 'over' take other names than {OK!r}, which tells which points stayed finite")
-    job = _Job(model, grid, size, key, {"duration": duration, "dt": dt, "record": record, **arguments})
+    names = {*dict(entries_of(parts_of(model)[1], record)), *grid.axes}
+    for name, what in (
+        (OK, "which points stayed finite"),
+        *(((sweep_files.REGION, "the regions"),) * bool(grid.regions)),
+    ):
+        if name in names:
+            raise ValueError(f"'record' and 'over' take other names than {name!r}, which tells {what}")
+    out = None if out is None else sweep_files.place(out, "out")
+    chunk = _checked_chunk(chunk) or (out and sweep_parts.chunk_in(out)) or _default_chunk(grid, part, client)
+    size = min(grid.points, chunk)
+    split = out is not None and sweep_files.kind_of(out, "out") == ".zarr"
+    tiles = Tiles.rectangles(grid.shape, size) if split else Tiles((grid.points,), (size,))
+    job = _Job(model, grid, tiles, size, key, {"duration": duration, "dt": dt, "record": record, **arguments})
     say = print if progress is True else progress or (lambda _: None)
+    plan = job.plan() if client is None else client.submit(_Job.plan, job, pure=False).result()
+    job = dataclasses.replace(job, implementation=plan.implementation)
     if out is None:
-        return _ended(job.result(Parts(), say), began)
-    out = sweep_files.place(out, "out")
-    run, data = prepare(**job.call(0))
-    _rehearse(out, model, grid, run)
-    with sweep_files.parts_of(out, job.identity(run, data)) as parts:
-        result = job.result(parts, say)
+        chunks = InMemory()
+        _run(job, chunks, range(tiles.count), plan, say, client)
+        return _ended(_joined(job, chunks, plan.about), began)
+    _rehearse(out, plan.point)
+    result = _written(job, out, plan, part, say, client)
+    return _ended(result, began) if isinstance(result, Sweep) else result
+
+
+def _written(job: _Job, out: Path, plan: _Plan, part, say: Callable, client) -> Sweep | SweepPart:
+    """Run what is missing of a sweep or of a part of it, and write the result if all is there."""
+    numbers = range(job.tiles.count)
+    with sweep_parts.locked(out, plan.identity, part) as folder:
+        chunks = _chunks_in(folder, files.checksum(plan.identity), out, job, plan.about)
+        if found := _finished(out, plan, chunks, numbers):
+            say(f"{out.name} holds this sweep: nothing is run")
+            chunks.remove()
+            return found
+        try:
+            _run(job, chunks, numbers[part[0] :: part[1]] if part else numbers, plan, say, client)
+            done = sum(map(chunks.has, numbers))
+            if done == len(numbers):
+                return _result(job, chunks, out, plan.about)
+        except (FileNotFoundError, ValueError):
+            # Another worker may have joined the chunks meanwhile, and taken away what was being read.
+            if found := _finished(out, plan, chunks, numbers):
+                return found
+            raise
+        return _finished(out, plan, chunks, numbers) or SweepPart(out, part or (0, 1), done, len(numbers))
+
+
+def _chunks_in(folder: Path, sweep: str, out: Path, job: _Job, about: dict[str, Any]) -> Parts:
+    if sweep_files.kind_of(out, "out") == ".zarr":
+        return Regions(folder, sweep, job.grid, job.tiles, about)
+    return Parts(folder, sweep)
+
+
+def _result(job: _Job, chunks: Parts, out: Path, about: dict[str, Any]) -> Sweep:
+    """Make one file of all chunks, and remove these."""
+    if isinstance(chunks, Regions):
+        Sweep.load(chunks.store)
+        files.move(chunks.store, Path(os.path.realpath(out)))
+        result = Sweep.load(out)
+    else:
+        result = _joined(job, chunks, about)
         result.save(out)
         if Sweep.load(out)._contents().checksum() != result._contents().checksum():
-            raise OSError(f"{out} is not what was written to it; its chunks are kept in {parts.folder}")
-        parts.remove()
-    return _ended(result, began)
+            raise OSError(f"{out} is not what was written to it; its chunks are kept in {chunks.folder}")
+    chunks.remove()
+    return result
+
+
+def _finished(out: Path, plan: _Plan, chunks: Parts, numbers: Sequence[int]) -> Sweep | None:
+    """The sweep in a file, if it is this one and whole; any other file is to be replaced.
+
+    The chunks are removed only after the file has been written and read back: while one is there, it is not finished.
+    """
+    if any(map(chunks.has, numbers)) or sweep_files.digest_in(out) != plan.about["digest"]:
+        return None
+    try:
+        return Sweep.load(out)
+    except (FileNotFoundError, ValueError) as error:
+        warn(f"{error}: now it is written again")
+        return None
 
 
 def _ended(sweep: Sweep, began: float) -> Sweep:
@@ -238,54 +364,67 @@ def _ended(sweep: Sweep, began: float) -> Sweep:
     return dataclasses.replace(sweep, seconds=time.perf_counter() - began)
 
 
-def _chunk_size(chunk) -> int:
+# Arguments ----------------------------------------------------------------------------------------------------------
+
+
+def _checked_part(part, out, client) -> tuple[int, int] | None:
+    if client is not None:
+        if not all(hasattr(client, n) for n in ("map", "submit", "cancel", "nthreads")):
+            raise TypeError(f"'client' got {type(client).__name__}, but takes a dask.distributed.Client")
+        if getattr(client, "asynchronous", False):
+            raise TypeError("'client' got an asynchronous Client, but takes one that waits for its results")
+        if part is not None:
+            raise ValueError(
+                f"'part' got {part!r} beside 'client', which shares the chunks by itself: give one of them"
+            )
+    if part is None:
+        return None
+    whole = isinstance(part, Sequence) and len(part) == 2 and all(isinstance(x, (int, np.integer)) for x in part)
+    if not whole or not 0 <= part[0] < part[1]:
+        raise ValueError(f"'part' got {part!r}, but takes (i, n) with 0 <= i < n: the parts are counted from 0")
+    if out is None:
+        raise ValueError(f"'part' got {part!r} without 'out', but takes a file that the workers share")
+    return int(part[0]), int(part[1])
+
+
+def _checked_chunk(chunk) -> int | None:
     if chunk is None:
-        return CHUNK.get(dispatch.platform(), CHUNK_ELSEWHERE)
+        return None
     if isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1:
         raise ValueError(f"'chunk' got {chunk!r}, but takes a number of masses, at least 1")
     return int(chunk)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Grid:
-    """The points of a sweep, in C order over its axes."""
+def _default_chunk(grid: Grid, part, client) -> int:
+    """What fills a device and fits its memory, and gives each worker a chunk."""
+    workers = part[1] if part else max(1, len(client.nthreads())) if client is not None else 1
+    lanes = CHUNK.get(dispatch.platform(), CHUNK_ELSEWHERE)
+    return max(1, min(lanes // math.prod(grid.regions), -(-grid.points // workers)))
 
-    axes: dict[str, Any]
 
-    @classmethod
-    def of(cls, model: Model, over: Mapping[str, Any]) -> _Grid:
-        check_model(model, "; a network is swept by giving arrays of shape (networks, 1) to simulate()")
-        if not over:
-            raise ValueError("'over' got nothing, but takes one or several parameters and their values")
-        known, axes = routing.places(model), {}
-        for name, values in over.items():
-            routing.check(name, known, "parameter or input")
-            unit = known[name].unit
-            values = np.asarray(units.strip(values, unit, name, known[name].also), float)
-            if values.ndim != 1 or not len(values):
-                raise ValueError(f"'{name}' got values of shape {values.shape}, but takes one or several, (n,)")
-            axes[name] = units.attach(values, unit)
-        for name, x in model.magnitudes().items():
-            if np.ndim(x) and name not in over:
-                raise ValueError(f"'model' has {np.shape(x)} values of {name}: give them in over={{'{name}': ...}}")
-        return cls(axes)
+# Running ------------------------------------------------------------------------------------------------------------
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(len(x) for x in self.axes.values())
 
-    @property
-    def points(self) -> int:
-        return math.prod(self.shape)
+class _Plan(NamedTuple):
+    """What is known of a sweep before it runs, where it runs.
 
-    def at(self, places: np.ndarray) -> dict[str, Any]:
-        """The values at some places; beyond the last place, those of the last."""
-        index = np.unravel_index(np.minimum(places, self.points - 1), self.shape)
-        dtype = jnp.result_type(float)
-        return {
-            name: units.attach(jnp.asarray(u.get_magnitude(x)[i], dtype), units.unit_of(x))
-            for (name, x), i in zip(self.axes.items(), index, strict=True)
-        }
+    Attributes
+    ----------
+    implementation : that runs it
+    identity : what tells it from other sweeps, by name
+    about : as of `Sweep`
+    point : a sweep of one point, with zeros for records
+    """
+
+    implementation: str
+    identity: dict[str, str]
+    about: dict[str, Any]
+    point: Sweep
+
+
+def _digest(identity: Mapping[str, str]) -> str:
+    """Of what decides the result, whatever the chunks."""
+    return files.checksum({n: x for n, x in identity.items() if n != "chunk"})[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,86 +433,75 @@ class _Job:
 
     Attributes
     ----------
-    size : masses of a chunk
+    tiles : the chunks: of the flattened grid, or rectangles of it
+    size : most points of a chunk
     arguments : of `simulate`, but for those that the grid and the key decide
+    implementation : that runs it, once that is known
     """
 
-    model: Model
-    grid: _Grid
+    model: Model | Network
+    grid: Grid
+    tiles: Tiles
     size: int
     key: Any
     arguments: dict[str, Any]
-
-    def _places(self, number: int) -> np.ndarray:
-        """The places in the grid of one chunk; those of the last may lie beyond it."""
-        return np.arange(number * self.size, (number + 1) * self.size)
+    implementation: str = ""
 
     def call(self, number: int) -> dict[str, Any]:
-        """The arguments of `simulate` for one chunk."""
-        places, arguments = self._places(number), dict(self.arguments)
-        values = self.grid.at(places)
+        """The arguments of `simulate` for one chunk; all have as many lanes, of which the devices get equal shares."""
+        devices, arguments = grids.devices_for(self.implementation), dict(self.arguments)
+        places = grids.padded(self.tiles.places(number), -(-self.tiles.size // len(devices)) * len(devices))
+        values = grids.split(self.grid.at(places), devices)
         inputs, noise = arguments.pop("inputs", None) or {}, arguments.pop("noise", None) or {}
         model, inputs, noise = routing.put(self.model, inputs, noise, values)
         inputs = {name: PerLane(x) if name in values else x for name, x in inputs.items()}
-        keys = None
-        if self.key is not None:
-            keys = jax.vmap(lambda place: jax.random.fold_in(self.key, place))(jnp.asarray(places))
+        keys = None if self.key is None else grids.split(self.grid.keys(self.key, places), devices)
         return {**arguments, "model": model, "inputs": inputs, "noise": noise, "key": keys}
 
     def run(self, number: int) -> Chunk:
         result = simulate(**self.call(number))
         # Waiting here can be interrupted; copying what is not ready cannot.
         jax.block_until_ready(result.records)
-        inside = int((self._places(number) < self.grid.points).sum())
-        records = {n: _on_host(x, (..., slice(inside))) for n, x in {**result.records, OK: result._finite()}.items()}
+        inside, regions = slice(len(self.tiles.places(number))), tuple(slice(None) for _ in self.grid.regions)
+        records: dict[str, Any] = {n: _on_host(x, (..., inside, *regions)) for n, x in result.records.items()}
+        finite = _on_host(result._finite(), (inside, *regions))
+        records[OK] = np.asarray(finite).all(tuple(range(1, finite.ndim)))
         return Chunk(records, {n: _on_host(x) for n, x in result.axes.items()})
 
-    def result(self, parts: Parts, say: Callable) -> Sweep:
-        """The whole grid; chunks that are on disk are not run again."""
-        chunks = self._chunks(parts, say)
-        records = {n: _joined([c.records[n] for c in chunks], self.grid) for n in chunks[0].records}
-        ok = records.pop(OK, None)
-        return Sweep(self.grid.axes, records, chunks[-1].record_axes, self._about(), ok)
-
-    def _chunks(self, parts: Parts, say: Callable) -> list[Chunk]:
-        count = -(-self.grid.points // self.size)
-        began, ran, chunks = time.perf_counter(), 0, []
-        if done := sum(map(parts.has, range(count))):
-            say(f"resuming after {done} of {count} chunks")
-        for number in range(count):
-            chunk = parts.read(number)
-            if chunk is None:
-                chunk = self.run(number)
-                parts.write(number, chunk)
-                ran += 1
-                left = (time.perf_counter() - began) / ran * sum(not parts.has(k) for k in range(number + 1, count))
-                say(f"chunk {number + 1} of {count}: {self.size:,} masses, about {left:.0f} s left")
-            chunks.append(chunk)
-        return chunks
+    def plan(self) -> _Plan:
+        run, _ = prepare(**self.call(0))
+        identity = dataclasses.replace(self, implementation=run.implementation).identity()
+        about = {**self._about(), "digest": _digest(identity)}
+        return _Plan(run.implementation, identity, about, _one_point(self.model, self.grid, run))
 
     def _about(self) -> dict[str, Any]:
         plan, given = explain(**self.call(0)), self.arguments
+        network, mass = parts_of(self.model)
         more = {name: str(given[name]) for name in ("transient", "every", "scheme") if given.get(name) is not None}
+        of = {"network": repr(network), "networks": self.grid.points} if network else {}
         return {
-            "model": type(self.model).__name__,
+            "model": type(mass).__name__,
+            **of,
             "duration": str(given["duration"]),
             "dt": str(given["dt"]),
             **more,
-            "masses": self.grid.points,
+            "masses": self.grid.points * (network.regions if network else 1),
             "values": report.values_of(self.model, given.get("inputs") or {}, given.get("noise") or {}, self.grid.axes),
             "implementation": plan.implementation,
             "reason": plan.reason,
             "versions": {"brainmass_kernels": __version__, "jax": metadata.version("jax")},
         }
 
-    def identity(self, run: Run, data) -> dict[str, str]:
-        """What tells this sweep from others, by name."""
+    def identity(self) -> dict[str, str]:
+        """What tells this sweep from others, by name; apart from ``chunk`` it depends on no number of lanes."""
+        one = dataclasses.replace(self, tiles=Tiles((self.grid.points,), (1,)), implementation="")
+        run, data = prepare(**{**one.call(0), "implementation": self.implementation})
         axes, steps = self.grid.axes, run.schedule
         swept = {n.replace(".", " ") for n in axes}
         values = {n: x for n, x in identity.of_data(run, data).items() if n not in swept}
         digests = {**identity.versions(), **identity.of_run(run), **values}
         digests |= {
-            "model": type(self.model).__qualname__,
+            "model": type(parts_of(self.model)[1]).__qualname__,
             "implementation": run.implementation,
             "precision": run.precision,
             "duration": str(steps.steps),
@@ -383,6 +511,10 @@ class _Job:
             "over": ", ".join(axes),
         }
         digests |= {f"over {n}": f"{identity.of_array(u.get_magnitude(x))} {units.unit_of(x)}" for n, x in axes.items()}
+        if data.connections is not None:
+            digests |= {n: identity.of_array(getattr(data.connections, n)) for n in ("weights", "steps")}
+        if data.history is not None:
+            digests["history"] = identity.of_array(data.history)
         if run.spec.noisy:
             typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
             words = jax.random.key_data(self.key) if typed else self.key
@@ -390,30 +522,95 @@ class _Job:
         return digests
 
 
+def _run(job: _Job, chunks: Parts | InMemory, numbers: Sequence[int], plan: _Plan, say: Callable, client) -> None:
+    """Run the chunks of these numbers that are missing, here or by Dask's workers."""
+    missing, count = [k for k in numbers if not chunks.has(k)], job.tiles.count
+    if done := len(numbers) - len(missing):
+        say(f"resuming after {done} of {len(numbers)} chunks")
+    began, points = time.perf_counter(), "networks" if job.grid.regions else "masses"
+    ended = _run_here(job, chunks, missing) if client is None else _run_by(client, job, chunks, missing, plan.identity)
+    for ran, number in enumerate(ended, 1):
+        left = (time.perf_counter() - began) / ran * (len(missing) - ran)
+        say(f"chunk {number + 1} of {count}: {job.tiles.size:,} {points}, about {left:.0f} s left")
+
+
+def _run_here(job: _Job, chunks: Parts | InMemory, missing: list[int]) -> Iterator[int]:
+    for number in missing:
+        chunks.write(number, job.run(number))
+        yield number
+
+
+def _run_by(client, job: _Job, chunks: Parts | InMemory, missing: list[int], identity: dict) -> Iterator[int]:
+    """By the workers of a Dask client, which write to a folder that they share, or send what they record."""
+    shared = None if isinstance(chunks, InMemory) else chunks
+    futures = client.map(functools.partial(_run_there, job, shared, identity), missing, pure=False)
+    try:
+        for number, future in zip(missing, futures, strict=True):
+            chunk = future.result()
+            if chunk is not None:
+                chunks.write(number, chunk)
+                future.release()
+            yield number
+    except BaseException:
+        client.cancel(futures)
+        raise
+
+
+def _run_there(job: _Job, chunks: Parts | None, expected: dict[str, str], number: int) -> Chunk | None:
+    """Run a chunk on a worker, which must compute what the others do."""
+    if difference := identity.difference(expected, job.identity()):
+        raise ValueError(f"this worker would run another sweep than the first. What differs: {difference}")
+    chunk = job.run(number)
+    if chunks is None:
+        return chunk
+    if not chunks.folder.is_dir():
+        raise ValueError(f"'out' got a path that this worker does not share: it finds no folder {chunks.folder}")
+    chunks.write(number, chunk)
+    return None
+
+
 def _on_host(x, index: Any = ...):
     return units.attach(np.asarray(u.get_magnitude(x))[index], units.unit_of(x))
 
 
-def _joined(pieces: list, grid: _Grid):
-    """One record of the whole grid, from those of the chunks."""
-    flat = np.concatenate([u.get_magnitude(x) for x in pieces], axis=-1)
-    return units.attach(flat.reshape(*flat.shape[:-1], *grid.shape), units.unit_of(pieces[0]))
+def _joined(job: _Job, chunks: Parts | InMemory, about: dict[str, Any]) -> Sweep:
+    """The whole grid, from its chunks."""
+    pieces = [chunks.read(number) for number in range(job.tiles.count)]
+    records = {}
+    for name in pieces[0].records:
+        regions = () if name == OK else job.grid.regions
+        whole = np.concatenate([u.get_magnitude(c.records[name]) for c in pieces], axis=-1 - len(regions))
+        head = whole.shape[: whole.ndim - 1 - len(regions)]
+        whole = whole.reshape(*head, *job.grid.shape, *regions)
+        records[name] = units.attach(whole, units.unit_of(pieces[0].records[name]))
+    ok = records.pop(OK, None)
+    return Sweep(job.grid.axes, records, pieces[-1].record_axes, about, ok)
 
 
-def _rehearse(out: Path, model: Model, grid: _Grid, run: Run) -> None:
-    """Write and read one point, so that a file that cannot be written is known before anything is run."""
-    known = model.recordable()
-    ts, records, record_axes = times(run, 1.0 * model.time_unit), {}, {}
+# The file, before anything is run -----------------------------------------------------------------------------------
+
+
+def _one_point(model: Model | Network, grid: Grid, run: Run) -> Sweep:
+    """A sweep of one point, with the names, units and axes of the records and zeros for numbers."""
+    mass = parts_of(model)[1]
+    known = mass.recordable()
+    ts, records, record_axes = times(run, 1.0 * mass.time_unit), {}, {}
     for name, what in run.entries:
         axis: Any = ts if isinstance(what, str) else what.axis(ts, run.sampling)  # pyright: ignore[reportArgumentType]
         unit = known[what] if isinstance(what, str) else what.unit(known[what.of])
-        shape = (*(() if axis is None else (1,)), *(1 for _ in grid.axes))
+        shape = (*(() if axis is None else (1,)), *(1 for _ in grid.axes), *grid.regions)
         records[name] = units.attach(np.zeros(shape, run.spec.dtype), unit)
         if axis is not None:
             record_axes[name] = _on_host(axis, slice(1))
-    sweep_files.check_names(grid.axes, records, record_axes)
-    point = Sweep({n: x[:1] for n, x in grid.axes.items()}, records, record_axes, {})
-    trial = out.with_name(f".{out.stem[:48]}.trial.{os.urandom(4).hex()}{out.suffix}")
+    return Sweep(
+        {n: x[:1] for n, x in grid.axes.items()}, records, record_axes, {}, np.ones([1] * len(grid.axes), bool)
+    )
+
+
+def _rehearse(out: Path, point: Sweep) -> None:
+    """Write and read one point, so that a file that cannot be written is known before anything is run."""
+    sweep_files.check_names(point.axes, point.records, point.record_axes)
+    trial = files.beside(out)
     try:
         point.save(trial)
         if Sweep.load(trial)._contents().checksum() != point._contents().checksum():
@@ -421,6 +618,6 @@ def _rehearse(out: Path, model: Model, grid: _Grid, run: Run) -> None:
     except (OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(f"'record' got {', '.join(records)}, which {out.name} cannot hold: {error}") from error
+        raise ValueError(f"'record' got {', '.join(point.records)}, which {out.name} cannot hold: {error}") from error
     finally:
         files.remove(trial)

@@ -18,5 +18,9 @@ triton = _installed("triton")
 interpreter = _installed("triton", "torch")
 # The CPU backend compiles by LLVM.
 numba = _installed("llvmlite")
+# Schedulers for the parts of a sweep, and the store of large ones.
+dask = _installed("distributed")
+submitit = _installed("submitit")
+zarr = _installed("zarr", "xarray")
 mosaic_gpu = pytest.mark.skipif(not MOSAIC_GPU, reason="Mosaic GPU needs jax 0.11 or newer")
 gpu_compiler = _installed("jax_cuda13_plugin", "triton") if MOSAIC_GPU else mosaic_gpu

@@ -21,8 +21,9 @@ from examples import gallery
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "brainmass_kernels"
 PAGES = {str(p.relative_to(DOCS)): p.read_text() for p in sorted(DOCS.rglob("*.md"))}
-# Pages whose code another test runs: tests/test_models_page.py, tests/test_gallery.py, and below.
-ELSEWHERE = {"models.md", "errors.md", *gallery.PAGES}
+# Pages whose code another test runs: tests/test_models_page.py, tests/test_gallery.py, tests/test_sweep_parts.py, and
+# below.
+ELSEWHERE = {"models.md", "errors.md", "clusters.md", *gallery.PAGES}
 WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name not in ELSEWHERE]
 # What a guide shows; the pages on how the package works show emitted source, and text drawn in columns.
 WIDTH = 80

@@ -423,7 +423,7 @@ def test_what_takes_no_network_says_what_does():
         bk.fit(network, lambda run: 0.0, {"coupling.k": (0.1, 1.0)}, optimiser="levenberg_marquardt")
     with pytest.raises(TypeError, match="got a Network, but takes a model"):
         bk.sensitivities(network, 10, DT, wrt="a")
-    with pytest.raises(TypeError, match=r"arrays of shape \(networks, 1\)"):
+    with pytest.raises(ValueError, match=r"did you mean 'coupling\.k'\? It is of the network's coupling"):
         bk.sweep(network, {"k": [0.1, 0.2]}, 10, DT)
 
 
