@@ -16,8 +16,8 @@ from . import routing, units
 from .models.base import Model, check_model
 from .network import Network, parts_of
 
-#: Implementations that run where the lanes of their arguments lie; the lanes of others stay on one device.
-SPLIT = ("scan",)
+#: Whether the lanes of a chunk lie on all local devices.
+SPLIT = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +144,9 @@ class Tiles:
 # Devices ------------------------------------------------------------------------------------------------------------
 
 
-def devices_for(implementation: str) -> list[Any]:
-    """The local devices over which the lanes of an implementation are split; one of them means that they are not."""
-    if implementation not in SPLIT or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
+def devices_of_a_chunk() -> list[Any]:
+    """The local devices over which the lanes of a chunk are split; one of them means that they are not."""
+    if not SPLIT or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return jax.local_devices()[:1]
     return jax.local_devices()
 

@@ -449,7 +449,7 @@ class _Job:
 
     def call(self, number: int) -> dict[str, Any]:
         """The arguments of `simulate` for one chunk; all have as many lanes, of which the devices get equal shares."""
-        devices, arguments = grids.devices_for(self.implementation), dict(self.arguments)
+        devices, arguments = grids.devices_of_a_chunk(), dict(self.arguments)
         places = grids.padded(self.tiles.places(number), -(-self.tiles.size // len(devices)) * len(devices))
         values = grids.split(self.grid.at(places), devices)
         inputs, noise = arguments.pop("inputs", None) or {}, arguments.pop("noise", None) or {}

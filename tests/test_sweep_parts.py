@@ -27,7 +27,7 @@ RUN |= {"noise": {"x_inp": 0.01 * u.ms**0.5}, "key": jax.random.key(0), "impleme
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # One device, so that the grid and a worker's process have the same lanes on it.
-    monkeypatch.setattr(grids, "SPLIT", ())
+    monkeypatch.setattr(grids, "SPLIT", False)
     return tmp_path
 
 
@@ -176,7 +176,7 @@ import os, sys, time
 import brainunit as u, jax, numpy as np
 import brainmass_kernels as bk
 from brainmass_kernels import grids, sweep_parts
-grids.SPLIT = ()
+grids.SPLIT = False
 out, part, slow = sys.argv[1], tuple(map(int, sys.argv[2].split("/"))), sys.argv[3:]
 pack = sweep_parts.pack
 def half(path, *arguments):
@@ -461,7 +461,7 @@ for x in (values, keys):
     assert {s.data.shape for s in x.addressable_shards} == {(2,)}
 result = simulate(**seen[-1])
 assert len(result["x_mean"].sharding.device_set) == 8
-grids.SPLIT = ()
+grids.SPLIT = False
 one = bk.sweep(bk.Hopf(), over, chunk=12, **run)
 assert len(seen[-1]["model"].a.sharding.device_set) == 1
 np.testing.assert_allclose(many["x_mean"], one["x_mean"], rtol=1e-5)
