@@ -113,7 +113,9 @@ def varying_axes(tree) -> frozenset[str]:
 def aligned(tree, like=()):
     """The pytree; all its arrays vary over the mesh axes that any of them, or of ``like``, varies over."""
     # Outside of a `jax.shard_map` nothing varies, and this is asked for each equation.
-    axes = jax.sharding.get_abstract_mesh().manual_axes and varying_axes((tree, like))
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    axes = varying_axes((tree, like))
     if not axes:
         return tree
 

@@ -171,9 +171,9 @@ def _partitioned(flat: Callable, lanes: Lanes) -> Callable:
 def _axes_of_lanes(arguments, lanes: Lanes) -> tuple[str, ...]:
     """The axes of the mesh that the lanes lie along."""
     for x, has_lanes in zip(arguments, lanes.arguments, strict=True):
-        spec = tuple(getattr(x.sharding, "spec", ()))
-        if has_lanes and len(spec) == len(x.shape) and spec[-1]:
-            return spec[-1] if isinstance(spec[-1], tuple) else (spec[-1],)
+        spec: tuple[Any, ...] = tuple(getattr(x.sharding, "spec", ()))
+        if has_lanes and len(spec) == len(x.shape) and (axes := spec[len(x.shape) - 1]):
+            return axes if isinstance(axes, tuple) else (axes,)
     return ()
 
 
@@ -181,16 +181,13 @@ def _sharding_rule(arguments, results, lanes: Lanes):
     """Shardy's rule: networks are independent; all other axes are needed whole on each device."""
     from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, SdyShardingRule
 
-    sizes: dict[str, int] = {}
+    # Names of the axes that are needed whole, and the sizes of the parts of axes.
     whole: list[str] = []
+    parts: dict[str, Any] = {}
 
-    def factor(size: int) -> str:
-        name = f"axis{len(whole)}"
-        whole.append(name)
-        sizes[name] = size
-        return name
-
-    parts: dict[str, int] = {}
+    def factor(_: int) -> str:
+        whole.append(f"axis{len(whole)}")
+        return whole[-1]
 
     def mapping(x, has_lanes: bool):
         if not has_lanes:
