@@ -301,8 +301,8 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
     comparison = problem.comparison
     first_problem, first_z = first_place(problem, state.first, initial)
     if first_problem is problem:
-        # As many lanes as there are starts: the program is compiled already.
-        first_z = {name: np.repeat(z, state.alive.shape[1], 1) for name, z in first_z.items()}
+        # As many lanes as there are starts: the program is compiled already. On the host, so is the rest.
+        first_z = {name: np.repeat(np.asarray(z), state.alive.shape[1], 1) for name, z in first_z.items()}
     prediction, first = problem.unseen(state.best_z, key), first_problem.unseen(first_z, key)
     error, nuisances = measured(problem, prediction, comparison.data)
     first_error, first_nuisances = measured(problem, first, comparison.data)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -287,6 +288,30 @@ class Progress(NamedTuple):
         return (self.steps - self.step) / self.rate
 
 
+class Meanwhile(NamedTuple):
+    """A fit's ``progress``, and what to begin once the first step is taken: from then on the kernels compute.
+
+    Attributes
+    ----------
+    progress : as `fit` takes it
+    begin : called once; it returns at once
+    """
+
+    progress: Any
+    begin: Callable[[], Any]
+
+    def beginning(self, show: Callable[[Progress], Any] | None) -> Callable[[Progress], Any]:
+        """``show``, which may be ``None``, begun with the first step that it is told of."""
+        waiting = [self.begin]
+
+        def shown(report: Progress) -> Any:
+            while waiting:
+                waiting.pop()()
+            return show(report) if show else False
+
+        return shown
+
+
 class Plan(NamedTuple):
     """How far to descend.
 
@@ -381,7 +406,10 @@ _WIDE = 80
 @contextlib.contextmanager
 def progress_bar(progress, steps: int):
     """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
-    if not progress:
+    if isinstance(progress, Meanwhile):
+        with progress_bar(progress.progress, steps) as show:
+            yield progress.beginning(show)
+    elif not progress:
         yield None
     elif callable(progress):
         yield progress
