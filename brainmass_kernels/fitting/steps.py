@@ -367,6 +367,16 @@ def descend(problem: Problem, plan: Plan, state: State, history: list, key, befo
     return state
 
 
+def trace(problem: Problem, plan: Plan, z, key) -> None:
+    """Trace and lower the step of `descend` from z of this shape, which then only compiles it."""
+    state = jax.eval_shape(lambda z: begin(problem, z, plan.optimiser), z)
+    keys, data = problem.keys(key), problem.comparison.data
+    if plan.optimiser == LEVENBERG_MARQUARDT:
+        lm_step.lower(problem, state, keys, data)
+    else:
+        gradient_step.lower(problem, plan.optimiser, state, keys, data, plan.clip)
+
+
 def _lowest(history) -> np.ndarray:
     """The lowest error of each target up to each step."""
     rows = np.stack(history)
@@ -407,8 +417,8 @@ _WIDE = 80
 def progress_bar(progress, steps: int):
     """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
     if isinstance(progress, Meanwhile):
-        with progress_bar(progress.progress, steps) as show:
-            yield progress.beginning(show)
+        with progress_bar(progress.progress, steps) as shown:
+            yield progress.beginning(shown)
     elif not progress:
         yield None
     elif callable(progress):
