@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -414,7 +414,7 @@ _WIDE = 80
 
 
 @contextlib.contextmanager
-def progress_bar(progress, steps: int):
+def progress_bar(progress, steps: int) -> Iterator[Callable[[Progress], Any] | None]:
     """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
     if isinstance(progress, Meanwhile):
         with progress_bar(progress.progress, steps) as shown:
