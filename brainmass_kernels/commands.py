@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from . import _startup as _startup
+
+# isort: split
 import functools
+import importlib
 import json
 import sys
+import threading
 import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import bench as benchmark
-from . import files, models, options, plots, report, routing, units
+from . import files, models, options, plots, routing, units
 from ._jax import programs_kept
 from .codegen import kernel_cache
 from .dispatch import implementations as reasons_of
 from .dispatch import platform
 from .fitting.fit import fit as run_fit
 from .fitting.result import Fit
+from .fitting.steps import Meanwhile
 from .spectra import load_spectrum, resting_meg
-from .sweeps import SweepPart
-from .sweeps import sweep as run_sweep
+
+# What only some commands take is imported by these.
 
 
 def _with_programs_kept(command):
@@ -54,7 +60,7 @@ def fit(arguments) -> int:
         prune=arguments.prune,
         optimiser=None if arguments.optimiser == "adam" else arguments.optimiser,
         checkpoint=arguments.checkpoint,
-        progress=not arguments.quiet,
+        progress=Meanwhile(not arguments.quiet, _import_drawing),
         resume=saved,
         implementation=arguments.implementation,
         **_settings(arguments, saved),
@@ -64,11 +70,25 @@ def fit(arguments) -> int:
     result.save(arguments.json)
     plots.save(plots.figure(result), arguments.out)
     if arguments.report:
+        from . import report
+
         if not arguments.quiet:
             print("standard errors and the report ...", file=sys.stderr, flush=True)
         report.write_fit(result, arguments.report, arguments.command)
     print(f"  wrote {_listed(arguments.out, arguments.json, arguments.report)}")
     return 0
+
+
+def _import_drawing() -> None:
+    """Import in a thread what draws the figure, which takes most of a second."""
+
+    def run() -> None:
+        # What cannot be imported is told where it is needed.
+        with suppress(ImportError):
+            importlib.import_module(f"{__package__}.page")
+            importlib.import_module("matplotlib.backends.backend_agg")
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _listed(*names: str | None) -> str:
@@ -120,6 +140,10 @@ def set_values(model, values: dict[str, float]) -> tuple[Any, dict, dict]:
 
 @_with_programs_kept
 def sweep(arguments) -> int:
+    from . import report
+    from .sweeps import SweepPart
+    from .sweeps import sweep as run_sweep
+
     model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
     known = routing.places(model)
     over = {name: units.attach(np.linspace(*grid), known[name].unit) for name, grid in arguments.over.items()}
@@ -142,6 +166,8 @@ def sweep(arguments) -> int:
 
 
 def bench(arguments) -> int:
+    from . import bench as benchmark
+
     small, large = ((1, 64, 1024, 16_384), 1024) if platform() == "cpu" else ((128, 4096, 65_536, 1_048_576), 65_536)
     cases = [
         benchmark.Case(lanes, arguments.steps, precision=arguments.precision) for lanes in arguments.lanes or small
@@ -170,6 +196,8 @@ def rivals_of(arguments) -> list:
     if find_spec("brainmass") is None:
         print("\nagainst brainmass: not measured, as it is not installed: pip install 'brainmass-kernels[brainmass]'")
         return []
+    from . import bench as benchmark
+
     print(f"\n{benchmark.RIVALS}")
     rivals = []
     for lanes in arguments.lanes or ((1, 64, 1024) if platform() == "cpu" else (128, 4096, 65_536)):
@@ -187,6 +215,8 @@ def implementations(_) -> int:
 
 
 def info(arguments) -> int:
+    from . import report
+
     about = report.installation()
     print(json.dumps(about, indent=1) if arguments.json else report.installation_text(about))
     return 0

@@ -208,3 +208,17 @@ def test_a_channel_of_a_recording_is_fitted(tmp_path, capsys):
     assert "did you mean" in capsys.readouterr().err
     assert cli.main(["fit", "--channel", "O1", "--quiet"]) == 2
     assert "no --target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_only_its_own_process_starts_without_matplotlib(ours):
+    """And searches for garbage more seldom; a process that imports the commands is left as it is."""
+    name = "brainmass-kernels" if ours else "script.py"
+    code = (
+        f"import gc, json, sys; sys.argv = [{name!r}]; before = gc.get_threshold()[0];"
+        "import brainmass_kernels.commands;"
+        "print(json.dumps([gc.get_threshold()[0] > before, 'matplotlib' in sys.modules]));"
+        "import matplotlib.figure"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == [ours, not ours]

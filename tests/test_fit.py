@@ -1,6 +1,7 @@
 """Fitting by gradients: recovery, lanes, saving and resuming, and what is refused."""
 
 import dataclasses
+import importlib
 import json
 import re
 import sys
@@ -17,9 +18,12 @@ import pytest
 import brainmass_kernels as bk
 from brainmass_kernels import plots, spectra
 from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.fitting.problem import Problem
 from brainmass_kernels.fitting.result import Fit
-from brainmass_kernels.fitting.steps import Progress, progress_bar
+from brainmass_kernels.fitting.steps import Meanwhile, Progress, progress_bar
 from brainmass_kernels.spectra import Spectrum
+
+fitting = importlib.import_module("brainmass_kernels.fitting.fit")
 
 FREQS = np.arange(2.0, 40.5, 0.5)
 SHAKEN = u.mV * u.second**0.5
@@ -200,6 +204,41 @@ def test_a_saved_fit_of_a_model_of_ones_own_needs_it(found, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:nothing improved")
+@pytest.mark.filterwarnings("ignore:nothing improved")
+@pytest.mark.parametrize("watched", [True, False])
+def test_what_is_begun_meanwhile_begins_once_after_the_first_step(watched):
+    told: list[Any] = []
+
+    def watch(report: Progress) -> bool:
+        told.append(report.step)
+        return report.step == 2
+
+    result = small(steps=3, progress=Meanwhile(watch if watched else False, lambda: told.append("begun")))
+    assert told == (["begun", 1, 2] if watched else ["begun"])
+    assert len(result.losses) == (2 if watched else 3)
+
+
+@pytest.mark.filterwarnings("ignore:nothing improved")
+@pytest.mark.parametrize(("optimiser", "traced"), [(None, "predict"), ("levenberg_marquardt", "linearised")])
+def test_the_step_is_traced_once_while_candidates_are_simulated(optimiser, traced, monkeypatch):
+    order, step, descend = [], getattr(Problem, traced), fitting.descend
+
+    def counted(problem, z, *rest):
+        order.append(z["f0"].shape)
+        return step(problem, z, *rest)
+
+    def descended(*arguments):
+        order.append("descend")
+        return descend(*arguments)
+
+    monkeypatch.setattr(Problem, traced, counted)
+    monkeypatch.setattr(fitting, "descend", descended)
+    # A duration of its own, lest an earlier fit has traced it.
+    result = small(steps=2, starts=3, screen=12, optimiser=optimiser, duration=4.5 * u.second)
+    assert order == [(1, 3), "descend"]
+    assert result.losses.shape == (2, 1, 3)
+
+
 def test_progress_is_told_and_may_stop_the_fit():
     seen = []
 

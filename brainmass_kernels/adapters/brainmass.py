@@ -24,7 +24,7 @@ from ..simulation import explain, simulate
 from ..units import UNITLESS, positive_time
 from .classify import Arriving, Key, Number, State
 from .couplings import SENT, RegionCoupling
-from .fused_step import FusedStep
+from .fused_step import fused_step
 from .jansen_rit_tr import fused_between_trs, trs_of
 
 VERSIONS = ("0.1.1",)
@@ -328,7 +328,7 @@ class _TracedStep:
         for state, new in zip(function.get_states(*arguments), after, strict=True):
             kinds += self._kinds(state, new, places, place, names.get(id(state), "a state outside of the model"))
             place += len(jax.tree.leaves(new))
-        self.step = FusedStep(function.get_jaxpr(*arguments), kinds, places, range(len(leaves)), self._label)
+        self.step = fused_step(function.get_jaxpr(*arguments), kinds, places, range(len(leaves)), self._label)
         if coupling and self.step.lanes != (coupling.regions,):
             raise Unsupported(
                 f"the states of {self._label} have the shape {self.step.lanes}, and those of regions that are coupled "

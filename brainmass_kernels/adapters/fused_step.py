@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +11,62 @@ import jax
 import jax.numpy as jnp
 
 from .. import jaxprs
-from .._jax import Literal
+from .._jax import Literal, is_traced
+from ..equations import Key as KeyOf
+from ..equations import key_of
+from ..identity import text_of
+from ..programs import on_clear
 from .around import Values, narrowed, spread
-from .classify import ClassifiedStep
+from .classify import Arriving, ClassifiedStep, Key, Number
 from .lower import cast, lower
+
+#: Most steps that are kept; each holds its parameters.
+_MOST = 32
+_KEPT: OrderedDict[KeyOf, FusedStep] = OrderedDict()
+_LOCK = threading.Lock()
+on_clear(_KEPT.clear)
+
+
+def fused_step(
+    closed, arguments: Sequence[Any], states: dict[str, int], outputs: Sequence[int], label: str
+) -> FusedStep:
+    """`FusedStep`, or the one of an equal call: the same text with the same values, which it keeps.
+
+    Nothing else decides what a `FusedStep` is. Not kept is a step whose values are traced, or whose text names a Python
+    function and does not say what that does.
+    """
+    values = [x for x in jax.tree.leaves([*closed.consts, *arguments]) if not isinstance(x, str)]
+    if any(map(is_traced, values)) or not _says_all(closed.jaxpr):
+        return FusedStep(closed, arguments, states, outputs, label)
+    kinds = [type(a).__name__ if isinstance(a, (Number, Key, Arriving)) else a for a in arguments]
+    names = [call.params.get("name") for _, calls in jaxprs.walk(closed.jaxpr) for call in calls]
+    places = [str(getattr(x, "sharding", "")) for x in values]
+    x64, promotion = jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # pyright: ignore
+    text = text_of(closed), names, [*states.items()], [*outputs], label, x64, promotion
+    key = key_of(text, closed.consts, kinds, places, str(jax.config.jax_default_device))  # pyright: ignore
+    with _LOCK:
+        if key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
+    step = FusedStep(closed, arguments, states, outputs, label)
+    with _LOCK:
+        _KEPT[key] = step
+        while len(_KEPT) > _MOST:
+            _KEPT.popitem(last=False)
+    return step
+
+
+def _says_all(jaxpr) -> bool:
+    """Whether `text_of` says all that a jaxpr computes: a function, and an object without a text, it only names."""
+    parameters = jax.tree.leaves([[*eqn.params.values()] for eqn, _ in jaxprs.walk(jaxpr)])
+    bodies = [getattr(p, "jaxpr", p) for p in parameters]
+    others = [p for p, body in zip(parameters, bodies) if not (isinstance(p, (str, int, float)) or _is_jaxpr(body))]
+    unsaid = any(callable(p) or " at 0x" in repr(p) for p in others)
+    return not unsaid and all(_says_all(body) for body in bodies if _is_jaxpr(body))
+
+
+def _is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns")
 
 
 class FusedStep:
@@ -41,13 +95,16 @@ class FusedStep:
         self._lowered = lower(self._step, self._values)
         self.equations, self.extra = self._lowered.equations, self._lowered.extra
         self.names, self.lanes, self.dtype = self._step.names, self._step.lanes, self._step.dtype
+        self._constants: dict[str, Any] | None = None
 
     # Before the loop ------------------------------------------------------------------------------------------------
 
     def constant_values(self) -> dict[str, Any]:
         """What the loop reads and no step changes, by name; each broadcasts to the lanes."""
-        constants = zip(self.equations.constants, self._lowered.constants, strict=True)
-        return {n: spread(self._values.compact(v), axes, self.lanes, 0) for n, (v, axes) in constants}
+        if self._constants is None:
+            constants = zip(self.equations.constants, self._lowered.constants, strict=True)
+            self._constants = {n: spread(self._values.compact(v), axes, self.lanes, 0) for n, (v, axes) in constants}
+        return self._constants
 
     def row_values(self, steps: int, key) -> dict[str, Any]:
         """What the loop reads at each of ``steps`` steps, each ``(steps, ...)`` and broadcasting to the lanes.

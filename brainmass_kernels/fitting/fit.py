@@ -7,6 +7,7 @@ A target is one or many power spectra, time series, matrices of functional conne
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -29,8 +30,8 @@ from ..spectra import Spectrum
 from . import saved, targets
 from .problem import Free, Pooling, Problem, free_values, measured
 from .result import Fit
-from .starts import count_of, first_place, starts_from
-from .steps import LEVENBERG_MARQUARDT, Plan, Progress, State, begin, descend, optimiser_of, progress_bar
+from .starts import count_of, first_place, like_starts, starts_from
+from .steps import LEVENBERG_MARQUARDT, Plan, Progress, State, begin, descend, optimiser_of, progress_bar, trace
 
 _EVERY = 5
 _STARTS = 16
@@ -178,7 +179,8 @@ def fit(
     descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
     with progress_bar(progress, steps) as show:
         if state is None:
-            state = begin(problem, starts_from(problem, starts, screen, initial, key), optimiser)
+            tracing = functools.partial(trace, problem, descent, like_starts(problem, count), key)
+            state = begin(problem, starts_from(problem, starts, screen, initial, key, tracing), optimiser)
         state = descend(problem, descent, state, history, key, done, show, file and file.write)
     result = _report(problem, state, history, key, settings, plan, began, initial)
     _say_if_nothing_improved(result)
@@ -301,8 +303,8 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
     comparison = problem.comparison
     first_problem, first_z = first_place(problem, state.first, initial)
     if first_problem is problem:
-        # As many lanes as there are starts: the program is compiled already.
-        first_z = {name: np.repeat(z, state.alive.shape[1], 1) for name, z in first_z.items()}
+        # As many lanes as there are starts: the program is compiled already. On the host, so is the rest.
+        first_z = {name: np.repeat(np.asarray(z), state.alive.shape[1], 1) for name, z in first_z.items()}
     prediction, first = problem.unseen(state.best_z, key), first_problem.unseen(first_z, key)
     error, nuisances = measured(problem, prediction, comparison.data)
     first_error, first_nuisances = measured(problem, first, comparison.data)

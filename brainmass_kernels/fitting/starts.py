@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,8 +16,16 @@ from .problem import Free, Problem, away_from_bounds, measured, predict
 from .targets import plain
 
 
-def starts_from(problem: Problem, starts, screen: int, initial: Mapping[str, Any], key) -> dict[str, np.ndarray]:
-    """z of every start of every target; ``initial`` has the model's values."""
+def starts_from(
+    problem: Problem, starts, screen: int, initial: Mapping[str, Any], key, meanwhile: Callable[[], Any] | None = None
+) -> dict[str, np.ndarray]:
+    """z of every start of every target.
+
+    Parameters
+    ----------
+    initial : the model's values
+    meanwhile : called while candidates are simulated, where there are any to choose from
+    """
     n, frees = problem.comparison.count, problem.frees
     if isinstance(starts, Mapping):
         return {f.name: _leaf(problem, f.name, z) for f, z in zip(frees, _z_of_starts(problem, starts))}
@@ -36,17 +44,25 @@ def starts_from(problem: Problem, starts, screen: int, initial: Mapping[str, Any
             warn(f"'model' got {value}: start 0 begins at the nearer bound; 'initial_rms' is the model's")
     # On the host: each shape of so small an array would be a program to compile.
     z = {f.name: row.astype(jnp.result_type(float)) for f, row in zip(frees, rows)}
-    keep = None if count == starts else _nearest(problem, z, starts, key)
+    keep = None if count == starts else _nearest(problem, z, starts, key, meanwhile)
     spread = {name: np.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
     return {name: _leaf(problem, name, x) for name, x in spread.items()}
 
 
-def _nearest(problem: Problem, z, starts: int, key) -> np.ndarray:
+def like_starts(problem: Problem, starts: int) -> dict[str, np.ndarray]:
+    """z in the shape of `starts_from`'s."""
+    z = np.zeros((problem.comparison.count, starts), jnp.result_type(float))
+    return {f.name: _leaf(problem, f.name, z) for f in problem.frees}
+
+
+def _nearest(problem: Problem, z, starts: int, key, meanwhile: Callable[[], Any] | None) -> np.ndarray:
     """The candidates of (m,) nearest to each target, as many as ``starts``; the first is always among them."""
     n = problem.comparison.count
     blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
     count, keys = len(blocks[problem.frees[0].name]), problem.keys(key)
     parts = [predict(problem, {name: b[i] for name, b in blocks.items()}, keys) for i in range(count)]
+    if meanwhile:
+        meanwhile()
     # Each candidate is compared with every target, a block at a time.
     parts = [x.reshape(1, -1, *x.shape[2:]) if n > 1 else x for x in jax.block_until_ready(parts)]
     errors = [measured(problem, x, problem.comparison.data)[0] for x in parts]

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -287,6 +288,30 @@ class Progress(NamedTuple):
         return (self.steps - self.step) / self.rate
 
 
+class Meanwhile(NamedTuple):
+    """A fit's ``progress``, and what to begin once the first step is taken: from then on the kernels compute.
+
+    Attributes
+    ----------
+    progress : as `fit` takes it
+    begin : called once; it returns at once
+    """
+
+    progress: Any
+    begin: Callable[[], Any]
+
+    def beginning(self, show: Callable[[Progress], Any] | None) -> Callable[[Progress], Any]:
+        """``show``, which may be ``None``, begun with the first step that it is told of."""
+        waiting = [self.begin]
+
+        def shown(report: Progress) -> Any:
+            while waiting:
+                waiting.pop()()
+            return show(report) if show else False
+
+        return shown
+
+
 class Plan(NamedTuple):
     """How far to descend.
 
@@ -342,6 +367,16 @@ def descend(problem: Problem, plan: Plan, state: State, history: list, key, befo
     return state
 
 
+def trace(problem: Problem, plan: Plan, z, key) -> None:
+    """Trace and lower the step of `descend` from z of this shape, which then only compiles it."""
+    state = jax.eval_shape(lambda z: begin(problem, z, plan.optimiser), z)
+    keys, data = problem.keys(key), problem.comparison.data
+    if plan.optimiser == LEVENBERG_MARQUARDT:
+        lm_step.lower(problem, state, keys, data)
+    else:
+        gradient_step.lower(problem, plan.optimiser, state, keys, data, plan.clip)
+
+
 def _lowest(history) -> np.ndarray:
     """The lowest error of each target up to each step."""
     rows = np.stack(history)
@@ -379,9 +414,12 @@ _WIDE = 80
 
 
 @contextlib.contextmanager
-def progress_bar(progress, steps: int):
+def progress_bar(progress, steps: int) -> Iterator[Callable[[Progress], Any] | None]:
     """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
-    if not progress:
+    if isinstance(progress, Meanwhile):
+        with progress_bar(progress.progress, steps) as shown:
+            yield progress.beginning(shown)
+    elif not progress:
         yield None
     elif callable(progress):
         yield progress
