@@ -82,4 +82,5 @@ from .simulation import explain as explain
 from .simulation import simulate as simulate
 from .spectra import load_spectrum as load_spectrum
 from .sweeps import Sweep as Sweep
+from .sweeps import SweepPart as SweepPart
 from .sweeps import sweep as sweep

@@ -172,7 +172,8 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
     backend = dispatch.load(name)
     if backend.base_two(run.precision):
         run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
-    split = split_of(run.batch, run.spec.link is not None, data, name)
+    # Interpreters wait for each other's devices.
+    split = None if run.interpret else split_of(run.batch, run.spec.link is not None, data, name)
     run = run._replace(implementation=name, split=split)
     run = run._replace(copied=backend.copied(request_of(run.share)))
     if data.connections and name == "scan":
