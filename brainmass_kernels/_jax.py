@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
@@ -229,6 +230,18 @@ def at_source(eqn):
 def is_traced(value) -> bool:
     """Whether a value is known only when the program runs."""
     return isinstance(value, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_whole(value) -> bool:
+    """Whether this process can read all of a value: none that is traced, or that several processes share."""
+    return not is_traced(value) and getattr(value, "is_fully_addressable", True)
+
+
+def values_here(value) -> np.ndarray:
+    """The values of an array; of one that several processes share, those on the devices of this one, flat."""
+    if is_whole(value):
+        return np.asarray(value)
+    return np.concatenate([np.ravel(shard.data) for shard in value.addressable_shards])
 
 
 def set_linearisation(primitive: Primitive, rule) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _context, dispatch, units
-from ._jax import is_traced
+from ._jax import is_traced, is_whole, values_here
 from .backends.base import Connections
 from .devices import split_of
 from .equations import key_of
@@ -273,7 +273,7 @@ def _inverse_steps(run: Run, hoisted) -> str:
     if run.native_autodiff or not dispatch.load(run.implementation).inverse_steps or not build(run.spec).invertible:
         return ""
     growth = _rates(run.spec.model, run.spec.unchanging(hoisted).parameters), hoisted[-1]
-    if any(is_traced(x) for x in jax.tree.leaves(growth)):
+    if not all(map(is_whole, jax.tree.leaves(growth))):
         return "asked"
     fastest = max(float(np.max(np.abs(rate), initial=0.0)) for rate in growth[0].values()) * float(growth[1])
     return "always" if inverse_holds(run, fastest) else ""
@@ -296,8 +296,8 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
         if limit is not None and fastest >= limit:
             raise ValueError(
                 f"'dt' got {dt:g} {model.time_unit}, at which '{scheme}' is unstable for {name} = "
-                f"{np.max(parameters[name]):g}: it takes dt below {limit * dt / fastest:.4g} {model.time_unit}. The "
-                f"schemes 'strang' and 'exact' are stable at any dt"
+                f"{np.max(values_here(parameters[name])):g}: it takes dt below {limit * dt / fastest:.4g} "
+                f"{model.time_unit}. The schemes 'strang' and 'exact' are stable at any dt"
             )
     times = {n: 1.0 / float(np.max(rate)) for n, rate in rates.items() if np.max(rate) > 0.0}
     if not getattr(model, "blocks", ()):
@@ -315,7 +315,7 @@ def _check_step(model: Model, scheme: str, parameters, dt: float) -> None:
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values that are not traced, as NumPy arrays: under jit, operations on JAX's arrays would be traced."""
-    return {n: np.asarray(x) for n, x in values.items() if not is_traced(x)}
+    return {n: values_here(x) for n, x in values.items() if not is_traced(x)}
 
 
 def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,8 +369,9 @@ def _sigmas(model: Model, noise, key) -> dict[str, Any]:
         unit = noise_unit(model, name)
         sigmas[name] = magnitude = units.strip(sigma, unit, f"noise[{name!r}]")
         refuse_nan(magnitude, f"noise[{name!r}]", infinite=True)
-        if not is_traced(magnitude) and np.any(np.asarray(magnitude) < 0.0):
-            raise ValueError(f"noise[{name!r}] got {np.min(magnitude):g} {unit}, but takes an intensity from 0 on")
+        if not is_traced(magnitude) and np.min(values_here(magnitude), initial=0.0) < 0.0:
+            least = np.min(values_here(magnitude))
+            raise ValueError(f"noise[{name!r}] got {least:g} {unit}, but takes an intensity from 0 on")
     return dict(sorted(sigmas.items()))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import display, functional, units
-from .._jax import is_traced
+from .._jax import is_traced, values_here
 from ..equations import Key, key_of
 from ..errors import check_name as check_name
 from ..errors import meant as meant
@@ -419,6 +419,7 @@ def refuse_nan(magnitude, name: str, infinite: bool = False) -> None:
     """Raise ``ValueError`` where a value known before tracing has NaN, or infinity where that is refused too."""
     if is_traced(magnitude):
         return
+    magnitude = values_here(magnitude)
     wrong = np.atleast_1d(~np.isfinite(magnitude) if infinite else np.isnan(magnitude))
     if wrong.any():
         place = tuple(map(int, np.argwhere(wrong)[0]))
