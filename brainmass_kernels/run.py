@@ -42,9 +42,16 @@ class Run(NamedTuple):
     sampling: Sampling | None  # of the records, if there are statistics
     depth: int = 0  # steps of a network's longest delay
     delays: tuple[int, ...] = ()  # the number of a network's connections for each delay, from 0 to depth
+    edges: int | None = None  # connections of a network with sparse weights
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
+
+    @property
+    def arriving(self) -> int:
+        """About how many connections a region of a network has, as one that is differentiated by JAX stores."""
+        regions = self.batch[-1]
+        return regions if self.edges is None else -(-self.edges // max(1, regions))
 
 
 class Data(NamedTuple):
@@ -74,7 +81,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
-        Coupling(run.batch[-1], run.depth, step.send, run.delays) if step.send else None,
+        Coupling(run.batch[-1], run.depth, step.send, run.delays, run.edges) if step.send else None,
     )  # fmt: skip
     return step, loop
 
@@ -165,11 +172,12 @@ def _launcher(run: Run, operands: Operands, near):
 
 def _connections(connections: Connections, run: Run) -> Connections:
     """The connections in the form that backends take."""
-    regions, weights = run.batch[-1], jnp.asarray(connections.weights, run.spec.dtype)
-    if weights.size == regions**2:
-        weights = weights.reshape(regions, regions)
+    weights = jnp.asarray(connections.weights, run.spec.dtype)
+    each = weights.shape[-2:]
+    if math.prod(weights.shape[:-2]) == 1:
+        weights = weights.reshape(each)
     else:
-        weights = jnp.broadcast_to(weights, (*run.batch, regions)).reshape(-1, regions, regions)
+        weights = jnp.broadcast_to(weights, (*run.batch[:-1], *each)).reshape(-1, *each)
         weights = jnp.moveaxis(weights, 0, -1)
     return Connections(weights, jnp.asarray(connections.steps), jnp.asarray(connections.edges))
 

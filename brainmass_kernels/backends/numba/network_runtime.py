@@ -109,7 +109,25 @@ def _sums(kind: str, at, one):
             for i in range(block):
                 total[i] = fma(weight[j * block + i], sent[j], total[i])
 
-    return sum_far, sum_near, sum_now
+    def sum_edges(area, regions, edges, source, to):
+        """Of connections without delay, in a list: from a row to a row, each sum in four parts."""
+        first, near, reads = places(area, regions)
+        weight, sent, total = at(weights_at(area, regions, edges)), at(source), at(to)
+        for i in range(regions):
+            a, b, c, d = one - one, one - one, one - one, one - one
+            e, last = first[i], first[i + 1]
+            while e + 3 < last:
+                a = fma(weight[e], sent[reads[e]], a)
+                b = fma(weight[e + 1], sent[reads[e + 1]], b)
+                c = fma(weight[e + 2], sent[reads[e + 2]], c)
+                d = fma(weight[e + 3], sent[reads[e + 3]], d)
+                e += 4
+            while e < last:
+                a = fma(weight[e], sent[reads[e]], a)
+                e += 1
+            total[i] = (a + b) + (c + d)
+
+    return sum_far, sum_near, sum_now, sum_edges
 
 
 def _moves(kind: str, at, one):

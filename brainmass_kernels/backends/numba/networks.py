@@ -26,7 +26,7 @@ class _Coupled(Uncoupled):
     """Lines of both directions.
 
     Arguments: of each connection the region that it goes to, the one that it comes from, its delay, its weight; and
-    the weights as a matrix, or the history before a forward run with delays.
+    the history before a forward run with delays, or the weights as a matrix where there are none, and they are one.
     """
 
     # Areas of the scratch: the connections of each region, and sums of the steps of a tile.
@@ -41,20 +41,24 @@ class _Coupled(Uncoupled):
         self.regions, self.depth, self.steps = loop.coupling.regions, loop.coupling.depth, loop.schedule.steps
         self.lanes, self.edges = kernel.layout.lanes, self.connections.edges.shape[1]
         self.size = kernel.layout.itemsize
+        # Sums without delays are over a matrix where the weights are one, else over a list like those with delays.
+        self.by_matrix = not self.depth and not self.connections.are_edges
         # All that a region sends in a run, and what is read of tiles beyond its end.
         self.stride = self.depth + self.steps + TILE
         (self.sum,) = kernel.rows.add(kernel.inputs[-1])
 
     def take_connections(self, history: jax.Array | None) -> None:
         """Take the connections, with the history before a forward run; an adjoint takes the matrix to the sources."""
-        kernel, weights, steps = self.kernel, self.connections.weights, self.connections.steps
-        rows, columns = self.connections.edges
+        kernel, connections = self.kernel, self.connections
+        rows, columns = connections.edges
         kernel.take_one("rows", rows)
         kernel.take_one("columns", columns)
-        kernel.take_one("delays", steps[rows, columns])
-        kernel.take_one("weights", weights[rows, columns].T.reshape(-1))
-        matrix = history.T if history is not None and self.depth else self.matrix(transposed=history is not None)
-        kernel.take_one("matrix", matrix.reshape(-1))
+        kernel.take_one("delays", connections.steps_of_edges)
+        kernel.take_one("weights", connections.weights_of_edges.T.reshape(-1))
+        if self.by_matrix:
+            kernel.take_one("matrix", self.matrix(transposed=history is not None).reshape(-1))
+        elif history is not None and self.depth:
+            kernel.take_one("first_history", history.T.reshape(-1))
 
     def matrix(self, transposed: bool) -> jax.Array:
         """Weights to regions from regions, or transposed, padded to rows of a block; of each network, or of all."""
@@ -85,10 +89,10 @@ class _Coupled(Uncoupled):
         for name in ("depth", "edges", "stride", "ct_stride", "shared"):
             kernel.line(f"{name} = plan[{PLAN.index(name)}]")
         kernel.addresses(["rows", "columns", "delays"])
-        kernel.line(
-            f"weights = {argument('weights')} + (0 if shared else {self.size} * edges * number)",
-            f"matrix = {argument('matrix')} + (0 if shared else {self.size} * regions * block * number)",
-        )
+        kernel.line(f"weights = {argument('weights')} + (0 if shared else {self.size} * edges * number)")
+        if self.by_matrix:
+            matrix = f"{argument('matrix')} + (0 if shared else {self.size} * regions * block * number)"
+            kernel.line(f"matrix = {matrix}")
 
     def areas(self, begin: str) -> None:
         """Addresses of the lists and the sums in the scratch."""
@@ -113,9 +117,13 @@ class _Coupled(Uncoupled):
         """The sums of one step of the tile, with the connections of shorter delays, in a row."""
         self.kernel.call("sum_near", area, "regions", "edges", source, now, sums, phase, self.kernel.row(to))
 
-    def sum_now(self, source: str, to: str) -> None:
-        """The sums of a network without delays, from a row to a row."""
-        self.kernel.call("sum_now", "matrix", "regions", "block", self.kernel.row(source), self.kernel.row(to))
+    def sum_now(self, area: str, source: str, to: str) -> None:
+        """The sums of a network without delays, over a matrix or a list, from a row to a row."""
+        rows = self.kernel.row(source), self.kernel.row(to)
+        if self.by_matrix:
+            self.kernel.call("sum_now", "matrix", "regions", "block", *rows)
+        else:
+            self.kernel.call("sum_edges", area, "regions", "edges", *rows)
 
 
 class ForwardCoupling(_Coupled):
@@ -157,8 +165,10 @@ class ForwardCoupling(_Coupled):
         kernel.line("now, phase = depth, 0")
         if self.depth:
             self.sort("list_to", "rows", "columns", TILE, "stride", -1)
-            history = f"{kernel.address('matrix')} + {self.size} * lane * depth"
+            history = f"{kernel.address('first_history')} + {self.size} * lane * depth"
             kernel.call("move", history, "depth", 0, "all_sent", "stride", 0, "regions", "depth")
+        elif not self.by_matrix:
+            self.sort("list_to", "rows", "columns", TILE, 1, -1)
 
     def arrive(self) -> None:
         kernel = self.kernel
@@ -167,7 +177,7 @@ class ForwardCoupling(_Coupled):
         if not self.depth:
             if self.saving:
                 self.scatter()
-            self.sum_now(self.sent, self.sum)
+            self.sum_now("list_to", self.sent, self.sum)
             return
         with kernel.block("if phase == 0:"):
             if not self.saving:
@@ -234,6 +244,8 @@ class ReverseCoupling(_Coupled):
         if not self.kernel.wanted.weights:
             return None
         cotangents = results["weights_of_edges"].reshape(-1, self.edges)
+        if self.connections.are_edges:
+            return cotangents.T[None]
         rows, columns = self.connections.edges
         empty = jnp.zeros((self.regions, self.regions, len(cotangents)), cotangents.dtype)
         return empty.at[rows, columns].set(cotangents.T, unique_indices=True, indices_are_sorted=True)
@@ -256,6 +268,8 @@ class ReverseCoupling(_Coupled):
         kernel.line("phase = 0")
         if self.depth:
             self.sort("list_from", "columns", "rows", TILE, "ct_stride", 1)
+        elif not self.by_matrix:
+            self.sort("list_from", "columns", "rows", TILE, 1, 1)
 
     def replay(self) -> None:
         kernel = self.kernel
@@ -271,7 +285,7 @@ class ReverseCoupling(_Coupled):
         if self.depth:
             self.sum_delayed()
         else:
-            self.sum_now("ct_arrived0", self.ct_sent)
+            self.sum_now("list_from", "ct_arrived0", self.ct_sent)
         with kernel.lanes() as lanes:
             known = [*kernel.coefs, *self.of_send, self.ct_sent]
             lanes.add([*kernel.ct_coefs, *kernel.ct_state], lanes.values(self.pullback.back, known))
