@@ -126,8 +126,8 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = (), regions: 
     ----------
     fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
     kinds : of each argument, or in a tuple of its type, of its parts: ``"coefs"``, each ``()`` or ``(L,)``;
-        ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, ``(N, N)`` or ``(N, N, networks)``, of edges ``(1, E)`` and so on; ``"shared"``, the
-        same for all; ``"lanes"``, whose last axis is always the lanes
+        ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, as of `Connections`, of two axes, or three with the
+        networks; ``"shared"``, the same for all; ``"lanes"``, whose last axis is always the lanes
     expand : for each of the rows, whether a uniform one is expanded to each lane, as its cotangent is wanted
     regions : lanes of a network
     """

@@ -261,12 +261,15 @@ class Network:
         return arrays_of(self)
 
     def replace(self, **changes) -> Network:
-        """The network with another ``model``, ``weights`` or parameter of the coupling."""
+        """The network with another ``model``, ``weights`` or parameter of the coupling.
+
+        Of a network with sparse weights, ``weights`` may be the values alone, ``(E,)`` or ``(*batch, E)``.
+        """
         known = {"model": self.model, "weights": self.weights, **self.parameters}
         for name in changes:
             check_name(name, known, "field of the network", TypeError)
         fields = {**known, **changes}
-        self._check_pattern(fields["weights"])
+        fields["weights"] = self._in_pattern(fields["weights"])
         kind, source, target = self.link
         return Network(
             fields.pop("model"), fields.pop("weights"), coupling=kind, source=source, target=target,
@@ -274,17 +277,24 @@ class Network:
             **fields,
         )  # fmt: skip
 
-
-    def _check_pattern(self, weights) -> None:
-        """Raise if delays of connections would go to others."""
-        if self.delays is None or weights is self.weights or self.edges is None or not sparsity.is_sparse(weights):
-            return
-        others = sparsity.indices_of(sparsity.matrix(weights, units.UNITLESS, "weights"))
-        if not np.array_equal(others, sparsity.indices_of(self.weights)):
-            raise ValueError(
-                "'weights' got another pattern than the network's delays are of, but takes the same, in the same "
-                "order: make a new Network with its delays"
-            )
+    def _in_pattern(self, weights):
+        """New weights, of which values alone get the pattern of the present ones; other patterns take no delays."""
+        if self.edges is None or weights is self.weights:
+            return weights
+        indices, regions = sparsity.indices_of(self.weights), self.regions
+        if sparsity.is_sparse(weights):
+            others = sparsity.indices_of(sparsity.matrix(weights, units.UNITLESS, "weights"))
+            if self.delays is not None and not np.array_equal(others, indices):
+                raise ValueError(
+                    "'weights' got another pattern than the network's delays are of, but takes the same, in the same "
+                    "order: make a new Network with its delays"
+                )
+            return weights
+        shape = np.shape(weights)
+        if shape[-1:] == (len(indices),) and shape[-2:] != (regions, regions):
+            values = units.strip(weights, units.UNITLESS, "weights")
+            return sparsity.of(values, indices, (*shape[:-1], regions, regions))
+        return weights
 
 
 def _with_keys(network: Network):
@@ -343,13 +353,15 @@ def _delays(delays, distances, speed, weights) -> np.ndarray | None:
     if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
         raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
     # A copy that nobody writes to: compiled programs are kept by its values.
-    return seconds * _off_diagonal(weights) if name == "distances" else seconds.copy()
+    seconds = seconds * _off_diagonal(weights) if name == "distances" else seconds.copy()
+    seconds.flags.writeable = False
+    return seconds
 
 
 def _of_connections(value, unit, name: str, weights):
     """A quantity of connections without its unit: of sparse weights one for each stored value."""
     if sparsity.is_sparse(weights):
-        return sparsity.values_on(weights, _wide(value), unit, name)
+        return sparsity.values_on(weights, value, unit, name, _wide)
     if sparsity.is_sparse(value):
         raise TypeError(f"'{name}' got a sparse matrix, but takes an array, as the weights are one")
     return units.strip(_wide(value), unit, name)
@@ -365,7 +377,7 @@ def _off_diagonal(weights) -> np.ndarray:
 
 def _wide(value):
     """A quantity in float64; float32 as the shortest decimal number: 0.1, not 0.100000001."""
-    if not isinstance(value, u.Quantity) or is_traced(value.mantissa) or sparsity.is_sparse(value):
+    if not isinstance(value, u.Quantity) or is_traced(value.mantissa):
         return value
     mantissa = np.asarray(value.mantissa)
     if mantissa.dtype == np.float32:

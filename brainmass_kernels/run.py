@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from . import dispatch, memory, noise
+from ._jax import is_traced
 from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
@@ -107,6 +109,9 @@ def no_lanes(fun):
 
 def execute(run: Run, data: Data):
     """Records and final states of a run, without units, by its compiled program."""
+    if data.connections is not None and any(map(is_traced, jax.tree.leaves(data))):
+        # In a program of the user's what is known before is a constant, which XLA would compute with as it compiles.
+        data = data._replace(connections=lax.optimization_barrier(data.connections))
     return RUNS(run)(data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import brainunit as u
@@ -52,8 +53,10 @@ def is_sparse(value: Any) -> bool:
     return isinstance(value, sparse.BCOO) or (scipy is not None and scipy.issparse(value))
 
 
-def matrix(value: Any, unit, name: str) -> sparse.BCOO:
+def matrix(value: Any, unit, name: str, widen: Callable = lambda quantity: quantity) -> sparse.BCOO:
     """A sparse matrix without its unit, as a BCOO of one pattern, whose indices are NumPy's.
+
+    ``widen`` takes the stored values, with their unit, to those that are converted.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def matrix(value: Any, unit, name: str) -> sparse.BCOO:
         indices = np.stack(coo.coords, axis=-1).astype(np.int32)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(f"'{name}' got a sparse matrix of shape {shape}, but takes (N, N) or (*batch, N, N)")
-    data = u.Quantity(data, unit=value.unit) if isinstance(value, u.Quantity) else data
+    data = widen(u.Quantity(data, unit=value.unit)) if isinstance(value, u.Quantity) else data
     return of(units.strip(data, unit, name), indices, shape)
 
 
@@ -100,20 +103,21 @@ def _sorted(indices: Static, regions: int, self_connection: bool) -> Edges:
     return Edges(np.ascontiguousarray(indices.array[order].T, np.int32), order)
 
 
-def values_on(weights: sparse.BCOO, value: Any, unit, name: str):
+def values_on(weights: sparse.BCOO, value: Any, unit, name: str, widen: Callable):
     """A quantity of each connection that the weights store, without its unit, ``(E,)``.
 
     Parameters
     ----------
     value : a number, one for each stored value, a matrix ``(N, N)``, or a sparse one of the same pattern, in any order
+    widen : of a quantity of numbers, as of `matrix`
     """
     indices, regions = indices_of(weights), weights.shape[-1]
     if is_sparse(value):
-        other = matrix(value, unit, name)
+        other = matrix(value, unit, name, widen)
         if other.shape != (regions, regions):
             raise ValueError(f"'{name}' got shape {other.shape}, but takes ({regions}, {regions}) as the weights have")
         return other.data[_places(indices, indices_of(other), regions, name)]
-    values = units.strip(value, unit, name)
+    values = units.strip(widen(value), unit, name)
     if np.shape(values) == (regions, regions):
         inside = np.minimum(indices, regions - 1)
         return values[inside[:, 0], inside[:, 1]]
@@ -135,7 +139,7 @@ def _places(indices: np.ndarray, others: np.ndarray, regions: int, name: str) ->
     same = len(wanted) == len(known) and np.array_equal(np.sort(wanted), known[order])
     if not same or len(np.unique(known)) < len(known):
         missing = np.setxor1d(wanted, known)
-        first = f"; ({missing[0] // (regions + 1)}, {missing[0] % (regions + 1)}) is in one only" if len(missing) else ""
+        first = "" if not len(missing) else f"; {divmod(int(missing[0]), regions + 1)} is in one of them only"
         raise ValueError(f"'{name}' got another pattern than the weights have, but takes the same{first}")
     return order[found]
 
@@ -145,7 +149,7 @@ def _pattern(matrix: sparse.BCOO, name: str) -> np.ndarray:
     if is_traced(matrix.indices):
         raise TypeError(
             f"'{name}' got a BCOO whose indices are traced by jit, vmap or grad, but a network's connections are known "
-            f"beforehand: trace its data, and make the BCOO inside"
+            f"beforehand: give the values alone to network.replace(weights=...)"
         )
     if matrix.n_dense or matrix.n_sparse != 2:
         raise ValueError(

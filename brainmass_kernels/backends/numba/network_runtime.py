@@ -111,7 +111,7 @@ def _sums(kind: str, at, one):
 
     def sum_edges(area, regions, edges, source, to):
         """Of connections without delay, in a list: from a row to a row, each sum in four parts."""
-        first, near, reads = places(area, regions)
+        first, _, reads = places(area, regions)
         weight, sent, total = at(weights_at(area, regions, edges)), at(source), at(to)
         for i in range(regions):
             a, b, c, d = one - one, one - one, one - one, one - one
