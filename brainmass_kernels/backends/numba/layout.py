@@ -18,10 +18,12 @@ NARROWEST = {"forward": 8, "adjoint": 16}
 STAGED = 32
 # Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
 REPLAY = 256 * 1024
+# Regions of a network, at least, of which there is one, that threads share; and of each part.
+SHARED, PART = 256, 64
 # What the one attribute of a call holds.
 PLAN = (
     "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
-    "depth", "edges", "stride", "ct_stride", "shared",
+    "depth", "edges", "stride", "ct_stride", "shared", "common",
 )  # fmt: skip
 
 
@@ -34,20 +36,26 @@ class Layout(NamedTuple):
     span : lanes of the run that a block has: a network, or as many as a row
     block : lanes of a row; those beyond the span repeat its last
     dtype : "f32" or "f64"
+    parts : blocks of the one network that there is, which threads share; 0 where a block needs no other
     """
 
     lanes: int
     span: int
     block: int
     dtype: str
+    parts: int = 0
 
     @classmethod
-    def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None) -> Layout:
+    def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None, sharable: bool = True) -> Layout:
         """Of a forward run, or of an adjoint one by segments of so many steps."""
         narrowest = NARROWEST["adjoint" if segment else "forward"]
         name = TYPES[np.dtype(dtype).name]
         if loop.coupling:
             regions = loop.coupling.regions
+            if sharable and lanes == regions >= SHARED and threads() > 1:
+                # The lanes of no part depend on how many there are: the bits are those of one.
+                span = -(-regions // min(threads(), regions // PART) // 16) * 16
+                return cls(lanes, span, span, name, -(-regions // span))
             return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
         block = cls.of_lanes(lanes, dtype, narrowest).block
         if segment is not None:
