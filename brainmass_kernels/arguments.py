@@ -164,6 +164,7 @@ def prepare(
         depth=depth_of(connections) if connections else 0,
         delays=delay_counts(connections) if connections else (),
         edges=len(connections.steps) if connections and connections.are_edges else None,
+        own_weights=connections is not None and math.prod(np.shape(connections.weights)[:-2]) > 1,
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     data = values.data(step_time)

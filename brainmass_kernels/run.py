@@ -45,6 +45,7 @@ class Run(NamedTuple):
     depth: int = 0  # steps of a network's longest delay
     delays: tuple[int, ...] = ()  # the number of a network's connections for each delay, from 0 to depth
     edges: int | None = None  # connections of a network with sparse weights
+    own_weights: bool = False  # whether each network of a batch has weights of its own
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
@@ -80,10 +81,13 @@ def longest(run: Run) -> int:
 def loop_of(run: Run) -> tuple[Step, Loop]:
     """The step of a run, and its loop without data."""
     step, spec = build(run.spec, bool(run.inverse_steps)), run.spec
+    coupling = None
+    if step.send:
+        coupling = Coupling(run.batch[-1], run.depth, step.send, run.delays, run.edges, run.own_weights)
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
-        Coupling(run.batch[-1], run.depth, step.send, run.delays, run.edges) if step.send else None,
+        coupling,
     )  # fmt: skip
     return step, loop
 

@@ -27,6 +27,7 @@ class Coupling(NamedTuple):
     send : ``(*coefs, *state) -> what a lane sends``
     delays : how many of the connections that count have each delay, from 0 to ``depth``
     edges : how many connections there are, where they are `Connections` of edges; ``None`` of matrices
+    own_weights : whether each network is known to have weights of its own; under vmap they may, and it is not known
     """
 
     regions: int
@@ -34,6 +35,7 @@ class Coupling(NamedTuple):
     send: Program
     delays: tuple[int, ...] = ()
     edges: int | None = None
+    own_weights: bool = False
 
 
 class Connections(NamedTuple):

@@ -18,8 +18,10 @@ NARROWEST = {"forward": 8, "adjoint": 16}
 STAGED = 32
 # Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
 REPLAY = 256 * 1024
-# Regions of a network, at least, of which there is one, that threads share; and of each part.
-SHARED, PART = 256, 64
+# Operations of a step, at least, of one network that threads share: to meet costs them less than a microsecond.
+SHARED = 20_000
+# Regions of a part, at least.
+PART = 64
 # What the one attribute of a call holds.
 PLAN = (
     "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
@@ -52,9 +54,10 @@ class Layout(NamedTuple):
         name = TYPES[np.dtype(dtype).name]
         if loop.coupling:
             regions = loop.coupling.regions
-            if sharable and lanes == regions >= SHARED and threads() > 1:
-                # The lanes of no part depend on how many there are: the bits are those of one.
-                span = -(-regions // min(threads(), regions // PART) // 16) * 16
+            parts = min(threads(), regions // PART)
+            if sharable and lanes == regions and parts > 1 and operations(loop) >= SHARED:
+                # The lanes of a part do not depend on how many there are: the bits are those of one.
+                span = -(-regions // parts // 16) * 16
                 return cls(lanes, span, span, name, -(-regions // span))
             return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
         block = cls.of_lanes(lanes, dtype, narrowest).block
@@ -89,6 +92,12 @@ class Layout(NamedTuple):
     def groups(self) -> int:
         """How many such sums there are."""
         return -(-self.lanes // self.group) if self.span == self.block else self.blocks
+
+
+def operations(loop: Loop) -> int:
+    """About how many operations a step is, of a lane or of a network."""
+    each = len(loop.advance.jaxpr.jaxpr.eqns)
+    return each if loop.coupling is None else each * loop.coupling.regions + sum(loop.coupling.delays)
 
 
 class Rows:

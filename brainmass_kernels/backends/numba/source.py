@@ -18,7 +18,7 @@ from ...codegen.source import SourceBuilder
 from ...codegen.writer import OpTable, Writer, words
 from ...pointwise import Program
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
-from .layout import PLAN, STAGED, Layout, Rows
+from .layout import PLAN, STAGED, Layout, Rows, operations
 from .masses import Uncoupled
 from .optable import NUMBA, NUMBA_FAST, TYPES
 
@@ -185,7 +185,8 @@ class Kernel(BlockKernel):
 
     @property
     def operations(self) -> int:
-        return self.layout.lanes * self.loop.schedule.steps * len(self.loop.advance.jaxpr.jaxpr.eqns)
+        lanes = self.layout.lanes // (self.loop.coupling.regions if self.loop.coupling else 1)
+        return lanes * self.loop.schedule.steps * operations(self.loop)
 
     def take_operands(self, stem: str, states: Sequence[jax.Array]) -> None:
         """What both kernels take; ``states`` are before the first step, or before each segment."""
