@@ -186,11 +186,13 @@ def test_what_does_not_fit_says_so():
 
 
 def test_what_does_not_fit_takes_scan_and_says_why():
-    shared = network(128, "longer than the run")
-    own = shared.replace(weights=np.stack([np.asarray(shared.weights)] * 2))
+    def delayed(regions, networks=()):
+        delays = np.random.default_rng(0).integers(0, 40, (regions, regions)) * DT
+        return bk.Network(bk.Hopf(), np.full((*networks, regions, regions), 1e-3, np.float32), delays=delays)
+
     with _context.setting(_context.TARGET, _context.Target("tpu", 1)):
-        assert bk.explain(shared, 10, DT).implementation == "mosaic_tpu"
-        for net, why in ((network(400, "longer than the run"), "400 regions"), (own, "with its own weights")):
+        assert bk.explain(delayed(128), 10, DT).implementation == "mosaic_tpu"
+        for net, why in ((delayed(400), "400 regions"), (delayed(128, (2,)), "each with its own weights")):
             plan = bk.explain(net, 10, DT)
             assert plan.implementation == "scan"
             assert why in plan.passed_over["mosaic_tpu"]
