@@ -54,6 +54,7 @@ class Values(NamedTuple):
     key : of the noise
     connections, history : of a network
     by_lane : names of the constant inputs that are `PerLane`
+    regions : of a network, else 0
     """
 
     parameters: dict[str, Any]
@@ -66,6 +67,7 @@ class Values(NamedTuple):
     connections: Connections | None
     history: Any
     by_lane: set[str]
+    regions: int = 0
 
     @classmethod
     def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
@@ -76,26 +78,28 @@ class Values(NamedTuple):
         connections, history, coupling, initial = None, None, {}, _mapping(initial, "initial")
         if network:
             connections = connections_of(network, dt)
-            history = _history(network, initial.pop("history", None), int(connections.steps.max()), dt)
+            history = _history(network, initial.pop("history", None), depth_of(connections), dt)
             coupling = network.magnitudes()
         state = _initial(mass, initial)
         sigmas = _sigmas(mass, noise, key)
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
-        return cls(parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane)
+        regions = network.regions if network else 0
+        return cls(parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane, regions)
 
     def batch(self, steps: int) -> tuple[int, ...]:
         """The shape that all arrays broadcast to, time axes left out."""
-        weights = None if self.connections is None else self.connections.weights
+        networks = None if self.connections is None else np.shape(self.connections.weights)[:-2]
         lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
         shapes = [*map(np.shape, lanes), _key_batch(self.key)]
-        others = [*shapes, *([] if weights is None else [np.shape(weights)[:-1]])]
+        by_region = None if networks is None else jax.ShapeDtypeStruct((*networks, self.regions), np.float32)
+        others = [*shapes, *([] if by_region is None else [by_region.shape])]
         _check_lengths({n: x for n, x in self.constant.items() if n not in self.by_lane}, others, steps)
         shapes += [*map(np.shape, self.constant.values()), *(np.shape(x)[1:] for x in self.varying.values())]
         named = {**self.parameters, **self.constant, **self.varying, **self.state}
-        if weights is not None:
-            named |= {**self.coupling, "weights": weights[..., 0]}
-            shapes.append(np.shape(weights)[:-1])
+        if by_region is not None:
+            named |= {**self.coupling, "weights": by_region}
+            shapes.append(by_region.shape)
         if self.history is not None:
             shapes.append(np.shape(self.history)[1:])
         return _batch(named, shapes, self.varying, steps)
@@ -158,8 +162,10 @@ def prepare(
         platform=dispatch.platform(),
         entries=entries,
         sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
-        depth=int(connections.steps.max()) if connections else 0,
+        depth=depth_of(connections) if connections else 0,
         delays=delay_counts(connections) if connections else (),
+        edges=len(connections.steps) if connections and connections.are_edges else None,
+        own_weights=connections is not None and math.prod(np.shape(connections.weights)[:-2]) > 1,
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     data = values.data(step_time)
@@ -178,7 +184,7 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
     run = run._replace(copied=backend.copied(request_of(run.share)))
     if data.connections and name == "scan":
         # `scan` is differentiated by JAX for networks: a checkpoint stores the history, a step all that arrives.
-        checkpoint, step = len(data.state) + run.depth, len(data.state) + run.batch[-1]
+        checkpoint, step = len(data.state) + run.depth, len(data.state) + run.arriving
         every = _checkpoint_every(checkpoint_every, run.schedule.steps, checkpoint / step)
         run = run._replace(native_autodiff=True, checkpoint_every=every)
     return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
@@ -187,6 +193,8 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
 def connections_of(network: Network, dt: float) -> Connections:
     """The connections of a network, their delays in steps; ``dt`` in seconds."""
     steps, weights = network.delay_steps(dt), network.connections()
+    if network.edges is not None:
+        return Connections(weights[..., None, :], steps, network.edges.ends)  # pyright: ignore[reportArgumentType]
     nonzero = np.ones(steps.shape, bool)
     if not is_traced(weights):
         nonzero = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2)))
@@ -217,10 +225,14 @@ def _history(network: Network, history: Any, depth: int, dt: float):
     return history
 
 
+def depth_of(connections: Connections) -> int:
+    """The longest delay, in steps."""
+    return int(np.max(connections.steps, initial=0))
+
+
 def delay_counts(connections: Connections) -> tuple[int, ...]:
     """The number of nonzero connections for each delay."""
-    delays = np.asarray(connections.steps)[tuple(np.asarray(connections.edges))]
-    return tuple(np.bincount(delays, minlength=int(np.max(connections.steps)) + 1).tolist())
+    return tuple(np.bincount(connections.steps_of_edges, minlength=depth_of(connections) + 1).tolist())
 
 
 def _scheme(model: Model, scheme: str | None) -> str:

@@ -46,7 +46,7 @@ def differentiable(
             return tuple(backend.forward(loop, operands, initial)[:2])
 
         kinds = (OPERANDS, CARRY)
-        return folded(as_lanes(run, kinds), kinds)(operands, initial)
+        return folded(as_lanes(run, kinds), kinds, (), regions)(operands, initial)
 
     def forward(operands, initial, near):
         check()
@@ -58,7 +58,7 @@ def differentiable(
             return tuple(backend.forward(loop, operands, initial, checkpoint_every))
 
         kinds = (OPERANDS, CARRY)
-        records, final, saved = folded(as_lanes(run, kinds), kinds)(operands, initial)
+        records, final, saved = folded(as_lanes(run, kinds), kinds, (), regions)(operands, initial)
         return (records, final), (operands, near, saved, derivatives.Static(wanted))
 
     def backward(residuals, cotangents):
@@ -68,7 +68,7 @@ def differentiable(
         cotangents = derivatives.once(Cotangents(*cotangents), only_once)
         adjoint = _adjoint(backend, loop, wanted, checkpoint_every, as_lanes)
         kinds = ("coefs", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
-        lane_cotangents = folded(adjoint, kinds, expand=wanted.inputs)(near, operands, saved, cotangents)
+        lane_cotangents = folded(adjoint, kinds, wanted.inputs, regions)(near, operands, saved, cotangents)
         return _cotangents(operands, wanted, lane_cotangents), lane_cotangents.initial, None
 
     call.defvjp(forward, backward, symbolic_zeros=True)
@@ -141,16 +141,17 @@ def _placed(flags, values):
 # vmap ---------------------------------------------------------------------------------------------------------------
 
 
-def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
+def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = (), regions: int = 1):
     """``fun``, whose vmap folds the mapped axis into its lanes.
 
     Parameters
     ----------
     fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
     kinds : of each argument, or in a tuple of its type, of its parts: ``"coefs"``, each ``()`` or ``(L,)``;
-        ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, ``(N, N)`` or ``(N, N, networks)``; ``"shared"``, the
-        same for all; ``"lanes"``, whose last axis is always the lanes
+        ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, as of `Connections`, of two axes, or three with the
+        networks; ``"shared"``, the same for all; ``"lanes"``, whose last axis is always the lanes
     expand : for each of the rows, whether a uniform one is expanded to each lane, as its cotangent is wanted
+    regions : lanes of a network
     """
     mapped = jax.custom_batching.custom_vmap(fun)
 
@@ -158,9 +159,9 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = ()):
     def fold(size, batched, *args):
         if size == 0:
             return _fold_nothing(fun, batched, args)
-        to_lanes = _Folding(size, lanes_of(kinds, args), expand)
+        to_lanes = _Folding(size, lanes_of(kinds, args), expand, regions)
         args = [to_lanes(kind, arg, flags) for kind, arg, flags in zip(kinds, args, batched, strict=True)]
-        out = folded(fun, kinds, expand)(*args)
+        out = folded(fun, kinds, expand, regions)(*args)
         out = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], size, x.shape[-1] // size), -2, 0), out)
         return out, jax.tree.map(lambda _: True, out)
 
@@ -177,8 +178,8 @@ def _fold_nothing(fun, batched, args):
 class _Folding:
     """Turns arguments into those of a loop of ``size`` times as many lanes."""
 
-    def __init__(self, size: int, lanes: int, expand: tuple[bool, ...]):
-        self.size, self.lanes, self.expand = size, lanes, expand
+    def __init__(self, size: int, lanes: int, expand: tuple[bool, ...], regions: int):
+        self.size, self.lanes, self.expand, self.networks = size, lanes, expand, lanes // regions
 
     def __call__(self, kind, arg, flags):
         if arg is None:
@@ -196,6 +197,6 @@ class _Folding:
             return x
         x = x if batched else jnp.broadcast_to(x, (self.size, *x.shape))
         if uniform:
-            width = self.lanes // x.shape[-1] if kind == "weights" else self.lanes
+            width = self.networks if kind == "weights" else self.lanes
             x = jnp.broadcast_to(x[..., None], (*x.shape, width))
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], self.size * x.shape[-1])

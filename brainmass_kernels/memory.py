@@ -55,7 +55,7 @@ def sent(run: Run) -> int:
         return 0
     steps = run.schedule.steps
     if run.native_autodiff:
-        return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.batch[-1]
+        return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.arriving
     most = min(steps, block(run))
     return STORED_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth
 

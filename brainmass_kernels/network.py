@@ -6,7 +6,6 @@ coupling is pointwise and belongs to the step: what a region sends, and how the 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import display, units
+from . import display, sparsity, units
 from ._jax import is_traced
 from .functional import sigmoid
 from .models.base import Model, arrays_of, check_model, check_name, floating, refuse_nan
@@ -96,8 +95,12 @@ class Network:
     Parameters
     ----------
     model : of each region
-    weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i
-    delays : ``(N, N)``, a time for each connection, rounded up to whole steps; ``None``, no delays
+    weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i. Or
+        sparse, a ``BCOO`` of `jax.experimental.sparse` or a matrix of `scipy.sparse`: memory and time are then by
+        stored connection. Its pattern is known before tracing and the same for a batch; entries that share a place
+        are connections side by side
+    delays : ``(N, N)``, a time for each connection, rounded up to whole steps; ``None``, no delays. With sparse
+        weights also of their pattern, or ``(E,)``, in the order of the values that they store (``tocoo().data``)
     distances, speed : instead of ``delays``, lengths ``(N, N)`` and the speed of conduction, whose quotient the delays
         are; plain numbers are millimetres and metres a second
     coupling : "additive" ``k sum_j w_ij x_j + b``; "diffusive" ``k sum_j w_ij (x_j - x_i)``; "laplacian", the same
@@ -141,7 +144,7 @@ class Network:
         check_name(target, model.inputs, "target, which is an input,")
         self.model, self.link, self.self_connection = model, Link(coupling, source, target), bool(self_connection)
         self.weights = _weights(weights)
-        self.delays = _delays(delays, distances, speed, self.regions)
+        self.delays = _delays(delays, distances, speed, self.weights)
         self.parameters = {**kind.parameters, **parameters, **({} if k is None else {"k": k})}
         offset = self.parameters.get("b")
         if isinstance(offset, (int, float)) and offset == 0:
@@ -189,42 +192,68 @@ class Network:
             values[name] = units.strip(self.parameters[name], unit_of[name], name)
             refuse_nan(values[name], name)
         if "degree" in self.link.parameters:
-            values["degree"] = jnp.sum(self.connections(), axis=-1)
+            values["degree"] = self._degree()
         return values
 
+    @property
+    def edges(self) -> sparsity.Edges | None:
+        """The connections of sparse weights, sorted by row and column; ``None`` of a matrix."""
+        if not sparsity.is_sparse(self.weights):
+            return None
+        return sparsity.edges_of(sparsity.indices_of(self.weights), self.regions, self.self_connection)
+
     def connections(self):
-        """The weights, ``(*batch, N, N)``, with a zero diagonal unless self-connections count."""
+        """The weights, ``(*batch, N, N)``, with a zero diagonal unless self-connections count.
+
+        Of sparse ones ``(*batch, E)``, in the order of `edges`.
+        """
+        if self.edges is not None:
+            return self.weights.data[..., self.edges.order]
         weights = self.weights if is_traced(self.weights) else np.asarray(self.weights)
         if self.self_connection:
             return weights
         return weights * np.broadcast_to(1.0 - np.eye(self.regions), np.shape(weights)).astype(weights.dtype)
 
+    def _degree(self):
+        if self.edges is not None:
+            return sparsity.degrees(self.connections(), self.edges.ends, self.regions)
+        return jnp.sum(self.connections(), axis=-1)
+
     def delay_steps(self, dt: float) -> np.ndarray:
-        """Each delay in whole steps, rounded up, ``(N, N)``; ``dt`` in seconds."""
+        """Each delay in whole steps, rounded up, ``(N, N)``, of sparse weights ``(E,)``; ``dt`` in seconds."""
+        shape = (self.regions, self.regions) if self.edges is None else self.edges.order.shape
         if self.delays is None:
-            return np.zeros((self.regions, self.regions), np.int32)
+            return np.zeros(shape, np.int32)
+        delays = self.delays if self.edges is None else self.delays[self.edges.order]
         # A whole number with a rounding error is not rounded up.
-        return np.ceil(self.delays / dt - 1e-5).clip(0).astype(np.int32)
+        return np.ceil(delays / dt - 1e-5).clip(0).astype(np.int32)
 
     def _repr_html_(self) -> str:
         return display.network_table(self)
 
     def __repr__(self) -> str:
-        delayed = "" if self.delays is None else f", delays to {1e3 * self.delays.max():.4g} ms"
+        delayed = "" if self.delays is None else f", delays to {1e3 * self.delays.max(initial=0.0):.4g} ms"
         kind, source, target = self.link
         # In a tree that was mapped, the weights may be anything.
         regions = f"{self.regions} regions" if getattr(self.weights, "shape", ()) else "regions"
         return f"Network({regions} of {type(self.model).__name__}, {source} -> {target}, {kind}{delayed})"
 
     def tree_flatten(self):
-        return (self.model, self.weights, self.parameters), (self.link, self.self_connection, _Static(self.delays))
+        weights, pattern = self.weights, (sparsity.Static(None), ())
+        if sparsity.is_sparse(weights):
+            pattern = sparsity.Static(sparsity.indices_of(weights)), weights.shape
+            weights = weights.data
+        static = self.link, self.self_connection, sparsity.Static(self.delays), pattern
+        return (self.model, weights, self.parameters), static
 
     @classmethod
     def tree_unflatten(cls, static, children):
         self = object.__new__(cls)  # unchecked: leaves may be tracers, shapes or None
-        self.link, self.self_connection, delays = static
+        self.link, self.self_connection, delays, (indices, shape) = static
         self.delays = delays.array
         self.model, self.weights, self.parameters = children
+        if indices.array is not None:
+            self.weights = sparsity.of(self.weights, indices.array, shape)
         return self
 
     def as_arrays(self) -> Network:
@@ -232,17 +261,40 @@ class Network:
         return arrays_of(self)
 
     def replace(self, **changes) -> Network:
-        """The network with another ``model``, ``weights`` or parameter of the coupling."""
+        """The network with another ``model``, ``weights`` or parameter of the coupling.
+
+        Of a network with sparse weights, ``weights`` may be the values alone, ``(E,)`` or ``(*batch, E)``.
+        """
         known = {"model": self.model, "weights": self.weights, **self.parameters}
         for name in changes:
             check_name(name, known, "field of the network", TypeError)
         fields = {**known, **changes}
+        fields["weights"] = self._in_pattern(fields["weights"])
         kind, source, target = self.link
         return Network(
             fields.pop("model"), fields.pop("weights"), coupling=kind, source=source, target=target,
             delays=None if self.delays is None else self.delays * u.second, self_connection=self.self_connection,
             **fields,
         )  # fmt: skip
+
+    def _in_pattern(self, weights):
+        """New weights, of which values alone get the pattern of the present ones; other patterns take no delays."""
+        if self.edges is None or weights is self.weights:
+            return weights
+        indices, regions = sparsity.indices_of(self.weights), self.regions
+        if sparsity.is_sparse(weights):
+            others = sparsity.indices_of(sparsity.matrix(weights, units.UNITLESS, "weights"))
+            if self.delays is not None and not np.array_equal(others, indices):
+                raise ValueError(
+                    "'weights' got another pattern than the network's delays are of, but takes the same, in the same "
+                    "order: make a new Network with its delays"
+                )
+            return weights
+        shape = np.shape(weights)
+        if shape[-1:] == (len(indices),) and shape[-2:] != (regions, regions):
+            values = units.strip(weights, units.UNITLESS, "weights")
+            return sparsity.of(values, indices, (*shape[:-1], regions, regions))
+        return weights
 
 
 def _with_keys(network: Network):
@@ -259,22 +311,11 @@ def parts_of(model: Any) -> tuple[Network | None, Model]:
     return (model, model.model) if isinstance(model, Network) else (None, model)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """An array in the static part of a pytree, compared by its values."""
-
-    array: np.ndarray | None
-
-    def __eq__(self, other) -> bool:
-        if not isinstance(other, _Static) or (self.array is None) != (other.array is None):
-            return False
-        return self.array is other.array or np.array_equal(self.array, other.array)  # pyright: ignore[reportArgumentType]
-
-    def __hash__(self) -> int:
-        return hash(None if self.array is None else self.array.tobytes())
-
-
 def _weights(weights):
+    if sparsity.is_sparse(weights):
+        weights = sparsity.matrix(weights, units.UNITLESS, "weights")
+        refuse_nan(weights.data, "weights")
+        return weights
     weights = units.strip(weights, units.UNITLESS, "weights")
     shape = np.shape(weights)
     if len(shape) < 2 or shape[-1] != shape[-2]:
@@ -283,36 +324,55 @@ def _weights(weights):
     return weights
 
 
-def _delays(delays, distances, speed, regions: int) -> np.ndarray | None:
-    """In seconds, ``(N, N)``, or ``None``."""
+def _delays(delays, distances, speed, weights) -> np.ndarray | None:
+    """In seconds, ``(N, N)``, of sparse weights one for each stored value ``(E,)``, or ``None``."""
     if (distances is None) != (speed is None):
         missing = "speed" if speed is None else "distances"
         raise ValueError(f"'{missing}' is needed: 'distances' and 'speed' make the delays together")
     if delays is not None and distances is not None:
         raise ValueError("'delays' and 'distances' were both given, but each makes the delays: give one of them")
     if distances is not None:
-        lengths = units.strip(_wide(_with_unit(distances, u.mm)), u.mm, "distances")
+        lengths = _of_connections(_with_unit(distances, u.mm), u.mm, "distances", weights)
         rate = units.strip(_wide(_with_unit(speed, u.mm / u.ms)), u.mm / u.ms, "speed")
         if is_traced(rate) or np.ndim(rate) or not rate > 0:
             raise ValueError(f"'speed' got {speed}, but takes one positive speed, known before tracing")
         name, seconds = "distances", lengths / rate * 1e-3
     elif delays is not None:
-        name, seconds = "delays", units.strip(_wide(delays), u.second, "delays")
+        name, seconds = "delays", _of_connections(delays, u.second, "delays", weights)
     else:
         return None
     if is_traced(seconds):
         raise TypeError(f"'{name}' is traced by jit, vmap or grad, but a network's delays are known beforehand")
     seconds = np.asarray(seconds, np.float64)
+    regions = int(np.shape(weights)[-1])
+    shape = (len(sparsity.indices_of(weights)),) if sparsity.is_sparse(weights) else (regions, regions)
     if seconds.ndim == 0:
-        seconds = np.full((regions, regions), float(seconds))
-    if seconds.shape != (regions, regions):
+        seconds = np.full(shape, float(seconds))
+    if seconds.shape != shape:
         raise ValueError(f"'{name}' got shape {seconds.shape}, but takes ({regions}, {regions}) as the weights have")
     if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
         raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
     # A copy that nobody writes to: compiled programs are kept by its values.
-    seconds = seconds * (1.0 - np.eye(regions)) if name == "distances" else seconds.copy()
+    seconds = seconds * _off_diagonal(weights) if name == "distances" else seconds.copy()
     seconds.flags.writeable = False
     return seconds
+
+
+def _of_connections(value, unit, name: str, weights):
+    """A quantity of connections without its unit: of sparse weights one for each stored value."""
+    if sparsity.is_sparse(weights):
+        return sparsity.values_on(weights, value, unit, name, _wide)
+    if sparsity.is_sparse(value):
+        raise TypeError(f"'{name}' got a sparse matrix, but takes an array, as the weights are one")
+    return units.strip(_wide(value), unit, name)
+
+
+def _off_diagonal(weights) -> np.ndarray:
+    """One for connections between two regions, zero for those from a region to itself."""
+    if sparsity.is_sparse(weights):
+        rows, columns = sparsity.indices_of(weights).T
+        return (rows != columns).astype(np.float64)
+    return 1.0 - np.eye(np.shape(weights)[-1])
 
 
 def _wide(value):
@@ -330,4 +390,4 @@ def _wide(value):
 def _with_unit(value, unit):
     if isinstance(value, u.Quantity):
         return value
-    return u.Quantity(value if is_traced(value) else np.asarray(value), unit=unit)
+    return u.Quantity(value if is_traced(value) or sparsity.is_sparse(value) else np.asarray(value), unit=unit)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from . import dispatch, memory, noise
-from ._jax import aligned
+from ._jax import aligned, is_traced
 from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
@@ -45,6 +45,8 @@ class Run(NamedTuple):
     sampling: Sampling | None  # of the records, if there are statistics
     depth: int = 0  # steps of a network's longest delay
     delays: tuple[int, ...] = ()  # the number of a network's connections for each delay, from 0 to depth
+    edges: int | None = None  # connections of a network with sparse weights
+    own_weights: bool = False  # whether each network of a batch has weights of its own
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
@@ -58,6 +60,12 @@ class Run(NamedTuple):
             return self
         batch = (self.batch[0] // self.split.count, *self.batch[1:]) if self.split.axes else self.batch
         return self._replace(batch=batch, split=None, axes=self.split.axes)
+
+    @property
+    def arriving(self) -> int:
+        """About how many connections a region of a network has, as one that is differentiated by JAX stores."""
+        regions = self.batch[-1]
+        return regions if self.edges is None else -(-self.edges // max(1, regions))
 
 
 class Data(NamedTuple):
@@ -85,10 +93,13 @@ def longest(run: Run) -> int:
 def loop_of(run: Run) -> tuple[Step, Loop]:
     """The step of a run, and its loop without data."""
     step, spec = build(run.spec, bool(run.inverse_steps)), run.spec
+    coupling = None
+    if step.send:
+        coupling = Coupling(run.batch[-1], run.depth, step.send, run.delays, run.edges, run.own_weights)
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
-        Coupling(run.batch[-1], run.depth, step.send, run.delays) if step.send else None,
+        coupling,
     )  # fmt: skip
     return step, loop
 
@@ -114,6 +125,9 @@ def no_lanes(fun):
 
 def execute(run: Run, data: Data):
     """Records and final states of a run, without units, by its compiled program."""
+    if data.connections is not None and any(map(is_traced, jax.tree.leaves(data))):
+        # In a program of the user's what is known before is a constant, which XLA would compute with as it compiles.
+        data = data._replace(connections=lax.optimization_barrier(data.connections))
     return RUNS(run)(data)
 
 
@@ -192,11 +206,12 @@ def _launcher(run: Run, operands: Operands, near):
 
 def _connections(connections: Connections, run: Run) -> Connections:
     """The connections in the form that backends take."""
-    regions, weights = run.batch[-1], jnp.asarray(connections.weights, run.spec.dtype)
-    if weights.size == regions**2:
-        weights = weights.reshape(regions, regions)
+    weights = jnp.asarray(connections.weights, run.spec.dtype)
+    each = weights.shape[-2:]
+    if math.prod(weights.shape[:-2]) == 1:
+        weights = weights.reshape(each)
     else:
-        weights = jnp.broadcast_to(weights, (*run.batch, regions)).reshape(-1, regions, regions)
+        weights = jnp.broadcast_to(weights, (*run.batch[:-1], *each)).reshape(-1, *each)
         weights = jnp.moveaxis(weights, 0, -1)
     return Connections(weights, jnp.asarray(connections.steps), jnp.asarray(connections.edges))
 

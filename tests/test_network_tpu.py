@@ -9,6 +9,7 @@ import pytest
 
 import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
+from brainmass_kernels import _context
 from brainmass_kernels.arguments import connections_of, delay_counts
 from brainmass_kernels.backends.base import Coupling
 from brainmass_kernels.backends.mosaic_tpu.connections import Form
@@ -182,6 +183,20 @@ def test_what_does_not_fit_says_so():
     net = network(200, "all different", density=0.5)
     with bk.testing.interpret(), pytest.raises(bk.Unsupported, match=r"128 networks of 200 regions .* bytes of VMEM"):
         bk.simulate(net, 10, DT, initial={"x": np.float32(0.1)}, implementation="mosaic_tpu")
+
+
+def test_what_does_not_fit_takes_scan_and_says_why():
+    def delayed(regions, networks=()):
+        delays = np.random.default_rng(0).integers(0, 40, (regions, regions)) * DT
+        return bk.Network(bk.Hopf(), np.full((*networks, regions, regions), 1e-3, np.float32), delays=delays)
+
+    with _context.setting(_context.TARGET, _context.Target("tpu", 1)):
+        assert bk.explain(delayed(128), 10, DT).implementation == "mosaic_tpu"
+        for net, why in ((delayed(400), "400 regions"), (delayed(128, (2,)), "each with its own weights")):
+            plan = bk.explain(net, 10, DT)
+            assert plan.implementation == "scan"
+            assert why in plan.passed_over["mosaic_tpu"]
+            assert "implementation 'scan' runs it" in plan.passed_over["mosaic_tpu"]
 
 
 # Compiled -----------------------------------------------------------------------------------------------------------

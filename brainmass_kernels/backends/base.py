@@ -26,27 +26,50 @@ class Coupling(NamedTuple):
     depth : steps of history, the longest delay
     send : ``(*coefs, *state) -> what a lane sends``
     delays : how many of the connections that count have each delay, from 0 to ``depth``
+    edges : how many connections there are, where they are `Connections` of edges; ``None`` of matrices
+    own_weights : whether each network is known to have weights of its own; under vmap they may, and it is not known
     """
 
     regions: int
     depth: int
     send: Program
     delays: tuple[int, ...] = ()
+    edges: int | None = None
+    own_weights: bool = False
 
 
 class Connections(NamedTuple):
-    """The connections of networks.
+    """The connections of networks: as matrices, or, where weights are sparse, as edges.
 
     Attributes
     ----------
-    weights : ``(N, N)``, to a region (row) from a region, or ``(N, N, networks)``
-    steps : ``(N, N)`` int32, the delay of each
+    weights : ``(N, N)``, to a region (row) from a region, or ``(N, N, networks)``; of edges ``(1, E)`` or
+        ``(1, E, networks)``
+    steps : ``(N, N)`` int32, the delay of each; of edges ``(E,)``
     edges : ``(2, E)`` int32, rows and columns of the connections that count, sorted; in any order the others weigh 0
     """
 
     weights: jax.Array
     steps: jax.Array
     edges: jax.Array
+
+    @property
+    def are_edges(self) -> bool:
+        return self.steps.ndim == 1
+
+    @property
+    def weights_of_edges(self) -> jax.Array:
+        """``(E,)`` or ``(E, networks)``."""
+        return self.weights[0] if self.are_edges else self.weights[self.edges[0], self.edges[1]]
+
+    @property
+    def steps_of_edges(self) -> jax.Array:
+        """``(E,)``."""
+        return self.steps if self.are_edges else self.steps[self.edges[0], self.edges[1]]
+
+
+# Why a backend takes matrices of weights only.
+SPARSE = "it takes weights as a matrix, and these are sparse; 'scan' and, on CPUs, 'numba' take them"
 
 
 class Operands(NamedTuple):
@@ -216,7 +239,8 @@ class Adjoint(NamedTuple):
     coefs : one ``(L,)`` array for each wanted coefficient (not yet summed where it was uniform)
     initial : of the carry before the first step
     inputs : for each wanted input ``(T, L)``, or, of a uniform one, partial sums ``(T, P)``, any P
-    weights : of a network whose weights are wanted, ``(N, N, networks)``, else ``None``
+    weights : of a network whose weights are wanted, ``(N, N, networks)``, of edges
+        ``(1, E, networks)``; else ``None``
     """
 
     coefs: tuple[jax.Array, ...]

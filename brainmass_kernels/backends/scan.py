@@ -15,6 +15,7 @@ from ..schedule import SegmentGroup, segment_groups
 from .base import (
     Adjoint,
     Carry,
+    Connections,
     Copied,
     Cotangents,
     Coupling,
@@ -139,6 +140,8 @@ def _coupled(coupling: Coupling, operands: Operands, carry: Carry, n):
     (sent,) = coupling.send(*operands.coefs, *state)
     sent = jnp.broadcast_to(sent, state[0].shape).reshape(-1, coupling.regions).T
     weights = connections.weights
+    if connections.are_edges:
+        return _over_edges(coupling, connections, sent, ring, n)
     if not coupling.depth:
         to = "ij,jb->ib" if weights.ndim == 2 else "ijb,jb->ib"
         return _flat(jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)), ring
@@ -148,6 +151,19 @@ def _coupled(coupling: Coupling, operands: Operands, carry: Carry, n):
     arriving = jnp.where(connections.steps[..., None] == 0, sent[None], late)
     total = jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
     return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, np.int32(coupling.depth)), 0)
+
+
+def _over_edges(coupling: Coupling, connections: Connections, sent, ring, n):
+    """The same of sparse weights: a sum over edges, which are sorted by the region that they go to."""
+    weights, (rows, columns) = connections.weights[0], connections.edges
+    arriving, after = sent[columns], ring
+    if coupling.depth:
+        depth, n = np.int32(coupling.depth), lax.convert_element_type(n, connections.steps.dtype)
+        late = ring[lax.rem(n - connections.steps + depth, depth), columns]
+        arriving = jnp.where(connections.steps[:, None] == 0, arriving, late)
+        after = lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, depth), 0)
+    summands = (weights if weights.ndim == 2 else weights[:, None]) * arriving
+    return _flat(jax.ops.segment_sum(summands, rows, coupling.regions, indices_are_sorted=True)), after
 
 
 def _flat(x):

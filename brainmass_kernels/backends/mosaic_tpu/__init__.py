@@ -7,7 +7,20 @@ also what lies between two checkpoints. Passes of masses are in `masses`, those 
 
 from __future__ import annotations
 
-from ..base import Adjoint, Carry, Copied, Cotangents, Forward, Loop, Operands, Pullbacks, Request, Wanted, not_here
+from ..base import (
+    SPARSE,
+    Adjoint,
+    Carry,
+    Copied,
+    Cotangents,
+    Forward,
+    Loop,
+    Operands,
+    Pullbacks,
+    Request,
+    Wanted,
+    not_here,
+)
 from ..pallas import unsupported
 from .layout import BUDGET, COLUMNS, least_bytes, round_up
 from .masses import ForwardPass, ReversePass
@@ -35,6 +48,8 @@ class MosaicTPU:
         """Why the request cannot run, or ``None`` if it can."""
         if reason := unsupported(request, lacks):
             return reason
+        if request.loop.coupling and request.loop.coupling.edges is not None:
+            return SPARSE
         if request.loop.coupling:
             return too_large(request.loop, request.loop.coupling)
         if (need := least_bytes(request.loop)) > BUDGET:

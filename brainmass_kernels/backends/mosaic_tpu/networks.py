@@ -50,14 +50,17 @@ _ROWS_PER_PASS = 16
 
 
 def too_large(loop: Loop, coupling: Coupling) -> str | None:
-    """Why a network does not fit, even with one set of weights for all, or ``None`` if it does."""
-    form = Form.of(coupling)
-    a_lane = 2 * (3 * loop.n_coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
-    if (need := form.bytes(False) + 4 * form.rows * COLUMNS * a_lane) <= MOST:
+    """Why networks do not fit, whose regions are all in VMEM, or ``None`` if they do."""
+    form, own = Form.of(coupling), coupling.own_weights
+    # Where matrices fill the VMEM, a network that does without coefficients of its own may still fit.
+    coefs = 0 if own else 3 * loop.n_coefs
+    a_lane = 2 * (coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
+    if (need := form.bytes(own) + 4 * form.rows * COLUMNS * a_lane) <= MOST:
         return None
     return (
-        f"128 networks of {form.regions} regions that go back {form.depth} steps need {need:,} bytes of VMEM, and it "
-        f"asks for {MOST:,}: a longer dt, a higher speed of conduction or fewer regions would fit"
+        f"128 networks of {form.regions} regions that go back {form.depth} steps{', each with its own weights,' * own} "
+        f"need {need:,} bytes of VMEM, and it asks for {MOST:,}: {'weights shared by all networks, ' * own}a longer "
+        f"dt, a higher speed of conduction or fewer regions would fit; implementation 'scan' runs it"
     )
 
 

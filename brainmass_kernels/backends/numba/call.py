@@ -39,6 +39,28 @@ def handler(frame):
     return 0
 """
 
+# Of parts that threads share: they work on them together, and so have to know how many they are.
+_TOGETHER = """def task(job):
+    frame = i64_at(job)[2]
+    plan = attribute(frame)
+    me = add_atomically(job + 8, 1)
+    threads = wait_for(job + 24, 1)
+    parts, common, scratch, times = plan[{blocks}], plan[{common}], plan[{scratch}], 1
+    parts_at = job + JOB_BYTES + common
+{body}
+    return 0
+
+
+def handler(frame):
+    if not describe(frame):
+        job = (result(frame, {results}) + 63) // 64 * 64
+        started = start(job, frame, task, attribute(frame)[{threads}])
+        add_atomically(job + 24, started + 1)
+        task(job)
+        join(job, started)
+    return 0
+"""
+
 
 #: The text of each kernel of this process, by its name.
 SOURCES: dict[str, str] = {}
@@ -50,11 +72,12 @@ def run(kernel: BlockKernel, arguments: Sequence[jax.Array] | None = None) -> di
 
     layout = kernel.layout
     count = max(1, min(threads(), layout.blocks, kernel.operations // WORTH_A_THREAD, runtime.MOST_THREADS))
-    scratch = -(-kernel.scratch_bytes // 64) * 64
-    plan = kernel.plan | {"threads": count, "scratch": scratch}
+    scratch, common = (-(-size // 64) * 64 for size in (kernel.scratch_bytes, kernel.common_bytes))
+    plan = kernel.plan | {"threads": count, "scratch": scratch, "common": common}
+    scratches = common + (layout.parts or count) * scratch
     dtype = jnp.dtype(f"float{8 * layout.itemsize}")
     buffers = [jax.ShapeDtypeStruct(shape, dtype) for shape in kernel.results.values()]
-    buffers.append(jax.ShapeDtypeStruct((runtime.JOB_BYTES + count * scratch + 64,), jnp.uint8))
+    buffers.append(jax.ShapeDtypeStruct((runtime.JOB_BYTES + scratches + 64,), jnp.uint8))
     call = jax.ffi.ffi_call(register(kernel), buffers)
     *results, _ = call(
         *(kernel.arguments.values() if arguments is None else arguments),
@@ -65,9 +88,10 @@ def run(kernel: BlockKernel, arguments: Sequence[jax.Array] | None = None) -> di
 
 def register(kernel: BlockKernel) -> str:
     """Compile a kernel, or load it, and tell XLA of it; the name under which XLA knows it."""
-    text = _TEXT.format(
-        body=textwrap.indent(kernel.text, "        "), results=len(kernel.results),
-        **{name: PLAN.index(name) for name in ("scratch", "blocks", "threads")},
+    together = kernel.layout.parts > 0
+    text = (_TOGETHER if together else _TEXT).format(
+        body=textwrap.indent(kernel.text, "    " if together else "        "), results=len(kernel.results),
+        **{name: PLAN.index(name) for name in ("scratch", "blocks", "threads", "common")},
     )  # fmt: skip
     return _registered(kernel.kind, text)
 

@@ -53,6 +53,13 @@ def add_atomically(scope: Function, address: Value, value: Value) -> Value:
     return scope.op("i64", f"atomicrmw add ptr {pointer.text}, i64 {value.text} seq_cst")
 
 
+@Intrinsic
+def load_atomically(scope: Function, address: Value) -> Value:
+    """The int64 at an address, with all that other threads wrote before they wrote it."""
+    pointer = scope.op("", f"inttoptr i64 {address.text} to ptr")
+    return scope.op("i64", f"load atomic i64, ptr {pointer.text} acquire, align 8")
+
+
 def c_function(name: str) -> Intrinsic:
     """A C function of words, by its symbol."""
 

@@ -19,10 +19,14 @@ NARROWEST = {"forward": 8, "adjoint": 16}
 STAGED = 32
 # Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
 REPLAY = 256 * 1024
+# Operations of a step, at least, of one network that threads share: to meet costs them less than a microsecond.
+SHARED = 20_000
+# Regions of a part, at least.
+PART = 64
 # What the one attribute of a call holds.
 PLAN = (
     "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
-    "depth", "edges", "stride", "ct_stride", "shared",
+    "depth", "edges", "stride", "ct_stride", "shared", "common",
 )  # fmt: skip
 
 
@@ -35,20 +39,27 @@ class Layout(NamedTuple):
     span : lanes of the run that a block has: a network, or as many as a row
     block : lanes of a row; those beyond the span repeat its last
     dtype : "f32" or "f64"
+    parts : blocks of the one network that there is, which threads share; 0 where a block needs no other
     """
 
     lanes: int
     span: int
     block: int
     dtype: str
+    parts: int = 0
 
     @classmethod
-    def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None) -> Layout:
+    def of(cls, loop: Loop, lanes: int, dtype, segment: int | None = None, sharable: bool = True) -> Layout:
         """Of a forward run, or of an adjoint one by segments of so many steps."""
         narrowest = NARROWEST["adjoint" if segment else "forward"]
         name = TYPES[np.dtype(dtype).name]
         if loop.coupling:
             regions = loop.coupling.regions
+            parts = min(threads(), regions // PART)
+            if sharable and lanes == regions and parts > 1 and operations(loop) >= SHARED:
+                # The lanes of a part do not depend on how many there are: the bits are those of one.
+                span = -(-regions // parts // 16) * 16
+                return cls(lanes, span, span, name, -(-regions // span))
             return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
         block = cls.of_lanes(lanes, dtype, narrowest).block
         if segment is not None:
@@ -82,6 +93,12 @@ class Layout(NamedTuple):
     def groups(self) -> int:
         """How many such sums there are."""
         return -(-self.lanes // self.group) if self.span == self.block else self.blocks
+
+
+def operations(loop: Loop) -> int:
+    """About how many operations a step is, of a lane or of a network."""
+    each = len(loop.advance.jaxpr.jaxpr.eqns)
+    return each if loop.coupling is None else each * loop.coupling.regions + sum(loop.coupling.delays)
 
 
 class Rows:

@@ -15,10 +15,12 @@ class Uncoupled:
     ----------
     plan : numbers that the kernel reads from the plan of its call
     scratch_bytes : of the scratch, behind all rows
+    common_bytes : of what threads that share a network have in common
     """
 
     plan: Mapping[str, int] = {}
     scratch_bytes = 0
+    common_bytes = 0
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -28,17 +30,32 @@ class Uncoupled:
     def begin(self) -> None:
         """Before the first step."""
 
+    def depart(self) -> None:
+        """Before a step."""
+
+    def send(self) -> None:
+        """Of a block, before a step."""
+
+    def meet(self) -> None:
+        """Between what blocks write for others, and what they read of them."""
+
     def arrive(self) -> None:
-        """Before a step, whose last input is what arrives."""
+        """Of a block, before a step, whose last input is what arrives."""
 
     def leave(self) -> None:
         """After a step."""
 
     def replay(self) -> None:
-        """Before step ``j`` of a segment is run again."""
+        """Of a block, before step ``j`` of a segment is run again."""
+
+    def send_back(self) -> None:
+        """Of a block, after the pullback of a step."""
 
     def reverse(self) -> None:
-        """After the pullback of a step."""
+        """The same, when all have sent."""
+
+    def leave_back(self) -> None:
+        """After a step back."""
 
     def end(self) -> None:
         """After the last step."""

@@ -63,11 +63,11 @@ def _lists(kind: str, at, one):
 def _sums(kind: str, at, one):
     """What arrives at regions."""
 
-    def sum_far(area, regions, edges, source, start, sums):
-        """The sums of a whole tile over the connections that are not near, ``(regions, TILE)``."""
+    def sum_far(area, regions, edges, source, start, sums, begin, end):
+        """The sums of a whole tile over the connections that are not near, ``(regions, TILE)``; of some regions."""
         first, near, reads = places(area, regions)
         weight, sent, total = at(weights_at(area, regions, edges)), at(source), at(sums)
-        for i in range(regions):
+        for i in range(begin, end):
             even, odd = zeros(one), zeros(one)
             e, last = first[i], near[i]
             while e + 1 < last:
@@ -76,30 +76,30 @@ def _sums(kind: str, at, one):
                 e += 2
             if e < last:
                 even = multiply_add(weight[e], sent, reads[e] + start, even)
-            put(total, TILE * i, even)
-            put(total, TILE * regions, odd)
+            put(total, TILE * (i - begin), even)
+            put(total, TILE * (end - begin), odd)
             for t in range(TILE):
-                total[TILE * i + t] += total[TILE * regions + t]
+                total[TILE * (i - begin) + t] += total[TILE * (end - begin) + t]
 
-    def sum_near(area, regions, edges, source, now, sums, phase, to):
+    def sum_near(area, regions, edges, source, now, sums, phase, to, begin, end):
         """Add what is near to the sums of one step of the tile, and write them to a row."""
         first, near, reads = places(area, regions)
         weight, sent, total, row = at(weights_at(area, regions, edges)), at(source), at(sums), at(to)
-        for i in range(regions):
-            value = total[TILE * i + phase]
+        for i in range(begin, end):
+            value = total[TILE * (i - begin) + phase]
             for e in range(near[i], first[i + 1]):
                 value = fma(weight[e], sent[reads[e] + now], value)
-            row[i] = value
+            row[i - begin] = value
 
-    def sum_now(weights, regions, block, source, to):
-        """Of connections without delay: a matrix, ``(regions, block)``, the sources in rows, times a row."""
+    def sum_now(weights, regions, block, width, source, to):
+        """Of connections without delay: a block of a matrix, ``(regions, width)``, the sources in rows, times a row."""
         weight, sent, total = at(weights), at(source), at(to)
         for i in range(block):
             total[i] = one - one
         whole = regions // 4 * 4
         for j in range(0, whole, 4):
             a, b, c, d = sent[j], sent[j + 1], sent[j + 2], sent[j + 3]
-            at_a, at_b, at_c, at_d = j * block, (j + 1) * block, (j + 2) * block, (j + 3) * block
+            at_a, at_b, at_c, at_d = j * width, (j + 1) * width, (j + 2) * width, (j + 3) * width
             for i in range(block):
                 value = fma(weight[at_a + i], a, total[i])
                 value = fma(weight[at_b + i], b, value)
@@ -107,9 +107,27 @@ def _sums(kind: str, at, one):
                 total[i] = fma(weight[at_d + i], d, value)
         for j in range(whole, regions):
             for i in range(block):
-                total[i] = fma(weight[j * block + i], sent[j], total[i])
+                total[i] = fma(weight[j * width + i], sent[j], total[i])
 
-    return sum_far, sum_near, sum_now
+    def sum_edges(area, regions, edges, source, to, begin, end):
+        """Of connections without delay, in a list: from a row to a row, each sum in four parts."""
+        first, _, reads = places(area, regions)
+        weight, sent, total = at(weights_at(area, regions, edges)), at(source), at(to)
+        for i in range(begin, end):
+            a, b, c, d = one - one, one - one, one - one, one - one
+            e, last = first[i], first[i + 1]
+            while e + 3 < last:
+                a = fma(weight[e], sent[reads[e]], a)
+                b = fma(weight[e + 1], sent[reads[e + 1]], b)
+                c = fma(weight[e + 2], sent[reads[e + 2]], c)
+                d = fma(weight[e + 3], sent[reads[e + 3]], d)
+                e += 4
+            while e < last:
+                a = fma(weight[e], sent[reads[e]], a)
+                e += 1
+            total[i - begin] = (a + b) + (c + d)
+
+    return sum_far, sum_near, sum_now, sum_edges
 
 
 def _moves(kind: str, at, one):
@@ -153,27 +171,28 @@ def _cotangents(kind: str, at, one):
             total += a[i + k] * b[j + k]
         return total
 
-    def to_history(target, final, depth, steps, pushed, stride, of, others, delays, weights, edges, regions):
-        """The cotangent of the first history, from those of all sums and of the last history."""
+    def to_history(target, final, depth, steps, pushed, stride, of, others, delays, weights, edges, first, end):
+        """The cotangent of the first history of some regions, from those of all sums and of the last history."""
         to, last, ct = at(target), at(final), at(pushed)
         row, column, delay, weight = i32_at(of), i32_at(others), i32_at(delays), at(weights)
-        for j in range(regions):
+        for j in range(first, end):
             for h in range(depth):
                 to[j * depth + h] = last[j * depth + h - steps] if h >= steps else one - one
         for e in range(edges):
-            begin, source, w = column[e] * depth + depth - delay[e], row[e] * stride, weight[e]
-            for t in range(delay[e]):
-                to[begin + t] = fma(w, ct[source + t], to[begin + t])
+            if first <= column[e] and column[e] < end:
+                begin, source, w = column[e] * depth + depth - delay[e], row[e] * stride, weight[e]
+                for t in range(delay[e]):
+                    to[begin + t] = fma(w, ct[source + t], to[begin + t])
 
-    def to_weights(target, sent, sent_stride, depth, pushed, stride, steps, of, others, delays, edges):
-        """The cotangent of each weight, by spans of time."""
+    def to_weights(target, sent, sent_stride, depth, pushed, stride, steps, of, others, delays, first, end):
+        """The cotangent of each weight, of some edges, by spans of time."""
         to = at(target)
         row, column, delay = i32_at(of), i32_at(others), i32_at(delays)
-        for e in range(edges):
+        for e in range(first, end):
             to[e] = one - one
         for start in range(0, steps, SPAN):
             count = min(SPAN, steps - start)
-            for e in range(edges):
+            for e in range(first, end):
                 to[e] += product(
                     pushed, row[e] * stride + start, sent, column[e] * sent_stride + depth - delay[e] + start, count
                 )

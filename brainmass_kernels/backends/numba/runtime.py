@@ -33,6 +33,7 @@ from .intrinsics import (
     fma,
     i32_at,
     i64_at,
+    load_atomically,
     round_away,
     round_even,
     sqrt,
@@ -300,22 +301,47 @@ def describe(frame):
 
 
 _create_thread, _join_thread = c_function("pthread_create"), c_function("pthread_join")
+_yield = c_function("sched_yield")
 
-# The first bytes of the scratch hold the call itself: next block, next thread, frame, then the threads' own names.
+# The first bytes of the scratch hold the call itself: next block, next thread, frame, number of threads, then the
+# threads' own names, and last, in a cache line of its own, how often threads have met.
 JOB_BYTES = 4096
-MOST_THREADS = JOB_BYTES // 8 - 8
+_MEETINGS = JOB_BYTES - 64
+MOST_THREADS = _MEETINGS // 8 - 8
+# Times that a thread looks for the others before it lets others have its processor.
+_PATIENCE = 4000
 
 
 def start(job, frame, task, threads):
     """Run ``task(job)`` on this many threads, this one among them."""
     words = i64_at(job)
-    words[0], words[1], words[2] = 0, 0, frame
+    words[0], words[1], words[2], words[3] = 0, 0, frame, 0
+    words[_MEETINGS // 8] = 0
     started = 0
     for _k in range(threads - 1):
         # A thread that cannot be had is no error: the others take its blocks.
         if i32(_create_thread(job + 8 * (8 + started), 0, task, job)) == 0:
             started += 1
     return started
+
+
+def wait_for(address, least):
+    """Wait until the number at an address is this or more; what it is then."""
+    found, looks = load_atomically(address), 0
+    while found < least:
+        looks += 1
+        if looks > _PATIENCE:
+            _yield()
+        found = load_atomically(address)
+    return found
+
+
+def meet(job, threads, times):
+    """Wait until all threads have come here this many times."""
+    if threads > 1:
+        add_atomically(job + _MEETINGS, 1)
+        wait_for(job + _MEETINGS, threads * times)
+    return times + 1
 
 
 def join(job, started):

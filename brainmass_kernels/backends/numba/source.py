@@ -18,7 +18,7 @@ from ...codegen.source import SourceBuilder
 from ...codegen.writer import OpTable, Writer, words
 from ...pointwise import Program
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
-from .layout import PLAN, STAGED, Layout, Rows
+from .layout import PLAN, STAGED, Layout, Rows, operations
 from .masses import Uncoupled
 from .optable import NUMBA, NUMBA_FAST, TYPES
 
@@ -62,16 +62,36 @@ class BlockKernel(SourceBuilder):
         """Of a thread."""
         return self.words_end
 
+    @property
+    def common_bytes(self) -> int:
+        """Of all threads, where they share a network."""
+        return 0
+
     def begin(self) -> None:
         """The block's place, and its rows."""
+        self.line(f"block = {self.layout.block}")
+        if not self.layout.parts:
+            self.at_block()
+
+    def at_block(self) -> None:
         layout = self.layout
         self.line(
-            f"block = {layout.block}",
             f"lane = {layout.span} * number",
             f"valid = min({layout.span}, lanes - lane)",
             f"place = {layout.itemsize} * lane",
             f"S = {layout.dtype}_at(work)",
         )
+
+    @contextmanager
+    def each_block(self) -> Iterator[None]:
+        """Lines of the block, or, where threads share a network, of each part of it that this thread has."""
+        if not self.layout.parts:
+            yield
+            return
+        with self.block("for number in range(me, parts, threads):"):
+            self.line("work = parts_at + number * scratch")
+            self.at_block()
+            yield
 
     def read(self, names: Sequence[str], arguments: Sequence[str], uniform: Sequence[bool]) -> None:
         """Read arguments that do not change, in scalars or rows."""
@@ -79,7 +99,8 @@ class BlockKernel(SourceBuilder):
             if one:
                 self.line(f"{name} = {self.layout.dtype}_at({self.address(argument)})[0]")
             else:
-                self.spread([name], [self.address(argument)])
+                with self.each_block():
+                    self.spread([name], [self.address(argument)])
 
     @property
     def text(self) -> str:
@@ -164,7 +185,8 @@ class Kernel(BlockKernel):
 
     @property
     def operations(self) -> int:
-        return self.layout.lanes * self.loop.schedule.steps * len(self.loop.advance.jaxpr.jaxpr.eqns)
+        lanes = self.layout.lanes // (self.loop.coupling.regions if self.loop.coupling else 1)
+        return lanes * self.loop.schedule.steps * operations(self.loop)
 
     def take_operands(self, stem: str, states: Sequence[jax.Array]) -> None:
         """What both kernels take; ``states`` are before the first step, or before each segment."""
@@ -185,7 +207,16 @@ class Kernel(BlockKernel):
     @property
     def scratch_bytes(self) -> int:
         """Of a thread: rows, words, the tape of a segment, and what the coupling has."""
-        return self.words_end + self.segment * len(self.tape) * self.row_bytes + self.coupling.scratch_bytes
+        return self.words_end + self.segment * self.step_bytes + self.coupling.scratch_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """Of the tape of a step."""
+        return len(self.tape) * self.row_bytes
+
+    @property
+    def common_bytes(self) -> int:
+        return self.coupling.common_bytes
 
     # Lines of both directions ----------------------------------------------------------------------------------------
 
@@ -203,21 +234,30 @@ class Kernel(BlockKernel):
         assert self.operands.seeds is not None
         # All lanes have come equally far.
         origin = f"i32_at({seeds} + 8 * lanes)[0]" if len(self.operands.seeds) == 3 else "i32(0)"
-        self.line(
-            f"I = i32_at({row})",
-            f"spread_i32({row}, {seeds} + 4 * lane, valid, block)",
-            f"spread_i32({row} + 4 * block, {seeds} + 4 * (lanes + lane), valid, block)",
-            f"origin = {origin}",
-        )
+        self.line(f"origin = {origin}")
+        with self.each_block():
+            self.line(
+                f"spread_i32({row}, {seeds} + 4 * lane, valid, block)",
+                f"spread_i32({row} + 4 * block, {seeds} + 4 * (lanes + lane), valid, block)",
+            )
 
-    def read_inputs(self) -> None:
-        """The inputs of step ``n``, in scalars or rows."""
-        if not all(self.uniform_inputs):
-            self.place("place_u", "n")
+    def at_block(self) -> None:
+        super().at_block()
+        if self.loop.n_normals:
+            self.line(f"I = i32_at(work + {_ROWS_END})")
+
+    def read_shared_inputs(self) -> None:
+        """Of the inputs of step ``n`` those that are the same for all lanes, in scalars."""
         for name, argument, uniform in zip(self.inputs, self.input_arguments, self.uniform_inputs):
             if uniform:
                 self.line(f"{name} = {self.layout.dtype}_at({argument} + {self.layout.itemsize} * n)[0]")
-            else:
+
+    def read_inputs(self) -> None:
+        """The others, in rows."""
+        if not all(self.uniform_inputs):
+            self.place("place_u", "n")
+        for name, argument, uniform in zip(self.inputs, self.input_arguments, self.uniform_inputs):
+            if not uniform:
                 self.spread([name], [argument], "place_u")
 
     def draw(self, first: str) -> None:
@@ -327,7 +367,8 @@ class ForwardKernel(Kernel):
 
     def write(self) -> None:
         self.head()
-        self.spread(self.state, [self.address(name) for name in self.state_arguments])
+        with self.each_block():
+            self.spread(self.state, [self.address(name) for name in self.state_arguments])
         self.read_seeds()
         for names in (self.input_arguments, self.records, self.saved):
             self.addresses(names)
@@ -342,25 +383,34 @@ class ForwardKernel(Kernel):
                 self.record()
             self.coupling.leave()
         self.coupling.end()
-        self.gather(self.state, [self.address(name) for name in self.final])
+        with self.each_block():
+            self.gather(self.state, [self.address(name) for name in self.final])
 
     def save(self) -> None:
-        self.place("place_s", "segment_number")
-        self.gather(self.state, self.saved, "place_s")
+        with self.each_block():
+            self.place("place_s", "segment_number")
+            self.gather(self.state, self.saved, "place_s")
         self.line("segment_number += 1", "due_save += segment")
 
     def step(self) -> None:
-        self.read_inputs()
-        self.draw("n == 0")
-        self.coupling.arrive()
-        with self.lanes() as lanes:
-            lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
+        self.read_shared_inputs()
+        self.coupling.depart()
+        with self.each_block():
+            self.read_inputs()
+            self.draw("n == 0")
+            self.coupling.send()
+        self.coupling.meet()
+        with self.each_block():
+            self.coupling.arrive()
+            with self.lanes() as lanes:
+                lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
 
     def record(self) -> None:
-        with self.lanes() as lanes:
-            lanes.store(self.observables, lanes.values(self.loop.observe, [*self.coefs, *self.state]))
-        self.place("place_r", "records")
-        self.gather(self.observables, self.records, "place_r")
+        with self.each_block():
+            with self.lanes() as lanes:
+                lanes.store(self.observables, lanes.values(self.loop.observe, [*self.coefs, *self.state]))
+            self.place("place_r", "records")
+            self.gather(self.observables, self.records, "place_r")
         self.next_record()
 
 
@@ -378,7 +428,10 @@ class AdjointKernel(Kernel):
         cotangents: Cotangents, checkpoint_every: int,
     ):  # fmt: skip
         (first, *_), n_arriving = cotangents.final.state, loop.n_inputs - len(operands.inputs)
-        super().__init__(loop, Layout.of(loop, first.shape[0], first.dtype, checkpoint_every), operands)
+        # The cotangent of an input that all lanes share is summed over a block, and so in another order over parts.
+        uniform = any(w and x.ndim == 1 for w, x in zip(wanted.inputs, operands.inputs))
+        layout = Layout.of(loop, first.shape[0], first.dtype, checkpoint_every, sharable=not uniform)
+        super().__init__(loop, layout, operands)
         self.wanted, self.cotangents, self.segment = wanted, cotangents, checkpoint_every
         # What arrives from other lanes is kept like the state; the other inputs are read again.
         self.pullbacks = SplitPullbacks.of(loop, pullbacks, kept_inputs=n_arriving)
@@ -412,27 +465,30 @@ class AdjointKernel(Kernel):
             self.line(f"groups = (lanes + {layout.group - 1}) // {layout.group}")
         else:
             self.line(f"groups = plan[{PLAN.index('blocks')}]")
-        for name in self.ct_coefs:
-            self.call("clear", self.row(name), "block")
-        self.spread(self.ct_state, [self.address(name) for name in self.ct_final])
+        with self.each_block():
+            for name in self.ct_coefs:
+                self.call("clear", self.row(name), "block")
+            self.spread(self.ct_state, [self.address(name) for name in self.ct_final])
         self.read_seeds()
-        self.line(f"slots = work + {WORDS_END}")
         for names in (self.state_arguments, self.input_arguments, self.ct_records, self.out_inputs):
             self.addresses(names)
         self.coupling.begin()
         with self.block("for segment_number in range((steps + segment - 1) // segment - 1, -1, -1):"):
-            self.begin_segment()
-            with self.block("for j in range(length):"):
-                self.replay_step()
+            self.line("start = segment_number * segment", "length = min(segment, steps - start)")
+            self.line("records, due = 0, 0")
+            with self.each_block():
+                self.begin_segment()
+                with self.block("for j in range(length):"):
+                    self.replay_step()
             self.line("records -= 1", "due = lead + (records + 1) * every")
             with self.block("for j in range(length - 1, -1, -1):"):
                 self.reverse_step()
         self.coupling.end()
         cotangents, results = [*self.ct_coefs, *self.ct_state], [*self.out_coefs, *self.out_state]
-        self.gather(cotangents, [self.address(name) for name in results])
+        with self.each_block():
+            self.gather(cotangents, [self.address(name) for name in results])
 
     def begin_segment(self) -> None:
-        self.line("start = segment_number * segment", "length = min(segment, steps - start)")
         self.place("place_s", "segment_number")
         self.spread(self.state, self.state_arguments, "place_s")
         self.line("records = max(0, start - lead) // every")
@@ -440,16 +496,12 @@ class AdjointKernel(Kernel):
 
     def begin_step(self) -> None:
         """Step ``n`` is the ``j``-th of its segment; ``K`` is its place on the tape."""
-        tape = f"slots + {self.layout.itemsize} * j * {self.tape_numbers}"
+        tape = f"work + {WORDS_END} + {self.step_bytes} * j"
         self.line("n = start + j", f"K = {self.layout.dtype}_at({tape})")
-
-    @property
-    def tape_numbers(self) -> int:
-        """How many numbers the tape has of a step of a block."""
-        return len(self.tape) * self.layout.block
 
     def replay_step(self) -> None:
         self.begin_step()
+        self.read_shared_inputs()
         self.read_inputs()
         self.draw("j == 0")
         self.coupling.replay()
@@ -462,18 +514,29 @@ class AdjointKernel(Kernel):
             self.next_record()
 
     def reverse_step(self) -> None:
-        self.begin_step()
-        with self.block("if records >= 0 and n + 1 == due:"):
-            self.reverse_record()
-        self.read_inputs()
-        with self.lanes() as lanes:
-            known = [*self.coefs, *self.inputs[: len(self.uniform_inputs)], *self.of_step, *self.ct_state]
-            cotangents = lanes.values(self.pullbacks.advance.back, known)
-            n = len(self.ct_coefs)
-            lanes.add(self.ct_coefs, cotangents[:n])
-            lanes.store([*self.ct_state, *self.ct_inputs, *self.ct_arrived], cotangents[n:])
-        self.coupling.reverse()
-        self.write_inputs()
+        with self.block("if records >= 0 and start + j + 1 == due:"):
+            with self.each_block():
+                self.begin_step()
+                self.reverse_record()
+            self.line("records -= 1", "due -= every")
+        with self.each_block():
+            self.begin_step()
+            self.read_shared_inputs()
+            self.read_inputs()
+            with self.lanes() as lanes:
+                known = [*self.coefs, *self.inputs[: len(self.uniform_inputs)], *self.of_step, *self.ct_state]
+                cotangents = lanes.values(self.pullbacks.advance.back, known)
+                n = len(self.ct_coefs)
+                lanes.add(self.ct_coefs, cotangents[:n])
+                lanes.store([*self.ct_state, *self.ct_inputs, *self.ct_arrived], cotangents[n:])
+            self.coupling.send_back()
+        self.coupling.meet()
+        with self.each_block():
+            if self.layout.parts:
+                self.begin_step()
+            self.coupling.reverse()
+            self.write_inputs()
+        self.coupling.leave_back()
 
     def reverse_record(self) -> None:
         self.place("place_r", "records")
@@ -481,7 +544,6 @@ class AdjointKernel(Kernel):
         with self.lanes() as lanes:
             known = [*self.coefs, *self.of_record, *self.ct_observables]
             lanes.add([*self.ct_coefs, *self.ct_state], lanes.values(self.pullbacks.observe.back, known))
-        self.line("records -= 1", "due -= every")
 
     def write_inputs(self) -> None:
         """The cotangents of the inputs of step ``n``; of a uniform one the sums of equally many lanes."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from ... import _context, _jax
 from ..base import (
+    SPARSE,
     Adjoint,
     Carry,
     Copied,
@@ -70,6 +71,8 @@ class Triton:
         if request.loop.interpret and not all(map(importlib.util.find_spec, ("triton", "torch"))):
             return "Triton's interpreter needs triton and torch: pip install triton torch"
         coupling = request.loop.coupling
+        if coupling and coupling.edges is not None:
+            return SPARSE
         if coupling and coupling.regions > REGIONS:
             return (
                 f"a network is one block of threads, of up to {REGIONS:,} regions, and this one has "
