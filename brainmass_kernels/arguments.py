@@ -197,7 +197,7 @@ def connections_of(network: Network, dt: float) -> Connections:
         return Connections(weights[..., None, :], steps, network.edges.ends)  # pyright: ignore[reportArgumentType]
     nonzero = np.ones(steps.shape, bool)
     if not is_traced(weights):
-        nonzero = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2)))
+        nonzero = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2)))  # pyright: ignore[reportArgumentType]
     edges = np.argwhere(nonzero).T.astype(np.int32)
     return Connections(weights, steps, edges)  # pyright: ignore[reportArgumentType]
 

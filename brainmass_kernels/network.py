@@ -217,7 +217,7 @@ class Network:
     def _degree(self):
         if self.edges is not None:
             return sparsity.degrees(self.connections(), self.edges.ends, self.regions)
-        return jnp.sum(self.connections(), axis=-1)
+        return jnp.sum(self.connections(), axis=-1)  # pyright: ignore[reportArgumentType]
 
     def delay_steps(self, dt: float) -> np.ndarray:
         """Each delay in whole steps, rounded up, ``(N, N)``, of sparse weights ``(E,)``; ``dt`` in seconds."""
