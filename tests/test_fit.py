@@ -204,7 +204,6 @@ def test_a_saved_fit_of_a_model_of_ones_own_needs_it(found, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:nothing improved")
-@pytest.mark.filterwarnings("ignore:nothing improved")
 @pytest.mark.parametrize("watched", [True, False])
 def test_what_is_begun_meanwhile_begins_once_after_the_first_step(watched):
     told: list[Any] = []
@@ -239,6 +238,7 @@ def test_the_step_is_traced_once_while_candidates_are_simulated(optimiser, trace
     assert result.losses.shape == (2, 1, 3)
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 def test_progress_is_told_and_may_stop_the_fit():
     seen = []
 
