@@ -202,7 +202,7 @@ class Network:
             return None
         return sparsity.edges_of(sparsity.indices_of(self.weights), self.regions, self.self_connection)
 
-    def connections(self):
+    def connections(self) -> Any:
         """The weights, ``(*batch, N, N)``, with a zero diagonal unless self-connections count.
 
         Of sparse ones ``(*batch, E)``, in the order of `edges`.

@@ -215,6 +215,19 @@ def test_a_network_is_a_pytree_of_its_values():
     near(gradient.weights.data, jax.grad(lambda v: loss(net.replace(weights=v), "numba"))(net.weights.data))
 
 
+def test_fits_of_other_connections_share_no_program():
+    """All values are the same, and only where they are differs."""
+    connectivity = bk.Connectivity(np.corrcoef(RANDOM.random((N, 40))).astype(np.float32))
+
+    def losses(indices):
+        return bk.fit(
+            network(bcoo(np.full_like(VALUES, 0.5), indices)), connectivity, {"coupling.k": (0.01, 0.2)}, duration=20, dt=DT, transient=0,
+            noise={"x": 0.1 / u.ms**0.5}, key=jax.random.key(0), steps=1, starts=1, implementation="numba",
+        ).losses  # fmt: skip
+
+    assert np.abs(losses(INDICES) - losses(INDICES[:, ::-1])).max() > 0
+
+
 @pytest.mark.parametrize("name", ["triton", "mosaic_tpu"])
 def test_accelerators_say_that_they_take_matrices(name):
     platform = {"triton": "gpu", "mosaic_tpu": "tpu"}[name]

@@ -169,7 +169,7 @@ class Problem:
         noise = {name: x for name, x in self.noise.items() if routing.NOISE + name not in free}
         network = None
         if isinstance(self.model, Network):
-            network = self.model.link, self.model.delays, self.model.connections()
+            network = self.model.link, self.model.delays, self.model.connections(), self.model.edges
         return key_of(
             type(self.mass), network, fixed, inputs, noise, self.frees, self.pooling, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
