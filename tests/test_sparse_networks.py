@@ -222,7 +222,8 @@ def test_fits_of_other_connections_share_no_program():
     def losses(indices):
         return bk.fit(
             network(bcoo(np.full_like(VALUES, 0.5), indices)), connectivity, {"coupling.k": (0.01, 0.2)}, duration=20,
-            dt=DT, transient=0, noise={"x": 0.1 / u.ms**0.5}, key=jax.random.key(0), steps=1, starts=1, implementation="numba",
+            dt=DT, transient=0, noise={"x": 0.1 / u.ms**0.5}, key=jax.random.key(0),
+            steps=1, starts=1, implementation="numba",
         ).losses  # fmt: skip
 
     assert np.abs(losses(INDICES) - losses(INDICES[:, ::-1])).max() > 0
