@@ -512,7 +512,9 @@ class _Job:
         }
         digests |= {f"over {n}": f"{identity.of_array(u.get_magnitude(x))} {units.unit_of(x)}" for n, x in axes.items()}
         if data.connections is not None:
-            digests |= {n: identity.of_array(getattr(data.connections, n)) for n in ("weights", "steps")}
+            # The edges of a matrix are those of its weights.
+            names = ("weights", "steps", "edges") if data.connections.are_edges else ("weights", "steps")
+            digests |= {n: identity.of_array(getattr(data.connections, n)) for n in names}
         if data.history is not None:
             digests["history"] = identity.of_array(data.history)
         if run.spec.noisy:

@@ -229,6 +229,41 @@ def test_fits_of_other_connections_share_no_program():
     assert np.abs(losses(INDICES) - losses(INDICES[:, ::-1])).max() > 0
 
 
+def test_a_sweep_of_other_connections_is_another(tmp_path):
+    """All values are the same: chunks and results on disk tell networks apart by their edges too."""
+
+    def swept(indices, **where):
+        net = network(bcoo(np.full_like(VALUES, 0.5), indices))
+        over = {"coupling.k": np.array([0.05, 0.2])}
+        return bk.sweep(net, over, STEPS, DT, inputs=DRIVE, record=bk.Mean(), implementation="numba", **where)
+
+    first, other = swept(INDICES, out=tmp_path / "a.npz"), swept(INDICES[:, ::-1], out=tmp_path / "a.npz")
+    want = swept(INDICES[:, ::-1])
+    assert first.about["digest"] != other.about["digest"]
+    for name, x in want.records.items():
+        np.testing.assert_array_equal(other[name], x)
+        assert np.abs(np.asarray(first[name]) - np.asarray(x)).max() > 0
+    swept(INDICES, out=tmp_path / "b.npz", part=(0, 2), chunk=1)
+    with pytest.raises(ValueError, match="edges"):
+        swept(INDICES[:, ::-1], out=tmp_path / "b.npz", part=(1, 2), chunk=1)
+
+
+def test_a_fit_of_other_connections_does_not_resume(tmp_path):
+    connectivity = bk.Connectivity(np.corrcoef(RANDOM.random((N, 40))).astype(np.float32))
+    path = tmp_path / "fit.json"
+
+    def fitted(indices, **more):
+        return bk.fit(
+            network(bcoo(np.full_like(VALUES, 0.5), indices)), connectivity, {"coupling.k": (0.01, 0.2)}, duration=20,
+            dt=DT, transient=0, noise={"x": 0.1 / u.ms**0.5}, key=jax.random.key(0),
+            starts=1, implementation="numba", **more,
+        )  # fmt: skip
+
+    fitted(INDICES, steps=1).save(path)
+    with pytest.raises(ValueError, match="fixed"):
+        fitted(INDICES[:, ::-1], steps=2, resume=path)
+
+
 @pytest.mark.parametrize("name", ["triton", "mosaic_tpu"])
 def test_accelerators_say_that_they_take_matrices(name):
     platform = {"triton": "gpu", "mosaic_tpu": "tpu"}[name]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _context, dispatch, identity, routing, units
+from .. import _context, dispatch, identity, routing, sparsity, units
 from ..arguments import PerLane
 from ..equations import Key, key_of
 from ..network import Network, parts_of
@@ -195,6 +195,9 @@ class Problem:
             delays = np.zeros(0) if self.model.delays is None else self.model.delays
             fixed |= {"link": list(self.model.link), "delays": fingerprint(delays)}
             fixed |= {"weights": fingerprint(self.model.connections())}
+            if self.model.edges is not None:
+                # In the order of the delays, that of the stored values.
+                fixed |= {"edges": fingerprint(sparsity.indices_of(self.model.weights))}
         pooling = {name: x for name, x in self.pooling._asdict().items() if name != "frozen"}
         return {
             **{name: self.steps(name) * self.dt for name in ("duration", "transient")},
