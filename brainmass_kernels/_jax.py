@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def shaped_like(shape: tuple[int, ...], dtype, avals):
     return jax.core.ShapedArray(shape, dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def axes_along(sharding, axis: int) -> tuple[str, ...]:
+    """The axes of the mesh along which an axis of an array lies."""
+    spec: tuple[Any, ...] = tuple(getattr(sharding, "spec", ()))
+    axes = spec[axis] if axis < len(spec) else None
+    return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+
+
+def devices_here(count: int) -> int:
+    """How many of so many devices this process has, if all processes have as many."""
+    return min(count, jax.local_device_count())
+
+
 def needs_devices(primitive: Primitive) -> None:
     """Let the lowering rule of a primitive know the devices of its program."""
     from jax._src import dispatch
@@ -150,6 +163,12 @@ def lowered_devices(ctx) -> int:
         return 1
     mesh = getattr(context, "mesh", None)
     return mesh.size if mesh is not None else getattr(context, "num_devices", None) or 1
+
+
+def mapped_devices(ctx) -> int:
+    """Devices along the axes of a `jax.shard_map` within which something is lowered."""
+    context = ctx.module_context.axis_context
+    return math.prod(context.mesh.shape[name] for name in getattr(context, "manual_axes", ()))
 
 
 def reciprocal(x):

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ._context import SHARES, setting
-from ._jax import is_traced, meshless
+from ._jax import axes_along, devices_here, is_traced, meshless
 
 if TYPE_CHECKING:
     from .run import Data, Run
@@ -45,9 +44,7 @@ class Split(NamedTuple):
     @property
     def local(self) -> int:
         """Devices of this process among them."""
-        if isinstance(self.mesh, jax.sharding.Mesh):
-            return len(self.mesh.local_devices)
-        return min(self.mesh.size, jax.local_device_count())
+        return devices_here(self.mesh.size)
 
 
 def split_of(batch: tuple[int, ...], is_network: bool, data: Data, implementation: str) -> Split | None:
@@ -58,7 +55,8 @@ def split_of(batch: tuple[int, ...], is_network: bool, data: Data, implementatio
     if not places:
         return _of_context(batch, is_network) if implementation == "mosaic_tpu" else None
     mesh = places[0].mesh
-    axes = next((axes for x, at in _leading(batch, data) if (axes := _axes_at(x, at))), ())
+    along = (axes_along(_place(x), at) for x, at in _leading(batch, data) if at is not None)
+    axes = next(filter(None, along), ())
     if not axes:
         return Split(mesh, (), "no argument is split along the leading axis of the batch")
     return _checked(Split(mesh, axes), batch, is_network)
@@ -90,11 +88,11 @@ def _place(x) -> NamedSharding | None:
     if not isinstance(place, NamedSharding) or place.mesh.size == 1:
         return None
     # The axes of a traced array that are not explicit are XLA's to choose, or a shard_map's.
-    return None if is_traced(x) and not _all(place.mesh, AxisType.Explicit) else place
+    return None if is_traced(x) and not _is_explicit(place.mesh) else place
 
 
-def _all(mesh, kind: AxisType) -> bool:
-    return bool(mesh.axis_types) and all(t == kind for t in mesh.axis_types)
+def _is_explicit(mesh) -> bool:
+    return bool(mesh.axis_types) and all(kind == AxisType.Explicit for kind in mesh.axis_types)
 
 
 def _leading(batch: tuple[int, ...], data: Data) -> Iterator[tuple[Any, int | None]]:
@@ -117,14 +115,6 @@ def _leading(batch: tuple[int, ...], data: Data) -> Iterator[tuple[Any, int | No
         yield at(data.connections.weights, 0, 1)
         yield from ((x, None) for x in data.connections[1:])
     yield from (at(x, 1) for x in (data.history, data.seeds) if x is not None)
-
-
-def _axes_at(x, at: int | None) -> tuple[str, ...]:
-    """The axes of the mesh along which an axis of an array lies."""
-    place = _place(x)
-    if at is None or place is None or at >= len(place.spec) or place.spec[at] is None:
-        return ()
-    return place.spec[at] if isinstance(place.spec[at], tuple) else (place.spec[at],)
 
 
 def describe(run: Run) -> str:
@@ -152,15 +142,14 @@ def over_devices(run: Run, data: Data, body: Callable[[Run, Data], Any]):
     assert split is not None
 
     def spec(x, at: int | None):
-        return PartitionSpec(*(split.axes if axis == at and split.axes else None for axis in range(np.ndim(x))))
+        return PartitionSpec(*((split.axes or None) if axis == at else None for axis in range(np.ndim(x))))
 
     leaves, structure = jax.tree.flatten(data)
     specs = [spec(x, at) for x, at in _leading(run.batch, data)]
     leaves = [_resharded(x, split.mesh, s) for x, s in zip(leaves, specs, strict=True)]
 
     def one_share(*leaves):
-        with setting(SHARES, split.local):
-            return body(run.share, jax.tree.unflatten(structure, leaves))
+        return body(run.share, jax.tree.unflatten(structure, leaves))
 
     shapes = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for x in leaves]
     with meshless():
@@ -172,4 +161,4 @@ def over_devices(run: Run, data: Data, body: Callable[[Run, Data], Any]):
 
 def _resharded(x, mesh, spec: PartitionSpec):
     x = jnp.asarray(x)
-    return jax.reshard(x, NamedSharding(mesh, spec)) if _all(mesh, AxisType.Explicit) else x
+    return jax.reshard(x, NamedSharding(mesh, spec)) if _is_explicit(mesh) else x

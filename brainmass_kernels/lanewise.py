@@ -6,16 +6,26 @@ XLA sees nothing of a kernel but its arguments: where they lie on many devices, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._context import SHARES, setting
-from ._jax import Primitive, aligned, jaxpr_as_fun, lowered_devices, meshless, needs_devices, shaped_like
+from ._jax import (
+    Primitive,
+    aligned,
+    axes_along,
+    devices_here,
+    jaxpr_as_fun,
+    lowered_devices,
+    meshless,
+    needs_devices,
+    shaped_like,
+)
 from .backends.base import Carry, Cotangents
 from .errors import Unsupported
 
@@ -31,13 +41,11 @@ class Lanes(NamedTuple):
     ----------
     arguments, results : for each, whether its last axis is the lanes; results without are sums over the lanes
     networks : how many parts of the lanes are independent
-    regions : lanes of each
     """
 
     arguments: tuple[bool, ...]
     results: tuple[bool, ...]
     networks: int
-    regions: int
 
     def divides(self, count: int) -> bool:
         """Whether so many devices have equal shares."""
@@ -84,12 +92,11 @@ def lanewise(fun: Callable, kinds: tuple[Any, ...], regions: int = 1, lanes: int
             return tuple(jax.tree.leaves(fun(*jax.tree.unflatten(structure, leaves))))
 
         shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-        with meshless(), setting(SHARES, manual_shares()):
+        with setting(SHARES, manual_shares()), meshless():
             jaxpr, like = jax.make_jaxpr(lambda *x: fun(*jax.tree.unflatten(structure, x)), return_shape=True)(*shapes)
         networks = (lanes or lanes_of(kinds, args)) // regions
         results = tuple(x.shape[-1] % max(1, networks) == 0 for x in jaxpr.out_avals)
-        flags = tuple(flag for kind, arg in zip(kinds, args, strict=True) for flag in _has_lanes(kind, arg))
-        places = Lanes(flags, results, networks, regions)
+        places = Lanes(tuple(_has_lanes(kinds, args)), results, networks)
         values = _lanewise.bind(*aligned(leaves), call=jaxpr, flat=flat, lanes=places)
         return jax.tree.unflatten(jax.tree.structure(like), values)
 
@@ -99,12 +106,8 @@ def lanewise(fun: Callable, kinds: tuple[Any, ...], regions: int = 1, lanes: int
 def manual_shares() -> int:
     """Devices of this process that run what is traced here at once: those along the axes that a `shard_map` maps."""
     mesh = jax.sharding.get_abstract_mesh()
-    return _local(int(np.prod([mesh.shape[name] for name in mesh.manual_axes])))
-
-
-def _local(count: int) -> int:
-    """How many of so many devices this process has, if all processes have as many."""
-    return max(SHARES.get(), min(count, jax.local_device_count()))
+    # What is traced as it is lowered sees no mesh; its rule has set how many there are.
+    return max(SHARES.get(), devices_here(math.prod(mesh.shape[name] for name in mesh.manual_axes)))
 
 
 # In JAX --------------------------------------------------------------------------------------------------------------
@@ -128,20 +131,20 @@ def _lower(ctx, *values, call, flat, lanes: Lanes):
             f"a program for {devices} TPUs calls a kernel on arrays of which JAX tells too late how they lie on the "
             "devices: call it under `jax.set_mesh(mesh)`, whose devices then share the lanes, or within `jax.shard_map`"
         )
-    return mlir.lower_fun(_partitioned(flat, lanes), multiple_results=True)(ctx, *values)
+    return mlir.lower_fun(_partitioned(flat, call.out_avals, lanes), multiple_results=True)(ctx, *values)
 
 
 mlir.register_lowering(_lanewise, _lower)
 needs_devices(_lanewise)
 
 
-def _partitioned(flat: Callable, lanes: Lanes) -> Callable:
+def _partitioned(flat: Callable, outputs, lanes: Lanes) -> Callable:
     """``flat`` with a rule by which XLA splits it over devices, once it knows how the arguments lie on them."""
     from jax.experimental.custom_partitioning import custom_partitioning
 
     def partition(mesh, arguments, results):
         axes = _axes_of_lanes(arguments, lanes)
-        count = int(np.prod([mesh.shape[name] for name in axes]))
+        count = math.prod(mesh.shape[name] for name in axes)
         axes = axes if lanes.divides(count) else ()
 
         def place(x, has_lanes: bool):
@@ -149,11 +152,11 @@ def _partitioned(flat: Callable, lanes: Lanes) -> Callable:
             return NamedSharding(mesh, PartitionSpec(*spec, axes) if has_lanes and axes else PartitionSpec())
 
         def share(*values):
-            with setting(SHARES, _local(count)):
-                outputs = flat(*values)
+            with setting(SHARES, devices_here(count)):
+                results = flat(*values)
             if not axes:
-                return outputs
-            return tuple(x if h else jax.lax.psum(x, axes) for x, h in zip(outputs, lanes.results, strict=True))
+                return results
+            return tuple(x if h else jax.lax.psum(x, axes) for x, h in zip(results, lanes.results, strict=True))
 
         return (
             mesh, share, tuple(map(place, results, lanes.results)), tuple(map(place, arguments, lanes.arguments))
@@ -161,8 +164,7 @@ def _partitioned(flat: Callable, lanes: Lanes) -> Callable:
 
     def shared(*values):
         call = custom_partitioning(flat)
-        like = jax.eval_shape(flat, *values)
-        call.def_partition(partition=partition, sharding_rule=_sharding_rule(values, like, lanes))
+        call.def_partition(partition=partition, sharding_rule=_sharding_rule(values, outputs, lanes))
         return call(*values)
 
     return shared
@@ -170,11 +172,8 @@ def _partitioned(flat: Callable, lanes: Lanes) -> Callable:
 
 def _axes_of_lanes(arguments, lanes: Lanes) -> tuple[str, ...]:
     """The axes of the mesh that the lanes lie along."""
-    for x, has_lanes in zip(arguments, lanes.arguments, strict=True):
-        spec: tuple[Any, ...] = tuple(getattr(x.sharding, "spec", ()))
-        if has_lanes and len(spec) == len(x.shape) and (axes := spec[len(x.shape) - 1]):
-            return axes if isinstance(axes, tuple) else (axes,)
-    return ()
+    along = (axes_along(x.sharding, len(x.shape) - 1) for x, flag in zip(arguments, lanes.arguments) if flag)
+    return next(filter(None, along), ())
 
 
 def _sharding_rule(arguments, results, lanes: Lanes):
@@ -185,18 +184,19 @@ def _sharding_rule(arguments, results, lanes: Lanes):
     whole: list[str] = []
     parts: dict[str, Any] = {}
 
-    def factor(_: int) -> str:
-        whole.append(f"axis{len(whole)}")
-        return whole[-1]
+    def factors(count: int) -> list[str]:
+        new = [f"axis{len(whole) + k}" for k in range(count)]
+        whole.extend(new)
+        return new
 
     def mapping(x, has_lanes: bool):
+        outer = factors(len(x.shape) - has_lanes)
         if not has_lanes:
-            return ArrayMapping(*map(factor, x.shape))
+            return ArrayMapping(*outer)
         each = x.shape[-1] // lanes.networks
-        outer = [factor(size) for size in x.shape[:-1]]
         if each == 1:
             return ArrayMapping(*outer, "networks")
-        inner = factor(each)
+        (inner,) = factors(1)
         parts.update({"networks": lanes.networks, inner: each})
         return ArrayMapping(*outer, CompoundFactor("networks", inner))
 

@@ -124,6 +124,8 @@ def compile_for(chip: str, fn, *args, devices: int = 1) -> Compiled:
         raise ValueError(f"'chip' got {chip!r}, but takes one of {', '.join(chips)}")
     if lacking := _lacking(chip):
         raise Unsupported(f"compiling for {chip} needs {lacking}")
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"'devices' got {devices!r}, but takes a number of chips, at least 1")
     layout = _Layout.of(args, devices)
     compilers = {**dict.fromkeys(TPU_TOPOLOGIES, _compile_tpu), **dict.fromkeys(GPUS, _compile_gpu)}
     with setting(TARGET, Target("tpu" if chip in TPU_TOPOLOGIES else "gpu")):

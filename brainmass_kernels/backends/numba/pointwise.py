@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from ..._jax import Primitive, needs_devices, shaped_like
+from ..._context import SHARES, setting
+from ..._jax import Primitive, devices_here, mapped_devices, needs_devices, shaped_like
 from ...lanewise import lanewise
 from ...pointwise import Program, pullback
 from . import call
@@ -103,9 +104,15 @@ _push.def_abstract_eval(
         [part.program.out_avals[k] for k in part.moved_by(moving)], lanes, avals
     )
 )
-mlir.register_lowering(
-    _apply, mlir.lower_fun(lambda *values, part, lanes: _run(part, values, lanes), multiple_results=True)
-)
+_lower_alone = mlir.lower_fun(lambda *values, part, lanes: _run(part, values, lanes), multiple_results=True)
+
+
+def _lower(ctx, *values, **params):
+    with setting(SHARES, devices_here(mapped_devices(ctx))):
+        return _lower_alone(ctx, *values, **params)
+
+
+mlir.register_lowering(_apply, _lower)
 needs_devices(_apply)
 
 
