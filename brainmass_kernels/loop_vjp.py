@@ -117,7 +117,8 @@ def _cotangents(operands: Operands, wanted: Wanted, by_lane) -> Operands:
     coefs = zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))
     coefs = [cotangent if c.ndim else jnp.sum(cotangent) for cotangent, c in coefs]
     inputs = zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))
-    inputs = [cotangent if x.ndim == 2 else cotangent[:, 0] for cotangent, x in inputs]
+    # Of a uniform one it is a sum already, but under vmap, which has made it one for each lane.
+    inputs = [cotangent if x.ndim == 2 else jnp.sum(cotangent, axis=1) for cotangent, x in inputs]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
 
 
