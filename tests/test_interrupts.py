@@ -228,7 +228,7 @@ class Process:
             self.running.send_signal(number)
             time.sleep(pause)
         try:
-            self.running.communicate(timeout=120)
+            self.printed, _ = self.running.communicate(timeout=120)
         finally:
             self.running.kill()
         took, told = time.monotonic() - began, self.error.read_text()
@@ -334,6 +334,7 @@ bk.fit(
     inputs={"E_inp": 220 * u.Hz}, noise={"E_inp": 2.0 * u.Hz * u.second**0.5}, key=jax.random.key(0), starts=4,
     realisations=2, duration=6 * u.second, steps=200, patience=200, checkpoint="fit.part.json",
 )
+print("script done")
 """
 SIMULATING = """
 import brainunit as u
@@ -348,6 +349,7 @@ for seed in range(40):
         implementation="numba",
     )
     np.asarray(found["eeg_mean"].mantissa)
+print("script done")
 """
 
 
@@ -375,8 +377,14 @@ def test_at_any_moment(tmp_path, what):
             continue
         status = process.end(signal.SIGINT)
         told = process.error.read_text()
-        # What is interrupted while Python itself shuts down dies of the signal, which a shell calls 130 too.
-        assert status in ((130, -signal.SIGINT) if process.command else (-signal.SIGINT,)), (k, status, told)
+        # What is interrupted while Python itself shuts down dies of the signal, which a shell calls 130 too; or Python
+        # tells of it and goes on, if it runs what a module registered for the end (JAX clears its caches then).
+        expected = {
+            -signal.SIGINT,
+            *([130] if process.command else []),
+            *([0] if "script done" in process.printed else []),
+        }
+        assert status in expected, (k, status, told)
         interrupted += 1
         check_fit(process.folder)
         check_sweep(process.folder)
