@@ -14,6 +14,8 @@ from ._version import __version__ as __version__
 from .adapters.brainmass import fuse as fuse
 from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
+from .coupling import Coupling as Coupling
+from .coupling import CouplingKind as CouplingKind
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .errors import Unsupported as Unsupported

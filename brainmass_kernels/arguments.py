@@ -14,7 +14,8 @@ import numpy as np
 
 from . import _context, dispatch, units
 from ._jax import is_traced, is_whole, values_here
-from .backends.base import Connections
+from .backends.base import Connections, SparseConnections, Term
+from .coupling import Coupling, wiring
 from .devices import split_of
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
@@ -52,7 +53,10 @@ class Values(NamedTuple):
     varying : inputs with one value a step
     state : the initial one
     key : of the noise
-    connections, history : of a network
+    connections : of a network, those of each term of its sums
+    history : of each quantity that a network sends, what was sent before the first step
+    depths : of each such quantity, its longest delay in steps
+    terms : of a network, without data
     by_lane : names of the constant inputs that are `PerLane`
     regions : of a network, else 0
     """
@@ -64,9 +68,11 @@ class Values(NamedTuple):
     varying: dict[str, Any]
     state: dict[str, Any]
     key: Any
-    connections: Connections | None
-    history: Any
+    connections: tuple[Connections, ...]
+    history: tuple
     by_lane: set[str]
+    depths: tuple[int, ...] = ()
+    terms: tuple[Term, ...] = ()
     regions: int = 0
 
     @classmethod
@@ -75,41 +81,43 @@ class Values(NamedTuple):
         network, mass = parts_of(model)
         check_key(key)
         magnitudes, by_lane = _inputs(mass, inputs)
-        connections, history, coupling, initial = None, None, {}, _mapping(initial, "initial")
+        connections, history, depths, terms, coupling = (), (), (), (), {}
+        initial = _mapping(initial, "initial")
         if network:
-            connections = connections_of(network, dt)
-            history = _history(network, initial.pop("history", None), depth_of(connections), dt)
-            coupling = network.magnitudes()
+            connections, terms, depths = connections_of(network, dt)
+            history = _histories(network, initial.pop("history", None), depths, dt)
+            coupling = _of_links(network)
         state = _initial(mass, initial)
         sigmas = _sigmas(mass, noise, key)
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
         regions = network.regions if network else 0
-        return cls(parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane, regions)
+        return cls(
+            parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane, depths, terms,
+            regions,
+        )  # fmt: skip
 
     def batch(self, steps: int) -> tuple[int, ...]:
         """The shape that all arrays broadcast to, time axes left out."""
-        networks = None if self.connections is None else np.shape(self.connections.weights)[:-2]
+        networks = [(*each, self.regions) for term in self.connections for each in term.batches]
         lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
         shapes = [*map(np.shape, lanes), _key_batch(self.key)]
-        by_region = None if networks is None else jax.ShapeDtypeStruct((*networks, self.regions), np.float32)
-        others = [*shapes, *([] if by_region is None else [by_region.shape])]
+        others = [*shapes, *networks]
         _check_lengths({n: x for n, x in self.constant.items() if n not in self.by_lane}, others, steps)
         shapes += [*map(np.shape, self.constant.values()), *(np.shape(x)[1:] for x in self.varying.values())]
         named = {**self.parameters, **self.constant, **self.varying, **self.state}
-        if by_region is not None:
-            named |= {**self.coupling, "weights": by_region}
-            shapes.append(by_region.shape)
-        if self.history is not None:
-            shapes.append(np.shape(self.history)[1:])
+        named |= self.coupling
+        if networks:
+            named["weights"] = jax.ShapeDtypeStruct(max(networks, key=len), np.float32)
+        shapes += [*networks, *(np.shape(x)[1:] for x in self.history if x is not None)]
         return _batch(named, shapes, self.varying, steps)
 
     def dtype(self):
         """Of all arithmetic: the widest of the arrays."""
         groups = (self.parameters, self.constant, self.varying, self.state, self.noise, self.coupling)
         arrays = [x for group in groups for x in group.values()]
-        arrays += [] if self.connections is None else [self.connections.weights]
-        return _dtype([*arrays, *([] if self.history is None else [self.history])])
+        arrays += [term.weights for term in self.connections]
+        return _dtype([*arrays, *(x for x in self.history if x is not None)])
 
     def data(self, dt) -> Data:
         """In the order of `StepSpec.hoisted`; ``dt`` in the model's unit of time."""
@@ -147,9 +155,8 @@ def prepare(
     sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
     spec = StepSpec(
         type(mass), scheme, tuple(values.constant), tuple(values.varying), tuple(values.noise), tuple(sources),
-        np.dtype(values.dtype()), network.link if network else None,
+        np.dtype(values.dtype()), network.links if network else (),
     )  # fmt: skip
-    connections = values.connections
     run = Run(
         spec,
         batch,
@@ -162,10 +169,8 @@ def prepare(
         platform=dispatch.platform(),
         entries=entries,
         sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
-        depth=depth_of(connections) if connections else 0,
-        delays=delay_counts(connections) if connections else (),
-        edges=len(connections.steps) if connections and connections.are_edges else None,
-        own_weights=connections is not None and math.prod(np.shape(connections.weights)[:-2]) > 1,
+        depths=values.depths,
+        terms=values.terms,
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     data = values.data(step_time)
@@ -179,47 +184,107 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
     if backend.base_two(run.precision):
         run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
     # Interpreters wait for each other's devices.
-    split = None if run.interpret else split_of(run.batch, run.spec.link is not None, data, name)
+    split = None if run.interpret else split_of(run.batch, bool(run.spec.links), data, name)
     run = run._replace(implementation=name, split=split)
     run = run._replace(copied=backend.copied(request_of(run.share)))
     if data.connections and name == "scan":
         # `scan` is differentiated by JAX for networks: a checkpoint stores the history, a step all that arrives.
-        checkpoint, step = len(data.state) + run.depth, len(data.state) + run.arriving
+        checkpoint, step = len(data.state) + sum(run.depths), len(data.state) + run.arriving
         every = _checkpoint_every(checkpoint_every, run.schedule.steps, checkpoint / step)
         run = run._replace(native_autodiff=True, checkpoint_every=every)
     return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
 
 
-def connections_of(network: Network, dt: float) -> Connections:
-    """The connections of a network, their delays in steps; ``dt`` in seconds."""
-    steps, weights = network.delay_steps(dt), network.connections()
-    if network.edges is not None:
-        return Connections(weights[..., None, :], steps, network.edges.ends)  # pyright: ignore[reportArgumentType]
-    nonzero = np.ones(steps.shape, bool)
-    if not is_traced(weights):
-        nonzero = np.any(np.asarray(weights) != 0.0, axis=tuple(range(np.ndim(weights) - 2)))  # pyright: ignore[reportArgumentType]
-    edges = np.argwhere(nonzero).T.astype(np.int32)
-    return Connections(weights, steps, edges)  # pyright: ignore[reportArgumentType]
+def connections_of(network: Network, dt: float) -> tuple[tuple[Connections, ...], tuple[Term, ...], tuple[int, ...]]:
+    """The connections of each term of a network's sums, the terms, and the longest delay of each quantity in steps.
+
+    ``dt`` is in seconds.
+    """
+    quantities, reads = wiring(network.links)
+    connections, terms, total = [], [], 0
+    depths = [0] * len(quantities)
+    for coupling, numbers in zip(network.couplings, reads, strict=True):
+        delays = coupling.conduction
+        live = delays is not None and delays.live
+        of_coupling = _connections(coupling, dt)
+        for number in numbers:
+            for one in of_coupling:
+                edges = one.edges.shape[1] if one.are_edges else None
+                own_weights = math.prod(np.shape(one.weights)[:-2]) > 1
+                counts = (one.edges.shape[1],) if live else delay_counts(one)
+                connections.append(one)
+                terms.append(Term(number, total, counts, edges, own_weights, live))
+                depth = delays.depth(dt) if delays is not None and live else depth_of(one)
+                depths[number] = max(depths[number], depth)
+            total += 1
+    return tuple(connections), tuple(terms), tuple(depths)
 
 
-def _history(network: Network, history: Any, depth: int, dt: float):
+def _connections(coupling: Coupling, dt: float) -> list[Connections]:
+    """The connections of a coupling, their delays in steps, for each step back that they read; ``dt`` in seconds."""
+    weights: Any = coupling.connections()
+    found = []
+    for reading in coupling.readings(dt):
+        shares = weights
+        if reading.share is not None:
+            shares = weights * reading.share.astype(jax.dtypes.canonicalize_dtype(weights.dtype))
+        if coupling.edges is not None:
+            found.append(SparseConnections(shares[..., None, :], reading.steps, coupling.edges.ends))  # pyright: ignore
+            continue
+        nonzero = np.ones((coupling.regions,) * 2, bool)
+        # The edges of live delays are those of the weights, whatever the share.
+        known = weights if is_traced(shares) or (coupling.conduction and coupling.conduction.live) else shares
+        if not is_traced(known):
+            nonzero = np.any(np.asarray(known) != 0.0, axis=tuple(range(np.ndim(known) - 2)))
+        found.append(Connections(shares, reading.steps, np.argwhere(nonzero).T.astype(np.int32)))  # pyright: ignore
+    return found
+
+
+def _of_links(network: Network) -> dict[str, Any]:
+    """The couplings' constants as plain arrays, in the order of `StepSpec.coupled`."""
+    known = network.magnitudes()
+    return {full: known[full] for link in network.links for full in map(link.full, link.parameters)}
+
+
+def _histories(network: Network, given: Any, depths: tuple[int, ...], dt: float) -> tuple:
+    """What was sent before the first step, of each quantity ``(its depth, *batch)``; ``None`` by default."""
+    unit_of = network.sent()
+    if given is None:
+        return (None,) * len(depths)
+    if not isinstance(given, Mapping):
+        if len(depths) > 1:
+            names = ", ".join(map(repr, unit_of))
+            raise TypeError(
+                f"'history' got {type(given).__name__}, but takes a dict, as several quantities are sent: {names}"
+            )
+        given = dict.fromkeys(unit_of, given)
+    for name in given:
+        check_name(name, unit_of, "quantity in 'history'")
+    found = [
+        _history(network, given.get(name), unit, name if len(depths) > 1 else "history", depth, dt)
+        for (name, unit), depth in zip(unit_of.items(), depths, strict=True)
+    ]
+    return tuple(found)
+
+
+def _history(network: Network, history: Any, unit, name: str, depth: int, dt: float):
     """What was sent before the first step, ``(depth, *batch)``; ``None`` by default."""
     if history is None:
         return None
     if not depth:
-        raise ValueError("'history' was given, but this network has no delays")
+        raise ValueError(f"'{name}' was given, but this network has no delays")
     if callable(history):
         history = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
         history = history[:, None] if np.ndim(history) == 1 else history
     if history is None:
         return None
-    history = units.strip(history, network.sent_unit, "history")
-    refuse_nan(history, "history")
+    history = units.strip(history, unit, name)
+    refuse_nan(history, name)
     if np.ndim(history) < 2:
         history = jnp.broadcast_to(history, (depth, *(np.shape(history) or (1,))))
     if np.shape(history)[0] != depth:
         raise ValueError(
-            f"'history' got shape {np.shape(history)}, but takes one value, one for each region, or "
+            f"'{name}' got shape {np.shape(history)}, but takes one value, one for each region, or "
             f"({depth}, *batch, {network.regions}): the longest delay is {depth} steps"
         )
     return history

@@ -111,10 +111,11 @@ def _leading(batch: tuple[int, ...], data: Data) -> Iterator[tuple[Any, int | No
     if data.key is not None:
         # Old-style keys have an axis of words.
         yield at(data.key, 0, int(not jnp.issubdtype(data.key.dtype, jax.dtypes.prng_key)))
-    if data.connections is not None:
-        yield at(data.connections.weights, 0, 1)
-        yield from ((x, None) for x in data.connections[1:])
-    yield from (at(x, 1) for x in (data.history, data.seeds) if x is not None)
+    for term in data.connections:
+        yield at(term.weights, 0, 1)
+        yield at(term.steps, 0, term.rank_of_steps - 1)
+        yield term.edges, None
+    yield from (at(x, 1) for x in (*data.history, data.seeds) if x is not None)
 
 
 def describe(run: Run) -> str:

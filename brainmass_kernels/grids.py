@@ -83,8 +83,10 @@ def _check_single(network: Network | None, mass: Model, over: Mapping[str, Any])
             raise ValueError(f"'model' has {np.shape(x)} values of {name}: give them in over={{'{name}': ...}}")
     if network is None:
         return
-    if np.ndim(network.weights) > 2:  # pyright: ignore[reportArgumentType]
-        raise ValueError(f"'model' has weights of shape {np.shape(network.weights)}, but a sweep takes one network")
+    for coupling in network.couplings:
+        if np.ndim(coupling.weights) > 2:  # pyright: ignore[reportArgumentType]
+            shape = np.shape(coupling.weights)
+            raise ValueError(f"'model' has weights of shape {shape}, but a sweep takes one network")
     for name, x in network.parameters.items():
         if np.ndim(u.get_magnitude(x)) > 1 and routing.COUPLING + name not in over:
             full = routing.COUPLING + name

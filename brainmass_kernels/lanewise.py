@@ -31,7 +31,7 @@ from .errors import Unsupported
 
 # Dimensions of an argument of this kind that has one value for all lanes; others have a last axis of lanes or, for
 # weights, of networks.
-UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2}
+UNIFORM_NDIM = {"coefs": 0, "rows": 1, "weights": 2, "edges": 1}
 
 
 class Lanes(NamedTuple):

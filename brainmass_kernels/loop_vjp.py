@@ -13,9 +13,15 @@ from . import derivatives, dispatch
 from .backends.base import Backend, Carry, Connections, Cotangents, Loop, Operands, Pullbacks, Wanted
 from .lanewise import UNIFORM_NDIM, lanes_of, lanewise
 
-# The kind of each argument of a loop; see `folded`.
-OPERANDS = Operands("coefs", "rows", "lanes", Connections("weights", "shared", "shared"))  # pyright: ignore
+# The kind of each part of what a loop carries; see `folded`.
 CARRY = Carry("lanes", "lanes")  # pyright: ignore
+
+
+def operand_kinds(loop: Loop) -> Operands:
+    """The kind of each operand of a loop."""
+    terms = loop.coupling.terms if loop.coupling else ()
+    kinds: Any = (Connections("weights", "weights" if t.edges is None else "edges", "shared") for t in terms)  # pyright: ignore
+    return Operands("coefs", "rows", "lanes", tuple(kinds))  # pyright: ignore
 
 
 def differentiable(
@@ -34,7 +40,7 @@ def differentiable(
     ``near`` says at run time whether the adjoint takes inverse steps; ``None`` if that is known before.
     """
     backend = dispatch.load(implementation)
-    regions = loop.coupling.regions if loop.coupling else 1
+    regions, kinds_of_operands = loop.coupling.regions if loop.coupling else 1, operand_kinds(loop)
 
     def as_lanes(fun, kinds):
         # Interpreters and `scan` are operations of XLA's own, which it can split.
@@ -45,7 +51,7 @@ def differentiable(
         def run(operands, initial):
             return tuple(backend.forward(loop, operands, initial)[:2])
 
-        kinds = (OPERANDS, CARRY)
+        kinds = (kinds_of_operands, CARRY)
         return folded(as_lanes(run, kinds), kinds, (), regions)(operands, initial)
 
     def forward(operands, initial, near):
@@ -57,7 +63,7 @@ def differentiable(
         def run(operands, initial):
             return tuple(backend.forward(loop, operands, initial, checkpoint_every))
 
-        kinds = (OPERANDS, CARRY)
+        kinds = (kinds_of_operands, CARRY)
         records, final, saved = folded(as_lanes(run, kinds), kinds, (), regions)(operands, initial)
         return (records, final), (operands, near, saved, derivatives.Static(wanted))
 
@@ -67,7 +73,7 @@ def differentiable(
         cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
         cotangents = derivatives.once(Cotangents(*cotangents), only_once)
         adjoint = _adjoint(backend, loop, wanted, checkpoint_every, as_lanes)
-        kinds = ("coefs", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
+        kinds = ("coefs", kinds_of_operands, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
         lane_cotangents = folded(adjoint, kinds, wanted.inputs, regions)(near, operands, saved, cotangents)
         return _cotangents(operands, wanted, lane_cotangents), lane_cotangents.initial, None
 
@@ -78,7 +84,7 @@ def differentiable(
 def _wanted(loop: Loop, operands: Operands) -> Wanted:
     """Which cotangents are wanted; the arguments are those of a custom_vjp's forward pass, with ``perturbed``."""
     coefs = (c.perturbed and read for c, read in zip(operands.coefs, loop.read_coefs(), strict=True))
-    weights = operands.connections is not None and operands.connections.weights.perturbed  # pyright: ignore
+    weights = tuple(term.weights.perturbed for term in operands.connections)  # pyright: ignore
     return Wanted(tuple(coefs), tuple(x.perturbed for x in operands.inputs), weights)
 
 
@@ -96,7 +102,7 @@ def _adjoint(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int
             return apply(pullbacks)
         return lax.cond(near, lambda: apply(pullbacks), lambda: apply(pullbacks._replace(inverse=None)))
 
-    kinds = ("shared", OPERANDS, "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
+    kinds = ("shared", operand_kinds(loop), "lanes", Cotangents("lanes", CARRY))  # pyright: ignore
     by_lanes = as_lanes(run, kinds)
 
     def adjoint(near, operands, saved, cotangents):
@@ -108,18 +114,19 @@ def _adjoint(backend: Backend, loop: Loop, wanted: Wanted, checkpoint_every: int
 
 def _cotangents(operands: Operands, wanted: Wanted, by_lane) -> Operands:
     """The cotangents of the operands: those of a uniform one are summed over the lanes."""
-    connections = operands.connections
-    if connections is not None:
-        weights = by_lane.weights
-        if weights is not None and connections.weights.ndim == 2:
-            weights = jnp.sum(weights, axis=-1)
-        connections = Connections(weights, None, None)  # pyright: ignore[reportArgumentType]
+    connections = tuple(map(_cotangent_of_term, operands.connections, by_lane.weights))
     coefs = zip(by_lane.coefs, _chosen(operands.coefs, wanted.coefs))
     coefs = [cotangent if c.ndim else jnp.sum(cotangent) for cotangent, c in coefs]
     inputs = zip(by_lane.inputs, _chosen(operands.inputs, wanted.inputs))
     # Of a uniform one it is a sum already, but under vmap, which has made it one for each lane.
     inputs = [cotangent if x.ndim == 2 else jnp.sum(cotangent, axis=1) for cotangent, x in inputs]
     return Operands(_placed(wanted.coefs, coefs), _placed(wanted.inputs, inputs), None, connections)
+
+
+def _cotangent_of_term(connections: Connections, weights) -> Connections:
+    if weights is not None and connections.weights.ndim == 2:
+        weights = jnp.sum(weights, axis=-1)
+    return connections._replace(weights=weights, steps=None, edges=None)
 
 
 def _is_zero(x) -> bool:
@@ -150,7 +157,8 @@ def folded(fun, kinds: tuple[Any, ...], expand: tuple[bool, ...] = (), regions: 
     fun : takes pytrees and returns a pytree of arrays whose last axis is the lanes
     kinds : of each argument, or in a tuple of its type, of its parts: ``"coefs"``, each ``()`` or ``(L,)``;
         ``"rows"``, each ``(T,)`` or ``(T, L)``; ``"weights"``, as of `Connections`, of two axes, or three with the
-        networks; ``"shared"``, the same for all; ``"lanes"``, whose last axis is always the lanes
+        networks; ``"edges"``, of one, or two; ``"shared"``, the same for all; ``"lanes"``, whose last axis is always
+        the lanes
     expand : for each of the rows, whether a uniform one is expanded to each lane, as its cotangent is wanted
     regions : lanes of a network
     """
@@ -186,7 +194,8 @@ class _Folding:
         if arg is None:
             return None
         if isinstance(kind, tuple):
-            return type(arg)(*map(self, kind, arg, flags))
+            parts = map(self, kind, arg, flags)
+            return tuple(parts) if type(arg) is tuple else type(arg)(*parts)
         if kind == "rows":
             wanted = self.expand or (False,) * len(arg)
             return tuple(self._one(kind, x, f, w) for x, f, w in zip(arg, flags, wanted, strict=True))
@@ -198,6 +207,6 @@ class _Folding:
             return x
         x = x if batched else jnp.broadcast_to(x, (self.size, *x.shape))
         if uniform:
-            width = self.networks if kind == "weights" else self.lanes
+            width = self.networks if kind in ("weights", "edges") else self.lanes
             x = jnp.broadcast_to(x[..., None], (*x.shape, width))
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], self.size * x.shape[-1])

@@ -51,13 +51,14 @@ def sent(run: Run) -> int:
 
     It includes what cotangents of the weights need, as it is not known whether they are wanted.
     """
-    if run.spec.link is None:
+    if not run.spec.links:
         return 0
     steps = run.schedule.steps
     if run.native_autodiff:
-        return -(-steps // run.checkpoint_every) * run.depth + run.checkpoint_every * run.arriving
+        return -(-steps // run.checkpoint_every) * sum(run.depths) + run.checkpoint_every * run.arriving
     most = min(steps, block(run))
-    return STORED_A_STEP.get(run.implementation, 1) * most + -(-steps // most) * run.depth
+    a_step = STORED_A_STEP.get(run.implementation, 1) * max(len(run.depths), run.spec.totals)
+    return a_step * most + -(-steps // most) * sum(run.depths)
 
 
 def block(run: Run) -> int:

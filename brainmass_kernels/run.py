@@ -13,7 +13,7 @@ from jax import lax
 
 from . import dispatch, memory, noise
 from ._jax import aligned, is_traced
-from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request
+from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request, Term
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
 from .devices import Split, over_devices
@@ -43,10 +43,8 @@ class Run(NamedTuple):
     platform: str
     entries: tuple[tuple[str, str | Reduction], ...]  # what is recorded, after the result's name
     sampling: Sampling | None  # of the records, if there are statistics
-    depth: int = 0  # steps of a network's longest delay
-    delays: tuple[int, ...] = ()  # the number of a network's connections for each delay, from 0 to depth
-    edges: int | None = None  # connections of a network with sparse weights
-    own_weights: bool = False  # whether each network of a batch has weights of its own
+    depths: tuple[int, ...] = ()  # steps of history of each quantity that the regions of a network send
+    terms: tuple[Term, ...] = ()  # of the sums of a network
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
@@ -62,10 +60,15 @@ class Run(NamedTuple):
         return self._replace(batch=batch, split=None, axes=self.split.axes)
 
     @property
+    def depth(self) -> int:
+        """Steps of a network's longest delay."""
+        return max(self.depths, default=0)
+
+    @property
     def arriving(self) -> int:
         """About how many connections a region of a network has, as one that is differentiated by JAX stores."""
         regions = self.batch[-1]
-        return regions if self.edges is None else -(-self.edges // max(1, regions))
+        return sum(regions if t.edges is None else -(-t.edges // max(1, regions)) for t in self.terms)
 
 
 class Data(NamedTuple):
@@ -75,8 +78,9 @@ class Data(NamedTuple):
     state: tuple
     varying: tuple
     key: Any
-    connections: Connections | None = None  # of a network, with weights ``(*batch, N, N)``
-    history: Any = None  # of a network, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends
+    connections: tuple[Connections, ...] = ()  # of each term of a network, with weights ``(*batch, N, N)``
+    # Of each quantity that a network sends, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends.
+    history: tuple = ()
     seeds: Any = None  # ``(2, *batch)``, which takes the place of the key
 
 
@@ -95,7 +99,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     step, spec = build(run.spec, bool(run.inverse_steps)), run.spec
     coupling = None
     if step.send:
-        coupling = Coupling(run.batch[-1], run.depth, step.send, run.delays, run.edges, run.own_weights)
+        coupling = Coupling(run.batch[-1], run.depths, step.send, run.terms)
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
@@ -125,7 +129,7 @@ def no_lanes(fun):
 
 def execute(run: Run, data: Data):
     """Records and final states of a run, without units, by its compiled program."""
-    if data.connections is not None and any(map(is_traced, jax.tree.leaves(data))):
+    if data.connections and any(map(is_traced, jax.tree.leaves(data))):
         # In a program of the user's what is known before is a constant, which XLA would compute with as it compiles.
         data = data._replace(connections=lax.optimization_barrier(data.connections))
     return RUNS(run)(data)
@@ -142,7 +146,7 @@ RUNS = Programs(_compiled, lambda run: run.spec)
 
 
 def _execute(run: Run, data: Data):
-    """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has the history too."""
+    """Records ``(K, *batch)`` and final states ``(*batch)``, without units; a network has its histories too."""
     return shared(run, data, _execute_share)
 
 
@@ -161,16 +165,15 @@ def _execute_share(run: Run, data: Data):
     coefs = tuple(_around(run, step.setup, hoisted))
     state = _around(run, step.transforms["enter"], [*hoisted, *initial], all_lanes=True)
     carry = Carry(tuple(state))
-    connections = None
-    if data.connections is not None:
-        connections = _connections(data.connections, run)
+    connections = tuple(_connections(term, run) for term in data.connections)
+    if connections:
         carry = carry._replace(history=_history(data.history, run, loop, coefs, carry.state))
     near = _all_lanes(run, inverse_holds(run, step.growth(hoisted))) if run.inverse_steps == "asked" else None
     launch = _launcher(run, Operands(coefs, (), lane_seeds(run, data), connections), near)
     rows = tuple(in_rows(x, run.batch, run.spec.dtype) for x in data.varying)
     # Pallas's interpreters have effects, which JAX does not rerun.
     rerun = not run.interpret
-    if connections is not None and not run.native_autodiff:
+    if connections and not run.native_autodiff:
         launch = functools.partial(run_in_parts, launch, memory.block(run), rerun)
     if run.sampling is None:
         records, final = launch(run.schedule, carry, rows, None)
@@ -182,7 +185,7 @@ def _execute_share(run: Run, data: Data):
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
-    last = (*state, *(() if final.history is None else (final.history,)))
+    last = (*state, *final.history)
     return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, last)]
 
 
@@ -206,25 +209,28 @@ def _launcher(run: Run, operands: Operands, near):
 
 def _connections(connections: Connections, run: Run) -> Connections:
     """The connections in the form that backends take."""
-    weights = jnp.asarray(connections.weights, run.spec.dtype)
-    each = weights.shape[-2:]
-    if math.prod(weights.shape[:-2]) == 1:
-        weights = weights.reshape(each)
-    else:
-        weights = jnp.broadcast_to(weights, (*run.batch[:-1], *each)).reshape(-1, *each)
-        weights = jnp.moveaxis(weights, 0, -1)
-    return Connections(weights, jnp.asarray(connections.steps), jnp.asarray(connections.edges))
+    weights, steps = jnp.asarray(connections.weights, run.spec.dtype), jnp.asarray(connections.steps)
+
+    def by_network(x, rank: int):
+        each = x.shape[-rank:]
+        if math.prod(x.shape[:-rank]) == 1:
+            return x.reshape(each)
+        return jnp.moveaxis(jnp.broadcast_to(x, (*run.batch[:-1], *each)).reshape(-1, *each), 0, -1)
+
+    weights, steps = by_network(weights, 2), by_network(steps, connections.rank_of_steps)
+    return connections._replace(weights=weights, steps=steps, edges=jnp.asarray(connections.edges))
 
 
-def _history(history, run: Run, loop: Loop, coefs, state):
-    """What was sent before the first step, ``(depth, L)``; by default what the first state sends."""
-    if history is None:
-        assert loop.coupling is not None
-        (history,) = loop.coupling.send(*coefs, *state)
-    else:
-        history = in_rows(history, run.batch, run.spec.dtype)
-        history = history if history.ndim == 2 else history[:, None]
-    return jnp.broadcast_to(history, (run.depth, math.prod(run.batch)))
+def _history(history, run: Run, loop: Loop, coefs, state) -> tuple:
+    """What was sent before the first step, each ``(depth, L)``; by default what the first state sends."""
+    assert loop.coupling is not None
+    before, by_default = [], loop.coupling.send(*coefs, *state)
+    for own, sent, depth in zip(history, by_default, run.depths, strict=True):
+        if own is not None:
+            own = in_rows(own, run.batch, run.spec.dtype)
+            sent = own if own.ndim == 2 else own[:, None]
+        before.append(jnp.broadcast_to(sent, (depth, math.prod(run.batch))))
+    return tuple(before)
 
 
 def lane_seeds(run: Run, data: Data):

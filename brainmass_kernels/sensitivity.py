@@ -57,7 +57,7 @@ def sensitivities(
     Unsupported : the named implementation cannot run this
     """
     run, data = prepare(model=model, duration=duration, dt=dt, **arguments)
-    if run.spec.link is not None:
+    if run.spec.links:
         raise TypeError(
             "'model' got a Network, but takes a model: differentiate simulate() of a network, by jax.grad, or by "
             'jax.jacfwd with implementation="scan"'

@@ -87,9 +87,11 @@ def simulate(
             values[name] = units.attach(x, known[what])
         elif run.sampling:
             values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
-    last = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
+    last: dict[str, Any] = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
     if network and run.depth:
-        last["history"] = units.attach(final[-1], network.sent_unit)
+        pasts = zip(network.sent().items(), final[len(mass.states) :], strict=True)
+        histories = {name: units.attach(x, unit) for (name, unit), x in pasts if len(x)}
+        last["history"] = histories if len(run.depths) > 1 else next(iter(histories.values()))
     return Result(clock(run, dt), values, last, statistics, lane_names(run, network is not None), tuple(known))
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from . import units
 from .affine import Hoisted, hoist
 from .authoring import check_methods
+from .coupling import Link, wiring
 from .equations import Key, key_of
 from .models.base import Model
-from .network import COUPLINGS, Link
 from .pointwise import Program, check_pointwise
 from .programs import Programs
 from .schemes import SCHEMES, invertible
@@ -36,7 +36,7 @@ class StepSpec:
     noisy : the inputs and states with white noise
     record : observables and states to record
     dtype : of all arithmetic
-    link : how regions are coupled, in a network
+    links : how regions are coupled, in a network: one for each coupling
     base_two : whether logistic functions are computed by powers of two rather than tanh
     equations : the key of all that the equations read, and of the settings of JAX that their tracing depends on
     """
@@ -48,14 +48,14 @@ class StepSpec:
     noisy: tuple[str, ...]
     record: tuple[str, ...]
     dtype: Any
-    link: Link | None = None
+    links: tuple[Link, ...] = ()
     base_two: bool = False
     equations: Key = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
-        kind = COUPLINGS[self.link.kind] if self.link else None
+        kinds = tuple(link.rule for link in self.links)
         settings = jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # pyright: ignore
-        object.__setattr__(self, "equations", key_of(self.model, kind, settings))
+        object.__setattr__(self, "equations", key_of(self.model, kinds, settings))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -63,8 +63,13 @@ class StepSpec:
 
     @property
     def coupled(self) -> tuple[str, ...]:
-        """Names of the coupling's constants."""
-        return self.link.parameters if self.link else ()
+        """Full names of the couplings' constants."""
+        return tuple(link.full(n) for link in self.links for n in link.parameters)
+
+    @property
+    def totals(self) -> int:
+        """How many sums over regions a step reads."""
+        return sum(map(len, wiring(self.links)[1]))
 
     @property
     def hoisted(self) -> tuple[str, ...]:
@@ -81,8 +86,8 @@ class StepSpec:
 
     @property
     def arriving(self) -> tuple[str, ...]:
-        """Names of the arguments that change with each step, except normals; the coupling's sum is the last."""
-        return (*self.varying, *(("coupling",) if self.link else ()))
+        """Names of the arguments that change with each step, except normals; sums over regions are the last."""
+        return (*self.varying, *(f"sum {k}" for k in range(self.totals)))
 
 
 class Unchanging(NamedTuple):
@@ -123,7 +128,7 @@ class Step:
         arguments instead of coefficients
     setup : hoisted arguments -> coefficients, computed once before the loop
     advance : ``(*coefs, *state, *inputs, *normals) -> state``, the inputs being `StepSpec.arriving`
-    send : ``(*coefs, *state) -> (what a region sends,)``, ``None`` without a network
+    send : ``(*coefs, *state) -> quantities that a region sends``, ``None`` without a network
     observe : ``(*coefs, *state) -> observables``
     inverse : ``(*coefs, *state, *inputs, *normals) -> state``, the state before a step from that after it;
         ``None`` unless ``with_inverse``
@@ -147,14 +152,15 @@ class Step:
         ]
         if with_inverse:
             programs.append(Program(self._inverse, avals, f"step back of {label}"))
-        if spec.link:
+        if spec.links:
+            check_pointwise(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}")
             programs.append(Program(self._send, avals[: n_hoisted + n_state], f"what is sent by {label}"))
-        self.written = {"advance": programs[0], "observe": programs[1]} | ({"send": programs[-1]} if spec.link else {})
+        self.written = {"advance": programs[0], "observe": programs[1]} | ({"send": programs[-1]} if spec.links else {})
         self.parts: Hoisted = hoist(programs, n_hoisted, spec.dtype, spec.base_two)
         self.setup = self.parts.setup
         self.advance, self.observe = self.parts.programs[:2]
         self.inverse = self.parts.programs[2] if with_inverse else None
-        self.send = self.parts.programs[-1] if spec.link else None
+        self.send = self.parts.programs[-1] if spec.links else None
         # All of the model is read here, as its class may change later.
         place = avals[: n_hoisted + n_state]
         self.transforms = {
@@ -181,9 +187,11 @@ class Step:
         spec = self.spec
         known, p, state, rest = self._named(flat)
         inputs = known.inputs | dict(zip(spec.varying, rest))
-        if spec.link:
-            total, own = rest[len(spec.varying)], self._source(known, p, state)
-            inputs[spec.link.target] += spec.link.received(total, own, SimpleNamespace(**known.coupling))
+        totals = iter(rest[len(spec.varying) : len(spec.arriving)])
+        sources = self._sources(known, p, state)
+        for link, quantities in zip(spec.links, wiring(spec.links)[1]):
+            arrived = tuple(next(totals) for _ in quantities)
+            inputs[link.target] += link.rule.received(arrived, sources[link.source], link.constants(known.coupling))
         normals = rest[len(spec.arriving) :]
         noise = {n: sigma / jnp.sqrt(known.dt) * z for (n, sigma), z in zip(known.noise.items(), normals)}
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
@@ -206,13 +214,13 @@ class Step:
 
     def _send(self, *flat):
         known, p, state, _ = self._named(flat)
-        link = self.spec.link
-        assert link is not None
-        return [link.sent(self._source(known, p, state), SimpleNamespace(**known.coupling))]
+        sources, links = self._sources(known, p, state), self.spec.links
+        sent = [link.rule.sent(sources[link.source], link.constants(known.coupling)) for link in links]
+        return [sent[quantity.link][quantity.part] for quantity in wiring(links)[0]]
 
-    def _source(self, known: Unchanging, p, state):
-        assert self.spec.link is not None
-        return self._observables(known, p, state)[self.spec.link.source]
+    def _sources(self, known: Unchanging, p, state) -> dict[str, Any]:
+        """What regions send of, by name, in declared units."""
+        return self._observables(known, p, state) if self.spec.links else {}
 
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane; an inverse step multiplies rounding errors by its exponential."""

@@ -511,12 +511,12 @@ class _Job:
             "over": ", ".join(axes),
         }
         digests |= {f"over {n}": f"{identity.of_array(u.get_magnitude(x))} {units.unit_of(x)}" for n, x in axes.items()}
-        if data.connections is not None:
+        for k, term in enumerate(data.connections):
             # The edges of a matrix are those of its weights.
-            names = ("weights", "steps", "edges") if data.connections.are_edges else ("weights", "steps")
-            digests |= {n: identity.of_array(getattr(data.connections, n)) for n in names}
-        if data.history is not None:
-            digests["history"] = identity.of_array(data.history)
+            names = ("weights", "steps", "edges") if term.are_edges else ("weights", "steps")
+            digests |= {f"{n}{k or ''}": identity.of_array(getattr(term, n)) for n in names}
+        histories = {f"history{k or ''}": x for k, x in enumerate(data.history) if x is not None}
+        digests |= {name: identity.of_array(x) for name, x in histories.items()}
         if run.spec.noisy:
             typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
             words = jax.random.key_data(self.key) if typed else self.key

@@ -14,8 +14,8 @@ import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import spectra, units
+from brainmass_kernels.coupling import COUPLINGS
 from brainmass_kernels.models.wong_wang import _transfer
-from brainmass_kernels.network import COUPLINGS
 from brainmass_kernels.schemes import SCHEMES, _phi, _position_loss
 
 MADE = {
@@ -238,8 +238,8 @@ HELPERS = {
 } | {
     f"coupling {name}": (
         lambda total, own, *values, kind=kind: (
-            kind.send(own, p := SimpleNamespace(**dict(zip([*kind.parameters, "degree"], values))))
-            + kind.receive(total, own, p)
+            sum(kind.sent(own, p := SimpleNamespace(**dict(zip([*kind.parameters, "degree"], values)))))
+            + kind.received((total,) * (kind.sums or 1), own, p)
         ),
         (1.0, 1.0, *kind.parameters.values(), 1.0),
     )

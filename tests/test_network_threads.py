@@ -46,12 +46,12 @@ def everything(run, data) -> list[np.ndarray]:
     """Records and the last history; gradients by weights, strength, the signal of each region, and the start."""
 
     def total(weights, hoisted, signal, state):
-        connections = data.connections._replace(weights=weights)
+        connections = tuple(term._replace(weights=w) for term, w in zip(data.connections, weights))
         varying = (signal, *data.varying[1:])
         out = _execute(run, data._replace(connections=connections, hoisted=hoisted, varying=varying, state=state))
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(out)), out
 
-    places = data.connections.weights, data.hoisted, data.varying[0], data.state
+    places = [term.weights for term in data.connections], data.hoisted, data.varying[0], data.state
     places = jax.tree.map(jnp.asarray, places)
     gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(*places)
     return [np.asarray(x) for x in jax.tree.leaves((gradient, jax.jit(functools.partial(_execute, run))(data)))]

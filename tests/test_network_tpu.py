@@ -10,7 +10,7 @@ import pytest
 import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
 from brainmass_kernels import _context
-from brainmass_kernels.arguments import connections_of, delay_counts
+from brainmass_kernels.arguments import connections_of
 from brainmass_kernels.backends.base import Coupling
 from brainmass_kernels.backends.mosaic_tpu.connections import Form
 
@@ -152,14 +152,14 @@ def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_ever
 
 
 def form(net, dt=1e-4) -> Form:
-    connections = connections_of(net, dt)
-    return Form.of(Coupling(net.regions, int(np.max(connections.steps)), None, delay_counts(connections)))  # pyright: ignore
+    _, terms, depths = connections_of(net, dt)
+    return Form.of(Coupling(net.regions, depths, None, terms))  # pyright: ignore
 
 
 def test_every_connection_is_in_one_sum():
     for regions, delays in [(1, None), (9, "one"), (9, "all different"), (76, "longer than the run"), (30, "one step")]:
         net = network(regions, delays)
-        counts, found = delay_counts(connections_of(net, 1e-4)), form(net)
+        counts, found = connections_of(net, 1e-4)[1][0].delays, form(net)
         ends = [len(counts), *(tile.steps for tile in reversed(found.tiles))]
         assert [tile.below for tile in reversed(found.tiles)] == ends[:-1]
         begin = ends[-1]

@@ -146,7 +146,7 @@ def test_every_format_of_scipy(form):
     net = network(weights, distances=lengths, speed=1 * u.mm / u.ms)
     dense = network(matrix(), (1.0 + TIMES) * u.ms)
     steps = np.zeros((N, N), np.int32)
-    stored = arguments.connections_of(net, 5e-4)
+    (stored,), _, _ = arguments.connections_of(net, 5e-4)
     steps[tuple(stored.edges)] = stored.steps
     weighty = matrix() != 0
     assert (steps[weighty] == dense.delay_steps(5e-4)[weighty]).all()

@@ -1,7 +1,7 @@
 """The coupling of a brainmass model's regions, as that of a `Network`.
 
 A coupling of brainmass reads the state of each region some steps ago from a delay buffer, weighs it and sums. The
-network's loop computes that sum; the rest of a coupling is traced with the step, by `network.COUPLINGS`. The newest
+network's loop computes that sum; the rest of a coupling is traced with the step, by `coupling.COUPLINGS`. The newest
 entry of the buffer is a state of the traced step: after a step it equals the source, but before the first it need not.
 """
 
@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..coupling import COUPLINGS
 from ..errors import Unsupported
 from ..models.base import Model
-from ..network import COUPLINGS, Network
+from ..network import Network
 from .lower import ARRIVING
 
 # The state of a traced step that is what each region last sent.
@@ -48,7 +49,7 @@ class RegionCoupling:
 
     Attributes
     ----------
-    kind : a name in `network.COUPLINGS`
+    kind : a name in `coupling.COUPLINGS`
     steps : ``(N, N)``, the delay of each connection, in steps
     newest : the state that stands for the newest entry of the delay buffer
 

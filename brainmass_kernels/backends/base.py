@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,28 +14,71 @@ from ..pointwise import Program, SplitPullback, pullback, pullback_after
 from ..schedule import Schedule
 
 
+class Term(NamedTuple):
+    """Connections that carry one of the quantities that are sent to one of the sums.
+
+    Attributes
+    ----------
+    source : which of the quantities that `Coupling.send` returns
+    total : which of the sums
+    delays : how many of the connections that count have each delay, from 0 on
+    edges : how many connections there are, where they are `Connections` of edges; ``None`` of matrices
+    own_weights : whether each network is known to have weights of its own; under vmap they may, and it is not known
+    live : whether the delays are data, and not known; ``delays`` has their number alone then
+    """
+
+    source: int = 0
+    total: int = 0
+    delays: tuple[int, ...] = ()
+    edges: int | None = None
+    own_weights: bool = False
+    live: bool = False
+
+    @property
+    def count(self) -> int:
+        """Connections that count."""
+        return sum(self.delays)
+
+
 class Coupling(NamedTuple):
     """How the lanes of a loop are coupled: each ``regions`` lanes in a row are a network.
 
-    At the beginning of a step each lane sends a number, and the step's last input is a sum over the network of what
-    was sent a whole number of steps ago, from 0 to ``depth``, times the weight of the connection.
+    At the beginning of a step each lane sends some numbers, and the step's last inputs are sums over the network of
+    what was sent a whole number of steps ago, times the weight of the connection. A sum has one term or several.
 
     Attributes
     ----------
     regions : lanes of a network
-    depth : steps of history, the longest delay
-    send : ``(*coefs, *state) -> what a lane sends``
-    delays : how many of the connections that count have each delay, from 0 to ``depth``
-    edges : how many connections there are, where they are `Connections` of edges; ``None`` of matrices
-    own_weights : whether each network is known to have weights of its own; under vmap they may, and it is not known
+    depths : steps of history of each quantity that is sent, its longest delay
+    send : ``(*coefs, *state) -> quantities that a lane sends``
+    terms : of the sums, in any order
     """
 
     regions: int
-    depth: int
+    depths: tuple[int, ...]
     send: Program
-    delays: tuple[int, ...] = ()
-    edges: int | None = None
-    own_weights: bool = False
+    terms: tuple[Term, ...] = (Term(),)
+
+    @property
+    def depth(self) -> int:
+        """The longest delay of all."""
+        return max(self.depths)
+
+    @property
+    def totals(self) -> int:
+        """How many sums arrive at a lane."""
+        return 1 + max(term.total for term in self.terms)
+
+    @property
+    def count(self) -> int:
+        """Connections that count, of all terms."""
+        return sum(term.count for term in self.terms)
+
+    @property
+    def only(self) -> Term:
+        """The term of a backend that takes one alone."""
+        (term,) = self.terms
+        return term
 
 
 class Connections(NamedTuple):
@@ -45,7 +88,7 @@ class Connections(NamedTuple):
     ----------
     weights : ``(N, N)``, to a region (row) from a region, or ``(N, N, networks)``; of edges ``(1, E)`` or
         ``(1, E, networks)``
-    steps : ``(N, N)`` int32, the delay of each; of edges ``(E,)``
+    steps : ``(N, N)`` int32, the delay of each, or ``(N, N, networks)``; of edges ``(E,)`` or ``(E, networks)``
     edges : ``(2, E)`` int32, rows and columns of the connections that count, sorted; in any order the others weigh 0
     """
 
@@ -55,7 +98,23 @@ class Connections(NamedTuple):
 
     @property
     def are_edges(self) -> bool:
-        return self.steps.ndim == 1
+        return False
+
+    @property
+    def rank_of_steps(self) -> int:
+        """The axes of the delays of one network."""
+        return 1 if self.are_edges else 2
+
+    @property
+    def batches(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Before they are laid out for a kernel: the axes of networks of weights and of delays, which come first."""
+        steps = self.steps.shape
+        return self.weights.shape[:-2], steps[: len(steps) - self.rank_of_steps]
+
+    @property
+    def own_delays(self) -> bool:
+        """Whether each network has delays of its own."""
+        return self.steps.ndim > self.rank_of_steps
 
     @property
     def weights_of_edges(self) -> jax.Array:
@@ -64,12 +123,39 @@ class Connections(NamedTuple):
 
     @property
     def steps_of_edges(self) -> jax.Array:
-        """``(E,)``."""
+        """``(E,)`` or ``(E, networks)``."""
         return self.steps if self.are_edges else self.steps[self.edges[0], self.edges[1]]
 
 
+class SparseConnections(Connections):
+    """Connections of edges."""
+
+    @property
+    def are_edges(self) -> bool:
+        return True
+
+
+# Why a backend takes one coupling only.
+SEVERAL = (
+    "it makes one sum over regions a step, and this network needs several; 'scan', and 'numba' on CPUs or 'triton' on "
+    "GPUs, make any number"
+)
+# Why a backend takes delays that are known.
+LIVE = (
+    "it compiles delays in, and these are data of the run; 'scan', and 'numba' on CPUs or 'triton' on GPUs, take them"
+)
 # Why a backend takes matrices of weights only.
 SPARSE = "it takes weights as a matrix, and these are sparse; 'scan' and, on CPUs, 'numba' take them"
+
+
+def of_depth(history: Sequence[jax.Array], depth: int) -> tuple[jax.Array, ...]:
+    """Histories that are all as deep, ``(depth, L)``: nobody reads what is put before a shorter one."""
+    return tuple(x if len(x) == depth else jnp.pad(x, ((depth - len(x), 0), (0, 0))) for x in history)
+
+
+def of_own_depths(histories: Sequence[jax.Array], depths: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """The inverse of `of_depth`."""
+    return tuple(x[len(x) - depth :] for x, depth in zip(histories, depths, strict=True))
 
 
 class Operands(NamedTuple):
@@ -81,13 +167,13 @@ class Operands(NamedTuple):
     inputs : inputs that vary, each ``(T,)`` (uniform) or ``(T, L)``
     seeds : ``(2, L)`` int32, ``(3, L)`` where the third row has the number of the first step, or ``None`` where the
         loop draws no normals
-    connections : of a network, else ``None``
+    connections : of each term of a network's `Coupling`
     """
 
     coefs: tuple
     inputs: tuple = ()
     seeds: jax.Array | None = None
-    connections: Connections | None = None
+    connections: tuple[Connections, ...] = ()
 
 
 class Carry(NamedTuple):
@@ -96,11 +182,12 @@ class Carry(NamedTuple):
     Attributes
     ----------
     state : each ``(L,)``
-    history : of a network, ``(depth, L)``, what was sent in the steps before, the oldest first; else ``None``
+    history : of each quantity that a network sends, ``(its depth, L)``, what was sent in the steps before, the oldest
+        first
     """
 
     state: tuple
-    history: jax.Array | None = None
+    history: tuple[jax.Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +232,14 @@ class Loop:
 
 
 class Wanted(NamedTuple):
-    """Which cotangents an adjoint must return: a flag for each coefficient and each input, and for a network's weights.
+    """Which cotangents an adjoint must return: flags for the coefficients, the inputs, and the weights of each term.
 
-    The sum of a coupling is no input here, though the step reads it as its last.
+    The sums of a coupling are no inputs here, though the step reads them as its last.
     """
 
     coefs: tuple[bool, ...]
     inputs: tuple[bool, ...]
-    weights: bool = False
+    weights: tuple[bool, ...] = ()
 
 
 class Pullbacks(NamedTuple):
@@ -165,7 +252,7 @@ class Pullbacks(NamedTuple):
     observe : ``(*coefs, *state, *ct_observables) -> (*ct_coefs, *ct_state)``, likewise
     inverse : as ``advance``, but of the state after the step, and it returns the state before it as well, last;
         the adjoint then walks back by it and reruns nothing
-    send : ``(*coefs, *state, ct_sent) -> (*ct_coefs, *ct_state)``, of a network
+    send : ``(*coefs, *state, *ct_sent) -> (*ct_coefs, *ct_state)``, of a network
     """
 
     advance: Program
@@ -177,7 +264,7 @@ class Pullbacks(NamedTuple):
     def of(cls, loop: Loop, wanted: Wanted) -> Pullbacks:
         """Those of a loop's programs for the wanted cotangents."""
         state = (True,) * loop.n_state
-        inputs = (*wanted.inputs, *((True,) if loop.coupling else ()))
+        inputs = (*wanted.inputs, *(True,) * (loop.coupling.totals if loop.coupling else 0))
         advance = pullback(loop.advance, (*wanted.coefs, *state, *inputs, *(False,) * loop.n_normals))
         place = slice(loop.n_coefs, loop.n_coefs + loop.n_state)
         return cls(
@@ -239,14 +326,14 @@ class Adjoint(NamedTuple):
     coefs : one ``(L,)`` array for each wanted coefficient (not yet summed where it was uniform)
     initial : of the carry before the first step
     inputs : for each wanted input ``(T, L)``, or, of a uniform one, partial sums ``(T, P)``, any P
-    weights : of a network whose weights are wanted, ``(N, N, networks)``, of edges
-        ``(1, E, networks)``; else ``None``
+    weights : of each term of a network, where they are wanted ``(N, N, networks)``, of edges ``(1, E, networks)``;
+        else ``None``
     """
 
     coefs: tuple[jax.Array, ...]
     initial: Carry
     inputs: tuple[jax.Array, ...]
-    weights: jax.Array | None = None
+    weights: tuple[jax.Array | None, ...] = ()
 
 
 class Request(NamedTuple):

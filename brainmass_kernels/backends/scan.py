@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class Scan:
         """The same run as a scan that JAX differentiates itself, in forward mode and to any order."""
         records, carry = [], initial
         if loop.coupling:
-            carry = Carry(initial.state, _ring(initial.history, loop.coupling))
+            carry = Carry(initial.state, tuple(_ring(x, loop.coupling.regions) for x in initial.history))
         for group in segment_groups(loop.schedule, checkpoint_every):
 
             def segment(carry, start, group=group):
@@ -73,8 +73,8 @@ class Scan:
 
             carry, seen = lax.scan(jax.checkpoint(segment), carry, _starts(group))
             records += [_merged(seen)] if group.recorded else []
-        if carry.history is not None:
-            carry = carry._replace(history=_unrolled(carry.history, loop.schedule.steps))
+        history = tuple(_unrolled(ring, loop.schedule.steps) for ring in carry.history)
+        carry = carry._replace(history=history)
         return Forward(_joined(loop, records, carry), carry)
 
     def adjoint(
@@ -121,9 +121,9 @@ def _normals(loop: Loop, seeds, n, dtype):
     return tuple(x.astype(dtype) for x in made)
 
 
-def _ring(history, coupling: Coupling):
+def _ring(history, regions: int):
     """``(depth, L)`` as ``(depth, N, networks)``, so that what a connection reads lies together."""
-    return jnp.swapaxes(history.reshape(coupling.depth, history.shape[1] // coupling.regions, coupling.regions), 1, 2)
+    return jnp.swapaxes(history.reshape(len(history), history.shape[1] // regions, regions), 1, 2)
 
 
 def _unrolled(ring, n: int):
@@ -133,49 +133,65 @@ def _unrolled(ring, n: int):
 
 
 def _coupled(coupling: Coupling, operands: Operands, carry: Carry, n):
-    """The coupling's sum of each lane at step ``n``, and the ring after it."""
-    connections, (state, ring) = operands.connections, carry
-    assert connections is not None
-    assert ring is not None
-    (sent,) = coupling.send(*operands.coefs, *state)
-    sent = jnp.broadcast_to(sent, state[0].shape).reshape(-1, coupling.regions).T
-    weights = connections.weights
+    """The sums that arrive at each lane at step ``n``, and the rings after it."""
+    state, rings = carry
+    sent = coupling.send(*operands.coefs, *state)
+    sent = [jnp.broadcast_to(x, state[0].shape).reshape(-1, coupling.regions).T for x in sent]
+    totals: list[Any] = [None] * coupling.totals
+    for term, connections in zip(coupling.terms, operands.connections, strict=True):
+        total = _term(connections, sent[term.source], rings[term.source], n)
+        before = totals[term.total]
+        totals[term.total] = total if before is None else before + total
+    rings = tuple(_sent_to(ring, x, n) for ring, x in zip(rings, sent, strict=True))
+    return tuple(x.T.reshape(-1) for x in totals), rings
+
+
+def _sent_to(ring, sent, n):
+    """The ring after what was sent at step ``n``."""
+    if not len(ring):
+        return ring
+    return lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n.astype(np.int32), np.int32(len(ring))), 0)
+
+
+def _term(connections: Connections, sent, ring, n):
+    """What one term adds to its sum, ``(N, networks)``."""
+    weights, depth = connections.weights, np.int32(len(ring))
     if connections.are_edges:
-        return _over_edges(coupling, connections, sent, ring, n)
-    if not coupling.depth:
+        return _over_edges(connections, sent, ring, n)
+    if not depth:
         to = "ij,jb->ib" if weights.ndim == 2 else "ijb,jb->ib"
-        return _flat(jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)), ring
-    n = lax.convert_element_type(n, connections.steps.dtype)
-    sources = jnp.broadcast_to(jnp.arange(coupling.regions), connections.steps.shape)
-    late = ring[lax.rem(n - connections.steps + coupling.depth, np.int32(coupling.depth)), sources]
-    arriving = jnp.where(connections.steps[..., None] == 0, sent[None], late)
-    total = jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
-    return _flat(total), lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, np.int32(coupling.depth)), 0)
+        return jnp.einsum(to, weights, sent, precision=lax.Precision.HIGHEST)
+    n, steps = lax.convert_element_type(n, connections.steps.dtype), connections.steps
+    sources = jnp.broadcast_to(jnp.arange(len(sent)), steps.shape[:2])
+    at = lax.rem(n - steps + depth, depth)
+    if connections.own_delays:
+        late = ring[at, sources[..., None], jnp.arange(steps.shape[-1])]
+    else:
+        late, steps = ring[at, sources], steps[..., None]
+    arriving = jnp.where(steps == 0, sent[None], late)
+    return jnp.sum((weights if weights.ndim == 3 else weights[..., None]) * arriving, axis=1)
 
 
-def _over_edges(coupling: Coupling, connections: Connections, sent, ring, n):
+def _over_edges(connections: Connections, sent, ring, n):
     """The same of sparse weights: a sum over edges, which are sorted by the region that they go to."""
     weights, (rows, columns) = connections.weights[0], connections.edges
-    arriving, after = sent[columns], ring
-    if coupling.depth:
-        depth, n = np.int32(coupling.depth), lax.convert_element_type(n, connections.steps.dtype)
-        late = ring[lax.rem(n - connections.steps + depth, depth), columns]
-        arriving = jnp.where(connections.steps[:, None] == 0, arriving, late)
-        after = lax.dynamic_update_index_in_dim(ring, sent, lax.rem(n, depth), 0)
+    arriving = sent[columns]
+    if len(ring):
+        depth, n = np.int32(len(ring)), lax.convert_element_type(n, connections.steps.dtype)
+        at, steps = lax.rem(n - connections.steps + depth, depth), connections.steps
+        if connections.own_delays:
+            late = ring[at, columns[:, None], jnp.arange(steps.shape[-1])]
+        else:
+            late, steps = ring[at, columns], steps[:, None]
+        arriving = jnp.where(steps == 0, arriving, late)
     summands = (weights if weights.ndim == 2 else weights[:, None]) * arriving
-    return _flat(jax.ops.segment_sum(summands, rows, coupling.regions, indices_are_sorted=True)), after
-
-
-def _flat(x):
-    """``(N, networks)`` as ``(L,)``."""
-    return x.T.reshape(-1)
+    return jax.ops.segment_sum(summands, rows, len(sent), indices_are_sorted=True)
 
 
 def _step(loop: Loop, operands: Operands, carry: Carry, n) -> Carry:
     (state, history), arriving = carry, ()
     if loop.coupling:
-        total, history = _coupled(loop.coupling, operands, carry, n)
-        arriving = (total,)
+        arriving, history = _coupled(loop.coupling, operands, carry, n)
     row = (*_rows(operands.inputs, n), *arriving, *_normals(loop, operands.seeds, n, state[0].dtype))
     stepped = loop.advance(*operands.coefs, *state, *row)
     return aligned(Carry(tuple(jnp.broadcast_to(x, s.shape) for x, s in zip(stepped, state)), history), carry)

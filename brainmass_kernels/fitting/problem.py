@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import _context, dispatch, identity, routing, sparsity, units
 from ..arguments import PerLane
+from ..coupling import Coupling
 from ..equations import Key, key_of
 from ..network import Network, parts_of
 from ..sensitivity import sensitivities
@@ -169,7 +170,7 @@ class Problem:
         noise = {name: x for name, x in self.noise.items() if routing.NOISE + name not in free}
         network = None
         if isinstance(self.model, Network):
-            network = self.model.link, self.model.delays, self.model.connections(), self.model.edges
+            network = tuple((c.link, _conduction(c), c.connections(), c.edges) for c in self.model.couplings)
         return key_of(
             type(self.mass), network, fixed, inputs, noise, self.frees, self.pooling, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
@@ -192,12 +193,8 @@ class Problem:
             if name not in free
         }
         if isinstance(self.model, Network):
-            delays = np.zeros(0) if self.model.delays is None else self.model.delays
-            fixed |= {"link": list(self.model.link), "delays": fingerprint(delays)}
-            fixed |= {"weights": fingerprint(self.model.connections())}
-            if self.model.edges is not None:
-                # In the order of the delays, that of the stored values.
-                fixed |= {"edges": fingerprint(sparsity.indices_of(self.model.weights))}
+            for coupling in self.model.couplings:
+                fixed |= {coupling.link.full(name): x for name, x in _of_coupling(coupling).items()}
         pooling = {name: x for name, x in self.pooling._asdict().items() if name != "frozen"}
         return {
             **{name: self.steps(name) * self.dt for name in ("duration", "transient")},
@@ -324,6 +321,27 @@ def fingerprint(value) -> Any:
     if array.size <= 64:
         return array.tolist()
     return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array, float).tobytes()).hexdigest()[:16]}"
+
+
+def _conduction(coupling: Coupling) -> tuple:
+    delays = coupling.conduction
+    return () if delays is None else (delays.seconds, delays.lengths, delays.most, delays.interpolate)
+
+
+def _of_coupling(coupling: Coupling) -> dict[str, Any]:
+    """What a resumed fit must have in common of a coupling's connections, ready for JSON."""
+    link = coupling.link
+    kind = [link.kind] if isinstance(link.kind, str) else ["own kind", *link.kind.parameters]
+    seconds, lengths, *how = _conduction(coupling) or (np.zeros(0), None)
+    delays = lengths if seconds is None else seconds
+    fixed: dict[str, Any] = {"link": [*kind, link.source, link.target], "delays": fingerprint(delays)}
+    fixed["weights"] = fingerprint(coupling.connections())
+    if any(how):
+        fixed["conduction"] = how
+    if coupling.edges is not None:
+        # In the order of the delays, that of the stored values.
+        fixed["edges"] = fingerprint(sparsity.indices_of(coupling.weights))
+    return fixed
 
 
 def _lanes_of(z) -> tuple[int, ...]:

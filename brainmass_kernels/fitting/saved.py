@@ -153,7 +153,8 @@ def load(path, model) -> dict[str, Any]:
         form = (saved["format"], saved["version"])
         if form != _FORMAT:
             raise KeyError(f"{form} is not {_FORMAT}")
-        name, is_network, values = saved["settings"]["model"], "link" in saved["settings"]["fixed"], saved["values"]
+        name, fixed, values = saved["settings"]["model"], saved["settings"]["fixed"], saved["values"]
+        is_network = any(name.rpartition(".")[2] == "link" for name in fixed)
     kind = _kind_of(name, is_network, values, model)
     with files.damaged(path, _SAVED, _REMEDY):
         return decode(saved, kind, parts_of(model)[0])

@@ -8,6 +8,8 @@ also what lies between two checkpoints. Passes of masses are in `masses`, those 
 from __future__ import annotations
 
 from ..base import (
+    LIVE,
+    SEVERAL,
     SPARSE,
     Adjoint,
     Carry,
@@ -48,10 +50,12 @@ class MosaicTPU:
         """Why the request cannot run, or ``None`` if it can."""
         if reason := unsupported(request, lacks):
             return reason
-        if request.loop.coupling and request.loop.coupling.edges is not None:
-            return SPARSE
-        if request.loop.coupling:
-            return too_large(request.loop, request.loop.coupling)
+        if coupling := request.loop.coupling:
+            if any(term.live for term in coupling.terms):
+                return LIVE
+            if len(coupling.terms) > 1:
+                return SEVERAL
+            return SPARSE if coupling.only.edges is not None else too_large(request.loop, coupling)
         if (need := least_bytes(request.loop)) > BUDGET:
             return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
         return None

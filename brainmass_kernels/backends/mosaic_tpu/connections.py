@@ -107,7 +107,7 @@ class Form(NamedTuple):
 
 def _cost(coupling: Coupling, steps: tuple[int, ...], rows: int):
     """With tiles of these steps: bundles a step, the tiles, delays that products are for, single connections."""
-    delays, regions = coupling.delays, coupling.regions
+    delays, regions = coupling.only.delays, coupling.regions
     tiles, cost = [], 0.0
     for size, below in zip(steps, (*steps[1:], len(delays))):
         count = sum(delays[size:below])
@@ -124,13 +124,12 @@ def _cost(coupling: Coupling, steps: tuple[int, ...], rows: int):
 # Operands -----------------------------------------------------------------------------------------------------------
 
 
-def add_connections(call: Call, plan: NetworkPlan, form: Form, connections: Connections | None) -> None:
+def add_connections(call: Call, plan: NetworkPlan, form: Form, connections: Connections) -> None:
     """The connections as a kernel takes them: matrices by delay, and lists by region.
 
     Backwards they go from targets to sources, and regions that fill up get nothing; forwards they get what the last
     region gets, as they are its copies.
     """
-    assert connections is not None
     backwards, batched, once = call.backwards, connections.weights.ndim == 3, pl.Buffered(1)
 
     def add_list(name: str, numbers, weights):

@@ -51,7 +51,7 @@ _ROWS_PER_PASS = 16
 
 def too_large(loop: Loop, coupling: Coupling) -> str | None:
     """Why networks do not fit, whose regions are all in VMEM, or ``None`` if they do."""
-    form, own = Form.of(coupling), coupling.own_weights
+    form, own = Form.of(coupling), coupling.only.own_weights
     # Where matrices fill the VMEM, a network that does without coefficients of its own may still fit.
     coefs = 0 if own else 3 * loop.n_coefs
     a_lane = 2 * (coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
@@ -73,7 +73,7 @@ class Coupled(Uncoupled):
 
     def add_arguments(self, call: Call, operands: Operands) -> None:
         super().add_arguments(call, operands)
-        add_connections(call, self.plan, self.form, operands.connections)
+        add_connections(call, self.plan, self.form, operands.connections[0])
 
     def vmem(self, call: Call) -> int | None:
         if (need := call.vmem()) > MOST:
@@ -156,17 +156,17 @@ class NetworkForwardPass(Coupled, ForwardPass):
             call.add_scratch("arrived", 1, (1, *plan.tile))
         if form.depth:
             outside = pl.BlockSpec(memory_space=pltpu.HBM)
-            call.add_operands("history", [_stored(form, plan, initial.history)], outside)
+            call.add_operands("history", [_stored(form, plan, initial.history[0])], outside)
             call.add_results("last", 1, (plan.blocks, form.store, COLUMNS), outside)
             call.add_scratch("semaphore", 1, pltpu.SemaphoreType.DMA)
 
     def results(self, out, initial: Carry) -> Forward:
-        forward, form, last = super().results(out, initial), self.form, initial.history
+        forward, form, last = super().results(out, initial), self.form, initial.history[0]
         if form.depth:
             last = _unstored(form, self.plan, out["last"][0], form.last(self.plan.time.steps))
-        final, saved = Carry(forward.final.state, last), None
+        final, saved = Carry(forward.final.state, (last,)), None
         if self.saving:
-            saved = *forward.saved, self.plan.unlay(out["arrived"][0]), initial.history
+            saved = *forward.saved, self.plan.unlay(out["arrived"][0]), initial.history[0]
         return Forward(forward.records, final, saved)
 
     def kernel(self, refs, chunk):
@@ -286,28 +286,24 @@ class NetworkReversePass(Coupled, ReversePass):
         plan, time, arrived = self.plan, self.plan.time, saved[self.loop.n_state]
         call.add_operands("arrived", [plan.lay(arrived)], call.moving(time.size))
         if self.form.depth:
-            last = time.spread(plan.lay(_at_steps(cotangents.final.history, time.steps), "constant"))
+            last = time.spread(plan.lay(_at_steps(cotangents.final.history[0], time.steps), "constant"))
             block = call.moving(time.size, lambda c: jnp.maximum(c - self.ending, 0))
             call.add_operands("ct_last", [last[self.ending * time.size :]], block)
-        for name, count in (("ct_sums", 1), ("sent", int(self.wanted.weights))):
+        for name, count in (("ct_sums", 1), ("sent", int(self.wanted.weights[0]))):
             call.add_results(name, count, (time.positions, *plan.wide), call.moving(time.size))
         call.add_scratch("ct_sent", 1, plan.tile)
         call.add_scratch("send_residuals", self.send.n_kept, (time.size, *plan.tile))
 
     def results(self, out, operands: Operands, saved, cotangents: Cotangents) -> Adjoint:
-        adjoint, connections, history = (
-            super().results(out, operands, saved, cotangents),
-            operands.connections,
-            saved[-1],
-        )
-        assert connections is not None
+        adjoint, history = super().results(out, operands, saved, cotangents), saved[-1]
+        (connections,) = operands.connections
         plan, form, ct_weights = self.plan, self.form, None
         ct_sums = _by_region(form, plan.unlay(plan.time.gather(out["ct_sums"][0])))
-        if self.wanted.weights:
+        if self.wanted.weights[0]:
             sent = jnp.concatenate([history, plan.unlay(plan.time.gather(out["sent"][0]))])
             ct_weights = _of_weights(form, connections, _by_region(form, sent), ct_sums)
-        ct_history = _of_history(form, connections, cotangents.final.history, ct_sums)
-        return adjoint._replace(initial=Carry(adjoint.initial.state, ct_history), weights=ct_weights)
+        ct_history = _of_history(form, connections, cotangents.final.history[0], ct_sums)
+        return adjoint._replace(initial=Carry(adjoint.initial.state, (ct_history,)), weights=(ct_weights,))
 
     def begin(self, refs) -> None:
         self.sums(refs).clear()

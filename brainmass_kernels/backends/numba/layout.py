@@ -98,7 +98,7 @@ class Layout(NamedTuple):
 def operations(loop: Loop) -> int:
     """About how many operations a step is, of a lane or of a network."""
     each = len(loop.advance.jaxpr.jaxpr.eqns)
-    return each if loop.coupling is None else each * loop.coupling.regions + sum(loop.coupling.delays)
+    return each if loop.coupling is None else each * loop.coupling.regions + loop.coupling.count
 
 
 class Rows:

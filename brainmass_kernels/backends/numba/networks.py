@@ -4,6 +4,9 @@ What every region sent lies in rows of time. A forward run has a window of it, w
 a gradient will follow keeps it all. The adjoint has the cotangents of all sums in such rows too, and runs the
 connections backwards over them.
 
+A region has a row of time for each quantity that it sends, and for each sum that arrives at it: those of the first
+quantity for all regions, then those of the next. The connections of all terms are one list, from rows to rows.
+
 Threads share a large network: each has some parts of its regions, in blocks of their own, and all have what was sent
 and the lists of connections in common. They meet once a step, between sending and summing. Each sum is over the same
 connections in the same order, whoever makes it.
@@ -17,7 +20,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ..base import Connections, of_depth, of_own_depths
 from .language import PACK as TILE
 from .layout import PLAN
 from .masses import Uncoupled
@@ -30,67 +35,110 @@ AHEAD = 1024
 class _Coupled(Uncoupled):
     """Lines of both directions.
 
-    Arguments: of each connection the region that it goes to, the one that it comes from, its delay, its weight; and
-    the history before a forward run with delays, or the weights as a matrix where there are none, and they are one.
+    Arguments: of each connection the row that it goes to, the one that it comes from, its delay, its weight; and
+    the histories before a forward run with delays, or the weights as a matrix where there are none, and they are one.
     """
 
-    # Areas of the scratch: the connections of each region, and sums of the steps of a tile.
+    # Areas of the scratch: the connections of each row, and sums of the steps of a tile.
     lists: tuple[str, ...]
     sums: tuple[str, ...]
-    # And what is sent without delays, of this step and the last, where threads share the network.
+    # And what is sent without delays, of this step and the last, where lines of several rows read it.
     row_of_all: str
 
     def __init__(self, kernel: Kernel):
         self.kernel, loop = kernel, kernel.loop
         assert loop.coupling is not None
-        assert kernel.operands.connections is not None
-        self.send_program, self.connections = loop.coupling.send, kernel.operands.connections
-        self.regions, self.depth, self.steps = loop.coupling.regions, loop.coupling.depth, loop.schedule.steps
-        self.lanes, self.edges = kernel.layout.lanes, self.connections.edges.shape[1]
-        self.size = kernel.layout.itemsize
+        self.coupling = coupling = loop.coupling
+        self.regions, self.depth, self.steps = coupling.regions, coupling.depth, loop.schedule.steps
+        self.sources, self.totals = len(coupling.depths), coupling.totals
+        self.send_program, self.terms = coupling.send, kernel.operands.connections
+        self.lanes, self.size = kernel.layout.lanes, kernel.layout.itemsize
+        self.join_terms()
         # Sums without delays are over a matrix where the weights are one, else over a list like those with delays.
-        self.by_matrix = not self.depth and not self.connections.are_edges
+        self.by_matrix = not self.depth and len(self.terms) == 1 and not self.terms[0].are_edges
         self.parts = kernel.layout.parts
+        # Whether what is sent without delays lies in one row for all to read, and not in a row of the block's.
+        self.joined = bool(self.parts) or len(self.terms) > 1
         self.networks = self.lanes // self.regions
         # Regions of a row of all of them.
         self.width = kernel.layout.block * (self.parts or 1)
         # All that a region sends in a run, and what is read of tiles beyond its end.
         self.stride = self.depth + self.steps + TILE
-        (self.sum,) = kernel.rows.add(kernel.inputs[-1])
+        self.sum = kernel.rows.add(*kernel.inputs[-self.totals :])
 
-    def take_connections(self, history: jax.Array | None) -> None:
-        """Take the connections, with the history before a forward run; an adjoint takes the matrix to the sources."""
-        kernel, connections = self.kernel, self.connections
-        rows, columns = connections.edges
+    def join_terms(self) -> None:
+        """The connections of all terms as one list, sorted by the row they go to: rows, columns, delays, weights."""
+        self.shared = all(term.weights.ndim == 2 for term in self.terms)
+        self.alike = not any(term.own_delays for term in self.terms)
+        networks = self.lanes // self.regions
+        columns_of = []
+        for term, connections in zip(self.coupling.terms, self.terms, strict=True):
+            rows, columns = connections.edges
+            weights, steps = connections.weights_of_edges, connections.steps_of_edges
+            if not self.shared and weights.ndim == 1:
+                weights = jnp.broadcast_to(weights[:, None], (*weights.shape, networks))
+            if not self.alike and steps.ndim == 1:
+                steps = jnp.broadcast_to(steps[:, None], (*steps.shape, networks))
+            rows, columns = (x + k * self.regions if k else x for x, k in ((rows, term.total), (columns, term.source)))
+            columns_of.append((rows, columns, steps, weights))
+        self.ends = np.cumsum([0, *(len(rows) for rows, *_ in columns_of)])
+        self.order, self.edges = None, int(self.ends[-1])
+        if len(columns_of) == 1:
+            (self.joint,) = columns_of
+            return
+        joint = [jnp.concatenate(parts) for parts in zip(*columns_of)]
+        self.order = jnp.argsort(joint[0], stable=True)
+        self.joint = tuple(x[self.order] for x in joint)
+
+    def take_connections(self, history: tuple[jax.Array, ...]) -> None:
+        """Take the connections, with the histories before a forward run; an adjoint takes the matrix to the sources."""
+        kernel, (rows, columns, delays, weights) = self.kernel, self.joint
         kernel.take_one("rows", rows)
         kernel.take_one("columns", columns)
-        kernel.take_one("delays", connections.steps_of_edges)
-        kernel.take_one("weights", connections.weights_of_edges.T.reshape(-1))
+        kernel.take_one("delays", delays.T.reshape(-1))
+        kernel.take_one("weights", weights.T.reshape(-1))
         if self.by_matrix:
-            kernel.take_one("matrix", self.matrix(transposed=history is not None).reshape(-1))
-        elif history is not None and self.depth:
-            kernel.take_one("first_history", history.T.reshape(-1))
+            kernel.take_one("matrix", self.matrix(transposed=bool(history)).reshape(-1))
+        elif history and self.depth:
+            kernel.take_one("first_history", self.by_lane(history))
+
+    def by_lane(self, history: tuple[jax.Array, ...]) -> jax.Array:
+        """Histories, or their cotangents, the times of a lane in a row: of the first quantity, then of the next."""
+        parts = [x.T.reshape(-1) for x in of_depth(history, self.depth)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def matrix(self, transposed: bool) -> jax.Array:
         """Weights to regions from regions, or transposed, padded to rows of a block; of each network, or of all."""
-        weights = self.connections.weights
+        weights = self.terms[0].weights
         matrix = jnp.moveaxis(weights[..., None] if weights.ndim == 2 else weights, -1, 0)
         matrix = jnp.swapaxes(matrix, 1, 2) if transposed else matrix
         return jnp.pad(matrix, ((0, 0), (0, 0), (0, self.width - self.regions)))
 
     @property
     def plan(self) -> dict[str, int]:
-        shared = int(self.connections.weights.ndim == 2)
-        return {"depth": self.depth, "edges": self.edges, "stride": self.stride, "shared": shared}
+        return {"depth": self.depth, "edges": self.edges, "stride": self.stride, "shared": int(self.shared)}
 
     def shared_areas(self) -> dict[str, tuple[str, int]]:
         """The areas of a network, its lists first: bytes as the kernel computes them, and as they are."""
-        of_list = f"(8 * (3 * regions + 1) + {8 + self.size} * edges + 63) // 64 * 64"
-        bytes_of_list = (8 * (3 * self.regions + 1) + (8 + self.size) * self.edges + 63) // 64 * 64
-        areas = dict.fromkeys(self.lists, (of_list, bytes_of_list))
-        if self.parts:
-            areas[self.row_of_all] = f"{2 * self.size} * width", 2 * self.size * self.width
+        areas = {}
+        for area in self.lists:
+            rows = self.rows_of(area)
+            head = 8 * (3 * rows + 1)
+            size = (head + (8 + self.size) * self.edges + 63) // 64 * 64
+            areas[area] = f"({head} + {8 + self.size} * edges + 63) // 64 * 64", size
+        if self.joined:
+            each = 2 * self.size * self.sent_rows
+            areas[self.row_of_all] = f"{each} * width", each * self.width
         return areas
+
+    def rows_of(self, area: str) -> int:
+        """The rows of a list: of all sums, or of all that is sent."""
+        return self.regions * (self.totals if area == "list_to" else self.sources)
+
+    @property
+    def sent_rows(self) -> int:
+        """How many numbers a lane writes for others to read."""
+        return self.sources
 
     @property
     def areas_bytes(self) -> int:
@@ -99,8 +147,17 @@ class _Coupled(Uncoupled):
     @property
     def sums_bytes(self) -> int:
         """Of the sums of a block."""
+        return sum(self.counts_of_sums.values()) * self.bytes_of_sum
+
+    @property
+    def bytes_of_sum(self) -> int:
         lanes = self.kernel.layout.block if self.parts else self.regions
-        return len(self.sums) * (lanes + 1) * TILE * self.size
+        return (lanes + 1) * TILE * self.size
+
+    @property
+    def counts_of_sums(self) -> dict[str, int]:
+        """How many sums of a region each area has."""
+        return {name: self.totals if name == "sums" else self.sources for name in self.sums}
 
     @property
     def scratch_bytes(self) -> int:
@@ -110,8 +167,9 @@ class _Coupled(Uncoupled):
     def common_bytes(self) -> int:
         return self.areas_bytes if self.parts else 0
 
-    def history(self, results: Mapping[str, Any]) -> jax.Array:
-        return results["history"].reshape(self.lanes, self.depth).T
+    def history(self, results: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+        histories = results["history"].reshape(self.sources, self.lanes, self.depth)
+        return of_own_depths([x.T for x in histories], self.coupling.depths)
 
     # Lines -----------------------------------------------------------------------------------------------------------
 
@@ -123,40 +181,60 @@ class _Coupled(Uncoupled):
             kernel.line(f"{name} = plan[{PLAN.index(name)}]")
         kernel.addresses(["rows", "columns", "delays"])
         network = "0" if self.parts else "(0 if shared else number)"
+        if not (self.alike or self.parts):
+            kernel.line("delays += 4 * edges * number")
         kernel.line(f"weights = {argument('weights')} + {self.size} * edges * {network}")
         if self.by_matrix:
             kernel.line(f"matrix = {argument('matrix')} + {self.size} * regions * width * {network}")
 
     def areas(self, begin: str) -> None:
         """Addresses of the areas, from where they begin in the scratch, unless threads have them in common."""
-        line, each = self.kernel.line, self.sums_bytes // len(self.sums)
+        line = self.kernel.line
         line(f"at_end = {'job + JOB_BYTES' if self.parts else begin}")
         areas = [(name, size) for name, (size, _) in self.shared_areas().items()]
         if not self.parts:
-            areas[len(self.lists) : len(self.lists)] = [(name, str(each)) for name in self.sums]
+            sizes = [(name, str(n * self.bytes_of_sum)) for name, n in self.counts_of_sums.items()]
+            areas[len(self.lists) : len(self.lists)] = sizes
         for name, size in areas:
             line(f"{name} = at_end", f"at_end += {size}")
 
-    def area_of_sums(self, name: str) -> str:
-        """Where the sums of a block are."""
+    def area_of_sums(self, name: str, k: int) -> str:
+        """Where the ``k``-th sums of a block are."""
         if not self.parts:
-            return name
-        each = self.sums_bytes // len(self.sums)
-        return f"work + {WORDS_END} + segment * {self.kernel.step_bytes} + {each * self.sums.index(name)}"
+            return f"{name} + {k * self.bytes_of_sum}" if k else name
+        before = sum(n for other, n in self.counts_of_sums.items() if self.sums.index(other) < self.sums.index(name))
+        at = (before + k) * self.bytes_of_sum
+        return f"work + {WORDS_END} + segment * {self.kernel.step_bytes} + {at}"
 
-    def own(self, area: str, stride: str) -> str:
-        """Where, in an area of all regions, those of this block are."""
-        return f"{area} + {self.size} * lane * {stride}" if self.parts else area
+    def own(self, area: str, stride: str, k: int = 0) -> str:
+        """Where, in an area of all rows, the ``k``-th of the regions of this block are."""
+        if not self.parts:
+            return f"{area} + {self.size * k * self.regions} * {stride}" if k else area
+        return (
+            f"{area} + {self.size} * ({k * self.regions} + lane) * {stride}"
+            if k
+            else f"{area} + {self.size} * lane * {stride}"
+        )
+
+    def of_lane(self, array: str, k: int, lane: str = "lane") -> str:
+        """Where, in an argument or result of `by_lane`, the times of a lane begin."""
+        place = f"({k} * lanes + {lane})" if k else lane
+        return f"{self.kernel.address(array)} + {self.size} * {place} * depth"
+
+    def of_network(self, array: str, stride: str, rows: int) -> str:
+        """Where, in an array of rows of all networks, those of this one begin."""
+        network = "0" if self.parts else "lane"
+        return f"{self.kernel.address(array)} + {self.size * rows} * {network} * {stride}"
 
     @property
     def count(self) -> str:
         """How many regions a block has."""
         return "valid" if self.parts else "regions"
 
-    @property
-    def span(self) -> tuple[str, str]:
-        """The first region of a block, and the end."""
-        return ("lane", "lane + valid") if self.parts else ("0", "regions")
+    def span(self, k: int) -> tuple[str, str]:
+        """The first of the ``k``-th rows of a block, and the end."""
+        first, end = ("lane", "lane + valid") if self.parts else ("0", "regions")
+        return (f"{k * self.regions} + {first}", f"{k * self.regions} + {end}") if k else (first, end)
 
     def alone(self, head: str = "if me == 0:"):
         """Lines that are for one thread."""
@@ -168,34 +246,42 @@ class _Coupled(Uncoupled):
 
     def sort(self, area: str, of: str, others: str, nearest: int, stride: str, sign: int) -> None:
         """List the connections by the region they are ``of``."""
+        rows = self.rows_of(area)
         self.kernel.call(
-            "list_connections", area, of, others, "delays", "weights", "edges", "regions", nearest, stride, sign
+            "list_connections", area, of, others, "delays", "weights", "edges", rows, nearest, stride, sign
         )
 
     def sum_far(self, area: str, source: str, start: str, sums: str) -> None:
         """The sums of a tile over the connections of a list whose delays are a tile or longer."""
-        self.kernel.call("sum_far", area, "regions", "edges", source, start, self.area_of_sums(sums), *self.span)
+        rows = self.rows_of(area)
+        for k in range(self.counts_of_sums[sums]):
+            place = self.area_of_sums(sums, k)
+            self.kernel.call("sum_far", area, rows, "edges", source, start, place, *self.span(k))
 
-    def sum_near(self, area: str, source: str, now: str, sums: str, phase: str, to: str) -> None:
-        """The sums of one step of the tile, with the connections of shorter delays, in a row."""
-        place, row = self.area_of_sums(sums), self.kernel.row(to)
-        self.kernel.call("sum_near", area, "regions", "edges", source, now, place, phase, row, *self.span)
+    def sum_near(self, area: str, source: str, now: str, sums: str, phase: str, to: list[str]) -> None:
+        """The sums of one step of the tile, with the connections of shorter delays, in rows."""
+        for k, name in enumerate(to):
+            place, row = self.area_of_sums(sums, k), self.kernel.row(name)
+            rows = self.rows_of(area)
+            self.kernel.call("sum_near", area, rows, "edges", source, now, place, phase, row, *self.span(k))
 
-    def send_now(self, row: str, now: str) -> None:
-        """Without delays: write a row of this block to where others read it."""
-        if self.parts:
-            self.kernel.call("gather", f"{self.own(self.all_now(now), '1')}", self.kernel.row(row), "valid")
+    def send_now(self, rows: list[str], now: str) -> None:
+        """Without delays: write rows of this block to where others read them."""
+        if self.joined:
+            for k, row in enumerate(rows):
+                self.kernel.call("gather", f"{self.own(self.all_now(now), '1', k)}", self.kernel.row(row), self.count)
 
     def all_now(self, now: str) -> str:
-        return f"{self.row_of_all} + {self.size} * width * ({now} & 1)"
+        return f"{self.row_of_all} + {self.size * self.sent_rows} * width * ({now} & 1)"
 
-    def sum_now(self, area: str, source: str, now: str, to: str) -> None:
-        """The sums of a network without delays, over a matrix or a list, from a row to a row."""
-        rows = self.all_now(now) if self.parts else self.kernel.row(source), self.kernel.row(to)
-        if self.by_matrix:
-            self.kernel.call("sum_now", self.own("matrix", "1"), "regions", "block", "width", *rows)
-        else:
-            self.kernel.call("sum_edges", area, "regions", "edges", *rows, *self.span)
+    def sum_now(self, area: str, sources: list[str], now: str, to: list[str]) -> None:
+        """The sums of a network without delays, over a matrix or a list, from rows to rows."""
+        for k, name in enumerate(to):
+            rows = self.all_now(now) if self.joined else self.kernel.row(sources[0]), self.kernel.row(name)
+            if self.by_matrix:
+                self.kernel.call("sum_now", self.own("matrix", "1"), "regions", "block", "width", *rows)
+            else:
+                self.kernel.call("sum_edges", area, self.rows_of(area), "edges", *rows, *self.span(k))
 
 
 class ForwardCoupling(_Coupled):
@@ -209,17 +295,17 @@ class ForwardCoupling(_Coupled):
 
     def __init__(self, kernel: ForwardKernel):
         super().__init__(kernel)
-        (self.sent,) = kernel.rows.add("sent0")
+        self.sent = kernel.rows.add(*kernel.names("sent", self.sources))
         self.saving = bool(kernel.segment)
         self.take_connections(kernel.initial.history)
-        kernel.give_one("history", (self.lanes * self.depth,))
+        kernel.give_one("history", (self.sources * self.lanes * self.depth,))
         if self.saving:
-            kernel.give_one("all_sent", (self.lanes * self.stride,))
+            kernel.give_one("all_sent", (self.sources * self.lanes * self.stride,))
         else:
             self.stride = self.depth + max(AHEAD, self.depth // TILE * TILE)
 
     def shared_areas(self) -> dict[str, tuple[str, int]]:
-        rows = self.regions * self.size
+        rows = self.sources * self.regions * self.size
         window = {} if self.saving else {"all_sent": (f"{rows} * stride", rows * self.stride)}
         return super().shared_areas() | window
 
@@ -231,19 +317,20 @@ class ForwardCoupling(_Coupled):
         self.numbers()
         self.areas(f"work + {WORDS_END}")
         if self.saving:
-            network = "0" if self.parts else "lane"
-            kernel.line(f"all_sent = {kernel.address('all_sent')} + {self.size} * {network} * stride")
+            kernel.line(f"all_sent = {self.of_network('all_sent', 'stride', self.sources)}")
         with kernel.each_block():
-            kernel.call("fill", kernel.row(self.sum), "block")
+            for name in self.sum:
+                kernel.call("fill", kernel.row(name), "block")
         kernel.line("now, phase = depth, 0")
         if not self.by_matrix:
             with self.alone():
                 self.sort("list_to", "rows", "columns", TILE, "stride" if self.depth else "1", -1)
         if self.depth:
-            history = f"{kernel.address('first_history')} + {self.size} * lane * depth"
-            target = self.own("all_sent", "stride")
             with kernel.each_block():
-                kernel.call("move", history, "depth", 0, target, "stride", 0, self.count, "depth")
+                for k in range(self.sources):
+                    target = self.own("all_sent", "stride", k)
+                    history = self.of_lane("first_history", k)
+                    kernel.call("move", history, "depth", 0, target, "stride", 0, self.count, "depth")
         self.meet()
 
     def depart(self) -> None:
@@ -254,15 +341,17 @@ class ForwardCoupling(_Coupled):
             # Others may still read it.
             self.meet()
             with self.kernel.each_block():
-                self.move_history(self.own("all_sent", "stride"), "stride")
+                for k in range(self.sources):
+                    self.move_history(k, self.own("all_sent", "stride", k), "stride")
             self.kernel.line("now = depth")
 
     def send(self) -> None:
         kernel = self.kernel
         with kernel.lanes() as lanes:
-            lanes.store([self.sent], lanes.values(self.send_program, [*kernel.coefs, *kernel.state]))
+            lanes.store(self.sent, lanes.values(self.send_program, [*kernel.coefs, *kernel.state]))
         if self.depth or self.saving:
-            kernel.call("scatter", kernel.row(self.sent), self.own("all_sent", "stride"), "stride", "now", self.count)
+            for k, name in enumerate(self.sent):
+                kernel.call("scatter", kernel.row(name), self.own("all_sent", "stride", k), "stride", "now", self.count)
         if not self.depth:
             self.send_now(self.sent, "n")
 
@@ -274,9 +363,9 @@ class ForwardCoupling(_Coupled):
             self.sum_far("list_to", "all_sent", "now", "sums")
         self.sum_near("list_to", "all_sent", "now", "sums", "phase", self.sum)
 
-    def move_history(self, target: str, stride: str) -> None:
-        """Copy what was sent in the last steps, as many as the longest delay has."""
-        source = self.own("all_sent", "stride")
+    def move_history(self, k: int, target: str, stride: str) -> None:
+        """Copy what was sent of a quantity in the last steps, as many as the longest delay has."""
+        source = self.own("all_sent", "stride", k)
         self.kernel.call("move", source, "stride", "now - depth", target, stride, 0, self.count, "depth")
 
     def leave(self) -> None:
@@ -284,7 +373,8 @@ class ForwardCoupling(_Coupled):
 
     def end(self) -> None:
         with self.kernel.each_block():
-            self.move_history(f"{self.kernel.address('history')} + {self.size} * lane * depth", "depth")
+            for k in range(self.sources):
+                self.move_history(k, self.of_lane("history", k), "depth")
 
 
 class ReverseCoupling(_Coupled):
@@ -299,52 +389,61 @@ class ReverseCoupling(_Coupled):
 
     def __init__(self, kernel: AdjointKernel):
         super().__init__(kernel)
-        history = kernel.cotangents.final.history
-        assert history is not None
         assert kernel.pullbacks.send is not None
-        (self.ct_sent,) = kernel.rows.add("ct_sent0")
+        self.ct_sent = kernel.rows.add(*kernel.names("ct_sent", self.sources))
         self.pullback = kernel.pullbacks.send
         self.of_send = kernel.tape.add(*kernel.names("s", self.pullback.n_kept))
         # Cotangents of all sums, the history before them, and what is read of tiles beyond the end.
         self.ct_stride = self.steps + self.depth + TILE
-        self.take_connections(None)
+        self.take_connections(())
         kernel.take_one("all_sent", kernel.saved_by_coupling)
-        kernel.take_one("ct_last", history.T.reshape(-1))
-        kernel.give_one("history", (self.lanes * self.depth,))
-        if kernel.wanted.weights:
+        kernel.take_one("ct_last", self.by_lane(kernel.cotangents.final.history))
+        kernel.give_one("history", (self.sources * self.lanes * self.depth,))
+        if any(kernel.wanted.weights):
             kernel.give_one("weights_of_edges", (self.networks * self.edges,))
 
     @property
     def plan(self) -> dict[str, int]:
         return super().plan | {"ct_stride": self.ct_stride}
 
+    @property
+    def sent_rows(self) -> int:
+        return self.totals
+
     def shared_areas(self) -> dict[str, tuple[str, int]]:
-        rows = self.regions * self.size
+        rows = self.totals * self.regions * self.size
         return super().shared_areas() | {"ct_arrived": (f"{rows} * ct_stride", rows * self.ct_stride)}
 
-    def weights(self, results: Mapping[str, Any]) -> jax.Array | None:
-        if not self.kernel.wanted.weights:
-            return None
-        cotangents = results["weights_of_edges"].reshape(-1, self.edges)
-        if self.connections.are_edges:
-            return cotangents.T[None]
-        rows, columns = self.connections.edges
-        empty = jnp.zeros((self.regions, self.regions, len(cotangents)), cotangents.dtype)
-        return empty.at[rows, columns].set(cotangents.T, unique_indices=True, indices_are_sorted=True)
+    def weights(self, results: Mapping[str, Any]) -> tuple[jax.Array | None, ...]:
+        wanted = self.kernel.wanted.weights
+        if not any(wanted):
+            return (None,) * len(wanted)
+        cotangents = results["weights_of_edges"].reshape(-1, self.edges).T
+        if self.order is not None:
+            cotangents = jnp.zeros_like(cotangents).at[self.order].set(cotangents, unique_indices=True)
+        parts = zip(self.terms, self.ends[:-1], self.ends[1:], wanted, strict=True)
+        return tuple(self.of_term(term, cotangents[a:b]) if w else None for term, a, b, w in parts)
+
+    def of_term(self, connections: Connections, cotangents: jax.Array) -> jax.Array:
+        """The cotangent of a term's weights, from those of its edges, ``(E, networks)``."""
+        if connections.are_edges:
+            return cotangents[None]
+        rows, columns = connections.edges
+        empty = jnp.zeros((self.regions, self.regions, self.networks), cotangents.dtype)
+        return empty.at[rows, columns].set(cotangents, unique_indices=True, indices_are_sorted=True)
 
     def begin(self) -> None:
-        kernel, size = self.kernel, self.size
+        kernel = self.kernel
         self.numbers()
-        network = "0" if self.parts else "lane"
-        kernel.line(
-            f"all_sent = {kernel.address('all_sent')} + {size} * {network} * stride",
-            f"ct_last = {kernel.address('ct_last')} + {size} * {network} * depth",
-        )
+        kernel.line(f"all_sent = {self.of_network('all_sent', 'stride', self.sources)}")
+        for k in range(self.sources):
+            kernel.line(f"ct_last{k} = {self.of_lane('ct_last', k, '0' if self.parts else 'lane')}")
         self.areas(f"work + {WORDS_END} + segment * {kernel.step_bytes}")
         with kernel.each_block():
-            kernel.call("fill", self.own("ct_arrived", "ct_stride"), f"{self.count} * ct_stride")
-            kernel.call("fill", kernel.row(self.sum), "block")
-            kernel.call("fill", kernel.row(self.ct_sent), "block")
+            for k in range(self.totals):
+                kernel.call("fill", self.own("ct_arrived", "ct_stride", k), f"{self.count} * ct_stride")
+            for name in (*self.sum, *self.ct_sent):
+                kernel.call("fill", kernel.row(name), "block")
         kernel.line("phase = 0")
         with self.alone():
             # All that was sent is known: no connection is near.
@@ -363,19 +462,21 @@ class ReverseCoupling(_Coupled):
             lanes.store(self.of_send, lanes.values(self.pullback.keep, [*kernel.coefs, *kernel.state]))
 
     def send_back(self) -> None:
-        kernel, target = self.kernel, self.own("ct_arrived", "ct_stride")
-        kernel.call("scatter", kernel.row("ct_arrived0"), target, "ct_stride", "n", self.count)
+        kernel = self.kernel
+        for k, name in enumerate(kernel.ct_arrived):
+            target = self.own("ct_arrived", "ct_stride", k)
+            kernel.call("scatter", kernel.row(name), target, "ct_stride", "n", self.count)
         if not self.depth:
-            self.send_now("ct_arrived0", "n")
+            self.send_now(kernel.ct_arrived, "n")
 
     def reverse(self) -> None:
         kernel = self.kernel
         if self.depth:
             self.sum_delayed()
         else:
-            self.sum_now("list_from", "ct_arrived0", "n", self.ct_sent)
+            self.sum_now("list_from", kernel.ct_arrived, "n", self.ct_sent)
         with kernel.lanes() as lanes:
-            known = [*kernel.coefs, *self.of_send, self.ct_sent]
+            known = [*kernel.coefs, *self.of_send, *self.ct_sent]
             lanes.add([*kernel.ct_coefs, *kernel.ct_state], lanes.values(self.pullback.back, known))
 
     def sum_delayed(self) -> None:
@@ -385,25 +486,29 @@ class ReverseCoupling(_Coupled):
             self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums")
         self.sum_near("list_from", "ct_arrived", "n", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
         with kernel.block("if n >= steps - depth:"):
-            final = self.own("ct_last", "depth")
-            kernel.call("add_final", kernel.row(self.ct_sent), final, "depth", "n - (steps - depth)", self.count)
+            for k, name in enumerate(self.ct_sent):
+                final = self.own(f"ct_last{k}", "depth")
+                kernel.call("add_final", kernel.row(name), final, "depth", "n - (steps - depth)", self.count)
 
     def leave_back(self) -> None:
         self.kernel.line(f"phase = (phase + 1) % {TILE}")
 
     def end(self) -> None:
         kernel, edges = self.kernel, ("rows", "columns", "delays")
-        network, (first, end) = "0" if self.parts else "lane", self.span
         if self.depth:
-            target = f"{kernel.address('history')} + {self.size} * {network} * depth"
-            past = ("ct_last", "depth", "steps", "ct_arrived", "ct_stride")
             with kernel.each_block():
-                kernel.call("to_history", target, *past, *edges, "weights", "edges", first, end)
-        if kernel.wanted.weights:
+                for k in range(self.sources):
+                    # Rows of time are numbered on from one quantity to the next.
+                    back = f" - {self.size * k * self.regions} * depth" if k else ""
+                    target = self.of_lane("history", k, "0" if self.parts else "lane") + back
+                    past = (f"ct_last{k}{back}", "depth", "steps", "ct_arrived", "ct_stride")
+                    kernel.call("to_history", target, *past, *edges, "weights", "edges", *self.span(k))
+        if any(kernel.wanted.weights):
             network = "0" if self.parts else "number"
             target = f"{kernel.address('weights_of_edges')} + {self.size} * edges * {network}"
             both = ("all_sent", "stride", "depth", "ct_arrived", "ct_stride", "steps")
-            # Edges are sorted by the region that they go to, as the list is.
-            some = (f"i64_at(list_to)[{first}]", f"i64_at(list_to)[{end}]") if self.parts else ("0", "edges")
             with kernel.each_block():
-                kernel.call("to_weights", target, *both, *edges, *some)
+                for first, end in map(self.span, range(self.totals)) if self.parts else [("", "")]:
+                    # Edges are sorted by the row that they go to, as the list is.
+                    some = (f"i64_at(list_to)[{first}]", f"i64_at(list_to)[{end}]") if self.parts else ("0", "edges")
+                    kernel.call("to_weights", target, *both, *edges, *some)

@@ -71,7 +71,7 @@ class Triton:
         if request.loop.interpret and not all(map(importlib.util.find_spec, ("triton", "torch"))):
             return "Triton's interpreter needs triton and torch: pip install triton torch"
         coupling = request.loop.coupling
-        if coupling and coupling.edges is not None:
+        if coupling and any(term.edges is not None for term in coupling.terms):
             return SPARSE
         if coupling and coupling.regions > REGIONS:
             return (

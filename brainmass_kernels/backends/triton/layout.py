@@ -42,10 +42,10 @@ class Layout(NamedTuple):
         return -(-self.lanes // (self.regions * self.together or self.width))
 
     @classmethod
-    def of(cls, loop: Loop, lanes: int, most: int, connections: Connections | None) -> Layout:
+    def of(cls, loop: Loop, lanes: int, most: int, connections: tuple[Connections, ...]) -> Layout:
         """Of a run of so many lanes; of masses, at most ``most`` a thread."""
-        if loop.coupling and connections is not None:
-            alike = connections.weights.ndim == 2
+        if loop.coupling:
+            alike = all(term.weights.ndim == 2 and not term.own_delays for term in connections)
             return cls.of_networks(lanes, loop.coupling.regions, loop.coupling.depth, alike)
         return cls.choose(lanes, most, bool(loop.interpret))
 

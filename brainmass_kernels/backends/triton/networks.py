@@ -1,20 +1,21 @@
 """What is sent and what arrives, where a program is a network or some: lines that the kernels of `source` have besides.
 
 A thread is one region. What the regions sent lies in device memory in a ring of times as long as the longest delay,
-which all threads write and, after a barrier, read. A forward run that a gradient will follow keeps the sums, an input
-like others to the adjoint, where cotangents of the sums go through the transposed connections over a ring of their own.
+which all threads write and, after a barrier, read. A forward run that a gradient will follow keeps the sums, inputs
+like others to the adjoint, where cotangents of the sums go through the transposed connections over rings of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ...codegen.source import SourceBuilder
+from ..base import Connections, of_depth, of_own_depths
 from .masses import Uncoupled
 from .source import AdjointKernel, ForwardKernel, Kernel
 
@@ -26,35 +27,54 @@ PARTIAL = 4
 SPARE = 2
 
 
+class Way(NamedTuple):
+    """What a term's connections carry: from one of the numbers that a lane exchanges to one of those that it gets."""
+
+    sent: int
+    got: int
+
+
 class _Coupled(Uncoupled):
     """Lines of both directions.
 
-    Arguments: weights, and, with delays, where connections read. Results: the ring.
+    Arguments: of each term weights, and, with delays, where connections read. Results: a ring for each number that a
+    lane exchanges.
     """
 
+    ways: list[Way]
+
     def __init__(self, kernel: Kernel):
-        self.kernel, coupling, connections = kernel, kernel.loop.coupling, kernel.operands.connections
+        self.kernel, coupling = kernel, kernel.loop.coupling
         assert coupling is not None
-        assert connections is not None
+        self.coupling, self.connections = coupling, kernel.operands.connections
         self.regions, self.depth, self.send = coupling.regions, coupling.depth, coupling.send
-        self.connections, self.batched = connections, connections.weights.ndim == 3
+        self.sources = kernel.names("sent", len(coupling.depths))
         self.together, self.lanes, self.steps = kernel.layout.together, kernel.layout.lanes, kernel.loop.schedule.steps
         self.n_arguments = kernel.loop.n_coefs + kernel.loop.n_state
 
+    @property
+    def rings(self) -> int:
+        """How many numbers a lane exchanges."""
+        return 1 + max(way.sent for way in self.ways)
+
     def take_connections(self, to_targets: bool) -> None:
         """Of a row of connections all that are read at once: its sources, or its targets."""
-        weights = self.connections.weights
-        weights = jnp.moveaxis(weights, -1, 0) if self.batched else weights
-        self.kernel.take_one("weights", jnp.swapaxes(weights, -1, -2) if to_targets else weights)
-        if self.depth:
-            steps = self.connections.steps.T if to_targets else self.connections.steps
-            rows = 2 * (self.depth + SPARE) * jnp.arange(self.regions, dtype=jnp.int32)[:, None]
-            self.kernel.take_one("reads", self.together * (rows - steps.astype(jnp.int32)))
+        for k, connections in enumerate(self.connections):
+            weights = connections.weights
+            weights = jnp.moveaxis(weights, -1, 0) if weights.ndim == 3 else weights
+            self.kernel.take_one(f"weights{k}", jnp.swapaxes(weights, -1, -2) if to_targets else weights)
+            if self.depth:
+                steps = connections.steps
+                steps = jnp.moveaxis(steps, -1, 0) if connections.own_delays else steps
+                steps = jnp.swapaxes(steps, -1, -2) if to_targets else steps
+                rows = 2 * (self.depth + SPARE) * jnp.arange(self.regions, dtype=jnp.int32)[:, None]
+                self.kernel.take_one(f"reads{k}", self.together * (rows - steps.astype(jnp.int32)))
 
     def give(self) -> None:
         networks = self.kernel.layout.blocks * self.together
         times = (self.depth + SPARE) * (2 if self.depth else 1)
-        self.kernel.give_one("ring", (networks * self.regions * times,))
+        for k in range(self.rings):
+            self.kernel.give_one(f"ring{k}", (networks * self.regions * times,))
 
     # Lines -----------------------------------------------------------------------------------------------------------
 
@@ -72,8 +92,8 @@ class _Coupled(Uncoupled):
         # Threads beyond the regions read what the last one reads, which takes no mask.
         line(f"column = tl.minimum(region, {regions - 1})")
 
-    def begin_ring(self, function: str) -> None:
-        """Begin with an empty ring.
+    def begin_rings(self, function: str) -> None:
+        """Begin with empty rings.
 
         With delays the times of a region lie together, for the threads that read a region read times near each other,
         and lie there twice, one ring apart, so that no reader has to come round to the beginning. Of networks that
@@ -84,35 +104,46 @@ class _Coupled(Uncoupled):
         _sum_of_connections(kernel.functions, function, regions, bool(self.depth), many)
         # Were the limit of its loop in the text, the compiler would write the loop out.
         self.function, self.times, self.whole = function, kernel.number(self.depth + SPARE), kernel.number(whole)
-        if self.batched:
-            kernel.line(f"weights += block.to(tl.int64) * {regions**2}")
+        for k, connections in enumerate(self.connections):
+            if connections.weights.ndim == 3:
+                kernel.line(f"weights{k} += block.to(tl.int64) * {regions**2}")
+            if self.depth and connections.own_delays:
+                kernel.line(f"reads{k} += block.to(tl.int64) * {regions**2}")
         each = f"{self.times} * 2" if self.depth else SPARE
-        kernel.line(f"ring += block.to(tl.int64) * ({each} * {regions * many})")
         kernel.line(f"mine = region * ({each})" if self.depth else "mine = region")
         if many > 1:
             kernel.line(f"mine = mine * {many} + mate")
-        kernel.line("mine = ring + mine", "turn = 0")
+        for k in range(self.rings):
+            kernel.line(f"ring{k} += block.to(tl.int64) * ({each} * {regions * many})", f"mine{k} = ring{k} + mine")
+        kernel.line("turn = 0")
 
     def at(self, time: str) -> str:
         """The place of a time among those of a region."""
         return time if self.together == 1 else f"{time} * {self.together}"
 
-    def fill(self, time: str, value: str) -> None:
-        """Put what was sent before the first step, from the oldest on, into the ring."""
-        self.kernel.line(f"tl.store(mine + {self.at(f'({time} + {SPARE})')}, {value}, mask=inside)")
+    def fill(self, time: str, values: Sequence[str]) -> None:
+        """Put what was sent before the first step, from the oldest on, into the rings."""
+        for k, value in enumerate(values):
+            self.kernel.line(f"tl.store(mine{k} + {self.at(f'({time} + {SPARE})')}, {value}, mask=inside)")
 
-    def exchange(self, value: str, total: str) -> None:
-        """Send a value of each lane, and sum what arrives at each."""
+    def exchange(self, values: Sequence[str], totals: Sequence[str]) -> None:
+        """Send the values of each lane, and sum what arrives at each."""
         line = self.kernel.line
         line(f"now = {self.at('turn')}" if self.depth else f"now = turn * {self.regions * self.together}")
-        line(f"tl.store(mine + now, {value}, mask=inside)")
+        for k, value in enumerate(values):
+            line(f"tl.store(mine{k} + now, {value}, mask=inside)")
         if self.depth:
             line(f"now += {self.at(self.times)}")
-            line(f"tl.store(mine + now, {value}, mask=inside)")
+            for k, value in enumerate(values):
+                line(f"tl.store(mine{k} + now, {value}, mask=inside)")
         line("tl.debug_barrier()")
-        reads = "reads, " if self.depth else ""
-        here = "ring + now" if self.together == 1 else "ring + now + mate"
-        line(f"{total} = {self.function}({here}, weights, {reads}column, {self.whole}, zero)")
+        begun = set()
+        for k, (sent, got) in enumerate(self.ways):
+            reads = f"reads{k}, " if self.depth else ""
+            here = f"ring{sent} + now" if self.together == 1 else f"ring{sent} + now + mate"
+            to = "+=" if got in begun else "="
+            line(f"{totals[got]} {to} {self.function}({here}, weights{k}, {reads}column, {self.whole}, zero)")
+            begun.add(got)
         line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
     def send_function(self) -> None:
@@ -120,7 +151,7 @@ class _Coupled(Uncoupled):
         kernel.function("send", self.send, [*kernel.coefs, *kernel.state], kernel.uniform_step[:n])
 
     def call_send(self, state: Sequence[str]) -> None:
-        self.kernel.line(f"sent = send({', '.join([*self.kernel.coefs, *state, 'zero'])})")
+        self.kernel.assign(self.sources, f"send({', '.join([*self.kernel.coefs, *state, 'zero'])})")
 
 
 class ForwardCoupling(_Coupled):
@@ -132,38 +163,42 @@ class ForwardCoupling(_Coupled):
 
     kernel: ForwardKernel
 
+    def __init__(self, kernel: ForwardKernel):
+        super().__init__(kernel)
+        self.ways = [Way(term.source, term.total) for term in self.coupling.terms]
+
     def take(self) -> None:
         self.take_connections(to_targets=True)
         if self.depth:
-            self.kernel.take_one("history", self.kernel.carry.history)
+            self.histories = self.kernel.take("history", of_depth(self.kernel.carry.history, self.depth))
 
     def give(self) -> None:
         super().give()
         if self.depth:
-            self.kernel.give_one("past", (self.depth, self.lanes))
+            self.pasts = self.kernel.give("past", [(self.depth, self.lanes)] * self.rings)
         if self.kernel.saving:
-            self.kernel.give_one("totals", (self.steps, self.lanes))
+            self.totals = self.kernel.give("totals", [(self.steps, self.lanes)] * self.coupling.totals)
 
     def saved(self, results: Mapping[str, Any]) -> tuple[tuple, Any]:
-        return (results["totals"],), self.kernel.carry.history
+        return tuple(results["totals"]), self.kernel.carry.history
 
     def history(self, results: Mapping[str, Any]) -> Any:
-        return results["past"] if self.depth else self.kernel.carry.history
+        return of_own_depths(results["past"], self.coupling.depths) if self.depth else self.kernel.carry.history
 
     def begin(self) -> None:
         self.send_function()
-        self.begin_ring("arriving")
+        self.begin_rings("arriving")
         if self.depth:
             with self.kernel.repeat(self.depth) as i:
-                self.kernel.load(["sent"], ["history"], i)
-                self.fill(i, "sent")
+                self.kernel.load(self.sources, self.histories, i)
+                self.fill(i, self.sources)
 
     def arrive(self, state: Sequence[str]) -> None:
-        total = self.kernel.names("u", self.kernel.loop.n_inputs)[-1]
+        totals = self.kernel.names("u", self.kernel.loop.n_inputs)[-self.coupling.totals :]
         self.call_send(state)
-        self.exchange("sent", total)
+        self.exchange(self.sources, totals)
         if self.kernel.saving:
-            self.kernel.store(["totals"], [total], "n")
+            self.kernel.store(self.totals, totals, "n")
 
     def end(self) -> None:
         if not self.depth:
@@ -172,8 +207,9 @@ class ForwardCoupling(_Coupled):
         self.kernel.line("tl.debug_barrier()")
         with self.kernel.repeat(self.depth) as i:
             time = self.at(f"(turn + {i} + {SPARE})")
-            self.kernel.line(f"sent = tl.load(mine + {time}, mask=inside, other=0)")
-            self.kernel.store(["past"], ["sent"], i)
+            for k, name in enumerate(self.sources):
+                self.kernel.line(f"{name} = tl.load(mine{k} + {time}, mask=inside, other=0)")
+            self.kernel.store(self.pasts, self.sources, i)
 
 
 class ReverseCoupling(_Coupled):
@@ -185,63 +221,85 @@ class ReverseCoupling(_Coupled):
 
     kernel: AdjointKernel
 
+    def __init__(self, kernel: AdjointKernel):
+        super().__init__(kernel)
+        self.ways = [Way(term.total, term.source) for term in self.coupling.terms]
+        self.ct_sources = kernel.names("ct_sent", len(self.coupling.depths))
+        self.zeros_before = ["zero"] * self.rings
+
     def take(self) -> None:
         self.take_connections(to_targets=False)
         if self.depth:
-            self.kernel.take_one("ct_past", self.kernel.cotangents.final.history)
+            ct_last = of_depth(self.kernel.cotangents.final.history, self.depth)
+            self.ct_pasts = self.kernel.take("ct_past", ct_last)
 
     def give(self) -> None:
         super().give()
+        sources = len(self.coupling.depths)
         if self.depth:
-            self.kernel.give_one("ct_history", (self.depth, self.lanes))
-        if self.kernel.wanted.weights:
-            self.kernel.give_one("out_sent", (self.steps, self.lanes))
+            self.ct_histories = self.kernel.give("ct_history", [(self.depth, self.lanes)] * sources)
+        if any(self.kernel.wanted.weights):
+            self.out_sent = self.kernel.give("out_sent", [(self.steps, self.lanes)] * sources)
 
     def history(self, results: Mapping[str, Any]) -> Any:
-        return results["ct_history"] if self.depth else self.kernel.cotangents.final.history
+        if not self.depth:
+            return self.kernel.cotangents.final.history
+        return of_own_depths(results["ct_history"], self.coupling.depths)
 
-    def weights(self, results: Mapping[str, Any]) -> jax.Array | None:
-        """The cotangent of the weights, ``(N, N, networks)``, one source after the other."""
-        if not self.kernel.wanted.weights:
-            return None
-        steps, depth = self.steps, self.depth
-        ct = jnp.transpose(results["out_input"][-1].reshape(steps, -1, self.regions), (2, 1, 0))
-        all_sent = jnp.concatenate([self.kernel.first_history, results["out_sent"]])
-        all_sent = all_sent.reshape(depth + steps, -1, self.regions).T
+    def weights(self, results: Mapping[str, Any]) -> Any:
+        """The cotangents of the weights, each ``(N, N, networks)``."""
+        sums = results["out_input"][-self.coupling.totals :] if any(self.kernel.wanted.weights) else ()
+        return tuple(
+            self.of_term(results["out_sent"][term.source], term.source, sums[term.total], connections) if w else None
+            for term, connections, w in zip(self.coupling.terms, self.connections, self.kernel.wanted.weights)
+        )
+
+    def of_term(self, sent, source: int, ct_sums, connections: Connections) -> jax.Array:
+        """The cotangent of the weights of one term, ``(N, N, networks)``, one source after the other."""
+        history, steps = self.kernel.first_history[source], self.steps
+        depth = len(history)
+        ct = jnp.transpose(ct_sums.reshape(steps, -1, self.regions), (2, 1, 0))
+        all_sent = jnp.concatenate([history, sent]).reshape(depth + steps, -1, self.regions).T
 
         def of_source(each):
             sent, delays = each
-            arrived = jax.vmap(lambda delay: lax.dynamic_slice_in_dim(sent, depth - delay, steps, 1))(delays)
+            if connections.own_delays:
+                one = jax.vmap(lambda x, delay: lax.dynamic_slice_in_dim(x, depth - delay, steps))
+                arrived = jax.vmap(lambda by_network: one(sent, by_network))(delays)
+            else:
+                arrived = jax.vmap(lambda delay: lax.dynamic_slice_in_dim(sent, depth - delay, steps, 1))(delays)
             return jnp.sum(ct * arrived, axis=-1)
 
-        return jnp.swapaxes(lax.map(of_source, (all_sent, self.connections.steps.T)), 0, 1)
+        return jnp.swapaxes(lax.map(of_source, (all_sent, jnp.swapaxes(connections.steps, 0, 1))), 0, 1)
 
     def begin(self) -> None:
         kernel, n = self.kernel, self.n_arguments
         assert kernel.pullbacks.send is not None
-        arguments = [*kernel.coefs, *kernel.state, "ct_sent"]
-        self.zeros = kernel.function("send_back", kernel.pullbacks.send, arguments, [*kernel.uniform_step[:n], False])
-        if kernel.wanted.weights:
+        arguments = [*kernel.coefs, *kernel.state, *self.ct_sources]
+        uniform = [*kernel.uniform_step[:n], *[False] * len(self.ct_sources)]
+        self.zeros = kernel.function("send_back", kernel.pullbacks.send, arguments, uniform)
+        if any(kernel.wanted.weights):
             self.send_function()
-        self.begin_ring("returning")
+        self.begin_rings("returning")
         if self.depth:
             with kernel.repeat(self.depth) as i:
-                self.fill(i, "zero")
+                self.fill(i, self.zeros_before)
 
     def reverse(self, state: Sequence[str], cotangents: Sequence[str], step: str) -> None:
         kernel = self.kernel
-        self.exchange(cotangents[-1], "ct_sent")
+        self.exchange(cotangents[-self.rings :], self.ct_sources)
         if self.depth:
             self.add_past(f"{step} - {kernel.number(self.steps - self.depth)}")
-        kernel.add_call("send_back", [*kernel.coefs, *state, "ct_sent"], self.zeros)
-        if kernel.wanted.weights:
+        kernel.add_call("send_back", [*kernel.coefs, *state, *self.ct_sources], self.zeros)
+        if any(kernel.wanted.weights):
             self.call_send(state)
-            kernel.store(["out_sent"], ["sent"], step)
+            kernel.store(self.out_sent, self.sources, step)
 
     def add_past(self, time: str) -> None:
         """Add the cotangent of the last history at one of its times, if it is one."""
         where = self.kernel.place(time)
-        self.kernel.line(f"ct_sent += tl.load(ct_past + {where}, mask=inside & ({where} >= 0), other=0)")
+        for name, past in zip(self.ct_sources, self.ct_pasts):
+            self.kernel.line(f"{name} += tl.load({past} + {where}, mask=inside & ({where} >= 0), other=0)")
 
     def end(self) -> None:
         """What was sent before the first step, the newest first."""
@@ -249,9 +307,9 @@ class ReverseCoupling(_Coupled):
             return
         steps = self.kernel.number(self.steps)
         with self.kernel.repeat(self.depth, backwards=True) as i:
-            self.exchange("zero", "ct_sent")
+            self.exchange(self.zeros_before, self.ct_sources)
             self.add_past(f"{i} - {steps}")
-            self.kernel.store(["ct_history"], ["ct_sent"], i)
+            self.kernel.store(self.ct_histories, self.ct_sources, i)
 
 
 def _sum_of_connections(lines: SourceBuilder, name: str, regions: int, delayed: bool, together: int) -> None:

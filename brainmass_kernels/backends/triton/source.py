@@ -385,7 +385,7 @@ class AdjointKernel(Kernel):
         self.out_state = self.give("out_state", [(lanes,)] * m)
         wanted = (*self.wanted.inputs, *[True] * n_arrived)
         self.wanted_in_lanes = [in_lanes for in_lanes, w in zip(self.inputs_in_lanes, wanted) if w]
-        stored = self.wanted_in_lanes[: sum(self.wanted.inputs) + n_arrived * self.wanted.weights]
+        stored = self.wanted_in_lanes[: sum(self.wanted.inputs) + n_arrived * any(self.wanted.weights)]
         shapes = [(steps, lanes if in_lanes else self.layout.blocks) for in_lanes in stored]
         self.out_inputs = self.give("out_input", shapes)
         levels = checkpoint_levels(self.groups, self.most)
