@@ -16,6 +16,7 @@ from . import _context, dispatch, units
 from ._jax import is_traced, is_whole, values_here
 from .backends.base import Connections, SparseConnections, Term
 from .coupling import Coupling, wiring
+from .delays import of_one_shape
 from .devices import split_of
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
@@ -227,7 +228,8 @@ def _connections(coupling: Coupling, dt: float) -> list[Connections]:
     for reading in coupling.readings(dt):
         shares = weights
         if reading.share is not None:
-            shares = weights * reading.share.astype(jax.dtypes.canonicalize_dtype(weights.dtype))
+            shares, share = of_one_shape(weights, reading.share)
+            shares = shares * share.astype(jax.dtypes.canonicalize_dtype(weights.dtype))
         if coupling.edges is not None:
             found.append(SparseConnections(shares[..., None, :], reading.steps, coupling.edges.ends))  # pyright: ignore
             continue

@@ -44,9 +44,10 @@ class Delays:
         """The delays in seconds; ``speed`` in mm/ms, which broadcasts to ``(*batch, N)``, where there are lengths."""
         if self.lengths is None:
             return self.seconds
-        if np.ndim(speed):
-            speed = jnp.asarray(speed)[..., :, None] if self.lengths.ndim == 2 else speed
-        return self.lengths / speed * 1e-3
+        if np.ndim(speed) and np.ndim(self.lengths) == 2:
+            speed = speed[..., :, None]
+        lengths, speed = of_one_shape(self.lengths, speed)
+        return lengths / speed * 1e-3
 
     def depth(self, dt: float) -> int:
         """Steps of the longest of live delays."""
@@ -148,7 +149,8 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
         )
     if name == "distances":
         off_diagonal = _off_diagonal(weights)
-        seconds = seconds * off_diagonal
+        seconds, ones = of_one_shape(seconds, off_diagonal)
+        seconds = seconds * ones
         lengths = lengths if is_traced(lengths) else np.asarray(lengths, np.float64) * off_diagonal
     if not traced:
         seconds = np.asarray(values_here(seconds), np.float64)
@@ -202,6 +204,13 @@ def _longest(seconds: np.ndarray, name: str, most: float | None, batched: bool) 
             f"'{name}' got delays up to {1e3 * longest:.4g} ms, but takes at most max_delay, {1e3 * most:.4g} ms"
         )
     return longest if most is None and batched else most
+
+
+def of_one_shape(*values) -> tuple[Any, ...]:
+    """Arrays that broadcast to each other, each of the shape of all; numbers stay numbers."""
+    shape = np.broadcast_shapes(*map(np.shape, values))
+    same = (x if np.shape(x) in ((), shape) else (jnp if is_traced(x) else np).broadcast_to(x, shape) for x in values)
+    return tuple(same)
 
 
 def _check_speed(rate, speed) -> None:
