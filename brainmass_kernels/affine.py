@@ -292,8 +292,9 @@ def _reachable(outputs: Sequence[Node], stop: Callable[[Node], bool] = lambda _:
     return order
 
 
-def _is_hoisted_node(node: Node) -> bool:
-    return node.hoisted
+def _is_coefficient(node: Node) -> bool:
+    """Whether the loop gets a node as a number; a comparison of hoisted values is made in the loop again."""
+    return node.hoisted and node.aval.dtype.kind == "f"
 
 
 def _parts(c: Coefficient) -> tuple[float, Node | None]:
@@ -304,8 +305,8 @@ def _parts(c: Coefficient) -> tuple[float, Node | None]:
 def operations(outputs: Sequence[Node]) -> int:
     """The number of operations of these outputs in the loop."""
     total = 0
-    for node in _reachable(outputs, _is_hoisted_node):
-        if node.hoisted or node.kind == "arg":
+    for node in _reachable(outputs, _is_coefficient):
+        if _is_coefficient(node) or node.kind in ("arg", "lit"):
             continue
         if node.kind != "sum":
             total += 1
@@ -443,10 +444,10 @@ def _coefficient_nodes(outputs: Sequence[Sequence[Node]]) -> list[Node]:
     """The hoisted values that the loop reads, in order of first use."""
     table: dict[int, Node] = {}
     for out in outputs:
-        for node in _reachable(out, _is_hoisted_node):
-            reads = [node] if node.hoisted and any(node is o for o in out) else []
-            if not node.hoisted:
-                reads += [c for c in _children(node) if c.hoisted]
+        for node in _reachable(out, _is_coefficient):
+            reads = [node] if _is_coefficient(node) and any(node is o for o in out) else []
+            if not _is_coefficient(node):
+                reads += [c for c in _children(node) if _is_coefficient(c)]
             for n in reads:
                 if n.kind != "lit":
                     table.setdefault(id(n), n)

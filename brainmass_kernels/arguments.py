@@ -19,6 +19,7 @@ from .coupling import Coupling, wiring
 from .delays import of_one_shape
 from .devices import split_of
 from .equations import key_of
+from .groups import Groups
 from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network, parts_of
 from .noise import check_key
@@ -90,6 +91,10 @@ class Values(NamedTuple):
             coupling = _of_links(network)
         state = _initial(mass, initial)
         sigmas = _sigmas(mass, noise, key)
+        if isinstance(mass, Groups):
+            state = {n: mass.spread(n, x) for n, x in state.items()}
+            sigmas = {n: mass.spread(n, x, zero=True) for n, x in sigmas.items()}
+            magnitudes = {n: x if np.shape(x) == (steps,) else mass.spread(n, x) for n, x in magnitudes.items()}
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
         regions = network.regions if network else 0
@@ -466,7 +471,7 @@ def entries_of(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
     """The quantity or the statistic that is recorded, by the result's name."""
     known = model.recordable()
     if record is None:
-        record = tuple(model.observables) or tuple(model.states)
+        record = model.recorded() if isinstance(model, Groups) else tuple(model.observables) or tuple(model.states)
     record = (record,) if isinstance(record, (str, Reduction, type)) else record
     if not isinstance(record, Iterable):
         raise TypeError(f"'record' got {type(record).__name__}, but takes names, and statistics such as bk.Mean()")

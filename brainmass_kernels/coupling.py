@@ -23,6 +23,7 @@ from ._jax import is_traced
 from .delays import Known, Reading, check_within, delays_of, readings
 from .equations import key_of
 from .functional import sigmoid
+from .groups import Places
 from .models.base import Model, check_name, floating, refuse_nan
 
 
@@ -222,8 +223,9 @@ class Coupling:
     weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i. Or
         sparse, a ``BCOO`` of `jax.experimental.sparse` or a matrix of `scipy.sparse`
     kind : a name, as ``coupling`` of `Network`, or a `CouplingKind`
-    source : an observable or state of the model; ``None``, its first observable or state
-    target : the input of the model to which the coupling is added; ``None``, its first
+    source : an observable or state of the model; ``None``, its first observable or state. In a network of groups
+        ``"cortex.eeg"``, which other regions do not send, or a dict of names by group
+    target : the input of the model to which the coupling is added; ``None``, its first; by group likewise
     k : strength, in the unit of the target over that of the source, or, where the sum enters a plain number, in that of
         the target
     delays, distances, speed, max_delay, interpolate : as of `Network`
@@ -242,16 +244,17 @@ class Coupling:
     """
 
     def __init__(
-        self, weights, *, kind: str | CouplingKind = "additive", source: str | None = None, target: str | None = None,
-        k=None, delays=None, distances=None, speed=None, max_delay=None, interpolate: bool = False,
-        self_connection: bool = False, name: str | None = None, **constants,
+        self, weights, *, kind: str | CouplingKind = "additive", source: str | Mapping[str, str] | None = None,
+        target: str | Mapping[str, str] | None = None, k=None, delays=None, distances=None, speed=None, max_delay=None,
+        interpolate: bool = False, self_connection: bool = False, name: str | None = None, **constants,
     ):  # fmt: skip
         if not isinstance(kind, CouplingKind):
             check_name(kind, COUPLINGS, "coupling")
         if name is not None and not (isinstance(name, str) and name.isidentifier()):
             raise ValueError(f"'name' got {name!r}, but takes a word such as 'thalamocortical'")
         # None until a network binds them.
-        self.link = Link(kind, source, target, name or "")  # pyright: ignore[reportArgumentType]
+        places = Places.of(source, "source"), Places.of(target, "target")
+        self.link = Link(kind, *places, name or "")  # pyright: ignore[reportArgumentType]
         rule, label = self.link.rule, self.link.label
         for constant in constants:
             check_name(constant, [*rule.parameters], f"parameter of coupling '{label}'", TypeError)
@@ -272,6 +275,7 @@ class Coupling:
         self, (kind, source, target, _) = copy.copy(self), self.link
         if not model.inputs:
             raise ValueError(f"{type(model).__name__} has no input that a coupling could be added to")
+        source, target = (x.name if isinstance(x, Places) else x for x in (source, target))
         source = next(iter(model.recordable())) if source is None else source
         target = next(iter(model.inputs)) if target is None else target
         check_name(source, model.recordable(), "source, which is an observable or state,")

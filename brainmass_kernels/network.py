@@ -15,6 +15,7 @@ import numpy as np
 
 from . import display, sparsity
 from .coupling import CHILDREN, Coupling, CouplingKind, Link, wiring
+from .groups import Groups, Places, union
 from .models.base import Model, arrays_of, check_model, check_name
 
 
@@ -30,7 +31,9 @@ class Network:
 
     Parameters
     ----------
-    model : of each region
+    model : of each region; or a dict of groups of regions, each ``(model, regions)``, the regions as their number or
+        their indices. What is of a group is ``"cortex.eeg"`` then: records, parameters, inputs, noise, initial states,
+        with the regions of the group as their last axis
     weights : ``(N, N)`` or ``(*batch, N, N)``; ``weights[i, j]`` is of the connection from region j to region i. Or
         sparse, a ``BCOO`` of `jax.experimental.sparse` or a matrix of `scipy.sparse`: memory and time are then by
         stored connection. Its pattern is known before tracing and the same for a batch; entries that share a place
@@ -77,12 +80,12 @@ class Network:
     """
 
     def __init__(
-        self, model: Model, weights=None, *, delays=None, distances=None, speed=None, max_delay=None,
-        interpolate: bool = False, coupling: str | CouplingKind = "additive", source: str | None = None,
-        target: str | None = None, k=None, self_connection: bool = False,
+        self, model: Model | Mapping[str, tuple], weights=None, *, delays=None, distances=None, speed=None,
+        max_delay=None, interpolate: bool = False, coupling: str | CouplingKind = "additive",
+        source: str | Mapping[str, str] | None = None, target: str | Mapping[str, str] | None = None, k=None,
+        self_connection: bool = False,
         couplings: Sequence[Coupling] | Mapping[str, Coupling] | None = None, **parameters,
     ):  # fmt: skip
-        check_model(model)
         if couplings is None:
             if weights is None:
                 raise ValueError("'weights' is needed, or 'couplings', a list of bk.Coupling")
@@ -99,13 +102,17 @@ class Network:
             }  # fmt: skip
             if wrong := [name for name, x in others.items() if x is not None]:
                 raise TypeError(f"'{wrong[0]}' was given beside 'couplings', each of which has its own")
-        self.model = model
+        self.model = grouped(model, _listed(couplings)) if isinstance(model, Mapping) else model
+        check_model(self.model, ", or a dict of groups of regions")
+        model = self.model
         self.couplings: tuple[Coupling, ...] = tuple(
             each.bound(model, name) for name, each in _named(couplings).items()
         )
         counts = {each.link.name: each.regions for each in self.couplings}
         if len({*counts.values()}) > 1:
             raise ValueError(f"'couplings' got weights of different numbers of regions: {counts}")
+        if isinstance(model, Groups) and model.regions != self.regions:
+            raise ValueError(f"'weights' has {self.regions} regions, but the groups have {model.regions}")
 
     # The couplings ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +277,25 @@ def _named(couplings) -> dict[str, Coupling]:
     if twice:
         raise ValueError(f"'couplings' has two of the name '{twice[0]}': give each its own, bk.Coupling(..., name=...)")
     return dict(named)
+
+
+def _listed(couplings) -> list[Coupling]:
+    every = couplings.values() if isinstance(couplings, Mapping) else couplings
+    return [each for each in every if isinstance(each, Coupling)]
+
+
+def grouped(groups: Mapping, couplings: Sequence[Coupling]) -> Groups:
+    """The model of groups of regions, with what the couplings read and drive in each."""
+
+    def places(value) -> Places | None:
+        if not isinstance(value, str):
+            return value
+        group, dot, name = value.partition(".")
+        return Places(((group, name),)) if dot and group in groups else None
+
+    sources = [places(each.link.source) for each in couplings]
+    targets = [each.link.target for each in couplings]
+    return union(groups, [x for x in sources if x], [x for x in targets if isinstance(x, Places)])
 
 
 def _numbered(coupling: Coupling, unnamed: Sequence[Coupling]) -> str:

@@ -123,21 +123,23 @@ class Result(Mapping[str, Any]):
 
     @property
     def ok(self):
-        """Whether the run of each lane stayed finite, ``(*batch)``; computed from the final state on access."""
+        """Whether the run of each lane stayed finite, ``(*batch)``; computed from the final state on access.
+
+        The regions of a network of groups are in the order of the groups.
+        """
         self._warn_once()
         return self._finite()
 
     def _finite(self):
-        finite = [jnp.isfinite(u.get_magnitude(x)) for name, x in self.final.items() if name != "history"]
-        return functools.reduce(jnp.logical_and, finite)
+        return _all_finite({n: jnp.isfinite(u.get_magnitude(x)) for n, x in self.final.items() if n != "history"}, jnp)
 
     def _warn_once(self) -> None:
         """Warn of lanes that did not stay finite, once the numbers are available."""
-        final = [u.get_magnitude(x) for name, x in self.final.items() if name != "history"]
-        if "_checked" in vars(self) or not all(map(_is_available, final)):
+        final = {name: u.get_magnitude(x) for name, x in self.final.items() if name != "history"}
+        if "_checked" in vars(self) or not all(map(_is_available, final.values())):
             return
         object.__setattr__(self, "_checked", True)
-        lost = ~functools.reduce(np.logical_and, map(np.isfinite, jax.device_get(final)), np.True_)
+        lost = ~_all_finite({name: np.isfinite(x) for name, x in jax.device_get(final).items()}, np)
         if lost.any():
             which = "this run" if lost.size == 1 else f"{np.sum(lost):,} of the {lost.size:,} lanes of this run"
             warn(
@@ -301,6 +303,15 @@ class Result(Mapping[str, Any]):
     def tree_unflatten(cls, static, children):
         (times, statistics, lanes, recordable), (records, final) = static, children
         return cls(times, records, final, dict(statistics), lanes, recordable)
+
+
+def _all_finite(finite: dict[str, Any], xp) -> Any:
+    """Whether all states of a lane are; states of groups have the regions of their group."""
+    groups: dict[str, list] = {}
+    for name, x in finite.items():
+        groups.setdefault(name.rpartition(".")[0], []).append(x)
+    every = [functools.reduce(xp.logical_and, states) for states in groups.values()]
+    return every[0] if len(every) == 1 else xp.concatenate(every, axis=-1) if every else np.True_
 
 
 def _is_available(x) -> bool:

@@ -6,11 +6,11 @@ state, ``"coupling.k"`` a constant of a network's coupling.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import units
+from .groups import MEMBER, Groups
 from .models.base import Model, check_name
 from .network import Network, parts_of
 
@@ -40,9 +40,15 @@ def places(model: Model | type[Model] | Network) -> dict[str, Place]:
     known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
     known |= {n: Place("inputs", n, units.unit_of(x)) for n, x in mass.inputs.items()}
     known |= {NOISE + n: Place("noise", n, noise_unit(mass, n)) for n in (*mass.inputs, *mass.states)}
+    known = {n: place for n, place in known.items() if place.name not in _hidden(mass)}
     if network:
         known |= {COUPLING + n: Place("coupling", n, unit) for n, unit in network.parameter_units().items()}
     return known
+
+
+def _hidden(model: Model) -> tuple[str, ...]:
+    """What a model of groups has for itself."""
+    return (MEMBER, *model.joint) if isinstance(model, Groups) else ()
 
 
 def check(name: str, known: Mapping[str, Any], what: str) -> None:
@@ -65,7 +71,7 @@ def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping
     for name, value in values.items():
         groups[known[name].kind][known[name].name] = value
     network, mass = parts_of(model)
-    mass = dataclasses.replace(mass, **groups["parameters"])  # pyright: ignore[reportArgumentType]
+    mass = mass.replace(**groups["parameters"])
     model = network.replace(model=mass, **groups["coupling"]) if network else mass
     return model, groups["inputs"], groups["noise"]
 

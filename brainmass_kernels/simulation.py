@@ -12,6 +12,7 @@ import jax
 from . import derivatives, devices, dispatch, memory, units
 from ._jax import is_traced
 from .arguments import prepare
+from .groups import Groups
 from .interrupts import interruptible
 from .models.base import Model
 from .network import Network, parts_of
@@ -82,17 +83,25 @@ def simulate(
     if not run.sampling:  # a loop records each quantity once, under however many names
         by_source: dict[Any, Any] = dict(zip(run.spec.record, records, strict=True))
         records = [by_source[what] for _, what in run.entries]
+    lanes_of = mass.lanes_of if isinstance(mass, Groups) else lambda name: None
     for (name, what), x in zip(run.entries, records, strict=True):
+        x = _of_lanes(x, lanes_of(what if isinstance(what, str) else what.of))
         if isinstance(what, str):
             values[name] = units.attach(x, known[what])
         elif run.sampling:
             values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
     last: dict[str, Any] = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
+    last = {n: _of_lanes(x, lanes_of(n)) for n, x in last.items()}
     if network and run.depth:
         pasts = zip(network.sent().items(), final[len(mass.states) :], strict=True)
         histories = {name: units.attach(x, unit) for (name, unit), x in pasts if len(x)}
         last["history"] = histories if len(run.depths) > 1 else next(iter(histories.values()))
     return Result(clock(run, dt), values, last, statistics, lane_names(run, network is not None), tuple(known))
+
+
+def _of_lanes(x, lanes):
+    """The regions of a group, along the last axis."""
+    return x if lanes is None else x[..., lanes]
 
 
 def lane_names(run: Run, is_network: bool) -> tuple[str, ...]:

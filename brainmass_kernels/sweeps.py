@@ -21,6 +21,7 @@ from . import dispatch, display, files, grids, identity, report, routing, sweep_
 from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .grids import Grid, Tiles
+from .groups import Groups
 from .interrupts import interruptible
 from .models.base import Model, check_name
 from .network import Network, parts_of
@@ -279,6 +280,8 @@ def sweep(
         if name in names:
             raise ValueError(f"'record' and 'over' take other names than {name!r}, which tells {what}")
     out = None if out is None else sweep_files.place(out, "out")
+    if out is not None and isinstance(parts_of(model)[1], Groups) and sweep_files.kind_of(out, "out") != ".npz":
+        raise ValueError(f"'out' got {out.name}, but takes an .npz: records of groups have regions of their own")
     chunk = _checked_chunk(chunk) or (out and sweep_parts.chunk_in(out)) or _default_chunk(grid, part, client)
     size = min(grid.points, chunk)
     split = out is not None and sweep_files.kind_of(out, "out") == ".zarr"
@@ -580,9 +583,10 @@ def _joined(job: _Job, chunks: Parts | InMemory, about: dict[str, Any]) -> Sweep
     pieces = [chunks.read(number) for number in range(job.tiles.count)]
     records = {}
     for name in pieces[0].records:
-        regions = () if name == OK else job.grid.regions
-        whole = np.concatenate([u.get_magnitude(c.records[name]) for c in pieces], axis=-1 - len(regions))
-        head = whole.shape[: whole.ndim - 1 - len(regions)]
+        rank = 0 if name == OK else len(job.grid.regions)
+        whole = np.concatenate([u.get_magnitude(c.records[name]) for c in pieces], axis=-1 - rank)
+        # A record of a group of regions has those alone.
+        head, regions = whole.shape[: whole.ndim - 1 - rank], whole.shape[whole.ndim - rank :]
         whole = whole.reshape(*head, *job.grid.shape, *regions)
         records[name] = units.attach(whole, units.unit_of(pieces[0].records[name]))
     ok = records.pop(OK, None)

@@ -363,3 +363,27 @@ def test_second_order_schemes_want_second_order_blocks():
     for scheme in ("strang", "exact", "symplectic_euler"):
         with pytest.raises(ValueError, match=rf"'{scheme}'.*FitzHughNagumo is not.*heun"):
             bk.simulate(FitzHughNagumo(), 5, 0.1 * u.ms, scheme=scheme)
+
+
+def test_a_comparison_of_parameters_is_made_in_the_loop():
+    """A coefficient is a number: kernels take no others."""
+
+    @bk.model
+    class Switched(bk.Model):
+        a: Any = 1.0
+        states = {"x": u.mV}  # noqa: RUF012
+        observables = {"y": u.mV}  # noqa: RUF012
+        time_unit = u.ms
+
+        @staticmethod
+        def drift(s, p, i):
+            return {"x": jnp.where(p.a == 1.0, -s.x, s.x)}
+
+        @staticmethod
+        def observe(s, p):
+            return {"y": s.x}
+
+    for implementation in ("scan", *(["numba"] if not needs.numba.args[0] else [])):
+        run = bk.simulate(Switched(a=np.array([1.0, 0.0])), 1 * u.ms, 0.1 * u.ms, initial={"x": 1 * u.mV},
+                          scheme="euler", implementation=implementation)  # fmt: skip
+        np.testing.assert_allclose(run["y"].mantissa[-1], [0.9**10, 1.1**10], rtol=1e-6)

@@ -1,0 +1,222 @@
+"""Networks whose regions are of different models, against a float64 loop and against each model alone."""
+
+from __future__ import annotations
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_couplings import _float64, implementation  # noqa: F401
+
+import brainmass_kernels as bk
+from brainmass_kernels import routing
+
+N, STEPS, DT = 6, 40, 0.1 * u.ms
+rng = np.random.default_rng(0)
+WEIGHTS, DELAYS = rng.uniform(0.0, 0.4, (N, N)), rng.integers(0, 9, (N, N))
+CORTEX, SEIZING = np.array([0, 2, 4, 5]), np.array([1, 3])
+X, Y = np.linspace(-0.4, 0.5, N), np.linspace(0.3, -0.2, N)
+START = {"cortex.x": X[CORTEX], "cortex.y": Y[CORTEX], "seizing.x": X[SEIZING], "seizing.y": Y[SEIZING]}
+
+
+def network(k=0.2, a=0.1, mu=0.5, w=WEIGHTS, cortex=CORTEX, seizing=SEIZING, delays=DELAYS):
+    groups = {"cortex": (bk.Hopf(a=a, w=0.3), cortex), "seizing": (bk.VanDerPol(mu=mu), seizing)}
+    both = {"source": {"cortex": "x", "seizing": "y"}, "target": {"cortex": "x_inp", "seizing": "y_inp"}}
+    back = bk.Coupling(w.T, kind="diffusive", source="cortex.y", target="seizing.x_inp", k=0.1, name="back")
+    return bk.Network(groups, couplings=[bk.Coupling(w, k=k, delays=delays * DT, **both), back])
+
+
+def simulated(net, implementation, steps=STEPS, **options):  # noqa: F811
+    settings = {"initial": START, "scheme": "euler", "record": ["cortex.x", "seizing.y"]} | options
+    return bk.simulate(net, steps * DT, DT, implementation=implementation, **settings)
+
+
+def looped(steps=STEPS, k=0.2, a=0.1, mu=0.5):
+    """Euler's rule in float64; a region sends x in the cortex, y where it seizes."""
+    x, y, in_cortex, off = X.copy(), Y.copy(), np.isin(np.arange(N), CORTEX), 1 - np.eye(N)
+    past, seen = [np.where(in_cortex, x, y)] * 12, []
+    for _ in range(steps):
+        past.append(np.where(in_cortex, x, y))
+        late = np.array(past)[len(past) - 1 - DELAYS, np.arange(N)]
+        arrived, own = k * np.sum(off * WEIGHTS * late, axis=1), np.where(in_cortex, y, 0.0)
+        back = 0.1 * np.sum(off * WEIGHTS.T * (own[None] - own[:, None]), axis=1)
+        growth = a - (x**2 + y**2)
+        dx = np.where(in_cortex, growth * x - 0.3 * y + arrived, mu * (x - x**3 / 3 - y) + back)
+        dy = np.where(in_cortex, growth * y + 0.3 * x, x / mu + arrived)
+        x, y = x + 0.1 * dx, y + 0.1 * dy
+        seen.append((x[CORTEX], y[SEIZING]))
+    return [np.array(each) for each in zip(*seen)]
+
+
+def test_two_groups_with_gradients(implementation):  # noqa: F811
+    steps = STEPS if implementation != "triton" else 12
+    found = simulated(network(), implementation, steps)
+    for name, expected in zip(("cortex.x", "seizing.y"), looped(steps)):
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-12)
+
+    def loss(k, a, mu):
+        result = simulated(network(k, a, mu), implementation, steps)
+        return jnp.sum(result["cortex.x"] ** 2) + jnp.sum(result["seizing.y"] ** 2)
+
+    def difference(**values):
+        ((name, at),) = values.items()
+        above, below = (sum(np.sum(x**2) for x in looped(steps, **{name: at + h})) for h in (1e-6, -1e-6))
+        return (above - below) / 2e-6
+
+    k, a, mu = jax.grad(loss, (0, 1, 2))(0.2, jnp.full(4, 0.1), 0.5)
+    assert a.shape == (4,)
+    for gradient, value in ((k, {"k": 0.2}), (jnp.sum(a), {"a": 0.1}), (mu, {"mu": 0.5})):
+        np.testing.assert_allclose(gradient, difference(**value), rtol=1e-5)
+
+
+def test_a_run_continues(implementation):  # noqa: F811
+    whole, first = (simulated(network(), implementation, n) for n in (20, 10))
+    assert {n: x.shape for n, x in first.final.items() if n != "history"} == {n: x.shape for n, x in START.items()}
+    second = simulated(network(), implementation, 10, initial=first.final)
+    np.testing.assert_allclose(second["cortex.x"], whole["cortex.x"][10:], rtol=0, atol=1e-14)
+    assert whole.ok.shape == (N,)
+    assert whole.ok.all()
+
+
+def test_groups_without_connections_are_each_model_alone(implementation):  # noqa: F811
+    found = simulated(network(w=0 * WEIGHTS), implementation, 12)
+    for group, name, model, lanes in (("cortex", "x", bk.Hopf(a=0.1, w=0.3), CORTEX),
+                                      ("seizing", "y", bk.VanDerPol(mu=0.5), SEIZING)):  # fmt: skip
+        alone = bk.simulate(model, 12 * DT, DT, initial={"x": X[lanes], "y": Y[lanes]}, scheme="euler", record=name,
+                            implementation=implementation)  # fmt: skip
+        np.testing.assert_allclose(found[f"{group}.{name}"], alone[name], rtol=0, atol=1e-15)
+
+
+def test_regions_by_count_and_permuted():
+    plain = simulated(network(), "scan")
+    order = np.concatenate([CORTEX, SEIZING])
+    net = network(w=WEIGHTS[order][:, order], delays=DELAYS[order][:, order], cortex=4, seizing=2)
+    moved = simulated(net, "scan")
+    for name in plain:
+        np.testing.assert_allclose(moved[name], plain[name], rtol=0, atol=1e-14)
+
+
+def test_models_of_other_units_of_time_and_of_blocks():
+    """Seconds beside milliseconds; positions and velocities beside neither."""
+    w = np.zeros((4, 4))
+    couplings = [bk.Coupling(w, source={"a": "eeg"}, target={"b": "x_inp"}, k=0.1 / u.mV)]
+    options = {"duration": 0.05 * u.second, "dt": 0.1 * u.ms, "scheme": "heun", "implementation": "scan"}
+    for groups in ({"a": (bk.JansenRit(), 2), "b": (bk.Hopf(a=0.1, w=0.3), 2)},
+                   {"b": (bk.Hopf(a=0.1, w=0.3), [2, 3]), "a": (bk.JansenRit(), [0, 1])}):  # fmt: skip
+        net = bk.Network(groups, couplings=couplings)
+        found = bk.simulate(net, initial={"b.x": 0.3}, inputs={"a.E_inp": 120 * u.Hz}, **options)
+        assert {*found} == {"a.eeg", "b.x", "b.y"}
+        mass = bk.simulate(bk.JansenRit(), inputs={"E_inp": 120 * u.Hz}, **options)
+        phase = bk.simulate(bk.Hopf(a=0.1, w=0.3), initial={"x": 0.3}, **options)
+        np.testing.assert_allclose(found["a.eeg"].mantissa[:, 0], mass["eeg"].mantissa, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(found["b.x"][:, 1], phase["x"], rtol=1e-10, atol=1e-12)
+    net = bk.Network({"a": (bk.JansenRit(), 2), "b": (bk.Wendling(), 2)}, couplings=[
+        bk.Coupling(w, source={"a": "eeg", "b": "eeg"}, target={"a": "E_inp", "b": "E_inp"}, k=1 * u.Hz / u.mV)
+    ])  # fmt: skip
+    assert net.model.scheme == "strang"
+    found = bk.simulate(net, inputs={"a.E_inp": 120 * u.Hz}, **(options | {"scheme": None}))
+    mass = bk.simulate(bk.JansenRit(), inputs={"E_inp": 120 * u.Hz}, **(options | {"scheme": "strang"}))
+    np.testing.assert_allclose(found["a.eeg"].mantissa[:, 1], mass["eeg"].mantissa, rtol=1e-10, atol=1e-12)
+
+
+def test_joint_units_are_converted():
+    """Hz beside kHz: what a group sends and gets is in the units of the joint source and target."""
+
+    def of(unit):
+        @bk.model
+        class Rate(bk.Model):
+            states = {"r": unit}
+            inputs = {"push": 0.0 * unit}
+            time_unit = u.ms
+
+            @staticmethod
+            def drift(s, p, i):
+                return {"r": -0.1 * s.r + 0.1 * i.push}
+
+        return Rate()
+
+    w = np.array([[0.0, 1.0], [1.0, 0.0]])
+    both = {"source": {"slow": "r", "fast": "r"}, "target": {"slow": "push", "fast": "push"}}
+    results = []
+    for fast in (u.Hz, u.kHz):
+        net = bk.Network({"slow": (of(u.Hz), 1), "fast": (of(fast), 1)}, couplings=[bk.Coupling(w, k=0.5, **both)])
+        start = {"slow.r": 20.0 * u.Hz, "fast.r": 50.0 * u.Hz}
+        found = bk.simulate(net, 2 * u.ms, DT, initial=start, scheme="euler", implementation="scan")
+        results.append([found[name].to_decimal(u.Hz) for name in ("slow.r", "fast.r")])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-12)
+    assert results[0][0][-1] > 20.0 * 0.99**20 + 1
+
+
+def test_noise_moves_its_group_alone(implementation):  # noqa: F811
+    net = network(w=0 * WEIGHTS)
+    noise, key = {"seizing.x_inp": 0.1 * u.ms**0.5}, jax.random.key(0)
+    plain, noisy = (simulated(net, implementation, 12, **more) for more in ({}, {"noise": noise, "key": key}))
+    np.testing.assert_array_equal(noisy["cortex.x"], plain["cortex.x"])
+    assert np.abs(np.asarray(noisy["seizing.y"] - plain["seizing.y"]))[-1].min() > 1e-3
+
+
+def test_fits_and_sweeps_name_what_is_of_a_group():
+    net = network()
+    known = routing.places(net)
+    assert {"cortex.a", "seizing.mu", "seizing.x_inp", "coupling.back.k", "noise.cortex.x"} < {*known}
+    assert not any(name.startswith("_") or "+" in name for name in known)
+    grid = bk.sweep(net, {"seizing.mu": np.array([0.5, 0.8])}, 12 * DT, DT, record="seizing.y", scheme="euler",
+                    initial=START, implementation="scan")  # fmt: skip
+    np.testing.assert_allclose(np.asarray(grid["seizing.y"])[..., 0, :], looped(12)[1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(grid["seizing.y"])[..., 1, :], looped(12, mu=0.8)[1], rtol=0, atol=1e-12)
+
+
+def test_a_sweep_of_groups_on_disk(tmp_path):
+    settings = {"record": "seizing.y", "scheme": "euler", "initial": START, "implementation": "scan", "chunk": 1}
+    run = network(), {"seizing.mu": np.array([0.5, 0.8])}, 12 * DT, DT
+    bk.sweep(*run, out=tmp_path / "grid.npz", **settings)
+    found = (
+        bk.Sweep.load(tmp_path / "grid.npz")
+        if hasattr(bk, "Sweep")
+        else bk.sweep(*run, out=tmp_path / "grid.npz", **settings)
+    )
+    assert np.shape(found["seizing.y"]) == (12, 2, 2)
+    with pytest.raises(ValueError, match=r"takes an \.npz"):
+        bk.sweep(*run, out=tmp_path / "grid.zarr", **settings)
+
+
+def test_a_network_of_groups_is_a_pytree():
+    net = network(a=jnp.full(4, 0.1))
+
+    def loss(net):
+        return jnp.sum(simulated(net, "scan", 12)["seizing.y"] ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(net.as_arrays())
+    assert gradient.model.groups["cortex"].model.a.shape == (4,)
+    again = jax.tree.unflatten(jax.tree.structure(net), jax.tree.leaves(net))
+    np.testing.assert_array_equal(simulated(again, "scan", 12)["cortex.x"], simulated(net, "scan", 12)["cortex.x"])
+    other = net.replace(model=net.model.replace(**{"seizing.mu": 0.8}))
+    np.testing.assert_allclose(simulated(other, "scan", 12)["seizing.y"], looped(12, mu=0.8)[1], rtol=0, atol=1e-12)
+
+
+def test_each_fault_is_named():
+    hopf, w, one = bk.Hopf(), WEIGHTS, bk.Coupling(WEIGHTS, source="a.x", target="a.x_inp", k=1.0)
+    faults = [
+        (ValueError, "region 1 is in the groups a and b", {"a": (hopf, [0, 1]), "b": (hopf, [1, 2, 3, 4, 5])}, one),
+        (ValueError, "region 2 is in no group", {"a": (hopf, [0, 1]), "b": (hopf, [3, 4, 5])}, one),
+        (ValueError, "'weights' has 6 regions, but the groups have 5", {"a": (hopf, 2), "b": (hopf, 3)}, one),
+        (ValueError, "takes at least one", {"a": (hopf, 0), "b": (hopf, 3)}, one),
+        (ValueError, "words such as 'cortex'", {"a b": (hopf, 6)}, one),
+        (TypeError, r"takes \(model, number or indices", {"a": hopf}, one),
+        (TypeError, "takes a model such as", {"a": (3, 6)}, one),
+        (ValueError, "unknown source of the group 'a' 'eeg'", {"a": (hopf, 6)}, bk.Coupling(w, source={"a": "eeg"})),
+        (ValueError, "unknown group of a source 'c'", {"a": (hopf, 6)}, bk.Coupling(w, source={"c": "x"})),
+        (ValueError, "unknown target", {"a": (hopf, 6)}, bk.Coupling(w, source="a.x", target="a.z")),
+        (ValueError, "quantities of one kind", {"a": (hopf, 3), "b": (bk.JansenRit(), 3)},
+         bk.Coupling(w, source={"a": "x", "b": "eeg"}, target="a.x_inp")),
+    ]  # fmt: skip
+    for kind, words, groups, coupling in faults:
+        with pytest.raises(kind, match=words):
+            bk.Network(groups, couplings=[coupling])
+    with pytest.raises(TypeError, match="takes a name, or a dict of names by group"):
+        bk.Coupling(w, source=3)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"unknown record 'cortex.z'"):
+        simulated(network(), "scan", record="cortex.z")
+    with pytest.raises(ValueError, match=r"unknown state 'cortex.z'"):
+        simulated(network(), "scan", initial={"cortex.z": 1.0})
