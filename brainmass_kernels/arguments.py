@@ -24,7 +24,7 @@ from .notices import warn
 from .recording import Reduction, Sampling
 from .routing import noise_unit
 from .run import Data, Run, inverse_holds, request_of
-from .schedule import Schedule
+from .schedule import COUNTED, Schedule
 from .schemes import NEEDS, SCHEMES
 from .step import StepSpec, build
 
@@ -423,6 +423,12 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampli
     reductions = [what for _, what in entries if isinstance(what, Reduction)]
     if not reductions:
         return None
+    if schedule.count > COUNTED:
+        fewer = -(-(schedule.steps - schedule.lead) // COUNTED)
+        raise ValueError(
+            f"'record' got a statistic of {schedule.count:,} records, but takes at most {COUNTED:,}: "
+            f"every={fewer} or more gives so few, or several runs that continue each other with initial=result.final"
+        )
     sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
     for reduction in reductions:
         reduction.check(sampling)
