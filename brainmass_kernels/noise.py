@@ -6,8 +6,8 @@ of steps, stream). By Box and Muller two words give two normals, one for an even
 it. All arithmetic is in 32-bit integers and float32, which Pallas, Triton and numba have. Any normal can be computed
 again from its counter, so that an adjoint replays a noisy run without stored noise.
 
-The number of a step has 64 bits. Half of its low word is the counter's first word; its high word is in the second, above
-the stream. No two steps up to 2^53 share a counter. A run that needs no high word computes none.
+The number of a step has 64 bits. Half of its low word is the counter's first word; its high word is in the second,
+above the stream. No two pairs of steps up to 2^53 share a counter. A run that needs no high word computes none.
 """
 
 from __future__ import annotations
