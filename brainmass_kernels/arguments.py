@@ -19,7 +19,7 @@ from .devices import split_of
 from .equations import key_of
 from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network, parts_of
-from .noise import check_key
+from .noise import check_key, check_streams
 from .notices import warn
 from .recording import Reduction, Sampling
 from .routing import noise_unit
@@ -135,6 +135,7 @@ def prepare(
     parameters = mass.magnitudes()
     _check_step(mass, scheme, parameters, float(step_time))
     values = Values.of(model, parameters, inputs, initial, noise, key, schedule.steps, seconds)
+    check_streams(values.noise, schedule.steps)
     batch = values.batch(schedule.steps)
     if network and batch[-1] != network.regions:
         raise ValueError(

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .schedule import COUNTED
+
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 ROUNDS = 13
 PARITY = 0x1BD11BDA
-# Bits of the counter's second word that number the stream; above them is the high word of the step's number.
+# Bits of the counter's second word that are the stream's number; above them is the high word of the step's number.
 STREAM_BITS = 11
 
 # sin(pi x / 2) / x and cos(pi x / 2) on |x| <= 1/2 in powers of x^2, minimax in float32.
@@ -226,6 +228,15 @@ def check_key(key) -> None:
         return
     got = f"an array of {key.dtype}, {np.shape(key)}" if hasattr(key, "dtype") else f"{key!r}"
     raise TypeError(f"'key' got {got}, but takes a random key of JAX's, such as jax.random.key(0)")
+
+
+def check_streams(names, steps: int) -> None:
+    """Raise ValueError if a run is so long that the counter has no room for the noise on all of these names."""
+    if steps > COUNTED and len(names) > 2**STREAM_BITS:
+        raise ValueError(
+            f"'noise' got {len(names):,} names, but takes at most {2**STREAM_BITS:,} in a run of more than "
+            f"{COUNTED:,} steps: several runs that continue each other with initial=result.final take more"
+        )
 
 
 def lane_seeds(key, batch: tuple[int, ...]) -> jax.Array:

@@ -221,6 +221,16 @@ def test_more_records_than_a_statistic_counts_are_refused():
     assert bk.explain(Last(), LONG, 1.0 * u.ms, every=2, **record).records == LONG // 2
 
 
+def test_noise_on_more_than_the_counter_has_room_for_is_refused(monkeypatch):
+    monkeypatch.setattr(noise, "STREAM_BITS", 0)
+    arguments = {"noise": {"drive": 1.0 * SIGMA, "x": 1.0 / u.second**0.5}, "key": jax.random.key(0), "every": 2**30}
+    assert bk.explain(Last(), 2**31 - 1, 1.0 * u.ms, **arguments).steps == 2**31 - 1
+    with pytest.raises(
+        ValueError, match=r"'noise' got 2 names, but takes at most 1 in a run of more than 2,147,483,647"
+    ):
+        bk.explain(Last(), 2**31, 1.0 * u.ms, **arguments)
+
+
 @pytest.mark.parametrize("implementation", EACH[:2])
 def test_records_and_gradients_beyond_memory_are_named_before_anything_runs(implementation, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 10**9)
