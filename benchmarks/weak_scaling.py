@@ -109,7 +109,7 @@ def table(seconds: dict[int, dict[str, float]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Weak scaling on fake devices.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="times that each run is measured in a round")
     parser.add_argument("--devices", type=int, nargs="+", default=DEVICES)
