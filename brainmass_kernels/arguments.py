@@ -22,12 +22,12 @@ from .equations import key_of
 from .groups import Groups
 from .models.base import Model, check_model, check_name, refuse_nan
 from .network import Network, parts_of
-from .noise import check_key
+from .noise import check_key, check_streams
 from .notices import warn
 from .recording import Reduction, Sampling
 from .routing import noise_unit
 from .run import Data, Run, inverse_holds, request_of
-from .schedule import Schedule
+from .schedule import COUNTED, Schedule
 from .schemes import NEEDS, SCHEMES
 from .step import StepSpec, build
 
@@ -149,6 +149,7 @@ def prepare(
     parameters = mass.magnitudes()
     _check_step(mass, scheme, parameters, float(step_time))
     values = Values.of(model, parameters, inputs, initial, noise, key, schedule.steps, seconds)
+    check_streams(values.noise, schedule.steps)
     batch = values.batch(schedule.steps)
     if network and batch[-1] != network.regions:
         raise ValueError(
@@ -495,6 +496,12 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampli
     reductions = [what for _, what in entries if isinstance(what, Reduction)]
     if not reductions:
         return None
+    if schedule.count > COUNTED:
+        fewer = -(-(schedule.steps - schedule.lead) // COUNTED)
+        raise ValueError(
+            f"'record' got a statistic of {schedule.count:,} records, but takes at most {COUNTED:,}: "
+            f"every={fewer} or more gives so few, or several runs that continue each other with initial=result.final"
+        )
     sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
     for reduction in reductions:
         reduction.check(sampling)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ._jax import aligned
+from .noise import StepNumber
 from .recording import Reduction, Sampling
 from .schedule import Schedule, SegmentGroup, segment_groups
 
@@ -59,7 +60,8 @@ def run_in_blocks(
     schedule : of the whole run
     entries : names of quantities to be stored, and statistics
     sources : names of the quantities that a launch records
-    launch : ``(schedule, carry, rows, first step or None) -> (records, carry)``, a run of some steps
+    launch : ``(schedule, carry, rows, first) -> (records, carry)``, a run of some steps, of which the first has this
+        `StepNumber`; or ``None``, 0
     carry : before the first step
     rows : of inputs, one a step, each ``(T, ...)``
     rerun : whether a gradient reruns blocks rather than stores what it needs of all of them
@@ -81,11 +83,11 @@ def run_in_blocks(
     def stretch(carry, first: int, count: int, recorded: bool):
         """Some steps that are no whole block."""
         part = Schedule(count, 0 if recorded else count, every)
-        return launch(part, carry, tuple(x[first : first + count] for x in rows), first)
+        return launch(part, carry, tuple(x[first : first + count] for x in rows), StepNumber.of(first))
 
-    def one_block(carries, number_and_rows):
-        (carry, sums), (number, rows) = carries, number_and_rows
-        records, carry = launch(Schedule(steps, 0, every), carry, rows, lead + number * steps)
+    def one_block(carries, numbers_and_rows):
+        (carry, sums), (number, first, rows) = carries, numbers_and_rows
+        records, carry = launch(Schedule(steps, 0, every), carry, rows, first)
         sums, stored = recorder.add(sums, records, number * block)
         return (carry, sums), stored
 
@@ -93,7 +95,8 @@ def run_in_blocks(
         _, carry = stretch(carry, 0, lead, recorded=False)
     in_blocks = tuple(x[lead : lead + whole * steps].reshape(whole, steps, *x.shape[1:]) for x in rows)
     scan = _scan_with_reruns if rerun else lax.scan
-    (carry, sums), stored = scan(one_block, (carry, sums), (jnp.arange(whole, dtype=jnp.int32), in_blocks))
+    firsts = StepNumber.of(lead) + StepNumber.multiples(steps, whole)
+    (carry, sums), stored = scan(one_block, (carry, sums), (jnp.arange(whole, dtype=jnp.int32), firsts, in_blocks))
     blocks = [[x.reshape(-1, *x.shape[2:]) for x in stored]]
     done = lead + whole * steps
     if left:
@@ -124,7 +127,7 @@ def run_in_parts(launch: Callable, most: int, rerun: bool, schedule: Schedule, c
         """All segments of a group, one after the other: the carry after them, and the records of each."""
         size, count = group.length, group.segments
         in_segments = tuple(x[group.start :][: count * size].reshape(count, size, *x.shape[1:]) for x in rows)
-        firsts = begin + group.start + size * jnp.arange(count, dtype=jnp.int32)
+        firsts = begin + StepNumber.of(group.start) + StepNumber.multiples(size, count)
         return scan(body, carry, (firsts, in_segments))
 
     def segment(schedule: Schedule, carry, first_and_rows):
@@ -141,7 +144,7 @@ def run_in_parts(launch: Callable, most: int, rerun: bool, schedule: Schedule, c
             carry, records = over(part, body, first, carry, rows)
         return carry, tuple(record[-1] for record in records)
 
-    begin, recorded, records = jnp.int32(0 if first is None else first), [], ()
+    begin, recorded, records = StepNumber.of(0) if first is None else first, [], ()
     for group in segment_groups(schedule, most):
         inner = Schedule(group.length, 0 if group.recorded else group.length, group.stride)
         body = functools.partial(*((long_stride, group) if group.parts else (segment, inner)))

@@ -81,14 +81,18 @@ def _checked(split: Split, batch: tuple[int, ...], is_network: bool) -> Split:
 
 
 def _place(x) -> NamedSharding | None:
-    """Where an array lies, if that is on a mesh of several devices and known."""
+    """Where an array lies, if that is on a mesh of several devices and known.
+
+    Of a traced array explicit axes are part of its type, those of one device too.
+    """
     if not isinstance(x, jax.Array):
         return None
     place = jax.typeof(x).sharding if is_traced(x) else x.sharding
-    if not isinstance(place, NamedSharding) or place.mesh.size == 1:
+    if not isinstance(place, NamedSharding):
         return None
     # The axes of a traced array that are not explicit are XLA's to choose, or a shard_map's.
-    return None if is_traced(x) and not _is_explicit(place.mesh) else place
+    known = _is_explicit(place.mesh) if is_traced(x) else place.mesh.size > 1
+    return place if known else None
 
 
 def _is_explicit(mesh) -> bool:

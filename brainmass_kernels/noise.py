@@ -5,10 +5,14 @@ rounds; JAX's generator has 20. tests/test_noise.py checks their statistics. The
 of steps, stream). By Box and Muller two words give two normals, one for an even step and one for the odd step after
 it. All arithmetic is in 32-bit integers and float32, which Pallas, Triton and numba have. Any normal can be computed
 again from its counter, so that an adjoint replays a noisy run without stored noise.
+
+The number of a step has 64 bits. Half of its low word is the counter's first word; its high word is in the second,
+above the stream. No two pairs of steps up to 2^53 share a counter. A run that needs no high word computes none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .schedule import COUNTED
+
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 ROUNDS = 13
 PARITY = 0x1BD11BDA
+# Bits of the counter's second word that are the stream's number; above them is the high word of the step's number.
+STREAM_BITS = 11
 
 # sin(pi x / 2) / x and cos(pi x / 2) on |x| <= 1/2 in powers of x^2, minimax in float32.
 _SIN = (1.5707963267948966, -0.6459640975062462, 0.07969262624616704, -0.004681754135318688, 0.00016044118478735982)
@@ -68,9 +76,25 @@ def _horner(coefficients, x):
     return value
 
 
-def pairs(seeds, half, count: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """For each stream, the normals of the steps ``2 * half`` and ``2 * half + 1``."""
-    return tuple(box_muller(*threefry(seeds[0], seeds[1], half, jnp.int32(stream))) for stream in range(count))
+def pairs(seeds, half, count: int, high=None) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """For each stream, the normals of an even step and of the odd step after it.
+
+    Parameters
+    ----------
+    seeds : two int32 arrays of the lane shape, from `lane_seeds`
+    half : int32, half of the low word of the even step's number
+    count : number of streams
+    high : int32, the high word of the number of both; ``None``, 0
+    """
+    streams: list[Any] = [jnp.int32(stream) for stream in range(count)]
+    if high is not None:
+        streams = [in_second_word(high) + stream for stream in streams]
+    return tuple(box_muller(*threefry(seeds[0], seeds[1], half, stream)) for stream in streams)
+
+
+def in_second_word(high):
+    """The high word of a step's number where it is in the counter's second word, to which the stream is added."""
+    return lax.shift_left(high, jnp.int32(STREAM_BITS))
 
 
 def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
@@ -78,8 +102,9 @@ def normals(seeds, step, count: int) -> tuple[jax.Array, ...]:
 
     Parameters
     ----------
-    seeds : two int32 arrays of the lane shape, from `lane_seeds`; a third has the number of the first step
-    step : int32 scalar, counted from that first step, or from 0
+    seeds : two int32 arrays of the lane shape, from `lane_seeds`; a third has the number of the first step, or a third
+        and a fourth its low and high word (`numbered`)
+    step : int32 scalar from 0 on, counted from that first step, or from 0
     count : number of streams
 
     Returns
@@ -99,16 +124,71 @@ def in_a_row(seeds, first, count: int, parity: int | None = None) -> Normals:
     count : number of streams
     parity : 0 or 1 if ``first`` is known to be even or odd, with steps counted from 0
     """
-    first, later = jnp.asarray(first, jnp.int32), len(seeds) == 3
-    first = first + seeds[2] if later else first
+    first, later = jnp.asarray(first, jnp.int32), len(seeds) > 2
+    begin = StepNumber(seeds[2], seeds[3]) + first if is_wide(seeds) else None
+    first = begin.low if begin else first + seeds[2] if later else first
 
     def draw(k: int):
-        return pairs(seeds, lax.shift_right_arithmetic(first, jnp.int32(1)) + jnp.int32(k), count)
+        if begin is None:
+            return pairs(seeds, lax.shift_right_arithmetic(first, jnp.int32(1)) + jnp.int32(k), count)
+        at = begin + jnp.int32(2 * k)
+        return pairs(seeds, lax.shift_right_arithmetic(at.low, jnp.int32(1)), count, at.high)
 
     def choose(after_odd, after_even):
         return jnp.where(first & 1 == 1, after_odd, after_even)
 
     return Normals(draw, choose, None if later else parity)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepNumber:
+    """The number of a step, or an array of them, as two int32 words; JAX has no 64-bit integers by default."""
+
+    low: Any
+    high: Any
+
+    @classmethod
+    def of(cls, n: int) -> StepNumber:
+        """From 0 to 2^63 - 1."""
+        return cls(*(jnp.int32(word) for word in np.asarray(n, "<i8").reshape(1).view("<i4")))
+
+    @classmethod
+    def multiples(cls, size: int, count: int) -> StepNumber:
+        """``0, size, 2 size, ...``, so many."""
+        by, low, high = lax.iota(jnp.uint32, count), np.uint32(size & 0xFFFFFFFF), np.uint32(size >> 32)
+        words = by * low, by * high + _high_word(by, low)
+        return cls(*(lax.bitcast_convert_type(word, jnp.int32) for word in words))
+
+    def __add__(self, other: StepNumber | Any) -> StepNumber:
+        """Plus another, or plus int32 from 0 on."""
+        a, (b, high) = self.low, (other.low, other.high) if isinstance(other, StepNumber) else (other, 0)
+        low = a + b
+        carry = lax.shift_right_logical((a & b) | ((a | b) & (low ^ -1)), jnp.int32(31))
+        return StepNumber(low, self.high + high + carry)
+
+
+def _high_word(a, b):
+    """The upper 32 bits of a product of uint32."""
+    (a1, a0), (b1, b0) = ((x >> 16, x & 0xFFFF) for x in (a, b))
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    return a1 * b1 + (middle >> 16) + (a0 * b1 + (middle & 0xFFFF) >> 16)
+
+
+def is_wide(seeds) -> bool:
+    """Whether seeds have the number of the first step as two words."""
+    return len(seeds) == 4
+
+
+def numbered(seeds, first: StepNumber, wide: bool):
+    """Seeds ``(2, L)`` of steps that are counted from a first one: with its number, or the low word where that is all.
+
+    Returns
+    -------
+    ``(3, L)`` int32, or ``(4, L)`` if ``wide``
+    """
+    words = (first.low, first.high) if wide else (first.low,)
+    return jnp.concatenate([seeds, *(jnp.full((1, seeds.shape[1]), word, jnp.int32) for word in words)])
 
 
 class Normals:
@@ -148,6 +228,15 @@ def check_key(key) -> None:
         return
     got = f"an array of {key.dtype}, {np.shape(key)}" if hasattr(key, "dtype") else f"{key!r}"
     raise TypeError(f"'key' got {got}, but takes a random key of JAX's, such as jax.random.key(0)")
+
+
+def check_streams(names, steps: int) -> None:
+    """Raise ValueError if a run is so long that the counter has no room for the noise on all of these names."""
+    if steps > COUNTED and len(names) > 2**STREAM_BITS:
+        raise ValueError(
+            f"'noise' got {len(names):,} names, but takes at most {2**STREAM_BITS:,} in a run of more than "
+            f"{COUNTED:,} steps: several runs that continue each other with initial=result.final take more"
+        )
 
 
 def lane_seeds(key, batch: tuple[int, ...]) -> jax.Array:

@@ -19,10 +19,11 @@ from .blocks import run_in_blocks, run_in_parts
 from .devices import Split, over_devices
 from .equations import Key
 from .loop_vjp import differentiable
+from .noise import StepNumber
 from .pointwise import Program
 from .programs import Programs
 from .recording import Reduction, Sampling
-from .schedule import Schedule, segment_groups
+from .schedule import COUNTED, PART, Schedule, segment_groups
 from .step import Step, StepSpec, build
 
 # Each inverse step multiplies rounding errors by exp(a dt). The largest sum of `a dt` over a segment.
@@ -175,6 +176,8 @@ def _execute_share(run: Run, data: Data):
     rerun = not run.interpret
     if connections and not run.native_autodiff:
         launch = functools.partial(run_in_parts, launch, memory.block(run), rerun)
+    else:
+        launch = countable(run, launch)
     if run.sampling is None:
         records, final = launch(run.schedule, carry, rows, None)
     else:
@@ -192,11 +195,9 @@ def _execute_share(run: Run, data: Data):
 def _launcher(run: Run, operands: Operands, near):
     """``(schedule, carry, rows, first) -> (records, carry)``, which runs some steps, from the ``first`` on."""
 
-    def launch(schedule: Schedule, carry: Carry, rows, first):
+    def launch(schedule: Schedule, carry: Carry, rows, first: StepNumber | None):
         part = run._replace(schedule=schedule, checkpoint_every=min(run.checkpoint_every, schedule.steps))
-        loop, seeds = loop_of(part)[1], operands.seeds
-        if seeds is not None and first is not None:
-            seeds = jnp.concatenate([seeds, jnp.full((1, seeds.shape[1]), first, jnp.int32)])
+        loop, seeds = loop_of(part)[1], seeds_from(run, operands.seeds, first)
         part_operands = operands._replace(inputs=rows, seeds=seeds)
         if run.native_autodiff:
             return Scan().native_autodiff(loop, part_operands, carry, part.checkpoint_every)[:2]
@@ -205,6 +206,18 @@ def _launcher(run: Run, operands: Operands, near):
         return loop(part_operands, carry, near)
 
     return launch
+
+
+def seeds_from(run: Run, seeds, first: StepNumber | None):
+    """Seeds for steps from the ``first`` on; ``None`` is the first of all."""
+    if seeds is None or first is None:
+        return seeds
+    return noise.numbered(seeds, first, wide=run.schedule.steps > COUNTED)
+
+
+def countable(run: Run, launch):
+    """A launch whose steps kernels count in 32 bits: those of a longer run are taken in parts."""
+    return launch if run.schedule.steps <= COUNTED else functools.partial(run_in_parts, launch, PART, False)
 
 
 def _connections(connections: Connections, run: Run) -> Connections:

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
+# Steps that a 32-bit counter counts, and steps of each part in which a longer run is taken.
+COUNTED = 2**31 - 1
+PART = 2**24
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:

@@ -21,7 +21,8 @@ from .pointwise import Program, pushforward
 from .programs import Programs
 from .result import Result
 from .routing import NOISE, places
-from .run import Data, Run, in_lanes, in_rows, lane_seeds, no_lanes, only_once, shared
+from .run import Data, Run, countable, in_lanes, in_rows, lane_seeds, no_lanes, only_once, seeds_from, shared
+from .schedule import Schedule
 from .simulation import clock, lane_names
 from .step import StepSpec, build
 
@@ -171,9 +172,14 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
         slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
         tangents += d_state
     varying = tuple(in_rows(x, run.batch, dtype) for x in data.varying)
-    operands = Operands((*coefs, *slopes), varying, lane_seeds(run, data))
-    run_loop = differentiable(run.implementation, run.checkpoint_every, loop, only_once(run))
-    records, final = run_loop(operands, Carry((*state, *tangents)), None)
+    operands = Operands((*coefs, *slopes), (), lane_seeds(run, data))
+
+    def launch(schedule: Schedule, carry: Carry, rows, first):
+        part, every = dataclasses.replace(loop, schedule=schedule), min(run.checkpoint_every, schedule.steps)
+        of_part = operands._replace(inputs=rows, seeds=seeds_from(run, operands.seeds, first))
+        return differentiable(run.implementation, every, part, only_once(run))(of_part, carry, None)
+
+    records, final = countable(run, launch)(run.schedule, Carry((*state, *tangents)), varying, None)
 
     def shaped(values):
         return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]

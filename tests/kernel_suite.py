@@ -16,7 +16,7 @@ import pytest
 from jax import lax
 
 from brainmass_kernels.backends.base import Backend, Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
-from brainmass_kernels.noise import lane_seeds, normals
+from brainmass_kernels.noise import StepNumber, lane_seeds, normals, numbered
 from brainmass_kernels.pointwise import Program, pullback, pullback_after
 from brainmass_kernels.schedule import Schedule
 
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     noisy: bool = False
     driven: bool = True
     longest: int | None = None
-    first: int | None = None  # the number of the first step, which comes with the seeds
+    first: int | None = None  # the number of the first step, which comes with the seeds; two words if it is large
 
     @property
     def schedule(self):
@@ -83,7 +83,7 @@ def make_data(case: Case):
     inputs = (draw(case.steps), draw(case.steps, case.lanes)) if case.driven else ()
     seeds = jax.jit(lane_seeds, static_argnums=1)(jax.random.key(1), (case.lanes,)) if case.noisy else None
     if case.first is not None:
-        seeds = jnp.concatenate([seeds, jnp.full((1, case.lanes), case.first, jnp.int32)])
+        seeds = numbered(seeds, StepNumber.of(case.first), wide=case.first + case.steps >= 2**31)
     count = case.schedule.count
     cts = (draw(count, case.lanes), draw(count, case.lanes)), (draw(case.lanes), draw(case.lanes))
     return Operands(coefs, inputs, seeds), Carry(state), Cotangents(cts[0], Carry(cts[1]))
@@ -107,6 +107,9 @@ CASES = {
     "127 lanes, long strides": Case(31, 4, 9, 127, 10),
     "129 lanes, noise": Case(7, 1, 2, 129, 4, noisy=True),
     "noise that goes on from an odd step": Case(9, 1, 2, 3, 4, noisy=True, first=7),
+    "noise across step 2^31": Case(9, 1, 2, 3, 4, noisy=True, first=2**31 - 4),
+    "noise across step 2^32": Case(9, 1, 2, 3, 4, noisy=True, first=2**32 - 5),
+    "noise far on": Case(9, 1, 2, 3, 4, noisy=True, first=2**53 - 9),
     "1000 lanes, one chunk": Case(14, 5, 3, 1000, 40),
     "two blocks": Case(9, 0, 2, 5000, 4, driven=False),
     "strides of several chunks": Case(29, 3, 11, 5, 4, longest=5),

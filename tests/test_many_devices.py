@@ -181,6 +181,15 @@ def test_what_does_not_divide_is_still_right(implementation, kind):
     assert plan.devices == "each of 8 runs all lanes: no argument is split along the leading axis of the batch"
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_mesh_of_one_device(implementation, kind):
+    """So the script of a cluster runs on a laptop."""
+    mesh, run = mesh_of(kind, 1), WORK["gradient"](implementation)
+    with jax.set_mesh(mesh):
+        found = jax.jit(run)(spread(GAINS, mesh))
+    check(found, run(GAINS), implementation, "gradient")
+
+
 def test_explain_tells_of_the_split():
     mesh = mesh_of()
     plan = bk.explain(bk.JansenRit(Ae=spread(GAINS, mesh) * u.mV), STEPS, 1.0 * u.ms)

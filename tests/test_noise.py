@@ -154,6 +154,82 @@ def test_steps_in_a_row(first, later):
         assert len(row._pairs) <= 3 + (row.parity is None)
 
 
+# Steps beyond 32 bits -----------------------------------------------------------------------------------------------
+
+EDGES = [2**31, 2**32, 2**33, 3 * 2**32 + 2**31, 2**48, 2**53 - 40]
+
+
+def number(n: noise.StepNumber) -> np.ndarray:
+    low, high = (np.asarray(word).view(np.uint32).astype(np.int64) for word in (n.low, n.high))
+    return low + (high << 32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**62), st.integers(0, 2**62), st.integers(0, 2**31 - 1), st.integers(1, 2**53))
+def test_numbers_of_steps_are_added_and_multiplied_in_two_words(a, b, few, size):
+    assert number(noise.StepNumber.of(a)) == a
+    assert number(noise.StepNumber.of(a) + noise.StepNumber.of(b)) == a + b
+    assert number(noise.StepNumber.of(a) + jnp.int32(few)) == a + few
+    multiples = noise.StepNumber.multiples(size, 7)
+    np.testing.assert_array_equal(number(noise.StepNumber.of(b // 2) + multiples), b // 2 + size * np.arange(7))
+
+
+def test_multiples_of_many():
+    """The halves of both factors count."""
+    size, count = 2**40 + 2**31 + 98_765, 100_000
+    found = number(noise.StepNumber.multiples(size, count))
+    np.testing.assert_array_equal(found, size * np.arange(count, dtype=np.int64))
+
+
+def wide(first: int, lanes: int = 5):
+    seeds = noise.lane_seeds(jax.random.key(5), (lanes,))
+    return noise.numbered(seeds, noise.StepNumber.of(first), wide=True)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_counters_far_on_by_hand(edge):
+    """Half of the low word, with its sign, is the first word; 2^11 times the high word plus the stream the second."""
+    k0, k1 = (words(x) for x in wide(0)[:2])
+    for step in range(edge - 4, edge + 4, 2):
+        low, high = np.asarray([step & MASK], np.uint32).view(np.int32)[0], step >> 32
+        made = noise.normals(wide(edge - 4), step - (edge - 4), 2)
+        after = noise.normals(wide(step + 1), 0, 2)
+        for stream in range(2):
+            counter = (int(low) >> 1) & MASK, ((high << 11) + stream) & MASK
+            bits = [threefry(key, counter, 13) for key in zip(k0, k1)]
+            want = noise.box_muller(*(jnp.asarray(signed(word)) for word in zip(*bits)))
+            np.testing.assert_array_equal(made[stream], want[0])
+            np.testing.assert_array_equal(after[stream], want[1])
+
+
+@pytest.mark.parametrize("step", [0, 1, 6, 2**30 + 1, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
+def test_below_33_bits_one_word_has_the_same_bits(step):
+    one = noise.normals(wide(0)[:2], jnp.asarray(signed(step)), 3)
+    for seeds in (wide(step), noise.numbered(wide(0)[:2], noise.StepNumber.of(step), wide=False)):
+        for a, b in zip(one, noise.normals(seeds, 0, 3), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_two_pairs_of_steps_share_a_counter():
+    """Of as many streams as the second word has room for, near all powers of two."""
+    steps = {2**n + k for n in range(1, 54) for k in range(-8, 8, 2) if 0 <= 2**n + k < 2**53}
+    steps = sorted({step - step % 2 for step in steps})
+    low, high = np.asarray(steps, "<i8")[:, None].view("<i4").T
+    streams = np.arange(2**noise.STREAM_BITS, dtype=np.int32)
+    second = np.asarray(noise.in_second_word(jnp.asarray(high)))[:, None] + streams
+    counters = np.stack([np.broadcast_to((low >> 1)[:, None], second.shape), second], axis=-1).reshape(-1, 2)
+    assert len(np.unique(counters.view("i8"))) == len(steps) * len(streams)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_steps_in_a_row_far_on(edge):
+    for first in (edge - 3, edge - 4):
+        one_by_one = [noise.normals(wide(first + j), 0, 2) for j in range(8)]
+        row = noise.in_a_row(wide(first - 6), 6, 2, parity=0)
+        for j in (7, 1, 0, 2, 3, 4, 5, 6):
+            np.testing.assert_array_equal(row(j), one_by_one[j])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 30), st.integers(1, 40), st.integers(1, 20))
 def test_a_body_begins_at_the_step_of_the_parity_that_is_said(steps, lead, every, segment, most):

@@ -3,10 +3,12 @@
 import functools
 import inspect
 import re
+from typing import Any
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -371,8 +373,8 @@ def test_a_comparison_of_parameters_is_made_in_the_loop():
     @bk.model
     class Switched(bk.Model):
         a: Any = 1.0
-        states = {"x": u.mV}  # noqa: RUF012
-        observables = {"y": u.mV}  # noqa: RUF012
+        states = {"x": u.mV}
+        observables = {"y": u.mV}
         time_unit = u.ms
 
         @staticmethod

@@ -165,8 +165,8 @@ class Operands(NamedTuple):
     ----------
     coefs : coefficients, each ``()`` (uniform) or ``(L,)``
     inputs : inputs that vary, each ``(T,)`` (uniform) or ``(T, L)``
-    seeds : ``(2, L)`` int32, ``(3, L)`` where the third row has the number of the first step, or ``None`` where the
-        loop draws no normals
+    seeds : ``(2, L)`` int32; ``(3, L)`` where the third row has the number of the first step, or ``(4, L)`` where the
+        third and fourth have its low and high word; or ``None`` where the loop draws no normals
     connections : of each term of a network's `Coupling`
     """
 

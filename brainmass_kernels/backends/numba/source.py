@@ -197,6 +197,11 @@ class Kernel(BlockKernel):
             self.take_one("seeds", self.operands.seeds)
 
     @property
+    def wide(self) -> bool:
+        """Whether steps are numbered in two words."""
+        return self.operands.seeds is not None and noise.is_wide(self.operands.seeds)
+
+    @property
     def step_arguments(self) -> list[str]:
         return [*self.coefs, *self.state, *self.inputs, *self.normals]
 
@@ -233,7 +238,10 @@ class Kernel(BlockKernel):
         row, seeds = f"work + {_ROWS_END}", self.address("seeds")
         assert self.operands.seeds is not None
         # All lanes have come equally far.
-        origin = f"i32_at({seeds} + 8 * lanes)[0]" if len(self.operands.seeds) == 3 else "i32(0)"
+        origin = f"i32_at({seeds} + 8 * lanes)[0]" if len(self.operands.seeds) > 2 else "i32(0)"
+        if self.wide:
+            high = f"i64(i32_at({seeds} + 12 * lanes)[0])"
+            origin = f"i64(u32({origin})) + ({high} << 32)"
         self.line(f"origin = {origin}")
         with self.each_block():
             self.line(
@@ -265,14 +273,20 @@ class Kernel(BlockKernel):
         count = self.loop.n_normals
         if not count:
             return
-        word = jax.ShapeDtypeStruct((), "int32")
-        program = Program(lambda k0, k1, half: sum(noise.pairs((k0, k1), half, count), ()), [word] * 3, "white noise")
+        words = ["key0", "key1", "half", *["high"] * self.wide]
+
+        def pairs(k0, k1, half, high=None):
+            return sum(noise.pairs((k0, k1), half, count, high), ())
+
+        program = Program(pairs, [jax.ShapeDtypeStruct((), "int32")] * len(words), "white noise")
         self.line("counter = i32(n + origin)")
         with self.block(f"if {first} or counter & i32(1) == i32(0):"):
             self.line("half = i32(counter >> i32(1))")
+            if self.wide:
+                self.line("high = i32((n + origin) >> 32)")
             # In a float64 run the rows do not hold float32.
             with self.lanes(staged=self.layout.dtype == "f32") as lanes:
-                drawn = lanes.values(program, ["key0", "key1", "half"])
+                drawn = lanes.values(program, words)
                 lanes.store([name for both in zip(self.normals, self.later) for name in both], drawn)
         with self.block("if counter & i32(1) == i32(1):"), self.block(f"for i in range({self.layout.block}):"):
             self.line(*(f"{self.at(z)} = {self.at(later)}" for z, later in zip(self.normals, self.later)))

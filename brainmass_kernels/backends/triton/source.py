@@ -74,7 +74,9 @@ class Kernel(SourceBuilder):
         # Steps are counted where something depends on their number.
         self.counted = bool(loop.n_inputs or loop.n_normals)
         # The number of the first step, which may come with the seeds; all lanes have come equally far.
-        self.origin = " + origin" if operands.seeds is not None and len(operands.seeds) == 3 else ""
+        self.origin = " + origin" if operands.seeds is not None and len(operands.seeds) > 2 else ""
+        # Then in two words, where numbers of steps need them.
+        self.wide = operands.seeds is not None and noise.is_wide(operands.seeds)
 
     @property
     def text(self) -> str:
@@ -181,9 +183,10 @@ class Kernel(SourceBuilder):
         box_muller = Program(noise.box_muller, words[:2], "white noise")
         self.function("box_muller", box_muller, ["word0", "word1"], [False] * 2)
         pairs = [(f"even{stream}", f"odd{stream}") for stream in range(count)]
-        with self.device_function("draw", ["key0", "key1", "half", "zero"]) as lines:
+        with self.device_function("draw", ["key0", "key1", "half", *["high"] * self.wide, "zero"]) as lines:
             for stream, (even, odd) in enumerate(pairs):
-                lines.line(f"word0, word1 = threefry(key0, key1, half, {stream})")
+                second = f"(high << {noise.STREAM_BITS}) + {stream}" if self.wide else f"{stream}"
+                lines.line(f"word0, word1 = threefry(key0, key1, half, {second})")
                 lines.line(f"{even}, {odd} = box_muller(word0, word1, zero)")
             lines.line(f"return {', '.join(name for pair in pairs for name in pair)}")
 
@@ -212,6 +215,8 @@ class Kernel(SourceBuilder):
             self.line("key1 = tl.load(seeds + wide + lane, mask=inside, other=0)")
         if self.origin:
             self.line("origin = tl.load(seeds + 2 * wide)")
+        if self.wide:
+            self.line("origin = origin.to(tl.uint32).to(tl.int64) + (tl.load(seeds + 3 * wide).to(tl.int64) << 32)")
 
     def read_inputs(self, step: str, mark: str) -> None:
         if any(self.inputs_in_lanes[: len(self.input_arrays)]):
@@ -233,13 +238,16 @@ class Kernel(SourceBuilder):
             return lambda j, mark: None
         self.windows += 1
         number = self.windows
-        self.line(f"half{number} = ({first}{self.origin}) >> 1")
+        self.line(f"at{number} = {first}{self.origin}" if self.wide else f"half{number} = ({first}{self.origin}) >> 1")
         if known is None:
             self.line(f"odd{number} = (({first}{self.origin}) & 1) == 1")
 
         def draw(k: int):
-            names = self.names(f"drawn{number}_{k}_", 2 * count)
-            self.assign(names, f"draw(key0, key1, half{number} + {k}, zero)")
+            names, counter = self.names(f"drawn{number}_{k}_", 2 * count), f"half{number} + {k}"
+            if self.wide:
+                at = f"(at{number} + {2 * k})"
+                counter = f"{at}.to(tl.int32) >> 1, ({at} >> 32).to(tl.int32)"
+            self.assign(names, f"draw(key0, key1, {counter}, zero)")
             return [*zip(names[::2], names[1::2])]
 
         row = noise.Normals(draw, lambda odd, even: f"tl.where(odd{number}, {odd}, {even})", known)
