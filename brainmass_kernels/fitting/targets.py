@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import brainunit as u
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from .. import spectra, units
 from ..models.base import check_name
@@ -122,6 +124,7 @@ class Comparison:
     name : for tables
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
+    copies : the memory of a gradient beyond the run's, in records
     settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
@@ -130,6 +133,7 @@ class Comparison:
     name: str
     data: Any
     sigma: float = 1.0
+    copies: float = 6.0
     settings: dict[str, Any]
 
     def read(self) -> tuple:
@@ -421,6 +425,18 @@ def unchecked(kind: type, values, **fields):
     for name, value in (defaults | {"values": values, "name": "fit"} | fields).items():
         object.__setattr__(prediction, name, value)
     return prediction
+
+
+def on_host(tree):
+    """Arrays that lie on several devices or belong to several processes, as NumPy arrays; others stay."""
+
+    def spread(x) -> bool:
+        return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+    def read(x):
+        return np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True)) if spread(x) else x
+
+    return jax.tree.map(read, tree) if any(map(spread, jax.tree.leaves(tree))) else tree
 
 
 def _numbers(values, of: str) -> np.ndarray:
