@@ -27,6 +27,8 @@ from .problem import Problem, lanes_of
 _ON_CPU = 2**30
 #: The share of the memory that a step may take.
 _SHARE = 4
+#: Memory of a run and of each of its derivatives that are carried in the loop, in that of a gradient's comparison.
+_CARRIED = 0.6
 #: The name of the axis of a fit's mesh.
 _AXIS = "lanes"
 #: The devices of the user's mesh, during a call of `over_devices`.
@@ -61,7 +63,7 @@ class Division(NamedTuple):
         if self.mesh is None:
             return function(problem, z, keys, *data)
         n, starts = lanes_of(z)
-        found = _over_devices(function, *self._arguments(problem, z, keys, data))
+        found = jax.block_until_ready(_over_devices(function, *self._arguments(problem, z, keys, data)))
         return jax.tree.map(lambda x: np.asarray(x)[:n, :starts], found)
 
     def lower(self, function, problem: Problem, z: Mapping[str, Any], keys, *data) -> None:
@@ -102,7 +104,12 @@ class Rows(NamedTuple):
     def of(self, tree):
         """These rows of arrays ``(n, ...)``; one row that all targets share stays."""
         rows = np.minimum(np.arange(self.start, self.start + self.size), self.stop - 1)
-        return jax.tree.map(lambda x: x if len(x) in (1, self.size) else np.asarray(x)[rows], tree)
+
+        def taken(x):
+            everything = len(x) == 1 or (self.start == 0 and len(x) == self.size)
+            return x if everything else np.asarray(x)[rows]
+
+        return jax.tree.map(taken, tree)
 
     def without_repeats(self, tree):
         count = self.stop - self.start
@@ -188,10 +195,11 @@ def a_lane(problem: Problem, plan: Plan, least_squares: bool) -> float:
     plan : of one start of each target
     least_squares : whether derivatives are carried in the loop
     """
-    lanes, copies = problem.comparison.count * problem.realisations, problem.comparison.copies
+    lanes = problem.comparison.count * problem.realisations
+    compared = problem.comparison.copies(problem.realisations) * plan.bytes_recorded / lanes
     if least_squares:
-        return (1 + len(problem.moving)) * copies * plan.bytes_recorded / lanes
-    return (copies * plan.bytes_recorded + plan.bytes_copied + plan.bytes_gradient) / lanes
+        return _CARRIED * (1 + len(problem.moving)) * compared
+    return compared + (plan.bytes_copied + plan.bytes_gradient) / lanes
 
 
 def _even(n: int, most: int, devices: int) -> int:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _context, dispatch, identity, routing, sparsity, units
+from .._jax import is_traced
 from ..arguments import PerLane
 from ..equations import Key, key_of
 from ..network import Network, parts_of
@@ -234,7 +235,13 @@ class Problem:
     def _spread(self, values, lanes: tuple[int, ...]):
         """Values of z's shape for every lane, with an axis of regions in a network."""
         regions = values.shape[2:]
-        values = jnp.broadcast_to(values[:, :, None], (*lanes, *regions))
+
+        def spread(values, targets: int = 1):
+            return jnp.broadcast_to(values[:, :, None], (targets, *lanes[1:], *regions))
+
+        # A gradient sums over the realisations.
+        summed = self.one_by_one and is_traced(values)
+        values = self.each(spread, values) if summed else spread(values, lanes[0])
         return values[..., None] if self.regions and not regions else values
 
     def plan(self, key):

@@ -24,6 +24,8 @@ from .steps import Gradient, Normal, State, begin, optimiser_identity
 _FORMAT = ("brainmass_kernels.Fit", 2)
 _UNDER_WAY = "brainmass_kernels.Fit under way"
 _SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
+#: Seconds between two checkpoints for each that one takes to write.
+_APART = 10.0
 _REMEDY = "take a copy of it, or fit again"
 
 
@@ -113,7 +115,7 @@ class Checkpoint:
         ----------
         part : of the step that follows, what was evaluated of its first targets
         """
-        if not self.writes or time.perf_counter() - self._written < 10.0 * self._seconds:
+        if not self.writes or time.perf_counter() - self._written < _APART * self._seconds:
             return
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}

@@ -124,7 +124,6 @@ class Comparison:
     name : for tables
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
-    copies : the memory of a gradient beyond the run's, in records
     settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
@@ -133,7 +132,6 @@ class Comparison:
     name: str
     data: Any
     sigma: float = 1.0
-    copies: float = 6.0
     settings: dict[str, Any]
 
     def read(self) -> tuple:
@@ -153,6 +151,10 @@ class Comparison:
         residuals, nuisances = self.residuals(prediction, data)
         error = jnp.mean(residuals**2, -1)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisances
+
+    def copies(self, realisations: int) -> float:
+        """The memory of predictions, residuals and their gradient, the records included, in records; measured."""
+        return 6.0
 
     def measure(self, error) -> np.ndarray:
         """An error as it is reported; NaN where a run was not finite."""
@@ -280,6 +282,10 @@ class OfSeries(Comparison):
         nuisances = self.target.scale, self.target.offset
         return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances
 
+    def copies(self, realisations):
+        # The mean over realisations is as long as a record.
+        return 2.5 + 8.5 / realisations
+
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
         signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
@@ -340,6 +346,9 @@ class OfConnectivity(Comparison):
 
     def read(self):
         return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
+    def copies(self, realisations):
+        return 4.5 if self.band is None else 9.0
 
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
