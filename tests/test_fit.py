@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import plots, spectra
+from brainmass_kernels import grids, plots, spectra
 from brainmass_kernels.fitting.fit import fit
 from brainmass_kernels.fitting.problem import Problem
 from brainmass_kernels.fitting.result import Fit
@@ -230,6 +230,8 @@ def test_the_step_is_traced_once_while_candidates_are_simulated(optimiser, trace
         order.append("descend")
         return descend(*arguments)
 
+    # On one device: with several, each traces its share of the starts.
+    monkeypatch.setattr(grids, "SPLIT", False)
     monkeypatch.setattr(Problem, traced, counted)
     monkeypatch.setattr(fitting, "descend", descended)
     # A duration of its own, lest an earlier fit has traced it.

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainunit as u
 import jax
@@ -28,6 +28,7 @@ from ..noise import check_key
 from ..notices import warn
 from ..spectra import Spectrum
 from . import saved, targets
+from .division import Division, divide, over_devices
 from .problem import Free, Pooling, Problem, free_values, measured
 from .result import Fit
 from .starts import count_of, first_place, like_starts, starts_from
@@ -38,6 +39,7 @@ _STARTS = 16
 
 
 @interruptible
+@over_devices
 def fit(
     model,
     target=None,
@@ -52,6 +54,7 @@ def fit(
     starts: int | Mapping[str, Any] | Fit | None = None,
     screen: int = 0,
     prune: int = 0,
+    targets_at_once: int | None = None,
     steps: int = 100,
     key=None,
     duration=9 * u.second,
@@ -102,6 +105,8 @@ def fit(
         to start at the best values of its starts, as a few steps of least squares after gradients
     screen : simulate at least this many candidates first, and start each target from those nearest to it
     prune : drop the worse half of the starts after every so many steps; 0, never
+    targets_at_once : targets that run at once, in chunks one after another, which bounds the memory; ``None``, all,
+        or as many as take 1 GiB, on accelerators a quarter of theirs. The result is the same
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
     duration, dt, transient, scheme, implementation : as `simulate` takes them
@@ -147,7 +152,7 @@ def fit(
     target = former.target if target is None and former else targets.as_target(target)
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
-    inputs, noise = dict(inputs or {}), dict(noise or {})
+    model, inputs, noise = targets.on_host((model, dict(inputs or {}), dict(noise or {})))
     frees, initial = _resolve_free(model, inputs, noise, free)
     record = _recorded(model, former) if record is None else record
     if every is None:
@@ -169,20 +174,22 @@ def fit(
     check_counts(1, patience=patience)
     count = count_of(problem, starts, initial, key)
     plan = problem.plan(key)
+    division = divide(problem, plan, count, optimiser == LEVENBERG_MARQUARDT, targets_at_once)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     settings["program"] = problem.program(count, key)
-    file = saved.Checkpoint.of(checkpoint, problem, settings, optimiser, starts, screen, clip, prune)
-    done, (state, history) = 0, file.read() if file else (None, [])
+    writes = not division.spans_processes or jax.process_index() == 0
+    file = saved.Checkpoint.of(checkpoint, problem, settings, optimiser, starts, screen, clip, prune, writes)
+    done, (state, history, part) = 0, file.read() if file else (None, [], None)
     if state is None and former:
         former.check_same(problem, settings, count)
         state, history, done = saved.restore(problem, former.state, optimiser), [*former.losses], len(former.losses)
-    descent = Plan(optimiser, steps, clip, patience, tolerance, prune)
+    descent = Plan(optimiser, division, steps, clip, patience, tolerance, prune)
     with progress_bar(progress, steps) as show:
         if state is None:
             tracing = functools.partial(trace, problem, descent, like_starts(problem, count), key)
-            state = begin(problem, starts_from(problem, starts, screen, initial, key, tracing), optimiser)
-        state = descend(problem, descent, state, history, key, done, show, file and file.write)
-    result = _report(problem, state, history, key, settings, plan, began, initial)
+            state = begin(problem, starts_from(problem, starts, screen, initial, key, tracing, division), optimiser)
+        state = descend(problem, descent, state, history, key, done, show, file and file.write, part)
+    result = _report(problem, state, history, key, settings, plan, began, initial, division)
     _say_if_nothing_improved(result)
     return result
 
@@ -298,36 +305,35 @@ def _bounds(name, bounds, unit) -> tuple[float, float]:
     return low, high
 
 
-def _report(problem: Problem, state: State, history, key, settings, plan, began, initial) -> Fit:
+def _report(problem: Problem, state: State, history, key, settings, plan, began, initial, division) -> Fit:
     """Measure the best of every lane on other noise, and choose the best start of each target by that."""
     comparison = problem.comparison
     first_problem, first_z = first_place(problem, state.first, initial)
     if first_problem is problem:
         # As many lanes as there are starts: the program is compiled already. On the host, so is the rest.
         first_z = {name: np.repeat(np.asarray(z), state.alive.shape[1], 1) for name, z in first_z.items()}
-    prediction, first = problem.unseen(state.best_z, key), first_problem.unseen(first_z, key)
-    error, nuisances = measured(problem, prediction, comparison.data)
-    first_error, first_nuisances = measured(problem, first, comparison.data)
-    best = _best_starts(problem, error)
+    fitted = _measured(problem, state.best_z, key, division)
+    first = _measured(first_problem, first_z, key, division, start=0)
+    best = _best_starts(problem, fitted.error)
     rows = np.arange(len(best))
-    lane, zeroth = (rows, best), (rows, 0 * best)
+    lane, only = (rows, best), (rows, 0 * best)
     values = jax.device_get(free_values(problem, state.best_z))
     values = {n: np.broadcast_to(x, (len(best), *x.shape[1:]))[lane] for n, x in values.items()}
     in_regions = {n: x[:, None] if problem.regions and x.ndim == 1 else x for n, x in values.items()}
     model, inputs, noise = problem.put(in_regions)
-    nuisances = {name: np.asarray(value) for name, value in nuisances.items()}
+    nuisances = {name: value[only] for name, value in fitted.nuisances.items()}
     return Fit(
         parameters={f.name: units.attach(values[f.name], f.unit) for f in problem.frees},
         model=model,
         inputs=inputs,
         noise=noise,
-        rms=comparison.measure(error)[lane],
-        initial_rms=comparison.measure(first_error)[:, 0],
+        rms=comparison.measure(fitted.error)[lane],
+        initial_rms=comparison.measure(first.error)[:, 0],
         losses=np.stack(history),
         best_start=np.take_along_axis(np.asarray(state.alive), best[:, None], 1)[:, 0],
-        prediction=comparison.like_target(prediction, nuisances, lane),
-        initial_prediction=comparison.like_target(first, first_nuisances, zeroth),
-        nuisance=comparison.nuisances_in_units({name: value[lane] for name, value in nuisances.items()}),
+        prediction=comparison.like_target(fitted.prediction, fitted.nuisances, only),
+        initial_prediction=comparison.like_target(first.prediction, first.nuisances, only),
+        nuisance=comparison.nuisances_in_units(nuisances),
         target=comparison.target,
         free=problem.frees,
         settings=settings,
@@ -337,6 +343,31 @@ def _report(problem: Problem, state: State, history, key, settings, plan, began,
         seconds=time.perf_counter() - began,
         problem=problem,
     )
+
+
+class _Measured(NamedTuple):
+    """On noise that the steps did not use: ``(n, starts)`` errors, and of one start of each target ``(n, 1, ...)``."""
+
+    error: np.ndarray
+    prediction: np.ndarray
+    nuisances: dict[str, np.ndarray]
+
+
+def _measured(problem: Problem, z, key, division: Division, start: int | None = None) -> _Measured:
+    """Every lane measured; what is large, of the best start of each target or of a ``start``."""
+    parts = []
+    for rows in division.chunks():
+        prediction = problem.unseen(rows.of(z), key, division.call)
+        error, nuisances = measured(problem, prediction, rows.of(problem.comparison.data))
+        best = np.asarray(problem.score(error)).argmin(1) if start is None else np.full(len(error), start)
+        lane = np.arange(len(best)), best
+
+        def chosen(x, lane=lane, lanes=error.shape):
+            return np.broadcast_to(x, (*lanes, *x.shape[2:]))[lane][:, None]
+
+        part = _Measured(np.asarray(error), *jax.tree.map(chosen, (prediction, nuisances)))
+        parts.append(rows.without_repeats(part))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _say_if_nothing_improved(fit: Fit) -> None:

@@ -22,9 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _context, dispatch, identity, routing, sparsity, units
+from .._jax import is_traced
 from ..arguments import PerLane
 from ..coupling import Coupling
 from ..equations import Key, key_of
+from ..groups import Groups
+from ..models.base import Model
 from ..network import Network, parts_of
 from ..sensitivity import sensitivities
 from ..simulation import explain, simulate
@@ -171,6 +174,7 @@ class Problem:
         network = None
         if isinstance(self.model, Network):
             network = tuple((c.link, _conduction(c), c.connections(), c.edges) for c in self.model.couplings)
+            network += tuple(_groups(self.mass).items())
         return key_of(
             type(self.mass), network, fixed, inputs, noise, self.frees, self.pooling, self.realisations, self.record,
             self.options, self.comparison.read(), jax.config.jax_enable_x64,  # pyright: ignore
@@ -193,6 +197,8 @@ class Problem:
             if name not in free
         }
         if isinstance(self.model, Network):
+            groups = _groups(self.mass)
+            fixed |= {"groups": {name: lanes.tolist() for name, lanes in groups.items()}} if groups else {}
             for coupling in self.model.couplings:
                 fixed |= {coupling.link.full(name): x for name, x in _of_coupling(coupling).items()}
         pooling = {name: x for name, x in self.pooling._asdict().items() if name != "frozen"}
@@ -221,7 +227,7 @@ class Problem:
 
     def run(self, z, keys, call, **more):
         """``call`` (simulate, explain or sensitivities) on the lanes (targets, starts, realisations)."""
-        lanes = (*_lanes_of(z), self.realisations)
+        lanes = (*lanes_of(z), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
         inputs = {n: PerLane(x) if n in values else x for n, x in inputs.items()}
@@ -231,7 +237,13 @@ class Problem:
     def _spread(self, values, lanes: tuple[int, ...]):
         """Values of z's shape for every lane, with an axis of regions in a network."""
         regions = values.shape[2:]
-        values = jnp.broadcast_to(values[:, :, None], (*lanes, *regions))
+
+        def spread(values, targets: int = 1):
+            return jnp.broadcast_to(values[:, :, None], (targets, *lanes[1:], *regions))
+
+        # A gradient sums over the realisations.
+        summed = self.one_by_one and is_traced(values)
+        values = self.each(spread, values) if summed else spread(values, lanes[0])
         return values[..., None] if self.regions and not regions else values
 
     def plan(self, key):
@@ -248,7 +260,50 @@ class Problem:
         return digests
 
     def predict(self, z, keys):
-        return self.comparison.predict(self.run(z, keys, simulate))
+        """The prediction of every lane, ``(n or 1, starts, ...)``."""
+        return self.predicted(self.run(z, keys, simulate))
+
+    def predicted(self, result):
+        """The prediction of a run, target by target where that keeps the bits."""
+        if not self.one_by_one:
+            return self.comparison.predict(result)
+        name, like = self.record, result[self.record]
+        unit = u.get_unit(like)
+
+        def one(records):
+            return self.comparison.predict({name: units.attach(jnp.moveaxis(records, 0, 1), unit)})
+
+        return self.each(one, jnp.moveaxis(u.get_mantissa(like), 1, 0))
+
+    def error(self, prediction, data):
+        """The error of each lane, and the nuisances."""
+        return self.each(self.comparison.error, prediction, data)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether targets are compared one after another: XLA sums in another order for another number of targets.
+
+        So a target's fit has the same bits whichever others run with it. On a GPU each would be a kernel of its own.
+        """
+        return self.comparison.count > 1 and not self.pooling.bind and dispatch.platform() == "cpu"
+
+    def each(self, function, *arrays):
+        """``function`` of arrays ``(n or 1, ...)`` whose results are ``(n, ...)``."""
+        if not self.one_by_one:
+            return function(*arrays)
+        leaves, structure = jax.tree.flatten(arrays)
+        n = max(map(len, leaves))
+        many = [len(x) == n for x in leaves]
+
+        def one(rows):
+            rows = iter(rows)
+            row = structure.unflatten([next(rows)[None] if split else x for x, split in zip(leaves, many)])
+            return jax.tree.map(lambda x: x[0], function(*row))
+
+        rows = [jnp.asarray(x) for x, split in zip(leaves, many) if split]
+        # XLA takes a loop of one turn apart, and fuses its operations with others.
+        rows = [jnp.concatenate([x, x]) for x in rows] if n == 1 else rows
+        return jax.tree.map(lambda x: x[:n], jax.lax.map(one, rows))
 
     @property
     def moving(self) -> list[Free]:
@@ -261,12 +316,12 @@ class Problem:
 
         def residuals_of(records, final):
             records, final = _with_units(records, result.records), _with_units(final, result.final)
-            prediction = self.comparison.predict(dataclasses.replace(result, records=records, final=final))
-            return self.comparison.residuals(prediction, data)[0]
+            prediction = self.predicted(dataclasses.replace(result, records=records, final=final))
+            return self.each(lambda *x: self.comparison.residuals(*x)[0], prediction, data)
 
         outputs = (_magnitudes(x, x) for x in (result.records, result.final))
         residuals, push = jax.linearize(residuals_of, *outputs)
-        lanes, columns = (*_lanes_of(z), self.realisations), []
+        lanes, columns = (*lanes_of(z), self.realisations), []
         for f in self.moving:
             slope, by_z = slopes[f.name], self._spread(f.slope(z[f.name]), lanes)
             records = _magnitudes(_by_z(slope.records, by_z, f.unit), result.records)
@@ -290,7 +345,7 @@ class Problem:
 
     def penalty(self, z, count: int):
         """The sum of squares of the penalties of each lane, weighed as residuals of which there are ``count``."""
-        lanes = _lanes_of(z)
+        lanes = lanes_of(z)
         total = jnp.zeros(lanes)
         for name, residual, _ in self.penalties(z):
             square = residual**2 if residual.ndim == 2 else jnp.sum(residual**2, -1)
@@ -307,11 +362,17 @@ class Problem:
         shape = (self.realisations,) if self.regions is None else (self.realisations, self.regions)
         return jax.random.split(key if check is None else jax.random.fold_in(key, _UNSEEN + check), shape)
 
-    def unseen(self, z, key):
-        """The mean prediction on noise that the steps did not use; without noise, the prediction."""
+    def unseen(self, z, key, call=None):
+        """The mean prediction on noise that the steps did not use; without noise, the prediction.
+
+        Parameters
+        ----------
+        call : ``(predict, problem, z, keys) -> prediction``; ``None``, on one device
+        """
+        call = call or (lambda function, *arguments: function(*arguments))
         noisy = self.noise or any(f.name.startswith(routing.NOISE) for f in self.frees)
         checks = range(_CHECKS) if noisy else [None]
-        predictions = jax.block_until_ready([predict(self, z, self.keys(key, check)) for check in checks])
+        predictions = jax.block_until_ready([call(predict, self, z, self.keys(key, check)) for check in checks])
         return sum(predictions[1:], predictions[0]) / len(predictions)
 
 
@@ -321,6 +382,11 @@ def fingerprint(value) -> Any:
     if array.size <= 64:
         return array.tolist()
     return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array, float).tobytes()).hexdigest()[:16]}"
+
+
+def _groups(mass: Model) -> dict[str, np.ndarray]:
+    """The regions of each group, of a model of groups."""
+    return {name: group.lanes for name, group in mass.groups.items()} if isinstance(mass, Groups) else {}
 
 
 def _conduction(coupling: Coupling) -> tuple:
@@ -344,7 +410,7 @@ def _of_coupling(coupling: Coupling) -> dict[str, Any]:
     return fixed
 
 
-def _lanes_of(z) -> tuple[int, ...]:
+def lanes_of(z) -> tuple[int, ...]:
     """The targets and starts of a free variable."""
     return np.broadcast_shapes(*(x.shape[:2] for x in z.values()))
 
@@ -375,4 +441,4 @@ def free_values(problem: Problem, z) -> dict[str, jax.Array]:
 @functools.partial(jax.jit, static_argnums=0)
 def measured(problem: Problem, prediction, data):
     """The error of each lane, and the nuisances."""
-    return problem.comparison.error(prediction, data)
+    return problem.error(prediction, data)

@@ -19,8 +19,9 @@ from ..interrupts import interruptible
 from ..models.base import check_name
 from ..spectra import Spectrum
 from . import saved, targets
+from .division import divide, over_devices
 from .problem import Free, Pooling, Problem, logit, measured, predict
-from .steps import Plan, begin, default_optimiser, descend, joint_normal_equations, normal_equations_at
+from .steps import LEVENBERG_MARQUARDT, Plan, begin, default_optimiser, descend, evaluated, joint_normal_equations
 
 
 class Profile(NamedTuple):
@@ -152,6 +153,7 @@ class Fit:
             measures.append(("starts that diverged", f"{lost} of {lanes}", "take a smaller dt or narrower bounds"))
         return parameters, measures
 
+    @over_devices
     def standard_errors(self) -> dict[str, Any]:
         """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
 
@@ -164,13 +166,14 @@ class Fit:
         TypeError : for networks, and for functions that return no residuals
         """
         problem, z = self._problem(), self._best()
-        at_best = normal_equations_at(problem, z, problem.keys(self._key()), problem.comparison.data)
+        at_best = evaluated(problem, _plan(problem, self._key(), LEVENBERG_MARQUARDT, 1), z, problem.keys(self._key()))
         normal, place = at_best.normal, None
-        error, count = np.asarray(at_best.error, float)[:, 0], int(at_best.count)
+        residuals = count = int(np.max(at_best.count))
+        error = np.asarray(at_best.error, float)[:, 0]
         if problem.pooling.shared:
             normal, _, place = joint_normal_equations(problem, normal, at_best.slope)
             error, count = error.mean(keepdims=True), count * len(error)
-        variance = error * count / max(count - np.shape(normal)[-1], 1) / int(at_best.count)
+        variance = error * count / max(count - np.shape(normal)[-1], 1) / residuals
         inverse = np.linalg.pinv(np.asarray(normal, float)[:, 0], hermitian=True)
         z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
         z_error = z_error if place is None else z_error[0][place]
@@ -181,6 +184,7 @@ class Fit:
         return errors
 
     @interruptible
+    @over_devices
     def profile(self, name: str, values: Any = 11, *, steps: int = 20) -> Profile:
         """The lowest error at each of some values of one parameter, with all others refitted from the fit.
 
@@ -329,8 +333,14 @@ def _lowest_error(problem: Problem, z, key, steps: int):
     """The error of each lane after it has been fitted again from ``z``."""
     if not problem.moving:
         return measured(problem, predict(problem, z, problem.keys(key)), problem.comparison.data)[0]
-    plan = Plan(default_optimiser(problem), steps, patience=steps)
+    plan = _plan(problem, key, default_optimiser(problem), z[problem.frees[0].name].shape[1], steps)
     return descend(problem, plan, begin(problem, z, plan.optimiser), [], key).best
+
+
+def _plan(problem: Problem, key, optimiser, starts: int, steps: int = 1) -> Plan:
+    """All steps, of so many starts."""
+    division = divide(problem, problem.plan(key), starts, optimiser == LEVENBERG_MARQUARDT)
+    return Plan(optimiser, division, steps, patience=steps)
 
 
 def _row(name: str, value: str, note: str) -> str:

@@ -19,11 +19,13 @@ from ..notices import warn
 from ..spectra import Spectrum
 from . import targets
 from .problem import Free, Problem, fingerprint
-from .steps import State, begin, optimiser_identity
+from .steps import Gradient, Normal, State, begin, optimiser_identity
 
 _FORMAT = ("brainmass_kernels.Fit", 2)
 _UNDER_WAY = "brainmass_kernels.Fit under way"
 _SAVED, _CHECKPOINT = "a fit saved by this brainmass_kernels", "a checkpoint of a fit"
+#: Seconds between two checkpoints for each that one takes to write.
+_APART = 10.0
 _REMEDY = "take a copy of it, or fit again"
 
 
@@ -83,15 +85,17 @@ class Checkpoint:
     ----------
     path : of the file
     problem, settings, optimiser : of the fit
+    writes : whether this process writes it: one of several that share a fit, all of which read it
     call : the other arguments that decide its steps, ready for JSON
     """
 
-    def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any]):
+    def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any], writes):
         self.path, self.problem, self.settings, self.optimiser, self.call = path, problem, settings, optimiser, call
+        self.writes = writes
         self._written, self._seconds = 0.0, 0.0
 
     @classmethod
-    def of(cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int):
+    def of(cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int, writes=True):
         """``None`` without a path."""
         if path is None:
             return None
@@ -101,24 +105,31 @@ class Checkpoint:
             call["starts"] = {name: fingerprint(x) for name, x in values.items()}
         else:
             call["starts"] = int(starts)
-        return cls(path, problem, settings, optimiser, call | {"optimiser": optimiser_identity(problem, optimiser)})
+        call["optimiser"] = optimiser_identity(problem, optimiser)
+        return cls(path, problem, settings, optimiser, call, writes)
 
-    def write(self, state: State, history: list) -> None:
-        """Write the state of the fit, in at most a tenth of the time."""
-        if time.perf_counter() - self._written < 10.0 * self._seconds:
+    def write(self, state: State, history: list, part: Gradient | Normal | None = None) -> None:
+        """Write the state of the fit, in at most a tenth of the time.
+
+        Parameters
+        ----------
+        part : of the step that follows, what was evaluated of its first targets
+        """
+        if not self.writes or time.perf_counter() - self._written < _APART * self._seconds:
             return
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
         about |= {"free": _encode_free(self.problem.frees), "target": _encode_target(self.problem.comparison.target)}
-        about |= {"state": jax.tree.map(listed, plain_state(state)), "losses": listed(np.stack(history))}
+        about |= {"state": jax.tree.map(listed, plain_state(state)), "losses": [listed(row) for row in history]}
+        about |= {} if part is None else {"part": jax.tree.map(listed, part._asdict())}
         files.write_document(self.path, about)
         self._written = time.perf_counter()
         self._seconds = self._written - began
 
-    def read(self) -> tuple[State | None, list]:
-        """The state and the history of the file; ``None`` and no history if there is no file."""
+    def read(self) -> tuple[State | None, list, Gradient | Normal | None]:
+        """The state, the history and the part of the file; ``None`` and no history if there is no file."""
         if not os.path.exists(self.path):
-            return None, []
+            return None, [], None
         remedy, comparison = "delete it, and the fit begins anew", self.problem.comparison
         saved = _read(self.path, "checkpoint", _CHECKPOINT, remedy)
         if saved.get("format") != _UNDER_WAY:
@@ -128,14 +139,16 @@ class Checkpoint:
             free = [Free(f["name"], f["low"], f["high"], None) for f in saved["free"]]
             target = _decode_target(saved["target"]) if saved["target"]["kind"] != "function" else comparison.target
             state, losses, settings = _decode_state(saved["state"]), saved["losses"], dict(saved["settings"])
+            part = _decode_part(saved.get("part"))
             # Files of earlier versions have no "call".
-            starts = {"starts": len(losses[0][0])} if isinstance(self.call["starts"], int) else {}
-            call = saved.get("call", starts)
+            call = saved.get("call", {})
+            if not call and isinstance(self.call["starts"], int):
+                call = {"starts": len(losses[0][0])}
         check_same(settings, free, target, self.settings, self.problem, "checkpoint")
         for name, value in call.items():
             if value != self.call[name]:
                 raise ValueError(f"'checkpoint' got a fit with {name} = {value}, but this call has {self.call[name]}")
-        return restore(self.problem, state, self.optimiser), [*array(losses)]
+        return restore(self.problem, state, self.optimiser), [*array(losses)], part
 
 
 def _read(path, argument: str, what: str, remedy: str) -> dict[str, Any]:
@@ -198,6 +211,22 @@ def _decode_state(state):
     }
 
 
+def _decode_part(part) -> Gradient | Normal | None:
+    """What was evaluated of an interrupted step."""
+    if part is None:
+        return None
+    dtype = jnp.result_type(float)
+
+    def values(name: str, x):
+        return array(x, np.inf if name in ("error", "total") else np.nan).astype(dtype)
+
+    part = {
+        name: {of: values(name, y) for of, y in x.items()} if isinstance(x, dict) else values(name, x)
+        for name, x in part.items()
+    }
+    return Normal(**part) if "normal" in part else Gradient(**part)
+
+
 def _has_value(fit, name: str) -> bool:
     """Whether a file has this quantity: inputs and intensities of noise only if the fit has them."""
     if name.startswith(routing.NOISE):
@@ -258,6 +287,8 @@ class _Absent(NamedTuple):
 def listed(array):
     """Nested lists; None stands for numbers that JSON lacks."""
     array = np.asarray(array)
+    if np.isfinite(array).all():
+        return array.tolist()
     if array.ndim:
         return [listed(row) for row in array]
     return None if not np.isfinite(array) else array.item()

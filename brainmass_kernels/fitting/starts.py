@@ -12,12 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..notices import warn
+from .division import Division
 from .problem import Free, Problem, away_from_bounds, measured, predict
 from .targets import plain
 
 
 def starts_from(
-    problem: Problem, starts, screen: int, initial: Mapping[str, Any], key, meanwhile: Callable[[], Any] | None = None
+    problem: Problem,
+    starts,
+    screen: int,
+    initial: Mapping[str, Any],
+    key,
+    meanwhile: Callable[[], Any] | None = None,
+    division: Division | None = None,
 ) -> dict[str, np.ndarray]:
     """z of every start of every target.
 
@@ -25,6 +32,7 @@ def starts_from(
     ----------
     initial : the model's values
     meanwhile : called while candidates are simulated, where there are any to choose from
+    division : how candidates are simulated; ``None``, all targets' at once
     """
     n, frees = problem.comparison.count, problem.frees
     if isinstance(starts, Mapping):
@@ -44,7 +52,7 @@ def starts_from(
             warn(f"'model' got {value}: start 0 begins at the nearer bound; 'initial_rms' is the model's")
     # On the host: each shape of so small an array would be a program to compile.
     z = {f.name: row.astype(jnp.result_type(float)) for f, row in zip(frees, rows)}
-    keep = None if count == starts else _nearest(problem, z, starts, key, meanwhile)
+    keep = None if count == starts else _nearest(problem, z, starts, key, meanwhile, division)
     spread = {name: np.broadcast_to(row, (n, starts)) if keep is None else row[keep] for name, row in z.items()}
     return {name: _leaf(problem, name, x) for name, x in spread.items()}
 
@@ -55,20 +63,29 @@ def like_starts(problem: Problem, starts: int) -> dict[str, np.ndarray]:
     return {f.name: _leaf(problem, f.name, z) for f in problem.frees}
 
 
-def _nearest(problem: Problem, z, starts: int, key, meanwhile: Callable[[], Any] | None) -> np.ndarray:
+def _nearest(problem: Problem, z, starts: int, key, meanwhile, division: Division | None) -> np.ndarray:
     """The candidates of (m,) nearest to each target, as many as ``starts``; the first is always among them."""
     n = problem.comparison.count
-    blocks = {name: row.reshape(-1, n, starts) for name, row in z.items()}
-    count, keys = len(blocks[problem.frees[0].name]), problem.keys(key)
-    parts = [predict(problem, {name: b[i] for name, b in blocks.items()}, keys) for i in range(count)]
-    if meanwhile:
-        meanwhile()
-    # Each candidate is compared with every target, a block at a time.
-    parts = [x.reshape(1, -1, *x.shape[2:]) if n > 1 else x for x in jax.block_until_ready(parts)]
-    errors = [measured(problem, x, problem.comparison.data)[0] for x in parts]
-    error = np.asarray(problem.score(np.concatenate(jax.device_get(errors), 1))).copy()
-    error[:, 0] = -np.inf
-    return np.argsort(error, axis=1, kind="stable")[:, :starts]
+    division = division or Division(n, n)
+    keys, blocks = problem.keys(key), {name: row.reshape(-1, starts) for name, row in z.items()}
+    # The candidates of a chunk are as many as its lanes in the steps: its program runs again in the report.
+    whole = Division(len(blocks[problem.frees[0].name]), division.size, division.mesh)
+    parts = []
+    for rows in whole.chunks():
+        part = division.call(predict, problem, rows.of(blocks), keys)
+        if meanwhile and not parts:
+            meanwhile()
+        parts.append(rows.without_repeats(jax.device_get(jax.block_until_ready(part))))
+    prediction = np.concatenate(parts)
+    # Each candidate is compared with every target, a block of as many as starts at a time.
+    nearest = []
+    for rows in division.chunks():
+        data = rows.of(problem.comparison.data)
+        errors = [measured(problem, block[None], data)[0] for block in prediction]
+        error = np.array(problem.score(np.concatenate(jax.device_get(errors), 1)))
+        error[:, 0] = -np.inf
+        nearest.append(rows.without_repeats(np.argsort(error, axis=1, kind="stable")[:, :starts]))
+    return np.concatenate(nearest)
 
 
 def _z_of_model(free: Free, value: float) -> float:

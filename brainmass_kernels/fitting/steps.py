@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import display, identity
 from ..extras import needs
+from .division import Division
 from .problem import Problem
 from .targets import OfFunction
 
@@ -128,20 +129,41 @@ def _where(lanes, new, old):
     return {name: jnp.where(_for_leaf(lanes[: len(x)], x), x, old[name]) for name, x in new.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def gradient_step(problem: Problem, optimiser, state: State, keys, data, clip):
-    """One step of every lane along its gradient, and the errors before it."""
+class Gradient(NamedTuple):
+    """What a gradient step takes of every lane.
+
+    Attributes
+    ----------
+    slopes : of ``total`` by each z, in its shape
+    error, total : ``(n, starts)``, of the data, and including priors
+    """
+
+    slopes: dict[str, jax.Array]
+    error: jax.Array
+    total: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients_at(problem: Problem, z, keys, data) -> Gradient:
+    """The gradient of every lane."""
 
     def objective(z):
         z = {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
         prediction = problem.predict(z, keys)
-        error, _ = problem.comparison.error(prediction, data)
+        error, _ = problem.error(prediction, data)
         count = math.prod(prediction.shape[2:])
         total = error + jnp.broadcast_to(problem.penalty(z, count).astype(error.dtype), error.shape)
         # Lanes do not mix, so the gradient of the sum contains that of each lane.
         return jnp.sum(total), (error, total)
 
-    slopes, (error, total) = jax.grad(objective, has_aux=True)(state.z)
+    slopes, (error, total) = jax.grad(objective, has_aux=True)(z)
+    return Gradient(slopes, error, total)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradient_step(problem: Problem, optimiser, state: State, gradient: Gradient, clip) -> State:
+    """One step of every lane along its gradient."""
+    slopes, _, total = gradient
     better = problem.score(total) < problem.score(state.best)
     best_z = _where(better, state.z, state.best_z)
     # optax needs dtype promotion, which a user may have forbidden.
@@ -150,7 +172,7 @@ def gradient_step(problem: Problem, optimiser, state: State, keys, data, clip):
     z = {name: jnp.clip(value + updates[name], -_LARGEST_Z, _LARGEST_Z) for name, value in state.z.items()}
     # A lane whose simulation was not finite continues from its best z.
     z = _where(jnp.isfinite(problem.score(total)), z, best_z)
-    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
+    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best))
 
 
 def _clipped(slopes, limit: float):
@@ -167,13 +189,13 @@ def _clipped(slopes, limit: float):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def lm_step(problem: Problem, state: State, keys, data):
-    """One Levenberg-Marquardt step of every lane, and the errors before it.
+def lm_step(problem: Problem, state: State, equations: Normal) -> State:
+    """One Levenberg-Marquardt step of every lane.
 
     A z that is better than the best replaces it, with a third of the damping; otherwise a shorter step is taken from
     the best z. Marquardt 1963, SIAM J. Appl. Math. 11:431.
     """
-    error, total, normal, slope, _ = normal_equations(problem, state.z, keys, data)
+    _, total, normal, slope, _ = equations
     better = problem.score(total) < problem.score(state.best)
     before = state.moments
     low, high = _DAMPINGS
@@ -187,32 +209,31 @@ def lm_step(problem: Problem, state: State, keys, data):
         move = jnp.clip(step[: len(z[f.name]), :, p], -_LONGEST_STEP, _LONGEST_STEP)
         z[f.name] = jnp.clip(z[f.name] - move, -_LARGEST_Z, _LARGEST_Z)
     moments = Damped(damping, normal, slope)
-    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best)), error
+    return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best))
 
 
 class Normal(NamedTuple):
-    """The normal equations of every lane, means over the ``count`` residuals.
+    """The normal equations of every lane, means over its residuals.
 
     Attributes
     ----------
     error, total : ``(n, starts)``, of the data, and including priors
     normal, slope : ``(n, starts, P, P)`` and ``(n, starts, P)``, including priors
+    count : ``(n, starts)``, the number of residuals
     """
 
     error: jax.Array
     total: jax.Array
     normal: jax.Array
     slope: jax.Array
-    count: Any
+    count: jax.Array
 
 
 def normal_equations(problem: Problem, z, keys, data) -> Normal:
     residuals, jacobian = problem.linearised(z, keys, data)
     count = residuals.shape[-1]
-    error = jnp.mean(residuals**2, -1)
+    error, normal, slope = problem.each(_means, residuals, jacobian)
     error = jnp.where(jnp.isfinite(error), error, jnp.inf)
-    normal = jnp.einsum("nspm,nsqm->nspq", jacobian, jacobian, precision="highest") / count
-    slope = jnp.einsum("nspm,nsm->nsp", jacobian, residuals, precision="highest") / count
     moving = [f.name for f in problem.moving]
     weight = problem.comparison.sigma**2 / count
     for name, residual, by_z in problem.penalties(z):
@@ -224,7 +245,15 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
     finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
     total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
     normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
-    return Normal(error, total, normal, slope, count)
+    return Normal(error, total, normal, slope, jnp.full(error.shape, count))
+
+
+def _means(residuals, jacobian):
+    """Of the squared residuals, of the products of derivatives, and of those with the residuals."""
+    count = residuals.shape[-1]
+    normal = jnp.einsum("nspm,nsqm->nspq", jacobian, jacobian, precision="highest") / count
+    slope = jnp.einsum("nspm,nsm->nsp", jacobian, residuals, precision="highest") / count
+    return jnp.mean(residuals**2, -1), normal, slope
 
 
 normal_equations_at = jax.jit(normal_equations, static_argnums=0)
@@ -318,6 +347,7 @@ class Plan(NamedTuple):
     Attributes
     ----------
     optimiser : of optax, or `LEVENBERG_MARQUARDT`
+    division : of the lanes
     steps : at most
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when in this many steps no target's error has fallen by this fraction
@@ -325,14 +355,21 @@ class Plan(NamedTuple):
     """
 
     optimiser: Any
+    division: Division
     steps: int
     clip: float = 0.1
     patience: int = 40
     tolerance: float = 0.005
     prune: int = 0
 
+    @property
+    def least_squares(self) -> bool:
+        return self.optimiser == LEVENBERG_MARQUARDT
 
-def descend(problem: Problem, plan: Plan, state: State, history: list, key, before: int = 0, show=None, save=None):
+
+def descend(
+    problem: Problem, plan: Plan, state: State, history: list, key, before: int = 0, show=None, save=None, part=None
+):
     """Step until the steps are used up or no target's error falls; returns the state, and appends to ``history``.
 
     Parameters
@@ -340,22 +377,22 @@ def descend(problem: Problem, plan: Plan, state: State, history: list, key, befo
     history : the errors of each step so far, ``(n, starts)``, NaN where a lane diverged or was dropped
     before : steps of the history that do not count as steps of this descent
     show : a function of `Progress` that returns whether to stop
-    save : a function of the state and the history, called after each step
+    save : a function of the state, the history and the part of a step, called after each chunk of targets
+    part : of an interrupted step, what was evaluated of its first targets
     """
     keys, began = problem.keys(key), time.perf_counter()
     starts = history[0].shape[1] if history else state.alive.shape[1]
-    data = problem.comparison.data
     for step in range(len(history) - before + 1, plan.steps + 1):
         if _has_settled(history[before:], plan):
             break
-        if plan.optimiser == LEVENBERG_MARQUARDT:
-            state, error = lm_step(problem, state, keys, data)
+        keep = save and functools.partial(save, state, history)
+        found, part = evaluated(problem, plan, state.z, keys, part, keep), None
+        if plan.least_squares:
+            state = lm_step(problem, state, found)
         else:
-            state, error = gradient_step(problem, plan.optimiser, state, keys, data, plan.clip)
-        # Waiting here can be interrupted; computing with what is not ready may not.
-        jax.block_until_ready(error)
+            state = gradient_step(problem, plan.optimiser, state, found, plan.clip)
         row = np.full((len(state.alive), starts), np.nan)
-        np.put_along_axis(row, np.asarray(state.alive), problem.comparison.measure(error), 1)
+        np.put_along_axis(row, np.asarray(state.alive), problem.comparison.measure(found.error), 1)
         history.append(row)
         if plan.prune and step % plan.prune == 0:
             state = pruned(problem, state)
@@ -367,14 +404,32 @@ def descend(problem: Problem, plan: Plan, state: State, history: list, key, befo
     return state
 
 
+def evaluated(problem: Problem, plan: Plan, z, keys, part=None, save=None) -> Any:
+    """The `Gradient` or the `Normal` equations of all lanes, chunk by chunk.
+
+    Parameters
+    ----------
+    part : that of the first targets, if they are done
+    save : a function of such a part, called after each chunk but the last
+    """
+    function = normal_equations_at if plan.least_squares else gradients_at
+    parts = [] if part is None else [part]
+    for rows in plan.division.chunks(0 if part is None else len(part.error)):
+        found = plan.division.call(function, problem, rows.of(z), keys, rows.of(problem.comparison.data))
+        # Waiting here can be interrupted; computing with what is not ready may not.
+        parts.append(rows.without_repeats(jax.block_until_ready(found)))
+        if len(parts) > 1:
+            parts = [jax.tree.map(lambda *x: np.concatenate(x), *parts)]
+        if save and rows.stop < plan.division.count:
+            save(parts[0])
+    return parts[0]
+
+
 def trace(problem: Problem, plan: Plan, z, key) -> None:
-    """Trace and lower the step of `descend` from z of this shape, which then only compiles it."""
-    state = jax.eval_shape(lambda z: begin(problem, z, plan.optimiser), z)
-    keys, data = problem.keys(key), problem.comparison.data
-    if plan.optimiser == LEVENBERG_MARQUARDT:
-        lm_step.lower(problem, state, keys, data)
-    else:
-        gradient_step.lower(problem, plan.optimiser, state, keys, data, plan.clip)
+    """Trace and lower the programs of `descend` from z of this shape, which then only compiles them."""
+    rows = next(plan.division.chunks())
+    function = normal_equations_at if plan.least_squares else gradients_at
+    plan.division.lower(function, problem, rows.of(z), problem.keys(key), rows.of(problem.comparison.data))
 
 
 def _lowest(history) -> np.ndarray:

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import brainunit as u
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from .. import spectra, units
 from ..models.base import check_name
@@ -150,6 +152,10 @@ class Comparison:
         error = jnp.mean(residuals**2, -1)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisances
 
+    def copies(self, realisations: int) -> float:
+        """The memory of predictions, residuals and their gradient, the records included, in records; measured."""
+        return 6.0
+
     def measure(self, error) -> np.ndarray:
         """An error as it is reported; NaN where a run was not finite."""
         error = np.asarray(error, float)
@@ -276,6 +282,10 @@ class OfSeries(Comparison):
         nuisances = self.target.scale, self.target.offset
         return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances
 
+    def copies(self, realisations):
+        # The mean over realisations is as long as a record.
+        return 2.5 + 8.5 / realisations
+
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
         signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
@@ -336,6 +346,9 @@ class OfConnectivity(Comparison):
 
     def read(self):
         return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
+    def copies(self, realisations):
+        return 4.5 if self.band is None else 9.0
 
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
@@ -421,6 +434,18 @@ def unchecked(kind: type, values, **fields):
     for name, value in (defaults | {"values": values, "name": "fit"} | fields).items():
         object.__setattr__(prediction, name, value)
     return prediction
+
+
+def on_host(tree):
+    """Arrays that lie on several devices or belong to several processes, as NumPy arrays; others stay."""
+
+    def spread(x) -> bool:
+        return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+    def read(x):
+        return np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True)) if spread(x) else x
+
+    return jax.tree.map(read, tree) if any(map(spread, jax.tree.leaves(tree))) else tree
 
 
 def _numbers(values, of: str) -> np.ndarray:
