@@ -12,7 +12,7 @@ from benchmarks.ledger import libtpu_lock
 from brainmass_kernels import _context
 from brainmass_kernels.arguments import connections_of
 from brainmass_kernels.backends.base import Coupling
-from brainmass_kernels.backends.mosaic_tpu.connections import Form
+from brainmass_kernels.backends.mosaic_tpu.connections import Exchange, Form
 
 DT = 0.1 * u.ms
 STEPS = 20
@@ -153,7 +153,8 @@ def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_ever
 
 def form(net, dt=1e-4) -> Form:
     _, terms, depths = connections_of(net, dt)
-    return Form.of(Coupling(net.regions, depths, None, terms))  # pyright: ignore
+    (way,) = Exchange.of(Coupling(net.regions, depths, None, terms), backwards=False).ways  # pyright: ignore
+    return way.form
 
 
 def test_every_connection_is_in_one_sum():
@@ -164,7 +165,7 @@ def test_every_connection_is_in_one_sum():
         assert [tile.below for tile in reversed(found.tiles)] == ends[:-1]
         begin = ends[-1]
         assert sum(counts[delay] for delay in found.products) + found.singles == sum(counts[:begin])
-        assert found.stride > found.depth or not found.depth
+        assert found.store.stride > found.store.depth or not found.store.depth
 
 
 def test_one_delay_is_one_product():
