@@ -157,9 +157,10 @@ def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_ever
 def several(delayed, weights=None, k: Any = 0.2, strength: Any = 0.3):
     """Two couplings, of which the second has two terms, and, with delays between steps, the first has two as well."""
     random = np.random.default_rng(5)
-    both = np.float32(random.random((2, 5, 5)) * (random.random((2, 5, 5)) < 0.6))
+    both = (random.random((2, 5, 5)) * (random.random((2, 5, 5)) < 0.6)).astype(np.float32)
     first, second = both if weights is None else weights
-    apart, whole = {}, {}
+    apart: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     if delayed:
         apart = {"delays": random.uniform(0, 14, (5, 5)) * DT, "interpolate": True}
         whole = {"delays": random.integers(0, 9, (5, 5)) * DT}
@@ -211,7 +212,8 @@ def test_several_couplings_go_on_from_their_histories(delayed):
         final = of_several(net, 3, "mosaic_tpu", start, history, every=3)[1]
         found = bk.simulate(net, 3, DT, initial=final, every=3, implementation="mosaic_tpu").final
     assert {*found.get("history", {})} == {*history}
-    near(*([np.asarray(x) for x in jax.tree.leaves({**final})] for final in (found, expected)))
+    found, expected = ([np.asarray(x) for x in jax.tree.leaves({**final})] for final in (found, expected))
+    near(found, expected)
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
