@@ -114,8 +114,8 @@ class Form(NamedTuple):
     def of(cls, term: Term, store: Store) -> Form:
         possible = [steps for steps in _BODY if steps <= store.depth]
         chosen = [steps for n in range(len(possible) + 1) for steps in itertools.combinations(possible, n)]
-        _, *how = min(_cost(term.delays, steps, store) for steps in chosen)
-        return cls(store, *how)
+        _, tiles, products, singles = min(_cost(term.delays, steps, store) for steps in chosen)
+        return cls(store, tiles, products, singles)
 
     def bytes(self, batched: bool) -> int:
         """VMEM of the sums of a tile, the lists and the matrices."""
