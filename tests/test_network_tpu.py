@@ -1,5 +1,8 @@
 """Networks on TPUs: in Pallas's interpreter against scans, and compiled for a chip that is not there."""
 
+import functools
+from typing import Any
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ from benchmarks.ledger import libtpu_lock
 from brainmass_kernels import _context
 from brainmass_kernels.arguments import connections_of
 from brainmass_kernels.backends.base import Coupling
-from brainmass_kernels.backends.mosaic_tpu.connections import Form
+from brainmass_kernels.backends.mosaic_tpu.connections import Exchange, Form
 
 DT = 0.1 * u.ms
 STEPS = 20
@@ -148,12 +151,78 @@ def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_ever
     near(found, gradients(net, "scan", **common))
 
 
+# Several couplings --------------------------------------------------------------------------------------------------
+
+
+def several(delayed, weights=None, k: Any = 0.2, strength: Any = 0.3):
+    """Two couplings, of which the second has two terms, and, with delays between steps, the first has two as well."""
+    random = np.random.default_rng(5)
+    both = (random.random((2, 5, 5)) * (random.random((2, 5, 5)) < 0.6)).astype(np.float32)
+    first, second = both if weights is None else weights
+    apart: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
+    if delayed:
+        apart = {"delays": random.uniform(0, 14, (5, 5)) * DT, "interpolate": True}
+        whole = {"delays": random.integers(0, 9, (5, 5)) * DT}
+    couplings = [
+        bk.Coupling(first, source="x", target="x_inp", k=k, **apart),
+        bk.Coupling(second, kind="kuramoto", source="y", target="y_inp", k=strength, **whole),
+    ]
+    return bk.Network(bk.Hopf(a=0.1), couplings=couplings)
+
+
+def of_several(net, steps, implementation, start, history, **arguments):
+    initial = {"x": start, "y": draw(2, 5, seed=1)} | ({"history": history} if history else {})
+    found = bk.simulate(net, steps, DT, initial=initial, implementation=implementation, **arguments)
+    return {**found.records}, {**found.final}
+
+
+def histories(delayed):
+    net, scan = several(delayed), bk.simulate(several(delayed), 1, DT, implementation="scan")
+    assert len(net.sent()) == 3
+    depths = {name: len(x) for name, x in scan.final.get("history", {}).items()}
+    assert not delayed or len({*depths.values()}) == 2, "of their own depths"
+    return {name: draw(depth, 2, 5, seed=i) for i, (name, depth) in enumerate(depths.items())}
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_gradients_of_several_couplings_are_those_of_the_scan(delayed):
+    def loss(weights, k, strength, start, history, implementation):
+        net = several(delayed, weights, k, strength)
+        records, final = of_several(net, 6, implementation, start, history, record="x", every=2, checkpoint_every=3)
+        seen = jax.tree.leaves((records, final))
+        return sum(jnp.sum(x * draw(*x.shape, seed=i)) for i, x in enumerate(seen)), seen
+
+    def both(implementation):
+        of = functools.partial(loss, implementation=implementation)
+        at = (*draw(2, 5, 5),), jnp.full((2, 1), 0.2, jnp.float32), jnp.float32(0.3), draw(2, 5), histories(delayed)
+        return [np.asarray(x) for x in jax.tree.leaves(jax.jit(jax.grad(of, range(5), has_aux=True))(*at))]
+
+    with bk.testing.interpret():
+        found = both("mosaic_tpu")
+    assert len(found) == 8 + 6 * delayed
+    near(found, both("scan"))
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_several_couplings_go_on_from_their_histories(delayed):
+    net, start, history = several(delayed), draw(2, 5), histories(delayed)
+    expected = of_several(net, 6, "scan", start, history, every=3)[1]
+    with bk.testing.interpret():
+        final = of_several(net, 3, "mosaic_tpu", start, history, every=3)[1]
+        found = bk.simulate(net, 3, DT, initial=final, every=3, implementation="mosaic_tpu").final
+    assert {*found.get("history", {})} == {*history}
+    found, expected = ([np.asarray(x) for x in jax.tree.leaves({**final})] for final in (found, expected))
+    near(found, expected)
+
+
 # Plans --------------------------------------------------------------------------------------------------------------
 
 
 def form(net, dt=1e-4) -> Form:
     _, terms, depths = connections_of(net, dt)
-    return Form.of(Coupling(net.regions, depths, None, terms))  # pyright: ignore
+    (way,) = Exchange.of(Coupling(net.regions, depths, None, terms), backwards=False).ways  # pyright: ignore
+    return way.form
 
 
 def test_every_connection_is_in_one_sum():
@@ -164,7 +233,7 @@ def test_every_connection_is_in_one_sum():
         assert [tile.below for tile in reversed(found.tiles)] == ends[:-1]
         begin = ends[-1]
         assert sum(counts[delay] for delay in found.products) + found.singles == sum(counts[:begin])
-        assert found.stride > found.depth or not found.depth
+        assert found.store.stride > found.store.depth or not found.store.depth
 
 
 def test_one_delay_is_one_product():
@@ -177,6 +246,20 @@ def test_many_delays_are_summed_in_tiles():
     found = form(network(76, "all different"))
     assert found.tiles
     assert not found.products
+
+
+def test_several_couplings_have_a_store_for_each_number_that_is_sent():
+    net = several(True)
+    _, terms, depths = connections_of(net, 1e-4)
+    coupling = Coupling(net.regions, depths, None, terms)  # pyright: ignore
+    forth, back = (Exchange.of(coupling, backwards) for backwards in (False, True))
+    assert [(way.sent, way.got) for way in forth.ways] == [(way.got, way.sent) for way in back.ways]
+    assert [store.depth for store in forth.stores] == [*depths]
+    assert len(forth.stores) == len(back.stores) == 3
+    assert len(forth.ways) == 4
+    for term, way in zip(terms, forth.ways, strict=True):
+        begin = way.form.tiles[0].steps if way.form.tiles else len(term.delays)
+        assert sum(term.delays[delay] for delay in way.form.products) + way.form.singles == sum(term.delays[:begin])
 
 
 def test_what_does_not_fit_says_so():
@@ -199,6 +282,17 @@ def test_what_does_not_fit_takes_scan_and_says_why():
             assert "implementation 'scan' runs it" in plan.passed_over["mosaic_tpu"]
 
 
+def test_all_couplings_must_fit():
+    def coupled(count):
+        delays = np.random.default_rng(0).integers(0, 40, (128, 128)) * DT
+        weights = np.full((128, 128), 1e-3, np.float32)
+        return bk.Network(bk.Hopf(), couplings=[bk.Coupling(weights, delays=delays) for _ in range(count)])
+
+    with _context.setting(_context.TARGET, _context.Target("tpu", 1)):
+        assert bk.explain(coupled(2), 10, DT).implementation == "mosaic_tpu"
+        assert "bytes of VMEM" in bk.explain(coupled(8), 10, DT).passed_over["mosaic_tpu"]
+
+
 # Compiled -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,3 +311,17 @@ def test_a_gradient_is_two_kernels(delays):
     assert text.count("tpu_custom_call") == 2
     for kernel in ("brainmass_kernels_tpu_network_forward", "brainmass_kernels_tpu_network_adjoint"):
         assert kernel in text
+
+
+@needs.libtpu
+def test_several_couplings_compile_to_one_kernel_a_way():
+    def loss(k, weights):
+        net = several(True, weights, k)
+        found = bk.simulate(net, 100, DT, every=10, record="x", implementation="mosaic_tpu")
+        return jnp.sum(found["x"] ** 2)
+
+    shapes = jax.ShapeDtypeStruct((256, 1), jnp.float32), (jax.ShapeDtypeStruct((5, 5), jnp.float32),) * 2
+    for fun, count in ((loss, 1), (jax.grad(loss, (0, 1)), 2)):
+        with libtpu_lock():
+            compiled = bk.testing.compile_for("v5e", fun, *shapes)
+        assert compiled.executable.as_text().count("tpu_custom_call") == count

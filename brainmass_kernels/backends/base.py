@@ -74,12 +74,6 @@ class Coupling(NamedTuple):
         """Connections that count, of all terms."""
         return sum(term.count for term in self.terms)
 
-    @property
-    def only(self) -> Term:
-        """The term of a backend that takes one alone."""
-        (term,) = self.terms
-        return term
-
 
 class Connections(NamedTuple):
     """The connections of networks: as matrices, or, where weights are sparse, as edges.
@@ -135,11 +129,6 @@ class SparseConnections(Connections):
         return True
 
 
-# Why a backend takes one coupling only.
-SEVERAL = (
-    "it makes one sum over regions a step, and this network needs several; 'scan', and 'numba' on CPUs or 'triton' on "
-    "GPUs, make any number"
-)
 # Why a backend takes delays that are known.
 LIVE = (
     "it compiles delays in, and these are data of the run; 'scan', and 'numba' on CPUs or 'triton' on GPUs, take them"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ..base import (
     LIVE,
-    SEVERAL,
     SPARSE,
     Adjoint,
     Carry,
@@ -53,9 +52,9 @@ class MosaicTPU:
         if coupling := request.loop.coupling:
             if any(term.live for term in coupling.terms):
                 return LIVE
-            if len(coupling.terms) > 1:
-                return SEVERAL
-            return SPARSE if coupling.only.edges is not None else too_large(request.loop, coupling)
+            if any(term.edges is not None for term in coupling.terms):
+                return SPARSE
+            return too_large(request.loop, coupling)
         if (need := least_bytes(request.loop)) > BUDGET:
             return f"a block of 1,024 lanes needs {need:,} bytes of VMEM, and it plans for {BUDGET:,}"
         return None

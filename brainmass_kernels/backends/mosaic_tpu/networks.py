@@ -11,15 +11,16 @@ same code on a clock that runs backwards.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ...errors import Unsupported
-from ...pointwise import Program, SplitPullback
+from ...pointwise import SplitPullback
 from ..base import (
     Adjoint,
     Carry,
@@ -35,7 +36,7 @@ from ..base import (
 )
 from ..pallas import added, apply, fill, read, write
 from .call import Call, arguments
-from .connections import Form, Sums, add_connections
+from .connections import Exchange, Store, Sums, add_exchange
 from .layout import BUDGET, COLUMNS, LONGEST, NetworkPlan, chunk_time, div, rem
 from .masses import ForwardPass, ReversePass, Uncoupled
 
@@ -51,17 +52,24 @@ _ROWS_PER_PASS = 16
 
 def too_large(loop: Loop, coupling: Coupling) -> str | None:
     """Why networks do not fit, whose regions are all in VMEM, or ``None`` if they do."""
-    form, own = Form.of(coupling), coupling.only.own_weights
+    batched, rows = [term.own_weights for term in coupling.terms], Exchange.of(coupling, False).rows
+    own = any(batched)
     # Where matrices fill the VMEM, a network that does without coefficients of its own may still fit.
     coefs = 0 if own else 3 * loop.n_coefs
     a_lane = 2 * (coefs + 5 * loop.n_state + 2 * loop.n_inputs + loop.n_observables)
-    if (need := form.bytes(own) + 4 * form.rows * COLUMNS * a_lane) <= MOST:
+    if (need := _bytes(coupling, batched) + 4 * rows * COLUMNS * a_lane) <= MOST:
         return None
     return (
-        f"128 networks of {form.regions} regions that go back {form.depth} steps{', each with its own weights,' * own} "
-        f"need {need:,} bytes of VMEM, and it asks for {MOST:,}: {'weights shared by all networks, ' * own}a longer "
-        f"dt, a higher speed of conduction or fewer regions would fit; implementation 'scan' runs it"
+        f"128 networks of {coupling.regions} regions that go back {coupling.depth} steps"
+        f"{', each with its own weights,' * own} need {need:,} bytes of VMEM, and it asks for {MOST:,}: "
+        f"{'weights shared by all networks, ' * own}a longer dt, a higher speed of conduction or fewer regions would "
+        f"fit; implementation 'scan' runs it"
     )
+
+
+def _bytes(coupling: Coupling, batched: Sequence[bool]) -> int:
+    """VMEM of what is exchanged, forwards or backwards, whichever is more."""
+    return max(Exchange.of(coupling, backwards).bytes(batched) for backwards in (False, True))
 
 
 class Coupled(Uncoupled):
@@ -69,11 +77,17 @@ class Coupled(Uncoupled):
 
     loop: Loop
     plan: NetworkPlan
-    form: Form
+    exchange: Exchange
+
+    @property
+    def coupling(self) -> Coupling:
+        """The loop's, which has one."""
+        assert self.loop.coupling is not None
+        return self.loop.coupling
 
     def add_arguments(self, call: Call, operands: Operands) -> None:
         super().add_arguments(call, operands)
-        add_connections(call, self.plan, self.form, operands.connections[0])
+        add_exchange(call, self.plan, self.exchange, operands.connections)
 
     def vmem(self, call: Call) -> int | None:
         if (need := call.vmem()) > MOST:
@@ -86,16 +100,12 @@ class Coupled(Uncoupled):
 
     def sums(self, refs) -> Sums:
         # Forwards the regions that fill up are copies of the last one; backwards they get nothing.
-        return Sums(self.form, refs, self.loop.precision, copies=isinstance(self, ForwardPass))
-
-    def send_program(self) -> Program:
-        assert self.loop.coupling is not None
-        return self.loop.coupling.send
+        return Sums(self.exchange, refs, self.loop.precision, copies=isinstance(self, ForwardPass))
 
     def each(self, body: Callable) -> None:
         """``body(first, rows)`` for groups of regions; unrolled, so that neighbours overlap, where they are few."""
-        rows = min(_ROWS_PER_PASS, self.form.rows)
-        count = self.form.rows // rows
+        rows = min(_ROWS_PER_PASS, self.plan.rows)
+        count = self.plan.rows // rows
         if count <= 8 and not self.loop.interpret:
             for i in range(count):
                 body(i * rows, pl.ds(i * rows, rows))
@@ -108,25 +118,24 @@ class Coupled(Uncoupled):
         lax.fori_loop(jnp.int32(0), jnp.int32(count), one, ())
 
 
-def _form(loop: Loop) -> Form:
-    assert loop.coupling is not None
-    return Form.of(loop.coupling)
-
-
-def _plan(loop: Loop, form: Form, coefs, inputs, lanes: int, checkpoint_every: int | None) -> NetworkPlan:
+def _plan(loop: Loop, exchange: Exchange, coefs, inputs, lanes: int, checkpoint_every: int | None) -> NetworkPlan:
     """Lay out a run. The chunks of one with checkpoints depend on the loop only, as in `plan_checkpoints`."""
-    a_tile, constant = 4 * form.rows * COLUMNS, 2 * (3 * loop.n_coefs + 5 * loop.n_state + 2)
+    coupling, rows = loop.coupling, exchange.rows
+    assert coupling is not None
+    a_tile, constant = 4 * rows * COLUMNS, 2 * (3 * loop.n_coefs + 5 * loop.n_state + 2)
     if checkpoint_every is None:
         streams = sum(jnp.ndim(u) == 2 for u in inputs)
         a_step = 2 * (streams + loop.n_observables / loop.schedule.every)
     else:
         # Inputs and their cotangents; the sums, their cotangents, what was sent, the end's cotangents; residuals.
-        a_step = 4 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every + 8
+        a_step = 4 * loop.n_inputs + 2 * loop.n_observables / loop.schedule.every
+        a_step += 4 * coupling.totals + 4 * len(coupling.depths)
         a_step += loop.n_state + loop.n_normals + 4
-    room = max(BUDGET - form.bytes(False) - constant * a_tile, STREAMS)
+    held = _bytes(coupling, [False] * len(coupling.terms))
+    room = max(BUDGET - held - constant * a_tile, STREAMS)
     most = int(min(LONGEST, room / (a_tile * a_step))) if a_step else LONGEST
     time = chunk_time(loop.schedule, max(1, most), checkpoint_every, unroll=1)
-    return NetworkPlan.of_networks(form.regions, form.rows, coefs, inputs, lanes, time)
+    return NetworkPlan.of_networks(coupling.regions, rows, coefs, inputs, lanes, time)
 
 
 # Forward ------------------------------------------------------------------------------------------------------------
@@ -134,51 +143,54 @@ def _plan(loop: Loop, form: Form, coefs, inputs, lanes: int, checkpoint_every: i
 
 @dataclasses.dataclass(frozen=True)
 class NetworkForwardPass(Coupled, ForwardPass):
-    """With ``saving``, also keeps the sums that arrive in each step, and the history before the run."""
+    """With ``saving``, also keeps the sums that arrive in each step, and the histories before the run."""
 
     plan: NetworkPlan
-    form: Form
+    exchange: Exchange
 
     name = "brainmass_kernels_tpu_network_forward"
 
     @classmethod
     def of(cls, loop: Loop, operands: Operands, lanes: int, checkpoint_every: int | None) -> NetworkForwardPass:
-        form = _form(loop)
-        plan = _plan(loop, form, operands.coefs, operands.inputs, lanes, checkpoint_every)
-        return cls(loop, plan, checkpoint_every is not None, form)
+        assert loop.coupling is not None
+        exchange = Exchange.of(loop.coupling, backwards=False)
+        plan = _plan(loop, exchange, operands.coefs, operands.inputs, lanes, checkpoint_every)
+        return cls(loop, plan, checkpoint_every is not None, exchange)
 
     def add(self, call: Call, operands: Operands, initial: Carry) -> None:
         super().add(call, operands, initial)
-        plan, form, time = self.plan, self.form, self.plan.time
+        plan, time, totals = self.plan, self.plan.time, self.coupling.totals
         if self.saving:
-            call.add_results("arrived", 1, (time.positions, *plan.wide), call.moving(time.size))
+            call.add_results("arrived", totals, (time.positions, *plan.wide), call.moving(time.size))
         else:
-            call.add_scratch("arrived", 1, (1, *plan.tile))
-        if form.depth:
-            outside = pl.BlockSpec(memory_space=pltpu.HBM)
-            call.add_operands("history", [_stored(form, plan, initial.history[0])], outside)
-            call.add_results("last", 1, (plan.blocks, form.store, COLUMNS), outside)
+            call.add_scratch("arrived", totals, (1, *plan.tile))
+        outside = pl.BlockSpec(memory_space=pltpu.HBM)
+        for k in self.exchange.delayed:
+            store = self.exchange.stores[k]
+            call.add_operands("history", [_stored(store, plan, initial.history[k])], outside)
+            call.add_results("last", 1, (plan.blocks, store.size, COLUMNS), outside)
+        if self.exchange.delayed:
             call.add_scratch("semaphore", 1, pltpu.SemaphoreType.DMA)
 
     def results(self, out, initial: Carry) -> Forward:
-        forward, form, last = super().results(out, initial), self.form, initial.history[0]
-        if form.depth:
-            last = _unstored(form, self.plan, out["last"][0], form.last(self.plan.time.steps))
-        final, saved = Carry(forward.final.state, (last,)), None
+        forward, plan, last = super().results(out, initial), self.plan, [*initial.history]
+        for k, stored in zip(self.exchange.delayed, out["last"], strict=True):
+            last[k] = _unstored(self.exchange.stores[k], plan, stored, plan.time.steps)
+        final, saved = Carry(forward.final.state, tuple(last)), None
         if self.saving:
-            saved = *forward.saved, self.plan.unlay(out["arrived"][0]), initial.history[0]
+            saved = *forward.saved, *(plan.unlay(x) for x in out["arrived"]), *initial.history
         return Forward(forward.records, final, saved)
 
     def kernel(self, refs, chunk):
-        form, time, block = self.form, self.plan.time, pl.program_id(0)
+        time, block = self.plan.time, pl.program_id(0)
         start, first, last = time.bounds(chunk)
         sums = self.sums(refs)
 
         @pl.when(chunk == 0)
         def _():
             write(refs["state"], read(refs["initial"]))
-            if form.depth:
-                _copy(refs, refs["history"][0].at[block], refs["store"][0])
+            for k, history in zip(self.exchange.delayed, refs["history"], strict=True):
+                _copy(refs, history.at[block], refs["store"][k])
 
         if self.saving:
             write(refs["saved"], read(refs["state"]), 0)
@@ -190,30 +202,30 @@ class NetworkForwardPass(Coupled, ForwardPass):
             return carry
 
         lax.fori_loop(first, last, body, ())
-        if form.depth:
+        if self.exchange.delayed:
 
             @pl.when(chunk == time.chunks - 1)
             def _():
-                _copy(refs, refs["store"][0], refs["last"][0].at[block])
+                for k, history in zip(self.exchange.delayed, refs["last"], strict=True):
+                    _copy(refs, refs["store"][k], history.at[block])
 
     def step(self, refs, sums: Sums, start, j) -> None:
         """All regions send, the sums arrive, all regions advance."""
-        loop, n, (arrived,), place = self.loop, start + j, refs["arrived"], j if self.saving else 0
+        loop, n, arrived, place = self.loop, start + j, refs["arrived"], j if self.saving else 0
         sums.begin(n)
 
         def send(region, rows):
             coefs, _, _ = arguments(loop, self.plan, refs, start, rows)
-            sums.send(
-                n, region, fill(apply(self.send_program(), *coefs, *read(refs["state"], rows)), (rows.size, COLUMNS))[0]
-            )
+            sent = apply(self.coupling.send, *coefs, *read(refs["state"], rows))
+            sums.send(n, region, fill(sent, (rows.size, COLUMNS)))
 
         self.each(send)
-        sums.arrive(n, arrived.at[place])
+        sums.arrive(n, [total.at[place] for total in arrived])
 
         def advance(region, rows):
             coefs, inputs, normals = arguments(loop, self.plan, refs, start, rows)
             state = read(refs["state"], rows)
-            stepped = apply(loop.advance, *coefs, *state, *inputs(j), arrived[place, rows], *normals(j)(0))
+            stepped = apply(loop.advance, *coefs, *state, *inputs(j), *read(arrived, place, rows), *normals(j)(0))
             write(refs["state"], fill(stepped, (rows.size, COLUMNS)), rows)
 
         self.each(advance)
@@ -234,18 +246,19 @@ def _copy(refs, source, target) -> None:
     copy.wait()
 
 
-def _stored(form: Form, plan: NetworkPlan, history):
-    """A history, ``(depth, L)``, as the store has it before the first step, ``(blocks, store, 128)``."""
-    x = plan.lay(history).reshape(form.depth, plan.blocks, form.rows, COLUMNS)
-    x = jnp.pad(jnp.moveaxis(x, 0, 2), [(0, 0), (0, 0), (0, form.stride - form.depth), (0, 0)])
-    return jnp.pad(x.reshape(plan.blocks, form.rows * form.stride, COLUMNS), [(0, 0), (0, form.slide), (0, 0)])
+def _stored(store: Store, plan: NetworkPlan, history):
+    """A history, ``(depth, L)``, as the store has it before the first step, ``(blocks, size, 128)``."""
+    x = plan.lay(history).reshape(store.depth, plan.blocks, store.rows, COLUMNS)
+    x = jnp.pad(jnp.moveaxis(x, 0, 2), [(0, 0), (0, 0), (0, store.stride - store.depth), (0, 0)])
+    return jnp.pad(x.reshape(plan.blocks, store.rows * store.stride, COLUMNS), [(0, 0), (0, store.slide), (0, 0)])
 
 
-def _unstored(form: Form, plan: NetworkPlan, store, begin: int):
-    """The inverse of `_stored`, of a store in which the history begins at a place."""
-    x = store[:, begin : begin + form.rows * form.stride].reshape(plan.blocks, form.rows, form.stride, COLUMNS)
-    x = jnp.moveaxis(x[:, :, : form.depth], 2, 0)
-    return plan.unlay(x.reshape(form.depth, *plan.wide))
+def _unstored(store: Store, plan: NetworkPlan, stored, steps: int):
+    """The history after so many steps, of what a store has then."""
+    begin = store.last(steps)
+    x = stored[:, begin : begin + store.rows * store.stride].reshape(plan.blocks, store.rows, store.stride, COLUMNS)
+    x = jnp.moveaxis(x[:, :, : store.depth], 2, 0)
+    return plan.unlay(x.reshape(store.depth, *plan.wide))
 
 
 # Adjoint ------------------------------------------------------------------------------------------------------------
@@ -255,12 +268,12 @@ def _unstored(form: Form, plan: NetworkPlan, store, begin: int):
 class NetworkReversePass(Coupled, ReversePass):
     """The adjoint of a forward run that kept the sums.
 
-    Cotangents of weights and of the history are made from those of the sums by plain jnp: where nobody asks for them,
+    Cotangents of weights and of the histories are made from those of the sums by plain jnp: where nobody asks for them,
     the compiler leaves them out.
     """
 
     plan: NetworkPlan
-    form: Form
+    exchange: Exchange
     send: SplitPullback
 
     name = "brainmass_kernels_tpu_network_adjoint"
@@ -269,41 +282,66 @@ class NetworkReversePass(Coupled, ReversePass):
     def of(
         cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, coefs, inputs, lanes: int, checkpoint_every: int
     ) -> NetworkReversePass:
-        form = _form(loop)
-        plan = _plan(loop, form, coefs, inputs, lanes, checkpoint_every)
-        # The sum, last of the inputs, is read again like the others.
+        assert loop.coupling is not None
+        exchange = Exchange.of(loop.coupling, backwards=True)
+        plan = _plan(loop, exchange, coefs, inputs, lanes, checkpoint_every)
+        # The sums, last of the inputs, are read again like the others.
         advance, observe, send = SplitPullbacks.of(loop, pullbacks)
         assert send is not None
-        return cls(loop, pullbacks, wanted, plan, advance, observe, form, send)
+        return cls(loop, pullbacks, wanted, plan, advance, observe, exchange, send)
 
     @property
-    def ending(self) -> int:
-        """The first chunk with a step that the last history has."""
-        return self.plan.time.chunk_of(max(0, self.plan.time.steps - self.form.depth))
+    def delayed(self) -> list[int]:
+        """Which of the quantities have a history."""
+        return [number for number, depth in enumerate(self.coupling.depths) if depth]
+
+    @property
+    def endings(self) -> list[int]:
+        """For each history the first chunk with a step that it has after the run."""
+        time = self.plan.time
+        return [time.chunk_of(max(0, time.steps - self.coupling.depths[k])) for k in self.delayed]
 
     def add(self, call: Call, operands: Operands, saved, cotangents: Cotangents) -> None:
         super().add(call, operands, saved, cotangents)
-        plan, time, arrived = self.plan, self.plan.time, saved[self.loop.n_state]
-        call.add_operands("arrived", [plan.lay(arrived)], call.moving(time.size))
-        if self.form.depth:
-            last = time.spread(plan.lay(_at_steps(cotangents.final.history[0], time.steps), "constant"))
-            block = call.moving(time.size, lambda c: jnp.maximum(c - self.ending, 0))
-            call.add_operands("ct_last", [last[self.ending * time.size :]], block)
-        for name, count in (("ct_sums", 1), ("sent", int(self.wanted.weights[0]))):
+        plan, time, (arrived, _) = self.plan, self.plan.time, self.coupled(saved)
+        totals, sources = self.coupling.totals, len(self.coupling.depths)
+        call.add_operands("arrived", [plan.lay(x) for x in arrived], call.moving(time.size))
+        for k, ending in zip(self.delayed, self.endings, strict=True):
+            last = time.spread(plan.lay(_at_steps(cotangents.final.history[k], time.steps), "constant"))
+            block = call.moving(time.size, lambda c, ending=ending: jnp.maximum(c - ending, 0))
+            call.add_operands("ct_last", [last[ending * time.size :]], block)
+        for name, count in (("ct_sums", totals), ("sent", sources if any(self.wanted.weights) else 0)):
             call.add_results(name, count, (time.positions, *plan.wide), call.moving(time.size))
-        call.add_scratch("ct_sent", 1, plan.tile)
+        call.add_scratch("ct_sent", sources, plan.tile)
         call.add_scratch("send_residuals", self.send.n_kept, (time.size, *plan.tile))
 
+    def coupled(self, saved) -> tuple[tuple, tuple]:
+        """The sums that a forward run kept, and its first histories."""
+        kept = saved[self.loop.n_state :]
+        return kept[: self.coupling.totals], kept[self.coupling.totals :]
+
     def results(self, out, operands: Operands, saved, cotangents: Cotangents) -> Adjoint:
-        adjoint, history = super().results(out, operands, saved, cotangents), saved[-1]
-        (connections,) = operands.connections
-        plan, form, ct_weights = self.plan, self.form, None
-        ct_sums = _by_region(form, plan.unlay(plan.time.gather(out["ct_sums"][0])))
-        if self.wanted.weights[0]:
-            sent = jnp.concatenate([history, plan.unlay(plan.time.gather(out["sent"][0]))])
-            ct_weights = _of_weights(form, connections, _by_region(form, sent), ct_sums)
-        ct_history = _of_history(form, connections, cotangents.final.history[0], ct_sums)
-        return adjoint._replace(initial=Carry(adjoint.initial.state, (ct_history,)), weights=(ct_weights,))
+        adjoint, (_, histories) = super().results(out, operands, saved, cotangents), self.coupled(saved)
+        coupling, plan = self.coupling, self.plan
+
+        def by_region(x):
+            return _by_region(coupling.regions, x)
+
+        ct_sums = [by_region(plan.unlay(plan.time.gather(x))) for x in out["ct_sums"]]
+        sent = [plan.unlay(plan.time.gather(x)) for x in out["sent"]]
+        sent = [by_region(jnp.concatenate([history, x])) for history, x in zip(histories, sent)]
+        terms = [*zip(coupling.terms, operands.connections, strict=True)]
+        ct_weights = (
+            _of_weights(connections, coupling.depths[term.source], sent[term.source], ct_sums[term.total])
+            if wanted else None
+            for (term, connections), wanted in zip(terms, self.wanted.weights, strict=True)
+        )  # fmt: skip
+        ct_histories = (
+            _of_history(ct_last, [(one, ct_sums[term.total]) for term, one in terms if term.source == number])
+            for number, ct_last in enumerate(cotangents.final.history)
+        )
+        initial = Carry(adjoint.initial.state, tuple(ct_histories))
+        return adjoint._replace(initial=initial, weights=tuple(ct_weights))
 
     def begin(self, refs) -> None:
         self.sums(refs).clear()
@@ -324,7 +362,7 @@ class NetworkReversePass(Coupled, ReversePass):
             keep("residuals", self.advance.keep, j, *state, *drive)
             keep("send_residuals", self.send.keep, j, *state)
             if refs["sent"]:
-                keep("sent", self.send_program(), j, *state)
+                keep("sent", self.coupling.send, j, *state)
             state = fill(apply(loop.advance, *coefs, *state, *drive), tile)
             if refs["record_residuals"]:
 
@@ -352,29 +390,29 @@ class NetworkReversePass(Coupled, ReversePass):
         lax.fori_loop(jnp.int32(0), last - first, body, ())
 
     def pull_step(self, refs, chunk, sums: Sums, start, j) -> None:
-        loop, a, b = self.loop, self.n_coefs, self.n_coefs + self.loop.n_state
+        totals, a, b = self.coupling.totals, self.n_coefs, self.n_coefs + self.loop.n_state
         since_end = jnp.int32(self.plan.time.steps - 1) - (start + j)
         sums.begin(since_end)
 
         def pull(region, rows):
-            coefs, inputs, _ = arguments(loop, self.plan, refs, start, rows)
+            coefs, inputs, _ = arguments(self.loop, self.plan, refs, start, rows)
             drive = *inputs(j), *read(refs["arrived"], j, rows), *read(refs["residuals"], j, rows)
             out = apply(self.advance.back, *coefs, *drive, *read(refs["ct_state"], rows))
             write(refs["ct_coefs"], added(read(refs["ct_coefs"], rows), out[:a]), rows)
             write(refs["ct_state"], fill(out[a:b], (rows.size, COLUMNS)), rows)
-            *ct_inputs, ct_sum = fill(out[b:], (rows.size, COLUMNS))
-            self.write_inputs(refs, j, rows, ct_inputs)
-            write(refs["ct_sums"], [ct_sum], j, rows)
-            sums.send(since_end, region, ct_sum)
+            ct_inputs = fill(out[b:], (rows.size, COLUMNS))
+            ct_sums = ct_inputs[-totals:]
+            self.write_inputs(refs, j, rows, ct_inputs[:-totals])
+            write(refs["ct_sums"], ct_sums, j, rows)
+            sums.send(since_end, region, ct_sums)
 
         self.each(pull)
-        (ct_sent,) = refs["ct_sent"]
-        sums.arrive(since_end, ct_sent)
-        if refs["ct_last"]:
+        sums.arrive(since_end, refs["ct_sent"])
+        for k, ct_last, ending in zip(self.delayed, refs["ct_last"], self.endings, strict=True):
 
-            @pl.when(chunk >= self.ending)
-            def _():
-                ct_sent[...] += refs["ct_last"][0][j]
+            @pl.when(chunk >= ending)
+            def _(ct_sent=refs["ct_sent"][k], ct_last=ct_last):
+                ct_sent[...] += ct_last[j]
 
         self.pull_state(
             refs, start, self.send,
@@ -405,34 +443,50 @@ def _at_steps(last, steps: int):
     return last[depth - steps :] if steps <= depth else jnp.pad(last, [(steps - depth, 0), (0, 0)])
 
 
-def _by_region(form: Form, x):
+def _by_region(regions: int, x):
     """``(T, L)`` as ``(N, T, networks)``."""
-    return jnp.moveaxis(x.reshape(len(x), -1, form.regions), -1, 0)
+    return jnp.moveaxis(x.reshape(len(x), -1, regions), -1, 0)
 
 
-def _of_weights(form: Form, connections: Connections, sent, ct_sums):
-    """For each weight ``sum_t ct_sum_i(t) sent_j(t - d)``, ``(N, N, networks)``."""
-    if not form.depth:
+def _of_weights(connections: Connections, depth: int, sent, ct_sums):
+    """For each weight of a term ``sum_t ct_sum_i(t) sent_j(t - d)``, ``(N, N, networks)``."""
+    if not depth:
         return jnp.einsum("itb,jtb->ijb", ct_sums, sent, precision=lax.Precision.HIGHEST)
     rows, columns = connections.edges
-    steps = ct_sums.shape[1]
+    regions, steps = ct_sums.shape[:2]
 
     def one(edge):
         row, column, delay = edge
-        arrived = lax.dynamic_slice_in_dim(sent[column], form.depth - delay, steps)
+        arrived = lax.dynamic_slice_in_dim(sent[column], depth - delay, steps)
         return jnp.sum(ct_sums[row] * arrived, axis=0)
 
     cts = lax.map(one, (rows, columns, connections.steps[rows, columns]))
-    empty = jnp.zeros((form.regions, form.regions, cts.shape[1]), cts.dtype)
+    empty = jnp.zeros((regions, regions, cts.shape[1]), cts.dtype)
     return empty.at[rows, columns].set(cts, unique_indices=True, indices_are_sorted=True)
 
 
-def _of_history(form: Form, connections: Connections, ct_last, ct_sums):
-    """For what was sent before the run: where it arrived, and what of it the last history still has; ``(depth, L)``."""
-    depth, steps = form.depth, ct_sums.shape[1]
+def _of_history(ct_last, terms: Sequence[tuple[Connections, jax.Array]]):
+    """For what was sent before the run: where it arrived, and what of it the last history still has; ``(depth, L)``.
+
+    Parameters
+    ----------
+    ct_last : of the last history of a quantity
+    terms : the connections that carry it, and the cotangents of their sum
+    """
+    depth, (regions, steps, networks) = len(ct_last), terms[0][1].shape
     if not depth:
         return jnp.zeros_like(ct_last)
+    cts = jnp.zeros((regions, depth, networks), ct_last.dtype)
+    for connections, ct_sums in terms:
+        cts = _with_history_of_term(cts, connections, ct_sums)
+    cts = jnp.moveaxis(cts, 0, -1).reshape(depth, -1)
+    return cts.at[steps:].add(ct_last[: depth - steps]) if depth > steps else cts
+
+
+def _with_history_of_term(cts, connections: Connections, ct_sums):
+    """Add where what was sent before the run arrived through the connections of a term to ``(N, depth, networks)``."""
     rows, columns = connections.edges
+    depth, steps = cts.shape[1], ct_sums.shape[1]
     # So that what was sent at place h of the history arrives at place h + delay.
     early = jnp.pad(ct_sums[:, :depth], [(0, 0), (depth, max(0, depth - steps)), (0, 0)])
 
@@ -440,9 +494,6 @@ def _of_history(form: Form, connections: Connections, ct_last, ct_sums):
         row, column, delay, weight = edge
         return cts.at[column].add(weight * lax.dynamic_slice_in_dim(early[row], delay, depth)), None
 
-    empty = jnp.zeros((form.regions, depth, early.shape[-1]), ct_sums.dtype)
     weights = connections.weights[rows, columns]
     weights = weights.reshape(len(weights), 1, -1)
-    cts, _ = lax.scan(one, empty, (rows, columns, connections.steps[rows, columns], weights))
-    cts = jnp.moveaxis(cts, 0, -1).reshape(depth, -1)
-    return cts.at[steps:].add(ct_last[: depth - steps]) if depth > steps else cts
+    return lax.scan(one, cts, (rows, columns, connections.steps[rows, columns], weights))[0]
