@@ -50,8 +50,8 @@ def networks(regions: int | None = None) -> dict:
     second = {"k": 0.1 * u.Hz / u.mV, "name": "second"}
     both = {"source": {"front": "eeg", "back": "eeg"}, "target": {"front": "E_inp", "back": "E_inp"}}
 
-    def of(*couplings, model=bk.JansenRit()):
-        return bk.Network(model, couplings=couplings)
+    def of(*couplings, model=bk.JansenRit):
+        return bk.Network(model(), couplings=couplings)
 
     def groups(k):
         parts = {"front": (bk.JansenRit(), n // 2), "back": (bk.Wendling(), n - n // 2)}
@@ -65,7 +65,7 @@ def networks(regions: int | None = None) -> dict:
         ),
         "interpolated delays": lambda k: of(bk.Coupling(weights, k=k, interpolate=True, **one)),
         "live delays": lambda k: of(bk.Coupling(weights, k=k, max_delay=60 * u.ms, **one)),
-        "the dearer model alone": lambda k: of(bk.Coupling(weights, k=k, **one), model=bk.Wendling()),
+        "the dearer model alone": lambda k: of(bk.Coupling(weights, k=k, **one), model=bk.Wendling),
         "two groups": groups,
     }
 

@@ -272,7 +272,8 @@ def _named(couplings) -> dict[str, Coupling]:
         if name and not name.isidentifier():
             raise ValueError(f"'couplings' got the name {name!r}, but takes words such as 'thalamocortical'")
     if len(named) > 1:
-        named = [(name or _numbered(each, [other for n, other in named if not n]), each) for name, each in named]
+        kinds = [each.link.label.replace(" ", "_") for _, each in named]
+        named = [(name or _numbered(i, kinds, named), each) for i, (name, each) in enumerate(named)]
     twice = [name for name, count in collections.Counter(name for name, _ in named).items() if count > 1]
     if twice:
         raise ValueError(f"'couplings' has two of the name '{twice[0]}': give each its own, bk.Coupling(..., name=...)")
@@ -298,12 +299,10 @@ def grouped(groups: Mapping, couplings: Sequence[Coupling]) -> Groups:
     return union(groups, [x for x in sources if x], [x for x in targets if isinstance(x, Places)])
 
 
-def _numbered(coupling: Coupling, unnamed: Sequence[Coupling]) -> str:
+def _numbered(i: int, kinds: Sequence[str], named: Sequence[tuple[str, Coupling]]) -> str:
     """The kind of a coupling, with its number among those of its kind that have no name."""
-    label = coupling.link.label.replace(" ", "_")
-    alike = [each for each in unnamed if each.link.label == coupling.link.label]
-    number = next(i for i, each in enumerate(alike) if each is coupling)
-    return label if len(alike) == 1 else f"{label}_{number}"
+    alike = [k for k, kind in enumerate(kinds) if kind == kinds[i] and not named[k][0]]
+    return kinds[i] if len(alike) == 1 else f"{kinds[i]}_{alike.index(i)}"
 
 
 def _with_keys(network: Network):

@@ -200,6 +200,7 @@ def test_couplings_of_one_source_share_its_history():
     couplings = [bk.Coupling(w, source="x", target="x_inp", k=0.2, delays=1 * u.ms) for w in WEIGHTS]
     net = bk.Network(bk.Hopf(), couplings=couplings)
     assert [*net.sent()] == ["x"]
+    assert [*bk.Network(bk.Hopf(), couplings=couplings[:1] * 2).parameters][::2] == ["additive_0.k", "additive_1.k"]
     assert [*net.parameters] == [f"additive_{i}.{n}" for i in range(3) for n in ("k", "b")]
     assert np.shape(simulated(net, "scan", 12).final["history"]) == (10, N)
 
