@@ -14,6 +14,8 @@ import numpy as np
 from . import sparsity, units
 from ._jax import is_traced, values_here
 
+# Of conduction.
+SPEED: Any = u.mm / u.ms
 # A whole number of steps with a rounding error is not rounded up.
 ROUNDING = 1e-5
 
@@ -123,13 +125,15 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
         if most is not None:
             raise ValueError("'max_delay' was given without 'delays', or 'distances' and 'speed'")
         return None, None
-    name, rate, lengths = "delays", None, None
+    rate: Any = None
+    lengths: Any = None
+    name = "delays"
     if delays is not None:
         seconds = _of_connections(delays, u.second, "delays", weights)
     else:
         name = "distances"
         lengths = _of_connections(_with_unit(distances, u.mm), u.mm, "distances", weights)
-        rate = units.strip(_wide(_with_unit(speed, u.mm / u.ms)), u.mm / u.ms, "speed")
+        rate = units.strip(_wide(_with_unit(speed, SPEED)), SPEED, "speed")
         _check_speed(rate, speed)
         seconds = Delays(lengths=lengths).times(rate)
     shape = _shape_of(weights)
@@ -157,13 +161,13 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
         most = _longest(seconds, name, most, batched)
     if most is None:
         # A copy that nobody writes to: compiled programs are kept by its values.
-        seconds = seconds.copy()
+        seconds = np.array(seconds)
         seconds.flags.writeable = False
         return Delays(seconds, interpolate=interpolate), None
     if rate is None or is_traced(lengths) or np.ndim(lengths) != len(shape):
         return Delays(jnp.asarray(seconds), None, most, interpolate), None
     lengths.flags.writeable = False
-    return Delays(None, lengths, most, interpolate), u.Quantity(rate, unit=u.mm / u.ms)
+    return Delays(None, lengths, most, interpolate), u.Quantity(rate, unit=SPEED)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +192,7 @@ class Known:
 
 def check_within(speed, delays: Delays | None) -> None:
     """Raise ValueError where a known speed makes delays beyond the longest."""
-    rate = units.strip(_wide(_with_unit(speed, u.mm / u.ms)), u.mm / u.ms, "speed")
+    rate = units.strip(_wide(_with_unit(speed, SPEED)), SPEED, "speed")
     _check_speed(rate, speed)
     if delays is not None and not is_traced(rate):
         _longest(np.asarray(values_here(delays.times(rate))), "speed", delays.most, False)

@@ -134,10 +134,11 @@ class Network:
         ------
         ValueError : if it has several
         """
-        if len(self.couplings) > 1:
+        one, *others = self.couplings
+        if others:
             names = ", ".join(repr(each.link.name) for each in self.couplings)
             raise ValueError(f"the network has several couplings ({names}): ask one of network.couplings")
-        return self.couplings[0]
+        return one
 
     @property
     def weights(self):
