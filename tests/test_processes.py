@@ -96,6 +96,11 @@ with jax.set_mesh(mesh):
     seen = []
     check(fit(series, checkpoint=path, progress=lambda report: seen.append(report.step)), alone)
     assert seen == [3]
+    try:
+        fit(series, checkpoint=path if jax.process_index() else path + ".other")
+        raise AssertionError("each has read another file")
+    except ValueError as error:
+        assert "read [0, 3] steps, but takes one file" in str(error), error
     # Targets that the processes share.
     spread = NamedSharding(mesh, PartitionSpec(None, "lanes"))
     check(fit(jax.make_array_from_callback(series.shape, spread, lambda index: series[index])), alone)

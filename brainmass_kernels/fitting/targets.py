@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import brainunit as u
@@ -140,7 +140,7 @@ class Comparison:
         """What the programs depend on beside ``data``; see `equations.key_of`."""
         raise NotImplementedError
 
-    def predict(self, result: Result):
+    def predict(self, result: Result | Mapping[str, Any]):
         """The prediction ``(n or 1, starts, ...)`` of a run with lanes ``(n or 1, starts, realisations)``."""
         raise NotImplementedError
 
@@ -438,7 +438,7 @@ def unchecked(kind: type, values, **fields):
     return prediction
 
 
-def on_host(tree):
+def on_host(tree) -> Any:
     """Arrays that lie on several devices as NumPy arrays; others stay."""
     tree = addressable(tree)
     spread = any(map(_on_several, jax.tree.leaves(tree)))
@@ -449,7 +449,7 @@ def _on_several(x) -> bool:
     return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
 
-def addressable(tree):
+def addressable(tree) -> Any:
     """Arrays that several processes share as NumPy arrays, gathered; others stay. Every process has to call this."""
     shared = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(tree)]
     if not any(shared):
