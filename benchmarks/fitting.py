@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 
@@ -24,6 +25,7 @@ import optax
 from jax import lax
 
 import brainmass_kernels as bk
+from brainmass_kernels import spectra
 
 from . import reference
 from .timing import RESULTS, close, save
@@ -182,11 +184,28 @@ def until(trace, within: float, share: float) -> float | None:
     return float(trace[int(reached.argmax())][0]) if reached.any() else None
 
 
+def of_many_spectra(count: int, steps: int) -> None:
+    """The time and the largest memory of one fit of many spectra, each from as many starts."""
+    rng, meg = np.random.default_rng(0), spectra.resting_meg()
+    power = meg.power[0] * 10 ** rng.normal(0.0, 0.1, (count, len(meg.freqs)))
+    began = time.perf_counter()
+    bk.fit(
+        bk.JansenRit(), (meg.freqs, power), {"be": (60.0, 150.0), "bi": (30.0, 80.0), "C": (80.0, 300.0)},
+        inputs={"E_inp": 220 * u.Hz}, noise={"E_inp": 2 * u.Hz * u.second**0.5}, starts=LANES, steps=steps,
+    )  # fmt: skip
+    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{count} spectra x {LANES} starts: {steps} steps in {seconds:.0f} s, at most {peak:.2f} GiB in all")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=180.0, help="seconds for each of those compared with")
     parser.add_argument("--out", default=str(RESULTS / "fitting.json"))
+    parser.add_argument("--spectra", type=int, help="instead, the time and memory of a fit of so many spectra")
+    parser.add_argument("--steps", type=int, default=1, help="of that fit")
     options = parser.parse_args()
+    if options.spectra:
+        return of_many_spectra(options.spectra, options.steps)
     series = target()
     agree(series)
     fits = {

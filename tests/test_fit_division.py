@@ -32,6 +32,8 @@ CALL: dict[str, Any] = {
 }  # fmt: skip
 LEAST_SQUARES = {"optimiser": "levenberg_marquardt"}
 OPTIONS = [{}, LEAST_SQUARES]
+_LEAST = pytest.param(LEAST_SQUARES, marks=pytest.mark.slow, id="least squares")
+EITHER = pytest.mark.parametrize("options", [pytest.param({}, id="gradients"), _LEAST])
 COMMUNICATION = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing improved")
@@ -63,15 +65,38 @@ def check_bits(found: bk.Fit, want: bk.Fit):
 # --- chunks ---
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["gradients", "least squares"])
-def test_chunks_have_the_bits_of_the_whole(options, one_device):
-    """Of one target, and of two and two and one; with candidates, and with starts that are dropped."""
-    same = {**options, "prune": 2, "screen": 2 * COUNT * STARTS}
-    whole = five(**same)
-    for size in (1, 2):
-        check_bits(five(targets_at_once=size, **same), whole)
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, {}),
+        pytest.param(1, {"prune": 2, "screen": 2 * COUNT * STARTS}, marks=pytest.mark.slow),
+        pytest.param(1, {"prune": 2, **LEAST_SQUARES}, marks=pytest.mark.slow),
+        pytest.param(2, LEAST_SQUARES, marks=pytest.mark.slow),
+    ],
+)
+def test_chunks_have_the_bits_of_the_whole(size, options, one_device):
+    """Of one target, or of two, two and one; with candidates, and with starts that are dropped."""
+    check_bits(five(targets_at_once=size, **options), five(**options))
 
 
+@pytest.mark.slow
+def test_many_lanes_have_the_bits_of_the_whole():
+    """Where XLA shares loops among threads, which changes the order of its sums."""
+    targets = Spectrum(FREQS, np.repeat(SPECTRA.power, 10, 0)[:48], "many")
+    free = {"be": (60.0, 150.0), "bi": (30.0, 80.0), "C": (80.0, 300.0)}
+    noise = {"E_inp": 2 * u.Hz * u.second**0.5}
+    problem = problem_of(targets, 4, model=bk.JansenRit(), free=free, noise=noise)
+    rng, keys = np.random.default_rng(0), problem.keys(jax.random.key(0))
+    z = {name: rng.normal(size=(48, 64)).astype(np.float32) for name in free}
+    whole, *parts = (
+        rows.without_repeats(gradients_at(problem, rows.of(z), keys, rows.of(problem.comparison.data)))
+        for size in (48, 12)
+        for rows in Division(48, size).chunks()
+    )
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *x: np.concatenate(x), *parts), whole)
+
+
+@pytest.mark.slow
 def test_a_target_is_fitted_as_if_it_were_alone(one_device):
     together, alone = five(), five(target=Spectrum(FREQS, SPECTRA.power[3:4], "one"))
     np.testing.assert_array_equal(together.losses[:, 3], alone.losses[:, 0])
@@ -94,6 +119,7 @@ def test_chunks_of_series_have_the_bits_of_the_whole(one_device):
         np.testing.assert_array_equal(chunked.rms, whole.rms)
 
 
+@pytest.mark.slow
 def test_standard_errors_and_profiles_are_computed_in_chunks(one_device, monkeypatch):
     found = five()
     errors, profile = found.standard_errors(), found.profile("f0", [8.0, 10.0], steps=1)
@@ -135,7 +161,7 @@ def problem_of(target, realisations: int, record: str = "eeg", model: Any = None
     }  # fmt: skip
     model = Resonator() if model is None else model
     comparison = targets.compare(target, model, record, options, (2.0, 40.0), True)
-    unit = {"f0": u.Hz}
+    unit = {"f0": u.Hz, "be": u.Hz, "bi": u.Hz}
     frees = tuple(Free(name, *bounds, unit.get(name, u.UNITLESS)) for name, bounds in free.items())
     noise = {"drive": 1.0 * SHAKEN} if noise is None else noise
     return Problem(model, {}, noise, frees, comparison, realisations, record, options)
@@ -155,10 +181,10 @@ PROBLEMS = {
     "connectivity": network_problem,
     "connectivity of amplitudes": lambda: network_problem((8.0, 12.0)),
 }
-SLOW = {"series of many realisations", "connectivity", "connectivity of amplitudes"}
+SLOW = {"spectra", "series of many realisations", "connectivity", "connectivity of amplitudes"}
 
 
-@pytest.mark.parametrize("least_squares", [False, True])
+@pytest.mark.parametrize("least_squares", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PROBLEMS])
 def test_the_estimate_of_memory_is_that_of_the_compiled_step(name, least_squares):
     problem, key, starts = PROBLEMS[name](), jax.random.key(0), 16
@@ -200,7 +226,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["gradients", "least squares"])
+@EITHER
 def test_a_fit_resumes_at_the_chunk_that_was_interrupted(options, one_device, monkeypatch, tmp_path):
     """Of three chunks a step, the second of the second step; what is done is not done again."""
     path, whole, call, calls = tmp_path / "fit.part.json", five(**options), Division.call, []
@@ -246,7 +272,7 @@ def mesh_of(kind=AxisType.Auto):
     return jax.make_mesh((2, 4), ("a", "b"), axis_types=(kind, kind))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["gradients", "least squares"])
+@EITHER
 def test_targets_lie_on_all_devices_with_the_bits_of_one(options, monkeypatch):
     """Of more targets than starts, each device has some; three of the eight repeat the last."""
     over_all = five(**options)
@@ -254,6 +280,7 @@ def test_targets_lie_on_all_devices_with_the_bits_of_one(options, monkeypatch):
     check_bits(over_all, five(**options))
 
 
+@pytest.mark.slow
 def test_starts_lie_on_all_devices(monkeypatch):
     """Of one target; XLA compiles the comparison anew for the starts of a device."""
     one = {"target": Spectrum(FREQS, SPECTRA.power[:1], "one"), "starts": 6, "steps": 2}
@@ -264,6 +291,7 @@ def test_starts_lie_on_all_devices(monkeypatch):
     np.testing.assert_allclose(over_all.rms, alone.rms, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_a_fit_lies_on_the_mesh_that_is_set(kind, monkeypatch):
     """All its axes share the lanes; outside of it nothing has changed."""
@@ -276,6 +304,7 @@ def test_a_fit_lies_on_the_mesh_that_is_set(kind, monkeypatch):
     assert {d.mesh.size for d in divisions} == {DEVICES}
 
 
+@pytest.mark.slow
 def test_a_fit_lies_on_the_devices_of_its_targets(monkeypatch):
     monkeypatch.setattr(grids, "SPLIT", False)
     drive = {"drive": np.sin(np.arange(100) / 5).astype(np.float32) * u.mV}
@@ -292,7 +321,7 @@ def test_a_fit_lies_on_the_devices_of_its_targets(monkeypatch):
     np.testing.assert_array_equal(over_all.rms, alone.rms)
 
 
-@pytest.mark.parametrize(("count", "axis"), [(5, 0), (1, 1)])
+@pytest.mark.parametrize(("count", "axis"), [pytest.param(5, 0, marks=pytest.mark.slow), (1, 1)])
 def test_a_step_gathers_nothing(count, axis):
     """The devices tell each other nothing, and each has some of the lanes."""
     problem = problem_of(Spectrum(FREQS, SPECTRA.power[:count], "some"), 2)

@@ -152,7 +152,8 @@ def fit(
     target = former.target if target is None and former else targets.as_target(target)
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
-    model, inputs, noise = targets.on_host((model, dict(inputs or {}), dict(noise or {})))
+    model = targets.on_host(model)
+    inputs, noise = targets.on_host(dict(inputs or {})), targets.on_host(dict(noise or {}))
     frees, initial = _resolve_free(model, inputs, noise, free)
     record = _recorded(model, former) if record is None else record
     if every is None:
@@ -177,8 +178,8 @@ def fit(
     division = divide(problem, plan, count, optimiser == LEVENBERG_MARQUARDT, targets_at_once)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     settings["program"] = problem.program(count, key)
-    writes = not division.spans_processes or jax.process_index() == 0
-    file = saved.Checkpoint.of(checkpoint, problem, settings, optimiser, starts, screen, clip, prune, writes)
+    several = division.spans_processes
+    file = saved.Checkpoint.of(checkpoint, problem, settings, optimiser, starts, screen, clip, prune, several)
     done, (state, history, part) = 0, file.read() if file else (None, [], None)
     if state is None and former:
         former.check_same(problem, settings, count)

@@ -11,6 +11,7 @@ import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from .. import files, identity, models, routing, spectra, units
 from ..models.base import Model
@@ -85,17 +86,19 @@ class Checkpoint:
     ----------
     path : of the file
     problem, settings, optimiser : of the fit
-    writes : whether this process writes it: one of several that share a fit, all of which read it
+    shared : whether several processes share the fit: the first writes the file, and all read it
     call : the other arguments that decide its steps, ready for JSON
     """
 
-    def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any], writes):
+    def __init__(self, path: str, problem: Problem, settings: dict[str, Any], optimiser, call: dict[str, Any], shared):
         self.path, self.problem, self.settings, self.optimiser, self.call = path, problem, settings, optimiser, call
-        self.writes = writes
+        self.shared = shared
         self._written, self._seconds = 0.0, 0.0
 
     @classmethod
-    def of(cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int, writes=True):
+    def of(
+        cls, path, problem: Problem, settings, optimiser, starts, screen: int, clip: float, prune: int, shared=False
+    ):
         """``None`` without a path."""
         if path is None:
             return None
@@ -106,7 +109,7 @@ class Checkpoint:
         else:
             call["starts"] = int(starts)
         call["optimiser"] = optimiser_identity(problem, optimiser)
-        return cls(path, problem, settings, optimiser, call, writes)
+        return cls(path, problem, settings, optimiser, call, shared)
 
     def write(self, state: State, history: list, part: Gradient | Normal | None = None) -> None:
         """Write the state of the fit, in at most a tenth of the time.
@@ -115,7 +118,9 @@ class Checkpoint:
         ----------
         part : of the step that follows, what was evaluated of its first targets
         """
-        if not self.writes or time.perf_counter() - self._written < _APART * self._seconds:
+        if self.shared and jax.process_index() > 0:
+            return
+        if time.perf_counter() - self._written < _APART * self._seconds:
             return
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
@@ -128,8 +133,17 @@ class Checkpoint:
 
     def read(self) -> tuple[State | None, list, Gradient | Normal | None]:
         """The state, the history and the part of the file; ``None`` and no history if there is no file."""
-        if not os.path.exists(self.path):
-            return None, [], None
+        state, history, part = self._read() if os.path.exists(self.path) else (None, [], None)
+        if self.shared:
+            read = process_allgather(np.array([len(history), 0 if part is None else len(part.error)]))
+            if (read != read[0]).any():
+                raise ValueError(
+                    f"'checkpoint' got {self.path}, of which the processes of this fit read {read[:, 0].tolist()} "
+                    "steps, but takes one file that all of them see"
+                )
+        return state, history, part
+
+    def _read(self) -> tuple[State, list, Gradient | Normal | None]:
         remedy, comparison = "delete it, and the fit begins anew", self.problem.comparison
         saved = _read(self.path, "checkpoint", _CHECKPOINT, remedy)
         if saved.get("format") != _UNDER_WAY:
@@ -211,18 +225,18 @@ def _decode_state(state):
     }
 
 
-def _decode_part(part) -> Gradient | Normal | None:
+def _decode_part(saved) -> Gradient | Normal | None:
     """What was evaluated of an interrupted step."""
-    if part is None:
+    if saved is None:
         return None
     dtype = jnp.result_type(float)
 
     def values(name: str, x):
         return array(x, np.inf if name in ("error", "total") else np.nan).astype(dtype)
 
-    part = {
+    part: Any = {
         name: {of: values(name, y) for of, y in x.items()} if isinstance(x, dict) else values(name, x)
-        for name, x in part.items()
+        for name, x in saved.items()
     }
     return Normal(**part) if "normal" in part else Gradient(**part)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import brainunit as u
@@ -56,6 +56,7 @@ class TimeSeries:
     name: str = "time series"
 
     def __post_init__(self):
+        object.__setattr__(self, "values", addressable(self.values))
         values = _numbers(self.values, self.name)
         if not np.isfinite(values).all():
             raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
@@ -90,6 +91,7 @@ class Connectivity:
     name: str = "functional connectivity"
 
     def __post_init__(self):
+        object.__setattr__(self, "values", addressable(self.values))
         values = np.array(_numbers(self.values, self.name))
         if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
             raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
@@ -138,7 +140,7 @@ class Comparison:
         """What the programs depend on beside ``data``; see `equations.key_of`."""
         raise NotImplementedError
 
-    def predict(self, result: Result):
+    def predict(self, result: Result | Mapping[str, Any]):
         """The prediction ``(n or 1, starts, ...)`` of a run with lanes ``(n or 1, starts, realisations)``."""
         raise NotImplementedError
 
@@ -436,16 +438,25 @@ def unchecked(kind: type, values, **fields):
     return prediction
 
 
-def on_host(tree):
-    """Arrays that lie on several devices or belong to several processes, as NumPy arrays; others stay."""
+def on_host(tree) -> Any:
+    """Arrays that lie on several devices as NumPy arrays; others stay."""
+    tree = addressable(tree)
+    spread = any(map(_on_several, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda x: np.asarray(x) if _on_several(x) else x, tree) if spread else tree
 
-    def spread(x) -> bool:
-        return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
-    def read(x):
-        return np.asarray(x if x.is_fully_addressable else process_allgather(x, tiled=True)) if spread(x) else x
+def _on_several(x) -> bool:
+    return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
-    return jax.tree.map(read, tree) if any(map(spread, jax.tree.leaves(tree))) else tree
+
+def addressable(tree) -> Any:
+    """Arrays that several processes share as NumPy arrays, gathered; others stay. Every process has to call this."""
+    shared = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(tree)]
+    if not any(shared):
+        return tree
+    leaves = zip(jax.tree.leaves(tree), shared)
+    leaves = [process_allgather(x, tiled=True) if gathered else x for x, gathered in leaves]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _numbers(values, of: str) -> np.ndarray:
