@@ -181,15 +181,16 @@ PROBLEMS = {
     "connectivity": network_problem,
     "connectivity of amplitudes": lambda: network_problem((8.0, 12.0)),
 }
-SLOW = {"spectra", "series of many realisations", "connectivity", "connectivity of amplitudes"}
+QUICK = ("series", False)
+# A network has no derivatives carried in the loop.
+STEPS = [(name, least) for name in PROBLEMS for least in (False, True) if not (least and "connectivity" in name)]
 
 
-@pytest.mark.parametrize("least_squares", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PROBLEMS])
+@pytest.mark.parametrize(
+    ("name", "least_squares"), [pytest.param(*x, marks=[pytest.mark.slow] * (x != QUICK)) for x in STEPS]
+)
 def test_the_estimate_of_memory_is_that_of_the_compiled_step(name, least_squares):
     problem, key, starts = PROBLEMS[name](), jax.random.key(0), 16
-    if least_squares and problem.regions:
-        pytest.skip("a network has no derivatives carried in the loop")
     function = normal_equations_at if least_squares else gradients_at
     z = {f.name: jnp.zeros((problem.comparison.count, starts)) for f in problem.frees}
     compiled = function.lower(problem, z, problem.keys(key), problem.comparison.data).compile()

@@ -153,7 +153,7 @@ def fit(
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
     model = targets.on_host(model)
-    inputs, noise = targets.on_host(dict(inputs or {})), targets.on_host(dict(noise or {}))
+    inputs, noise = dict(targets.on_host(inputs or {})), dict(targets.on_host(noise or {}))
     frees, initial = _resolve_free(model, inputs, noise, free)
     record = _recorded(model, former) if record is None else record
     if every is None:

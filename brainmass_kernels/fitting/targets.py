@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import brainunit as u
 import jax
@@ -24,9 +24,6 @@ from ..models.base import check_name
 from ..network import parts_of
 from ..rounding import at_rest
 from ..spectra import Spectrum
-
-if TYPE_CHECKING:
-    from ..result import Result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,8 +137,13 @@ class Comparison:
         """What the programs depend on beside ``data``; see `equations.key_of`."""
         raise NotImplementedError
 
-    def predict(self, result: Result | Mapping[str, Any]):
-        """The prediction ``(n or 1, starts, ...)`` of a run with lanes ``(n or 1, starts, realisations)``."""
+    def predict(self, result: Any):
+        """The prediction ``(n or 1, starts, ...)`` of a run with lanes ``(n or 1, starts, realisations)``.
+
+        Parameters
+        ----------
+        result : a `Result`, or its records by name for what is not a function
+        """
         raise NotImplementedError
 
     def residuals(self, prediction, data) -> tuple[Any, dict[str, Any]]:
