@@ -248,6 +248,19 @@ def test_a_sweep_over_speed_is_one_run(implementation, interpolate):
     np.testing.assert_allclose(mapped(jnp.asarray(speeds[:, 0])), np.moveaxis(np.asarray(found), 1, 0), atol=1e-12)
 
 
+@pytest.mark.parametrize("interpolate", [False, True], ids=["rounded", "interpolated"])
+def test_gradients_in_weights_where_each_network_has_its_delays(implementation, interpolate):
+    def loss(weights, speed, name):
+        options = {"distances": LENGTHS, "speed": speed * u.mm / u.ms, "interpolate": interpolate}
+        net = bk.Network(bk.Hopf(a=0.1, w=0.3), weights, source="x", target="x_inp", k=0.2, **options)
+        return jnp.sum(simulated(net, name, 12)["x"] ** 2)
+
+    weights, speeds = jnp.asarray(WEIGHTS[0]), np.array([[3.0], [4.5]])
+    found = jax.grad(loss)(weights, speeds, implementation)
+    alone = sum(jax.grad(loss)(weights, float(speed), "scan") for (speed,) in speeds)
+    np.testing.assert_allclose(found, alone, rtol=1e-9, atol=1e-12)
+
+
 def test_gradients_in_speed_distances_and_delays(implementation):
     steps = STEPS if implementation != "triton" else 14
 

@@ -68,6 +68,7 @@ class _Coupled(Uncoupled):
                 steps = jnp.moveaxis(steps, -1, 0) if connections.own_delays else steps
                 steps = jnp.swapaxes(steps, -1, -2) if to_targets else steps
                 rows = 2 * (self.depth + SPARE) * jnp.arange(self.regions, dtype=jnp.int32)[:, None]
+                rows = jnp.broadcast_to(rows, steps.shape)
                 self.kernel.take_one(f"reads{k}", self.together * (rows - steps.astype(jnp.int32)))
 
     def give(self) -> None:
