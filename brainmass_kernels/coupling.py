@@ -31,6 +31,10 @@ def _itself(x, p):
     return x
 
 
+def _times_strength(total, x, p):
+    return p.k * total
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class CouplingKind:
     """How a quantity of the source regions becomes an input of the target: two pointwise functions around a sum.
@@ -42,7 +46,8 @@ class CouplingKind:
     Attributes
     ----------
     send : ``(x, p) -> number`` or a tuple of numbers, each of which is summed
-    receive : ``(sum, x, p) -> number`` in the unit of the target; ``sum`` is a tuple where ``send`` returns one
+    receive : ``(sum, x, p) -> number`` in the unit of the target; ``sum`` is a tuple where ``send`` returns one. By
+        default ``p.k * sum``, as ``send`` is by default the source itself
     parameters : defaults by name, which ``p`` has. A quantity has its unit; a plain number is dimensionless, but ``k``,
         the strength, is in the unit of the target
     of_source : whether ``k``, and the offset ``b``, turn the unit of the source into that of the target
@@ -60,8 +65,8 @@ class CouplingKind:
     ... )
     """
 
-    send: Callable = _itself
-    receive: Callable = lambda total, x, p: p.k * total
+    send: Callable = dataclasses.field(default_factory=lambda: _itself)
+    receive: Callable = dataclasses.field(default_factory=lambda: _times_strength)
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"k": 1.0})
     of_source: bool = False
     with_degree: bool = False
