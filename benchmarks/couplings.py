@@ -7,7 +7,6 @@ network. All run in turn, and the least of the rounds is kept: only the ratios h
 
 from __future__ import annotations
 
-import argparse
 import functools
 
 import brainunit as u
@@ -18,7 +17,7 @@ import numpy as np
 import brainmass_kernels as bk
 
 from .networks import first_that_runs
-from .timing import RESULTS, close, save, timed
+from .timing import close, options, save, timed
 
 BATCH, DT, EVERY = 64, 0.1 * u.ms, 10
 VERSIONS = ("jax", "llvmlite")
@@ -102,17 +101,11 @@ def compared(steps: int, repeats: int, regions: int | None = None) -> list[dict]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs; nothing is written")
-    parser.add_argument("--out", default=str(RESULTS / "couplings.json"))
-    options = parser.parse_args()
-    if options.quick:
+    asked = options(__doc__, "couplings", "few steps", 5)
+    if asked.quick:
         compared(200, 1, 12)
         return
-    save(
-        options.out, VERSIONS, implementation=first_that_runs(), batch=BATCH, results=compared(10_000, options.repeats)
-    )
+    save(asked.out, VERSIONS, implementation=first_that_runs(), batch=BATCH, results=compared(10_000, asked.repeats))
 
 
 if __name__ == "__main__":

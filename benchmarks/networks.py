@@ -7,7 +7,6 @@ steps: all speeds are per step.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from importlib.util import find_spec
 
@@ -21,7 +20,7 @@ import brainmass_kernels as bk
 from brainmass_kernels import dispatch
 
 from . import reference
-from .timing import RESULTS, close, save, timed
+from .timing import close, options, save, timed
 
 DT, SPEED, DRIVE, EVERY = 0.1 * u.ms, 5.0, 120.0, 10
 VERSIONS = ("jax", "llvmlite", "brainmass", "brainstate")
@@ -175,31 +174,27 @@ def first_that_runs() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two small rows, to see that it runs; nothing is written")
-    parser.add_argument("--out", default=str(RESULTS / "networks.json"))
-    options = parser.parse_args()
-    if options.quick:
+    asked = options(__doc__, "networks", "two small rows", 3)
+    if asked.quick:
         compared(20, 1.0, 4, 500, 100, 1)
         compared(20, 1.0, 4, 500, 100, 1, of=gradient)
         if find_spec("brainmass"):
             compared(20, 1.0, 4, 500, 100, 1, "Hopf")
         return
     results = [
-        compared(76, 0.27, 64, 10_000, 1000, options.repeats),
-        compared(76, 1.0, 64, 10_000, 1000, options.repeats),
-        compared(76, 0.27, 64, 10_000, 500, options.repeats, of=gradient),
-        compared(76, 1.0, 64, 10_000, 500, options.repeats, of=gradient),
+        compared(76, 0.27, 64, 10_000, 1000, asked.repeats),
+        compared(76, 1.0, 64, 10_000, 1000, asked.repeats),
+        compared(76, 0.27, 64, 10_000, 500, asked.repeats, of=gradient),
+        compared(76, 1.0, 64, 10_000, 500, asked.repeats, of=gradient),
     ]
     if find_spec("brainmass"):
-        results.append(compared(76, 0.27, 64, 10_000, 500, options.repeats, "Hopf"))
+        results.append(compared(76, 0.27, 64, 10_000, 500, asked.repeats, "Hopf"))
     for regions, share, batches in ((68, 0.27, (1, 16, 256, 1024)), (192, 0.27, (1, 16, 64)), (1000, 0.1, (1, 4))):
         for batch in batches:
             work = regions**2 * share * batch
             steps = max(500, min(10_000, int(3e9 / work) // 100 * 100))
-            results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), options.repeats))
-    save(options.out, VERSIONS, results=results)
+            results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), asked.repeats))
+    save(asked.out, VERSIONS, results=results)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -20,6 +21,15 @@ import jax
 import jax.numpy as jnp
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def options(about: str, name: str, quick: str, repeats: int) -> argparse.Namespace:
+    """The command line of a benchmark: ``--repeats``, ``--quick`` (what that does in words), and ``--out``."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}, to see that it runs; nothing is written")
+    parser.add_argument("--out", default=str(RESULTS / f"{name}.json"))
+    return parser.parse_args()
 
 
 def timed(functions: dict[str, Callable], repeats: int, least: bool = False) -> dict[str, float]:

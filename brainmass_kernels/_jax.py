@@ -256,6 +256,15 @@ def is_whole(value) -> bool:
     return not is_traced(value) and getattr(value, "is_fully_addressable", True)
 
 
+def of_one_shape(*values) -> tuple[Any, ...]:
+    """Arrays that broadcast to each other, each of the shape of all; numbers stay numbers."""
+    shape = np.broadcast_shapes(*map(np.shape, values))
+    same = (
+        x if np.shape(x) in ((), shape) else (jax.numpy if is_traced(x) else np).broadcast_to(x, shape) for x in values
+    )
+    return tuple(same)
+
+
 def values_here(value) -> np.ndarray:
     """The values of an array; of one that several processes share, those on the devices of this one, flat."""
     if is_whole(value):

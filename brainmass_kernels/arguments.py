@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _context, dispatch, units
-from ._jax import is_traced, is_whole, values_here
+from ._jax import is_traced, is_whole, of_one_shape, values_here
 from .backends.base import Connections, SparseConnections, Term
 from .coupling import Coupling, wiring
-from .delays import of_one_shape
 from .devices import split_of
 from .equations import key_of
 from .groups import Groups
@@ -93,7 +92,7 @@ class Values(NamedTuple):
         sigmas = _sigmas(mass, noise, key)
         if isinstance(mass, Groups):
             state = {n: mass.spread(n, x) for n, x in state.items()}
-            sigmas = {n: mass.spread(n, x, zero=True) for n, x in sigmas.items()}
+            sigmas = {n: mass.spread(n, x) for n, x in sigmas.items()}
             magnitudes = {n: x if np.shape(x) == (steps,) else mass.spread(n, x) for n, x in magnitudes.items()}
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
@@ -211,20 +210,24 @@ def connections_of(network: Network, dt: float) -> tuple[tuple[Connections, ...]
     connections, terms, total = [], [], 0
     depths = [0] * len(quantities)
     for coupling, numbers in zip(network.couplings, reads, strict=True):
-        delays = coupling.conduction
+        delays, of_coupling = coupling.conduction, _connections(coupling, dt)
         live = delays is not None and delays.live
-        of_coupling = _connections(coupling, dt)
+        forms = [_term(one, live) for one in of_coupling]
+        depth = delays.depth(dt) if delays is not None and live else max(map(depth_of, of_coupling))
         for number in numbers:
-            for one in of_coupling:
-                edges = one.edges.shape[1] if one.are_edges else None
-                own_weights = math.prod(np.shape(one.weights)[:-2]) > 1
-                counts = (one.edges.shape[1],) if live else delay_counts(one)
-                connections.append(one)
-                terms.append(Term(number, total, counts, edges, own_weights, live))
-                depth = delays.depth(dt) if delays is not None and live else depth_of(one)
-                depths[number] = max(depths[number], depth)
+            connections += of_coupling
+            terms += [form._replace(source=number, total=total) for form in forms]
+            depths[number] = max(depths[number], depth)
             total += 1
     return tuple(connections), tuple(terms), tuple(depths)
+
+
+def _term(connections: Connections, live: bool) -> Term:
+    """The term of these connections, of the first quantity and sum."""
+    count = connections.edges.shape[1]
+    own_weights = math.prod(np.shape(connections.weights)[:-2]) > 1
+    edges = count if connections.are_edges else None
+    return Term(0, 0, (count,) if live else delay_counts(connections), edges, own_weights, live)
 
 
 def _connections(coupling: Coupling, dt: float) -> list[Connections]:

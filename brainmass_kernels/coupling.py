@@ -20,7 +20,7 @@ import numpy as np
 
 from . import sparsity, units
 from ._jax import is_traced
-from .delays import Known, Reading, check_within, delays_of, readings
+from .delays import SPEED, Known, Reading, check_within, delays_of, readings
 from .equations import key_of
 from .functional import sigmoid
 from .groups import Places
@@ -325,7 +325,7 @@ class Coupling:
                 unit_of["b"] = target
         elif "k" in unit_of and unit_of["k"].is_unitless:
             unit_of["k"] = target
-        return unit_of | ({"speed": u.mm / u.ms} if "speed" in self.parameters else {})
+        return unit_of | ({"speed": SPEED} if "speed" in self.parameters else {})
 
     def magnitudes(self, model: Model) -> dict[str, Any]:
         """The constants as plain arrays, by their names in `Link.parameters`."""
@@ -368,7 +368,7 @@ class Coupling:
         if self.conduction is None:
             return None
         speed = self.parameters.get("speed")
-        return self.conduction.times(None if speed is None else units.strip(speed, u.mm / u.ms, "speed"))
+        return self.conduction.times(None if speed is None else units.strip(speed, SPEED, "speed"))
 
     def readings(self, dt: float) -> list[Reading]:
         """The steps back that connections read, ``(*batch, N, N)`` or, in the order of `edges`, ``(*batch, E)``."""

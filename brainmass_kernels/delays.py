@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import sparsity, units
-from ._jax import is_traced, values_here
+from ._jax import is_traced, of_one_shape, values_here
 
 # Of conduction.
 SPEED: Any = u.mm / u.ms
@@ -122,8 +122,9 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
         raise ValueError("'delays' and 'distances' were both given, but each makes the delays: give one of them")
     most = None if max_delay is None else units.positive_time(max_delay, u.second, "max_delay")
     if delays is None and distances is None:
-        if most is not None:
-            raise ValueError("'max_delay' was given without 'delays', or 'distances' and 'speed'")
+        for name, wrong in (("max_delay", most is not None), ("interpolate", interpolate)):
+            if wrong:
+                raise ValueError(f"'{name}' was given without 'delays', or 'distances' and 'speed'")
         return None, None
     rate: Any = None
     lengths: Any = None
@@ -208,13 +209,6 @@ def _longest(seconds: np.ndarray, name: str, most: float | None, batched: bool) 
             f"'{name}' got delays up to {1e3 * longest:.4g} ms, but takes at most max_delay, {1e3 * most:.4g} ms"
         )
     return longest if most is None and batched else most
-
-
-def of_one_shape(*values) -> tuple[Any, ...]:
-    """Arrays that broadcast to each other, each of the shape of all; numbers stay numbers."""
-    shape = np.broadcast_shapes(*map(np.shape, values))
-    same = (x if np.shape(x) in ((), shape) else (jnp if is_traced(x) else np).broadcast_to(x, shape) for x in values)
-    return tuple(same)
 
 
 def _check_speed(rate, speed) -> None:

@@ -27,6 +27,22 @@ def labelled(name: str, value) -> str:
 # Axes ---------------------------------------------------------------------------------------------------------------
 
 
+def groups(result: Result) -> tuple[str, ...]:
+    """The groups of a network's regions, of different models, if there are any."""
+    if not result.lanes or result.lanes[-1] != "region":
+        return ()
+    return tuple(dict.fromkeys(n.rpartition(".")[0] for n in result.final if "." in n))
+
+
+def check_one_group(result: Result) -> None:
+    """Raise ValueError where the records have regions of several groups."""
+    if several := groups(result):
+        raise ValueError(
+            f"the regions are of groups ({', '.join(several)}), each with regions of its own: take one of them first, "
+            f"as result.of({several[0]!r})"
+        )
+
+
 def lane_shape(result: Result) -> tuple[int, ...]:
     """Of the lanes, those that ``vmap`` mapped over first."""
     final = [np.shape(u.get_magnitude(x)) for name, x in result.final.items() if name != "history"]
@@ -40,6 +56,7 @@ def time_axis(result: Result) -> int:
 
 def lane_axes(result: Result, lanes: Sequence[str] | Mapping[str, Any] | None) -> Axes:
     """The axes of the lanes, with the user's names and coordinates."""
+    check_one_group(result)
     shape = lane_shape(result)
     if lanes is None:
         named = tuple(f"lane_{i}" for i in range(len(shape))) if result.lanes is None else result.lanes

@@ -123,24 +123,14 @@ class Groups(Model):
         group = self.groups.get(name.partition(".")[0])
         return None if group is None or "+" in name else group.lanes
 
-    def spread(self, name: str, value: Any, zero: bool = False) -> Any:
-        """A value ``(..., regions of the group)`` as one for all; elsewhere it is what nobody reads, or zero."""
+    def spread(self, name: str, value: Any) -> Any:
+        """A value ``(..., regions of the group)`` as one for all; elsewhere it is what nobody reads."""
         lanes = self.lanes_of(name)
-        if lanes is None or value is None:
+        if lanes is None or not np.ndim(value) or np.shape(value)[-1] != len(lanes):
             return value
-        value = value if hasattr(value, "dtype") else np.asarray(value)
-        if np.ndim(value) and np.shape(value)[-1] == len(lanes) > 1:
-            place = np.zeros(self.regions, np.int32)
-            place[lanes] = np.arange(len(lanes))
-            value = value[..., place]
-        if not zero:
-            return value
-        inside = np.zeros(self.regions, value.dtype)
-        inside[lanes] = 1
-        value = value if np.ndim(value) else jnp.reshape(value, (1,))
-        shape = np.broadcast_shapes(np.shape(value), inside.shape)
-        whole = jnp if is_traced(value) else np
-        return whole.broadcast_to(value, shape) * np.broadcast_to(inside, shape)
+        place = np.zeros(self.regions, np.int32)
+        place[lanes] = np.arange(len(lanes))
+        return (value if is_traced(value) else np.asarray(value))[..., place]
 
 
 def union(groups: Mapping[str, Any], sources: Sequence[Places], targets: Sequence[Places]) -> Groups:
@@ -278,7 +268,11 @@ def _union(base: type[Model], classes, sources: tuple[Places, ...], targets: tup
         return drives
 
     def diffusion(s, p):
-        return {f"{name}.{n}": x for name, cls in classes for n, x in cls.diffusion(*parts_of(name, s, p)).items()}
+        factors = {}
+        for name, cls in classes:
+            own = cls.diffusion(*parts_of(name, s, p))
+            factors |= {f"{name}.{n}": within(p, name, own.get(n, 1.0)) for n in cls.states}
+        return factors
 
     def observe(s, p):
         seen = {}

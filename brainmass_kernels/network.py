@@ -98,7 +98,8 @@ class Network:
         else:
             others = {
                 "weights": weights, "delays": delays, "distances": distances, "speed": speed, "max_delay": max_delay,
-                "source": source, "target": target, "k": k, **parameters,
+                "interpolate": interpolate or None, "coupling": None if coupling == "additive" else coupling,
+                "source": source, "target": target, "k": k, "self_connection": self_connection or None, **parameters,
             }  # fmt: skip
             if wrong := [name for name, x in others.items() if x is not None]:
                 raise TypeError(f"'{wrong[0]}' was given beside 'couplings', each of which has its own")
@@ -120,6 +121,11 @@ class Network:
     def regions(self) -> int:
         """The number of regions."""
         return self.couplings[0].regions
+
+    def regions_of(self, name: str) -> int:
+        """The number of regions that a quantity is of: all, or those of its group."""
+        lanes = self.model.lanes_of(name) if isinstance(self.model, Groups) else None
+        return self.regions if lanes is None else len(lanes)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -295,6 +301,12 @@ def grouped(groups: Mapping, couplings: Sequence[Coupling]) -> Groups:
         group, dot, name = value.partition(".")
         return Places(((group, name),)) if dot and group in groups else None
 
+    for each in couplings:
+        for what, value in (("source", each.link.source), ("target", each.link.target)):
+            if value is None:
+                raise ValueError(
+                    f"'{what}' is needed in a network of groups, such as {what}='{next(iter(groups))}.name'"
+                )
     sources = [places(each.link.source) for each in couplings]
     targets = [each.link.target for each in couplings]
     return union(groups, [x for x in sources if x], [x for x in targets if isinstance(x, Places)])

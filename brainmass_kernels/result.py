@@ -121,6 +121,23 @@ class Result(Mapping[str, Any]):
     def __bool__(self) -> bool:
         return True
 
+    def of(self, group: str) -> Result:
+        """What is of one group of a network's regions, by the names of its model: ``result.of("cortex")["eeg"]``.
+
+        A table or a picture is of one group. Records that `simulate` was told other names for are left out.
+
+        Raises
+        ------
+        ValueError : an unknown group
+        """
+        check_name(group, frames.groups(self), "group")
+
+        def own(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {n.removeprefix(f"{group}."): x for n, x in values.items() if n.startswith(f"{group}.")}
+
+        known = tuple(own(dict.fromkeys(self.recordable)))
+        return Result(self.times, own(self.records), own(self.final), own(self.statistics), self.lanes, known)
+
     @property
     def ok(self):
         """Whether the run of each lane stayed finite, ``(*batch)``; computed from the final state on access.

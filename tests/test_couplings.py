@@ -355,6 +355,19 @@ def test_speed_is_a_constant_of_the_coupling():
         np.testing.assert_allclose(np.asarray(grid["x"])[..., i, :], delayed(speed), rtol=0, atol=1e-12)
 
 
+def test_a_fit_finds_the_speed_of_conduction(tmp_path):
+    settings = {"inputs": {"x_inp": np.linspace(-0.1, 0.2, N)}, "dt": DT, "scheme": "euler", "implementation": "scan"}
+    net = live(3.0, max_delay=8 * u.ms, interpolate=True)
+    target = bk.simulate(net.replace(speed=4.5 * u.mm / u.ms), duration=8 * u.ms, record="x", **settings)["x"]
+    found = bk.fit(
+        net, bk.TimeSeries(np.asarray(target)), {"coupling.speed": (2.0, 7.0)}, duration=8 * u.ms, transient=0 * u.ms,
+        every=1, steps=60, starts=2, realisations=1, key=jax.random.key(0), record="x", **settings,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.parameters["coupling.speed"].to_decimal(u.mm / u.ms).ravel()[0], 4.5, rtol=0.05)
+    found.save(tmp_path / "fit.json")
+    assert {*bk.Fit.load(tmp_path / "fit.json", model=net).parameters} == {"coupling.speed"}
+
+
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +388,11 @@ def test_each_fault_is_named():
             bk.Network(hopf, couplings=couplings)
     with pytest.raises(TypeError, match="'weights' was given beside 'couplings'"):
         bk.Network(hopf, w, couplings=[one])
+    for name, value in {"self_connection": True, "interpolate": True, "coupling": "tanh", "k": 2.0}.items():
+        with pytest.raises(TypeError, match=f"'{name}' was given beside 'couplings'"):
+            bk.Network(hopf, couplings=[one], **{name: value})
+    with pytest.raises(ValueError, match="'interpolate' was given without 'delays'"):
+        bk.Coupling(w, interpolate=True)
     with pytest.raises(ValueError, match="'weights' is needed"):
         bk.Network(hopf)
     with pytest.raises(ValueError, match="several couplings"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -181,6 +183,51 @@ def test_a_sweep_of_groups_on_disk(tmp_path):
         bk.sweep(*run, out=tmp_path / "grid.zarr", **settings)
 
 
+def test_a_table_and_a_picture_are_of_one_group():
+    result = simulated(network(), "scan", 12)
+    with pytest.raises(ValueError, match=r"groups \(cortex, seizing\).*result.of\('cortex'\)"):
+        result.to_xarray()
+    one = result.of("cortex")
+    assert [*one] == ["x"]
+    assert one.to_xarray()["x"].dims == ("time", "region")
+    assert one.to_dataframe().shape == (12, len(CORTEX))
+    assert one.plot().axes
+    np.testing.assert_array_equal(one["x"], result["cortex.x"])
+    with pytest.raises(ValueError, match="unknown group 'thalamus'"):
+        result.of("thalamus")
+
+
+def test_noise_on_a_state_moves_its_group_alone():
+    for group, lanes in (("cortex", CORTEX), ("seizing", SEIZING)):
+        noise, key = {f"{group}.x": 0.1 / u.ms**0.5}, jax.random.key(0)
+        model = type(network().model)
+        member = types.SimpleNamespace(
+            _group=network().model.member(), **{n: 1.0 for n in model.parameters() if "." in n}
+        )
+        factors = model.diffusion(types.SimpleNamespace(**dict.fromkeys(model.states, jnp.zeros(N))), member)
+        expected = np.isin(np.arange(N), lanes)
+        np.testing.assert_array_equal(np.asarray(factors[f"{group}.x"]) == 1.0, expected)
+        plain, noisy = (simulated(network(), "scan", 12, **more) for more in ({}, {"noise": noise, "key": key}))
+        moved = np.abs(np.asarray(noisy.final[f"{group}.x"] - plain.final[f"{group}.x"]))
+        assert (moved > 1e-3).all()
+
+
+def test_a_fit_finds_what_is_of_a_group_and_of_its_coupling(tmp_path):
+    settings = {"inputs": {"cortex.x_inp": 0.1, "seizing.x_inp": 0.2}, "dt": DT, "scheme": "euler"}
+    net = network(k=0.3, mu=0.7)
+    target = bk.simulate(network(), duration=6 * u.ms, record="seizing.y", implementation="scan", **settings)[
+        "seizing.y"
+    ]
+    free = {"seizing.mu": (0.3, 0.9), "coupling.additive.k": (0.05, 0.5)}
+    found = bk.fit(
+        net, bk.TimeSeries(np.asarray(true["seizing.y"])), free, duration=6 * u.ms, transient=0 * u.ms, every=1, steps=60,
+        starts=2, realisations=1, key=jax.random.key(0), record="seizing.y", implementation="scan", **settings,
+    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(found.parameters["seizing.mu"]).ravel()[0], 0.5, rtol=0.05)
+    found.save(tmp_path / "fit.json")
+    assert {*bk.Fit.load(tmp_path / "fit.json", model=net).parameters} == {*free}
+
+
 def test_a_network_of_groups_is_a_pytree():
     net = network(a=jnp.full(4, 0.1))
 
@@ -205,8 +252,10 @@ def test_each_fault_is_named():
         (ValueError, "words such as 'cortex'", {"a b": (hopf, 6)}, one),
         (TypeError, r"takes \(model, number or indices", {"a": hopf}, one),
         (TypeError, "takes a model such as", {"a": (3, 6)}, one),
-        (ValueError, "unknown source of the group 'a' 'eeg'", {"a": (hopf, 6)}, bk.Coupling(w, source={"a": "eeg"})),
-        (ValueError, "unknown group of a source 'c'", {"a": (hopf, 6)}, bk.Coupling(w, source={"c": "x"})),
+        (ValueError, "unknown source of the group 'a' 'eeg'", {"a": (hopf, 6)},
+         bk.Coupling(w, source={"a": "eeg"}, target="a.x_inp")),
+        (ValueError, "unknown group of a source 'c'", {"a": (hopf, 6)},
+         bk.Coupling(w, source={"c": "x"}, target="a.x_inp")),
         (ValueError, "unknown target", {"a": (hopf, 6)}, bk.Coupling(w, source="a.x", target="a.z")),
         (ValueError, "quantities of one kind", {"a": (hopf, 3), "b": (bk.JansenRit(), 3)},
          bk.Coupling(w, source={"a": "x", "b": "eeg"}, target="a.x_inp")),
@@ -214,6 +263,8 @@ def test_each_fault_is_named():
     for kind, words, groups, coupling in faults:
         with pytest.raises(kind, match=words):
             bk.Network(groups, couplings=[coupling])
+    with pytest.raises(ValueError, match="'source' is needed in a network of groups, such as source='a"):
+        bk.Network({"a": (hopf, 6)}, couplings=[bk.Coupling(w, target="a.x_inp")])
     with pytest.raises(TypeError, match="takes a name, or a dict of names by group"):
         bk.Coupling(w, source=3)  # pyright: ignore
     with pytest.raises(ValueError, match=r"unknown record 'cortex.z'"):

@@ -500,12 +500,12 @@ def plain(value, unit, name: str):
 def compare(target, model, record, options, band, background) -> Comparison:
     """How runs of these options are compared with a target."""
     network, mass = parts_of(model)
-    regions = network.regions if network else None
     if callable(target):
         return OfFunction(target)
     if not isinstance(record, str):
         raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
     check_name(record, mass.recordable(), "record")
+    regions = network.regions_of(record) if network else None
     seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
     steps, sampling = recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
     samples = steps // options["every"]
