@@ -215,12 +215,11 @@ def test_noise_on_a_state_moves_its_group_alone():
 def test_a_fit_finds_what_is_of_a_group_and_of_its_coupling(tmp_path):
     settings = {"inputs": {"cortex.x_inp": 0.1, "seizing.x_inp": 0.2}, "dt": DT, "scheme": "euler"}
     net = network(k=0.3, mu=0.7)
-    target = bk.simulate(network(), duration=6 * u.ms, record="seizing.y", implementation="scan", **settings)[
-        "seizing.y"
-    ]
+    true = bk.simulate(network(), duration=6 * u.ms, record="seizing.y", implementation="scan", **settings)
+    target = bk.TimeSeries(np.asarray(true["seizing.y"]))
     free = {"seizing.mu": (0.3, 0.9), "coupling.additive.k": (0.05, 0.5)}
     found = bk.fit(
-        net, bk.TimeSeries(np.asarray(true["seizing.y"])), free, duration=6 * u.ms, transient=0 * u.ms, every=1, steps=60,
+        net, target, free, duration=6 * u.ms, transient=0 * u.ms, every=1, steps=60,
         starts=2, realisations=1, key=jax.random.key(0), record="seizing.y", implementation="scan", **settings,
     )  # fmt: skip
     np.testing.assert_allclose(np.asarray(found.parameters["seizing.mu"]).ravel()[0], 0.5, rtol=0.05)
