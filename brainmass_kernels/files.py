@@ -93,11 +93,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists; another process may remove it at the same time."""
-    while path.is_dir() and not path.is_symlink():
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
-    path.unlink(missing_ok=True)
+    """Remove a file or a folder, if it exists; another process may remove it, or move one there, at the same time."""
+    while True:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+            return
 
 
 def move(source: Path, target: Path) -> None:

@@ -545,3 +545,20 @@ def test_the_text_of_a_program_has_no_names_and_no_addresses():
     big = np.arange(1000.0, dtype=np.float32)
     held = [identity.of_function(lambda x, c=c: x + c[-1], aval) for c in (big, big.copy(), big + 1)]
     assert held[0] == held[1] != held[2]
+
+
+def test_a_folder_that_another_process_moves_there_meanwhile_is_removed(tmp_path, monkeypatch):
+    there, is_dir = tmp_path / "finished", Path.is_dir
+
+    def moved_after_the_question(path):
+        answer = is_dir(path)
+        if path == there and not asked:
+            asked.append(path)
+            (there / "inside").mkdir(parents=True)
+        return answer
+
+    asked: list[Path] = []
+    monkeypatch.setattr(Path, "is_dir", moved_after_the_question)
+    files.remove(there)
+    assert asked
+    assert not there.exists()
