@@ -128,15 +128,17 @@ class Result(Mapping[str, Any]):
 
         Raises
         ------
-        ValueError : an unknown group
+        ValueError : an unknown group, or a result without groups
         """
-        check_name(group, frames.groups(self), "group")
+        if not (known := frames.groups(self)):
+            raise ValueError(f"'group' got {group!r}, but this result has no groups: it is of one model")
+        check_name(group, known, "group")
 
         def own(values: Mapping[str, Any]) -> dict[str, Any]:
             return {n.removeprefix(f"{group}."): x for n, x in values.items() if n.startswith(f"{group}.")}
 
-        known = tuple(own(dict.fromkeys(self.recordable)))
-        return Result(self.times, own(self.records), own(self.final), own(self.statistics), self.lanes, known)
+        recordable = tuple(own(dict.fromkeys(self.recordable)))
+        return Result(self.times, own(self.records), own(self.final), own(self.statistics), self.lanes, recordable)
 
     @property
     def ok(self):

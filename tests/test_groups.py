@@ -195,6 +195,8 @@ def test_a_table_and_a_picture_are_of_one_group():
     np.testing.assert_array_equal(one["x"], result["cortex.x"])
     with pytest.raises(ValueError, match="unknown group 'thalamus'"):
         result.of("thalamus")
+    with pytest.raises(ValueError, match="this result has no groups"):
+        one.of("cortex")
 
 
 def test_noise_on_a_state_moves_its_group_alone():
