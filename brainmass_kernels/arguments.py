@@ -177,6 +177,7 @@ def prepare(
         sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
         depths=values.depths,
         terms=values.terms,
+        spans=mass.spans if isinstance(mass, Groups) else (),
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     data = values.data(step_time)

@@ -71,6 +71,7 @@ class Plan:
     inverse_steps : whether a gradient takes inverse steps: "always", "asked" if the rates decide at run time, or "" if
         it reruns each segment
     block : records that statistics reduce at a time, 0 without statistics
+    groups : of a network of groups, whose equations a region runs, or ``""``
     devices : how devices share the run, or ``""``; bytes are then those of each. Within `jax.jit`, where the axes of
         the mesh are automatic, XLA decides that later
     """
@@ -90,6 +91,7 @@ class Plan:
     block: int = 0
     bytes_copied: int = 0
     lane_block: int = 0
+    groups: str = ""
     devices: str = ""
 
     def __str__(self) -> str:
@@ -103,6 +105,7 @@ class Plan:
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
             + _INVERSE_STEPS.get(self.inverse_steps, ""),
         }
+        rows |= {"groups": self.groups} if self.groups else {}
         rows |= {"devices": self.devices} if self.devices else {}
         rows |= {f"not {name}": why for name, why in self.passed_over.items()}
         width = max(map(len, rows))

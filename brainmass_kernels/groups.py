@@ -86,6 +86,11 @@ class Groups(Model):
             return self.member()
         raise AttributeError(f"{type(self).__name__} has no '{name}'")
 
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Of each group its first region, and one after its last."""
+        return tuple((int(group.lanes.min()), int(group.lanes.max()) + 1) for group in self.groups.values())
+
     def member(self) -> np.ndarray:
         """The number of each region's group, ``(N,)``."""
         member = np.zeros(self.regions, np.float32)

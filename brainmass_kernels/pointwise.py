@@ -232,6 +232,45 @@ def _without_repeats(program: Program) -> Program:
     return Program(fun, program.in_avals, program.label)
 
 
+def specialized(program: Program, place: int, value: float) -> Program:
+    """A program of the same arguments, for lanes where the one at ``place`` has this value.
+
+    Comparisons with it are decided, and what they rule out is left out. An argument that passes unchanged does so
+    without arithmetic: coefficients are taken to be finite.
+    """
+
+    def fun(*args):
+        args = list(args)
+        args[place] = np.asarray(value, program.in_avals[place].dtype)[()]
+        return jaxprs.evaluate(program.jaxpr.jaxpr, program.jaxpr.consts, args, _decided)
+
+    return Program(fun, program.in_avals, program.label)
+
+
+_COMPARISONS: dict[str, Callable] = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "and": np.bitwise_and, "or": np.bitwise_or, "not": np.bitwise_not,
+}  # fmt: skip
+
+
+def _decided(eqn, operands) -> Sequence[Any]:
+    """One equation, or, where numbers among its operands decide it, what is left of it."""
+    name, result = eqn.primitive.name, eqn.outvars[0].aval
+    numbers = [isinstance(x, (np.generic, np.ndarray, float, int)) for x in operands]
+    zero = [known and x == 0 for known, x in zip(numbers, operands)]
+    if name in _COMPARISONS and all(numbers):
+        return [np.asarray(_COMPARISONS[name](*operands), result.dtype)[()]]
+    if name == "select_n" and numbers[0]:
+        return [operands[1 + int(operands[0])]]
+    if (name == "mul" and any(zero)) or (name in ("neg", "copy", "convert_element_type") and zero[0]):
+        return [np.zeros((), result.dtype)[()]]
+    if name in ("add", "add_any") and any(zero):
+        return [operands[1] if zero[0] else operands[0]]
+    if name == "sub" and zero[1]:
+        return [operands[0]]
+    return jaxprs.bind(eqn, [np.asarray(x, v.aval.dtype) if k else x for x, v, k in zip(operands, eqn.invars, numbers)])
+
+
 class SplitPullback:
     """A pullback in two: what it needs of a step, to be kept in replay, and what it makes of that on the way back.
 

@@ -13,11 +13,12 @@ from jax import lax
 
 from . import dispatch, memory, noise
 from ._jax import aligned, is_traced
-from .backends.base import Carry, Connections, Copied, Coupling, Loop, Operands, Request, Term
+from .backends.base import Carry, Connections, Copied, Coupling, Loop, Members, Operands, Request, Term
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
 from .devices import Split, over_devices
 from .equations import Key
+from .groups import MEMBER
 from .loop_vjp import differentiable
 from .noise import StepNumber
 from .pointwise import Program
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     sampling: Sampling | None  # of the records, if there are statistics
     depths: tuple[int, ...] = ()  # steps of history of each quantity that the regions of a network send
     terms: tuple[Term, ...] = ()  # of the sums of a network
+    spans: tuple[tuple[int, int], ...] = ()  # of each group of models of a network, its first region and its end
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
@@ -100,7 +102,8 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     step, spec = build(run.spec, bool(run.inverse_steps)), run.spec
     coupling = None
     if step.send:
-        coupling = Coupling(run.batch[-1], run.depths, step.send, run.terms)
+        members = Members(step.coefficient_of(MEMBER), run.spans) if run.spans else None
+        coupling = Coupling(run.batch[-1], run.depths, step.send, run.terms, members)
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,

@@ -16,8 +16,9 @@ from .groups import Groups
 from .interrupts import interruptible
 from .models.base import Model
 from .network import Network, parts_of
+from .pointwise import specialized
 from .result import Result, Times
-from .run import Run, execute, no_lanes, only_reverse, request_of
+from .run import Run, execute, loop_of, no_lanes, only_reverse, request_of
 from .step import build
 
 
@@ -144,5 +145,18 @@ def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
         lane_block=run.copied.block,
         inverse_steps=run.inverse_steps,
         block=run.sampling.block if run.sampling else 0,
+        groups=_groups(run, dispatch.load(name).by_group),
         devices=devices.describe(run),
     )
+
+
+def _groups(run: Run, apart: bool) -> str:
+    """Whose equations a region of a network of groups runs."""
+    loop = loop_of(run)[1]
+    members = loop.coupling.members if loop.coupling else None
+    if members is None:
+        return ""
+    if not apart:
+        return "a region runs the equations of all groups"
+    counts = [len(specialized(loop.advance, members.coef, k).jaxpr.jaxpr.eqns) for k in range(len(members.spans))]
+    return f"a region runs the equations of its own group alone, of {', '.join(map(str, counts))} operations"

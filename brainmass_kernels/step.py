@@ -222,6 +222,11 @@ class Step:
         """What regions send of, by name, in declared units."""
         return self._observables(known, p, state) if self.spec.links else {}
 
+    def coefficient_of(self, parameter: str) -> int:
+        """The number of the coefficient that is a parameter as it is."""
+        jaxpr = self.setup.jaxpr.jaxpr
+        return jaxpr.outvars.index(jaxpr.invars[self.spec.hoisted.index(parameter)])
+
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane; an inverse step multiplies rounding errors by its exponential."""
         known = self.spec.unchanging(hoisted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 
 import brainunit as u
@@ -13,6 +14,7 @@ from test_couplings import _float64, implementation  # noqa: F401
 
 import brainmass_kernels as bk
 from brainmass_kernels import routing
+from brainmass_kernels.pointwise import Program, specialized
 
 N, STEPS, DT = 6, 40, 0.1 * u.ms
 rng = np.random.default_rng(0)
@@ -272,3 +274,55 @@ def test_each_fault_is_named():
         simulated(network(), "scan", record="cortex.z")
     with pytest.raises(ValueError, match=r"unknown state 'cortex.z'"):
         simulated(network(), "scan", initial={"cortex.z": 1.0})
+
+
+def test_a_region_runs_the_equations_of_its_own_group_alone():
+    every, own = (str(bk.explain(network(), STEPS * DT, DT, implementation=name)) for name in ("scan", "numba"))
+    assert "a region runs the equations of all groups" in every
+    ((first, second),) = re.findall(r"of its own group alone, of (\d+), (\d+) operations", own)
+    together = int(re.search(r"(\d+) operations a step and lane", own)[1])
+    assert max(int(first), int(second)) < 0.7 * together
+
+
+@pytest.mark.parametrize("place", [4.0, 1.0, 0.0])
+def test_a_program_of_lanes_that_are_known(place):
+    """What comparisons with the number rule out is neither computed nor spread: 0 times infinity is left out."""
+
+    def step(member, x, y):
+        grown = jnp.where(member == 1.0, jnp.exp(x), 0.0) + y
+        return jnp.where((member >= 1.0) & ~(member == 4.0), grown, x), y - jnp.where(member == 0.0, x, 0.0) * jnp.inf
+
+    whole = Program(step, [jax.ShapeDtypeStruct((), np.float64)] * 3)
+    part = specialized(whole, 0, place)
+    names = [eqn.primitive.name for eqn in part.jaxpr.jaxpr.eqns]
+    assert names == {4.0: [], 1.0: ["exp", "add"], 0.0: ["mul", "sub"]}[place]
+    np.testing.assert_array_equal(part(0.0, 0.5, 2.0), whole(place, 0.5, 2.0) if place == 0 else
+                                  {4.0: (0.5, 2.0), 1.0: (np.exp(0.5) + 2.0, 2.0)}[place])  # fmt: skip
+
+
+def test_the_place_of_a_region_does_not_change_its_bits():
+    """Vectors of one group, of both, and a group within another."""
+    many = 40
+    weights = np.random.default_rng(2).integers(0, 3, (many, many)) / 64.0
+    # Of these no sum is rounded, in whatever order.
+    start = np.random.default_rng(3).integers(-32, 32, many) / 64.0
+
+    def run(order, front):
+        groups = {"cortex": (bk.Hopf(w=0.3), front), "seizing": (bk.VanDerPol(), np.setdiff1d(np.arange(many), front))}
+        both = {"source": {"cortex": "x", "seizing": "y"}, "target": {"cortex": "x_inp", "seizing": "y_inp"}}
+        net = bk.Network(groups, couplings=[bk.Coupling(weights[np.ix_(order, order)], k=2.0**-4, **both)])
+        own = {name: start[order][group.lanes].astype(np.float32) for name, group in net.model.groups.items()}
+        initial = {f"{name}.{n}": x for name, x in own.items() for n in ("x", "y")}
+        options = {"scheme": "euler", "record": ["cortex.x", "seizing.y"], "implementation": "numba"}
+        result = bk.simulate(net, DT, DT, initial=initial, **options)
+        found = np.zeros(many, np.float32)
+        for name, state in (("cortex", "x"), ("seizing", "y")):
+            found[order[net.model.groups[name].lanes]] = result[f"{name}.{state}"][0]
+        return found
+
+    every, front = np.arange(many), np.arange(20)
+    shuffled = np.random.default_rng(4).permutation(many)
+    inside = np.r_[every[20:30], front, every[30:]]
+    expected = run(every, front)
+    np.testing.assert_array_equal(run(shuffled, np.flatnonzero(shuffled < 20)), expected)
+    np.testing.assert_array_equal(run(inside, np.arange(10, 30)), expected)

@@ -31,14 +31,21 @@ def small_runs_take_threads(monkeypatch):
 
 def network(form: str, delayed: bool) -> bk.Network:
     weights, delays = (WEIGHTS, TIMES) if form == "sparse" else (WEIGHTS.toarray(), None)
-    if form == "matrix" and delayed:
+    if form != "sparse" and delayed:
         delays = (RANDOM.random((N, N)) * 24) * u.ms
+    if form == "groups":
+        coupling = bk.Coupling(weights, delays=delays, k=0.01, source="a.x", target={"a": "x_inp", "b": "y_inp"})
+        return bk.Network({"a": (bk.Hopf(), 170), "b": (bk.VanDerPol(), N - 170)}, couplings=[coupling])
     return bk.Network(bk.Hopf(), weights, delays=delays if delayed else None, k=0.01)
 
 
 def run_of(net: bk.Network, **kwargs):
     inputs = {"x_inp": SIGNAL, "y_inp": np.linspace(0, 0.1, STEPS, dtype=np.float32)}
-    settings = {"inputs": inputs, "noise": {"y": 0.1 / u.ms**0.5}, "key": KEY, "every": 4, "implementation": "numba"}
+    noise = {"y": 0.1 / u.ms**0.5}
+    if hasattr(net.model, "groups"):
+        inputs = {"a.x_inp": SIGNAL[:, : net.model.spans[0][1]], "b.y_inp": inputs["y_inp"]}
+        noise = {"a.y": noise["y"], "b.x": noise["y"]}
+    settings = {"inputs": inputs, "noise": noise, "key": KEY, "every": 4, "implementation": "numba"}
     return arguments.prepare(net, STEPS, DT, **(settings | kwargs))
 
 
@@ -58,7 +65,7 @@ def everything(run, data) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("delayed", [True, False], ids=["delays", "no delays"])
-@pytest.mark.parametrize("form", ["sparse", "matrix"])
+@pytest.mark.parametrize("form", ["sparse", "matrix", "groups"])
 def test_the_bits_do_not_depend_on_the_threads(monkeypatch, form, delayed):
     run, data = run_of(network(form, delayed))
     bits = {}

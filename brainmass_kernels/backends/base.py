@@ -40,6 +40,19 @@ class Term(NamedTuple):
         return sum(self.delays)
 
 
+class Members(NamedTuple):
+    """Which lanes of a network have which equations: those of group k, where one of the coefficients is k.
+
+    Attributes
+    ----------
+    coef : which coefficient
+    spans : of each group the first of its regions, and one after its last
+    """
+
+    coef: int
+    spans: tuple[tuple[int, int], ...]
+
+
 class Coupling(NamedTuple):
     """How the lanes of a loop are coupled: each ``regions`` lanes in a row are a network.
 
@@ -52,12 +65,14 @@ class Coupling(NamedTuple):
     depths : steps of history of each quantity that is sent, its longest delay
     send : ``(*coefs, *state) -> quantities that a lane sends``
     terms : of the sums, in any order
+    members : of a network of groups of models; a backend may leave them, as the step itself tells lanes apart
     """
 
     regions: int
     depths: tuple[int, ...]
     send: Program
     terms: tuple[Term, ...] = (Term(),)
+    members: Members | None = None
 
     @property
     def depth(self) -> int:
@@ -274,15 +289,21 @@ class SplitPullbacks(NamedTuple):
     @classmethod
     def of(cls, loop: Loop, pullbacks: Pullbacks, kept_inputs: int = 0) -> SplitPullbacks:
         """State and normals are kept, coefficients and inputs read again but for the last ``kept_inputs`` inputs."""
+        send = cls.split(loop, pullbacks.send) if pullbacks.send else None
+        return cls(cls.of_step(loop, pullbacks.advance, kept_inputs), cls.split(loop, pullbacks.observe), send)
 
-        def split(program: Program, known: list[bool]) -> SplitPullback:
-            cotangents = [False] * (len(program.in_avals) - len(known))
-            return SplitPullback(program, [not x for x in known] + cotangents, known + cotangents)
+    @classmethod
+    def of_step(cls, loop: Loop, advance: Program, kept_inputs: int = 0) -> SplitPullback:
+        """The pullback ``advance`` alone."""
+        kept = [False] * (loop.n_inputs - kept_inputs) + [True] * (kept_inputs + loop.n_normals)
+        return cls.split(loop, advance, kept)
 
-        known = [False] * loop.n_coefs + [True] * loop.n_state
-        in_step = [False] * (loop.n_inputs - kept_inputs) + [True] * (kept_inputs + loop.n_normals)
-        send = split(pullbacks.send, known) if pullbacks.send else None
-        return cls(split(pullbacks.advance, known + in_step), split(pullbacks.observe, known), send)
+    @staticmethod
+    def split(loop: Loop, program: Program, rest: Sequence[bool] = ()) -> SplitPullback:
+        """A pullback of coefficients, the state and the ``rest``, of which flags tell what is kept."""
+        known = [False] * loop.n_coefs + [True] * loop.n_state + list(rest)
+        cotangents = [False] * (len(program.in_avals) - len(known))
+        return SplitPullback(program, [not x for x in known] + cotangents, known + cotangents)
 
 
 class Forward(NamedTuple):
@@ -398,6 +419,7 @@ class Backend(Protocol):
     interpretable: bool  # whether `testing.interpret` can run it away from its device
     inverse_steps: bool  # whether its adjoint can walk back by inverse steps
     networks: bool  # whether it runs networks of coupled masses
+    by_group: bool  # whether a region of a network of groups runs the equations of its own group alone
 
     def base_two(self, precision: str) -> bool:
         """Whether a logistic function is cheaper made of powers of two than of tanh."""

@@ -17,6 +17,8 @@ BLOCK = 64
 NARROWEST = {"forward": 8, "adjoint": 16}
 # A slow function has a loop to itself in blocks of this many lanes or more, for the same reason.
 STAGED = 32
+# Lanes that groups of models take together: whole vectors, as a shorter rest of a loop has no SIMD.
+TOGETHER = 16
 # Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
 REPLAY = 256 * 1024
 # Operations of a step, at least, of one network that threads share: to meet costs them less than a microsecond.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +17,9 @@ import numpy as np
 from ... import noise
 from ...codegen.source import SourceBuilder
 from ...codegen.writer import OpTable, Writer, words
-from ...pointwise import Program
+from ...pointwise import Program, specialized
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
-from .layout import PLAN, STAGED, Layout, Rows, operations
+from .layout import PLAN, STAGED, TOGETHER, Layout, Rows, operations
 from .masses import Uncoupled
 from .optable import NUMBA, NUMBA_FAST, TYPES
 
@@ -146,9 +147,10 @@ class BlockKernel(SourceBuilder):
     # Loops over lanes ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lanes(self, staged: bool = True) -> Iterator[LaneLoop]:
-        """Compute values for all lanes of the block, and store each in a row."""
-        loop = LaneLoop(self, staged and self.layout.block >= STAGED)
+    def lanes(self, staged: bool = True, of: Group | None = None) -> Iterator[LaneLoop]:
+        """Compute values for all lanes of the block, or of a group, and store each in a row."""
+        count = of.end - of.first if of and not self.layout.parts else self.layout.block
+        loop = LaneLoop(self, staged and count >= STAGED, of)
         yield loop
         loop.finish()
 
@@ -160,6 +162,20 @@ class BlockKernel(SourceBuilder):
         return name
 
 
+class Group(NamedTuple):
+    """The lanes of a network whose equations are those of one model, within whole vectors.
+
+    Attributes
+    ----------
+    inside : what is true in a lane of the group, as source; ``""`` where all lanes are one
+    first, end : regions of the network, from the first to before the end
+    """
+
+    inside: str
+    first: int
+    end: int
+
+
 class Kernel(BlockKernel):
     """A run: its operands, the steps of a block of lanes, and their records."""
 
@@ -167,6 +183,7 @@ class Kernel(BlockKernel):
         super().__init__(NUMBA_FAST if loop.precision == "fast" else NUMBA, layout)
         self.loop, self.operands = loop, operands
         self.coefs, self.inputs = self.names("c", loop.n_coefs), self.names("u", loop.n_inputs)
+        self.advance = self.by_group(loop.advance)
         self.state = self.rows.add(*self.names("x", loop.n_state))
         self.normals = self.rows.add(*self.names("z", loop.n_normals))
         self.later = self.rows.add(*self.names("later", loop.n_normals))
@@ -176,6 +193,21 @@ class Kernel(BlockKernel):
         for name, uniform in zip((*self.coefs, *self.inputs), (*self.uniform_coefs, *self.uniform_inputs)):
             if not uniform:
                 self.rows.add(name)
+
+    def by_group(self, program: Program) -> list[tuple[Group | None, Program]]:
+        """A program of the coefficients and more, as the lanes of each group of models run it, or all lanes."""
+        members = self.loop.coupling.members if self.loop.coupling else None
+        if members is None:
+            return [(None, program)]
+        name, dtype = self.coefs[members.coef], np.dtype(f"float{8 * self.layout.itemsize}")
+        every = []
+        for k, (first, end) in enumerate(members.spans):
+            span = first // TOGETHER * TOGETHER, -(-end // TOGETHER) * TOGETHER
+            if not self.layout.parts:
+                span = span[0], min(span[1], self.layout.block)
+            inside = f"{name} == {Writer(self.optable).literal(k, dtype)}"
+            every.append((Group(inside, *span), specialized(program, members.coef, k)))
+        return every
 
     @property
     def plan(self) -> dict[str, int]:
@@ -284,10 +316,15 @@ class Kernel(BlockKernel):
             self.line("half = i32(counter >> i32(1))")
             if self.wide:
                 self.line("high = i32((n + origin) >> 32)")
-            # In a float64 run the rows do not hold float32.
-            with self.lanes(staged=self.layout.dtype == "f32") as lanes:
-                drawn = lanes.values(program, words)
-                lanes.store([name for both in zip(self.normals, self.later) for name in both], drawn)
+            first_of_normals = self.loop.n_coefs + self.loop.n_state + self.loop.n_inputs
+            for group, advance in self.advance:
+                # In a float64 run the rows do not hold float32.
+                with self.lanes(self.layout.dtype == "f32", group) as lanes:
+                    drawn = iter(lanes.values(program, words))
+                    for z, later, used in zip(self.normals, self.later, advance.uses()[first_of_normals:]):
+                        both = [next(drawn), next(drawn)]
+                        if used or group is None:
+                            lanes.store_everywhere([z, later], both)
         with self.block("if counter & i32(1) == i32(1):"), self.block(f"for i in range({self.layout.block}):"):
             self.line(*(f"{self.at(z)} = {self.at(later)}" for z, later in zip(self.normals, self.later)))
 
@@ -302,8 +339,8 @@ class LaneLoop:
     nothing else, and one that LLVM has no SIMD for does not keep the rest from it.
     """
 
-    def __init__(self, kernel: BlockKernel, staged: bool):
-        self.kernel, self.staged = kernel, staged
+    def __init__(self, kernel: BlockKernel, staged: bool, group: Group | None = None):
+        self.kernel, self.staged, self.group = kernel, staged, group
         self.writer = Writer(kernel.optable)
         self.stores: dict[str, str] = {}
 
@@ -316,6 +353,15 @@ class LaneLoop:
         ]
 
     def store(self, names: Sequence[str], values: Sequence[str]) -> None:
+        """Store values, in lanes of the loop's group alone."""
+        if self.group is not None:
+            pairs = [(name, value) for name, value in zip(names, values, strict=True) if name != value]
+            inside, select = self.writer.define("inside", self.group.inside), self.writer.optable.select
+            names = [name for name, _ in pairs]
+            values = [self.writer.define("own", select.format(inside, value, name)) for name, value in pairs]
+        self.store_everywhere(names, values)
+
+    def store_everywhere(self, names: Sequence[str], values: Sequence[str]) -> None:
         self.stores |= {self.kernel.at(name): value for name, value in zip(names, values, strict=True)}
 
     def add(self, names: Sequence[str], values: Sequence[str]) -> None:
@@ -341,15 +387,31 @@ class LaneLoop:
         for function, group in stage.items():
             # Rows that follow each other are one for a function.
             place = kernel.at(places[group[0][0]])
-            with kernel.block(f"for i in range({kernel.layout.block * len(group)}):"):
-                kernel.line(f"{place} = {function.format(place)}")
+            if self.group is None:
+                with kernel.block(f"for i in range({kernel.layout.block * len(group)}):"):
+                    kernel.line(f"{place} = {function.format(place)}")
+                continue
+            for name, _ in group:
+                place = kernel.at(places[name])
+                with kernel.block(self.head):
+                    kernel.line(f"{place} = {function.format(place)}")
         return places
+
+    @property
+    def head(self) -> str:
+        """Of a loop over the lanes."""
+        block = self.kernel.layout.block
+        if self.group is None:
+            return f"for i in range({block}):"
+        if self.kernel.layout.parts:
+            return f"for i in range(max(0, {self.group.first} - lane), min({block}, {self.group.end} - lane)):"
+        return f"for i in range({self.group.first}, {self.group.end}):"
 
     def _loop(self, stores: dict[str, str], rows: dict[str, str]) -> None:
         """One loop, in which the values that have ``rows`` are known."""
         kernel, lines = self.kernel, self.writer.lines(list(stores.values()), rows)
         used = words([*lines, *stores.values()])
-        with kernel.block(f"for i in range({kernel.layout.block}):"):
+        with kernel.block(self.head):
             for names in (kernel.rows.names, kernel.tape.names, kernel.words.names):
                 kernel.line(*(f"{name} = {kernel.at(name)}" for name in names if name in used))
             kernel.line(*(f"{name} = {kernel.at(row)}" for name, row in rows.items() if name in used))
@@ -416,8 +478,9 @@ class ForwardKernel(Kernel):
         self.coupling.meet()
         with self.each_block():
             self.coupling.arrive()
-            with self.lanes() as lanes:
-                lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
+            for group, advance in self.advance:
+                with self.lanes(of=group) as lanes:
+                    lanes.store(self.state, lanes.values(advance, self.step_arguments))
 
     def record(self) -> None:
         with self.each_block():
@@ -449,7 +512,12 @@ class AdjointKernel(Kernel):
         self.wanted, self.cotangents, self.segment = wanted, cotangents, checkpoint_every
         # What arrives from other lanes is kept like the state; the other inputs are read again.
         self.pullbacks = SplitPullbacks.of(loop, pullbacks, kept_inputs=n_arriving)
-        self.of_step = self.tape.add(*self.names("k", self.pullbacks.advance.n_kept))
+        self.of_groups = [
+            self.pullbacks.advance if group is None else SplitPullbacks.of_step(loop, program, n_arriving)
+            for group, program in self.by_group(pullbacks.advance)
+        ]
+        # A lane is of one group: the groups share the tape.
+        self.of_step = self.tape.add(*self.names("k", max(pullback.n_kept for pullback in self.of_groups)))
         self.of_record = self.tape.add(*self.names("v", self.pullbacks.observe.n_kept))
         self.ct_coefs = self.rows.add(*self.names("ct_c", sum(wanted.coefs)))
         self.ct_state = self.rows.add(*self.names("ct_x", loop.n_state))
@@ -519,9 +587,11 @@ class AdjointKernel(Kernel):
         self.read_inputs()
         self.draw("j == 0")
         self.coupling.replay()
-        with self.lanes() as lanes:
-            lanes.store(self.of_step, lanes.values(self.pullbacks.advance.keep, self.step_arguments))
-            lanes.store(self.state, lanes.values(self.loop.advance, self.step_arguments))
+        for (group, advance), pullback in zip(self.advance, self.of_groups, strict=True):
+            with self.lanes(of=group) as lanes:
+                kept = self.of_step[: pullback.n_kept]
+                lanes.store(kept, lanes.values(pullback.keep, self.step_arguments))
+                lanes.store(self.state, lanes.values(advance, self.step_arguments))
         with self.block("if n + 1 == due:"):
             with self.lanes() as lanes:
                 lanes.store(self.of_record, lanes.values(self.pullbacks.observe.keep, [*self.coefs, *self.state]))
@@ -537,12 +607,13 @@ class AdjointKernel(Kernel):
             self.begin_step()
             self.read_shared_inputs()
             self.read_inputs()
-            with self.lanes() as lanes:
-                known = [*self.coefs, *self.inputs[: len(self.uniform_inputs)], *self.of_step, *self.ct_state]
-                cotangents = lanes.values(self.pullbacks.advance.back, known)
-                n = len(self.ct_coefs)
-                lanes.add(self.ct_coefs, cotangents[:n])
-                lanes.store([*self.ct_state, *self.ct_inputs, *self.ct_arrived], cotangents[n:])
+            for (group, _), pullback in zip(self.advance, self.of_groups, strict=True):
+                with self.lanes(of=group) as lanes:
+                    kept = self.of_step[: pullback.n_kept]
+                    known = [*self.coefs, *self.inputs[: len(self.uniform_inputs)], *kept, *self.ct_state]
+                    cotangents, n = lanes.values(pullback.back, known), len(self.ct_coefs)
+                    lanes.add(self.ct_coefs, cotangents[:n])
+                    lanes.store([*self.ct_state, *self.ct_inputs, *self.ct_arrived], cotangents[n:])
             self.coupling.send_back()
         self.coupling.meet()
         with self.each_block():
