@@ -135,7 +135,7 @@ class Values(NamedTuple):
 
 def prepare(
     model, duration, dt, inputs=None, initial=None, noise=None, key=None, record=None, every=1, transient=None,
-    scheme=None, checkpoint_every=None, precision="exact", implementation=None,
+    scheme=None, checkpoint_every=None, precision="exact", implementation=None, gradient_horizon=None,
 ) -> tuple[Run, Data]:  # fmt: skip
     """Check every argument, and separate what decides the program from the data that it runs on."""
     network, mass = parts_of(model)
@@ -144,6 +144,7 @@ def prepare(
     seconds = units.positive_time(dt, u.second, "dt")
     entries = entries_of(mass, record)
     schedule = _schedule(duration, transient, every, seconds, bool(entries))
+    horizon = _horizon(gradient_horizon, seconds, schedule)
     step_time = units.strip(dt, mass.time_unit, "dt")
     parameters = mass.magnitudes()
     _check_step(mass, scheme, parameters, float(step_time))
@@ -174,10 +175,11 @@ def prepare(
         interpret=_context.INTERPRETED.get(),
         platform=dispatch.platform(),
         entries=entries,
-        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch))),
+        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch)), horizon),
         depths=values.depths,
         terms=values.terms,
         spans=mass.spans if isinstance(mass, Groups) else (),
+        horizon=horizon,
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
     )
     data = values.data(step_time)
@@ -496,7 +498,19 @@ def entries_of(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
     return tuple(entries.items())
 
 
-def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampling | None:
+def _horizon(gradient_horizon, seconds: float, schedule: Schedule) -> int:
+    """Steps that a gradient goes back at most; 0 without a limit."""
+    if gradient_horizon is None:
+        return 0
+    horizon = units.steps_of(gradient_horizon, seconds, "gradient_horizon")
+    if horizon < 1:
+        raise ValueError(
+            f"'gradient_horizon' got {gradient_horizon}, but takes at least one step of dt = {seconds:g} s"
+        )
+    return horizon if horizon < schedule.steps else 0
+
+
+def _sampling(entries, schedule: Schedule, seconds: float, lanes: int, horizon: int) -> Sampling | None:
     reductions = [what for _, what in entries if isinstance(what, Reduction)]
     if not reductions:
         return None
@@ -507,6 +521,8 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int) -> Sampli
             f"every={fewer} or more gives so few, or several runs that continue each other with initial=result.final"
         )
     sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
+    # A gradient ends where a block begins, too.
+    sampling = sampling._replace(block=min(max(sampling.block, horizon // schedule.every), max(1, schedule.count)))
     for reduction in reductions:
         reduction.check(sampling)
     return sampling

@@ -71,6 +71,7 @@ class Plan:
     inverse_steps : whether a gradient takes inverse steps: "always", "asked" if the rates decide at run time, or "" if
         it reruns each segment
     block : records that statistics reduce at a time, 0 without statistics
+    horizon : steps that a gradient goes back at most, or 0
     groups : of a network of groups, whose equations a region runs, or ``""``
     devices : how devices share the run, or ``""``; bytes are then those of each. Within `jax.jit`, where the axes of
         the mesh are automatic, XLA decides that later
@@ -91,6 +92,7 @@ class Plan:
     block: int = 0
     bytes_copied: int = 0
     lane_block: int = 0
+    horizon: int = 0
     groups: str = ""
     devices: str = ""
 
@@ -103,7 +105,8 @@ class Plan:
             + (f", reduced {min(self.block, self.records):,} at a time" if self.block else "")
             + self._copy(),
             "gradient": f"checkpoints every {self.checkpoint_every} steps, {_size(self.bytes_gradient)} more"
-            + _INVERSE_STEPS.get(self.inverse_steps, ""),
+            + _INVERSE_STEPS.get(self.inverse_steps, "")
+            + (f", over {self.horizon:,} steps at most" if self.horizon else ""),
         }
         rows |= {"groups": self.groups} if self.groups else {}
         rows |= {"devices": self.devices} if self.devices else {}

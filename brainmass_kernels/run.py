@@ -48,6 +48,7 @@ class Run(NamedTuple):
     depths: tuple[int, ...] = ()  # steps of history of each quantity that the regions of a network send
     terms: tuple[Term, ...] = ()  # of the sums of a network
     spans: tuple[tuple[int, int], ...] = ()  # of each group of models of a network, its first region and its end
+    horizon: int = 0  # steps that a gradient goes back at most, or 0
     statistics: Key | None = None  # of the code of the statistics among the entries
     copied: Copied = Copied()  # what the kernel's records are copied from
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
@@ -181,6 +182,8 @@ def _execute_share(run: Run, data: Data):
         launch = functools.partial(run_in_parts, launch, memory.block(run), rerun)
     else:
         launch = countable(run, launch)
+    if run.horizon:
+        launch = functools.partial(run_in_parts, forgetful(launch), run.horizon, False)
     if run.sampling is None:
         records, final = launch(run.schedule, carry, rows, None)
     else:
@@ -216,6 +219,18 @@ def seeds_from(run: Run, seeds, first: StepNumber | None):
     if seeds is None or first is None:
         return seeds
     return noise.numbered(seeds, first, wide=run.schedule.steps > COUNTED)
+
+
+def forgetful(launch):
+    """A launch that no gradient goes back beyond, but for the first of a run."""
+
+    def forget(schedule: Schedule, carry: Carry, rows, first: StepNumber | None):
+        if first is not None:
+            first_of_all = (first.low | first.high) == 0
+            carry = jax.tree.map(lambda x: jnp.where(first_of_all, x, lax.stop_gradient(x)), carry)
+        return launch(schedule, carry, rows, first)
+
+    return forget
 
 
 def countable(run: Run, launch):

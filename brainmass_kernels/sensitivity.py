@@ -65,6 +65,11 @@ def sensitivities(
         )
     if run.sampling is not None:
         raise ValueError("'record' got statistics, but sensitivities are of names: take jax.grad of a statistic")
+    if arguments.get("gradient_horizon") is not None:
+        raise ValueError(
+            f"'gradient_horizon' got {arguments['gradient_horizon']}, but sensitivities are carried forward, over the "
+            "whole run: take jax.grad of simulate()"
+        )
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     if not names:
         raise ValueError("'wrt' names no parameter, but takes at least one")

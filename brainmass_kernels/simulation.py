@@ -39,6 +39,7 @@ def simulate(
     checkpoint_every: int | None = None,
     precision: str = "exact",
     implementation: str | None = None,
+    gradient_horizon=None,
 ) -> Result:
     """Simulate a batch of masses, all steps in one compiled loop, differentiably.
 
@@ -61,6 +62,9 @@ def simulate(
     checkpoint_every : steps between the checkpoints of a gradient; ``None``, about the square root of all steps
     precision : ``"exact"``, or ``"fast"`` for the hardware's approximate functions
     implementation : ``None`` chooses; see `explain`
+    gradient_horizon : a time or a number of steps over which a gradient goes back at most: the run is cut into parts
+        of that length, and what one part makes of the state before it has no derivative, as suits chaotic runs. The
+        run has the same numbers. ``None``, no limit
 
     Returns
     -------
@@ -73,7 +77,7 @@ def simulate(
     """
     run, data = prepare(
         model, duration, dt, inputs, initial, noise, key, record, every, transient, scheme, checkpoint_every, precision,
-        implementation,
+        implementation, gradient_horizon,
     )  # fmt: skip
     memory.check(run, any(map(is_traced, jax.tree.leaves(data))))
     guarded = data if run.native_autodiff else derivatives.in_reverse(data, only_reverse(run))
@@ -145,6 +149,7 @@ def explain(model: Model | Network, duration, dt, **arguments) -> dispatch.Plan:
         lane_block=run.copied.block,
         inverse_steps=run.inverse_steps,
         block=run.sampling.block if run.sampling else 0,
+        horizon=run.horizon,
         groups=_groups(run, dispatch.load(name).by_group),
         devices=devices.describe(run),
     )

@@ -71,6 +71,7 @@ def fit(
     record: Any = None,
     scheme: str | None = None,
     implementation: str | None = None,
+    gradient_horizon=None,
     progress: bool | Callable[[Progress], Any] = False,
     resume: str | os.PathLike | Fit | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -109,7 +110,7 @@ def fit(
         or as many as take 1 GiB, on accelerators a quarter of theirs. The result is the same
     steps : most optimiser steps
     key : of `jax.random`; fixes the noise and the starts
-    duration, dt, transient, scheme, implementation : as `simulate` takes them
+    duration, dt, transient, scheme, implementation, gradient_horizon : as `simulate` takes them
     every : steps from one record to the next; ``None``, 5, or as many as give the samples of a `TimeSeries`, or those
         of a resumed fit
     record : the observable or state that is compared; ``None``, the model's first observable, or its first state if it
@@ -167,10 +168,16 @@ def fit(
         "duration": duration, "dt": dt, "every": every, "transient": transient, "scheme": scheme,
         "implementation": implementation,
     }  # fmt: skip
+    options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
     comparison = targets.compare(target, model, record, options, _as_band(band), bool(background))
     pooling = _pooling(model, frees, priors, shared, group, regional)
     problem = Problem(model, inputs, noise, frees, comparison, realisations, record, options, pooling)
     optimiser = optimiser_of(problem, optimiser)
+    if optimiser == LEVENBERG_MARQUARDT and gradient_horizon is not None:
+        raise ValueError(
+            f"'gradient_horizon' got {gradient_horizon}, but 'levenberg_marquardt' carries its derivatives forward, "
+            "over the whole run: take an optimiser of optax"
+        )
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     check_counts(1, patience=patience)
     count = count_of(problem, starts, initial, key)

@@ -206,6 +206,11 @@ class Problem:
             **{name: self.steps(name) * self.dt for name in ("duration", "transient")},
             "dt": self.dt,
             **{name: self.options[name] for name in ("every", "scheme")},
+            **(
+                {"gradient_horizon": self.steps("gradient_horizon") * self.dt}
+                if "gradient_horizon" in self.options
+                else {}
+            ),
             "model": type(self.mass).__name__,
             "fixed": fixed,
             "realisations": self.realisations,
