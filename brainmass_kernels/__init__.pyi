@@ -20,6 +20,7 @@ from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .errors import Unsupported as Unsupported
 from .fitting.fit import fit as fit
+from .fitting.joint import Joint as Joint
 from .fitting.result import Fit as Fit
 from .fitting.result import Profile as Profile
 from .fitting.targets import Connectivity as Connectivity
@@ -82,6 +83,7 @@ from .result import Result as Result
 from .sensitivity import sensitivities as sensitivities
 from .simulation import explain as explain
 from .simulation import simulate as simulate
+from .spectra import PowerSpectrum as PowerSpectrum
 from .spectra import load_spectrum as load_spectrum
 from .sweeps import Sweep as Sweep
 from .sweeps import SweepPart as SweepPart

@@ -5,6 +5,7 @@ They import matplotlib when drawn, and do not change its backend.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 
 from . import files, frames
 from .extras import needs
+from .fitting.joint import Joint
 from .fitting.targets import Connectivity, TimeSeries
-from .spectra import Spectrum, alpha_peak
+from .spectra import PowerSpectrum, alpha_peak
 
 if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
@@ -80,12 +82,45 @@ def figure(fit: Fit, *, which=None):
     wrong = [i for i in shown if not 0 <= i < count]
     if wrong or not shown:
         raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
-    if not isinstance(fit.target, Spectrum):
-        return _other_figure(fit, shown)
-    columns = math.ceil(math.sqrt(len(shown)))
-    rows = math.ceil(len(shown) / columns)
-    size = (6.8, 4.4) if len(shown) == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
-    page = _page(*size)
+    views = _views(fit)
+    sizes = [_size(view, len(shown)) for view in views]
+    page = _page(max(width for width, _ in sizes), sum(height for _, height in sizes))
+    places: Any = [page]
+    if len(views) > 1:
+        places = page.subfigures(len(views), 1, height_ratios=[height for _, height in sizes])
+    for place, view in zip(places, views, strict=True):
+        (_draw_spectra if isinstance(view.target, PowerSpectrum) else _draw_others)(place, view, shown)
+    return page
+
+
+def _views(fit: Fit) -> list[Fit]:
+    """A fit of joint targets as one of each."""
+    if not isinstance(fit.target, Joint):
+        return [fit]
+    views = []
+    for name, target in fit.target.targets.items():
+        settings = fit.settings | {"record": fit.settings["record"][name]}
+        found = {key: getattr(fit, key).targets[name] for key in ("prediction", "initial_prediction")}
+        views.append(dataclasses.replace(fit, target=target, settings=settings, **found))
+    return views
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """Rows and columns of panels."""
+    columns = math.ceil(math.sqrt(panels))
+    return math.ceil(panels / columns), columns
+
+
+def _size(fit: Fit, panels: int) -> tuple[float, float]:
+    """Width and height of the panels of so many targets."""
+    if isinstance(fit.target, PowerSpectrum):
+        rows, columns = _grid(panels)
+        return (6.8, 4.4) if panels == 1 else (2.5 * columns + 0.6, 2.0 * rows + 0.9)
+    return (8.4, 2.6 * panels + 0.4) if isinstance(fit.target, Connectivity) else (6.8, 1.9 * panels + 1.4)
+
+
+def _draw_spectra(page, fit: Fit, shown: Sequence[int]) -> None:
+    rows, columns = _grid(len(shown))
     axes = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     for ax, i in zip(axes, shown):
         _panel(ax, fit, i, alone=len(shown) == 1)
@@ -93,7 +128,6 @@ def figure(fit: Fit, *, which=None):
         ax.set_axis_off()
     if len(shown) > 1:
         _share_labels(page, fit, axes[0])
-    return page
 
 
 def _page(width: float, height: float):
@@ -130,12 +164,9 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
         ax.set_title(f"{i + 1}:  rms {fit.rms[i]:.2f}", fontsize=8, loc="left", pad=2)
 
 
-def _other_figure(fit: Fit, shown: Sequence[int]):
+def _draw_others(page, fit: Fit, shown: Sequence[int]) -> None:
     matrices = isinstance(fit.target, Connectivity)
-    columns = 3 if matrices else 1
-    size = (8.4, 2.6 * len(shown) + 0.4) if matrices else (6.8, 1.9 * len(shown) + 1.4)
-    page = _page(*size)
-    panels = page.subplots(len(shown), columns, squeeze=False)
+    panels = page.subplots(len(shown), 3 if matrices else 1, squeeze=False)
     if matrices:
         trio = {"target": fit.target, "start": fit.initial_prediction, "fit": fit.prediction}
         for row, i in zip(panels, shown):
@@ -151,7 +182,6 @@ def _other_figure(fit: Fit, shown: Sequence[int]):
             _style(ax)
             ax.legend(frameon=False, fontsize=8, loc="upper right")
     page.suptitle(f"{fit.settings['model']} fitted to {fit.name}", fontsize=10, x=0.01, ha="left")
-    return page
 
 
 def _over_time(ax, fit: Fit, i: int):
@@ -205,11 +235,11 @@ def _dress(ax, fit: Fit, i: int):
     ax.text(0.985, 0.74, text, transform=ax.transAxes, ha="right", va="top", fontsize=8.5, color="#5b6570")
 
 
-def _curve(ax, spectrum: Spectrum, i: int, label: str, **style: Any):
+def _curve(ax, spectrum: PowerSpectrum, i: int, label: str, **style: Any):
     ax.plot(spectrum.freqs, np.log10(spectrum.power[i]), label=label, solid_capstyle="round", **style)
 
 
-def _mark_peak(ax, spectrum: Spectrum, i: int, color: str, *, filled: bool) -> float:
+def _mark_peak(ax, spectrum: PowerSpectrum, i: int, color: str, *, filled: bool) -> float:
     """Draw a dot at the alpha peak, if there is one; returns the log power there."""
     peak = alpha_peak(spectrum.freqs, spectrum.power)[i]
     if np.isnan(peak):

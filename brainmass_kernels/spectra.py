@@ -29,7 +29,7 @@ _POWER_NAMES = ("power", "psd", "spectr", "pxx")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Spectrum:
+class PowerSpectrum:
     """One or several power spectra on one frequency grid.
 
     Parameters
@@ -59,7 +59,7 @@ class Spectrum:
     def __len__(self) -> int:
         return len(self.power)
 
-    def band(self, low: float, high: float) -> Spectrum:
+    def band(self, low: float, high: float) -> PowerSpectrum:
         """The part from ``low`` to ``high`` Hz, both included."""
         inside = (self.freqs >= low) & (self.freqs <= high)
         if inside.sum() < MIN_POINTS:
@@ -67,7 +67,11 @@ class Spectrum:
                 f"'band' leaves {self.name} {inside.sum()} frequencies from {low:g} to {high:g} Hz, but takes at least "
                 f"{MIN_POINTS}; it covers {self.freqs[0]:g} to {self.freqs[-1]:g} Hz in {len(self.freqs)} points"
             )
-        return Spectrum(self.freqs[inside], self.power[:, inside], self.name)
+        return PowerSpectrum(self.freqs[inside], self.power[:, inside], self.name)
+
+
+#: The earlier name.
+Spectrum = PowerSpectrum
 
 
 def in_hertz(value, name: str):
@@ -106,7 +110,7 @@ def _check(freqs, power, name: str):
         )
 
 
-def resting_meg() -> Spectrum:
+def resting_meg() -> PowerSpectrum:
     """The spectrum of resting human MEG: a 1/f background, an alpha peak at 9.8 Hz and a beta bump at 19 Hz.
 
     The parametric form of Donoghue et al. 2020 (Nat Neurosci 23:1655) fitted to the mean of 25 cortical spectra
@@ -115,7 +119,7 @@ def resting_meg() -> Spectrum:
     f = np.arange(2.0, 45.01, 0.5)
     alpha = 1.044 * np.exp(-((f - 9.755) ** 2) / (2 * 1.432**2))
     beta = 0.313 * np.exp(-((f - 19.249) ** 2) / (2 * 4.938**2))
-    return Spectrum(f, 10 ** (-0.382 - 0.82 * np.log10(f) + alpha + beta), "resting MEG (built in)")
+    return PowerSpectrum(f, 10 ** (-0.382 - 0.82 * np.log10(f) + alpha + beta), "resting MEG (built in)")
 
 
 #: Seconds of a segment of a recording, whose inverse is the resolution.
@@ -128,7 +132,7 @@ _TABLES = (".csv", ".tsv")
 
 def load_spectrum(
     path: str | os.PathLike | Any, channel: str | Sequence[str] | None = None, encoding: str | None = None
-) -> Spectrum:
+) -> PowerSpectrum:
     """Read one or several spectra on one grid from a file, or compute them from a recording.
 
     A ``.npz`` holds one array of frequencies in Hz (``freqs_hz``, ``freqs``, ``f``, ...) and one of powers
@@ -165,8 +169,8 @@ def load_spectrum(
     FileNotFoundError
         there is no such file
     ValueError
-        naming the file, for anything that `Spectrum` refuses, ambiguous arrays or columns, an unknown or unreadable
-        channel, and a file of which nothing is left
+        naming the file, for anything that `PowerSpectrum` refuses, ambiguous arrays or columns, an unknown or
+        unreadable channel, and a file of which nothing is left
     TypeError
         neither a path nor a recording
     ImportError
@@ -204,12 +208,12 @@ def in_memory(source) -> bool:
     return eeg.is_recording(source) or eeg.is_spectrum(source)
 
 
-def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> Spectrum:
+def _without_zero(freqs, power, name: str, channels: Sequence[str] = ()) -> PowerSpectrum:
     keep = freqs != 0
-    return Spectrum(freqs[keep], power[:, keep], f"{name}, {channels[0]}" if len(channels) == 1 else name)
+    return PowerSpectrum(freqs[keep], power[:, keep], f"{name}, {channels[0]}" if len(channels) == 1 else name)
 
 
-def _of_recording(recording: eeg.Pieces) -> Spectrum:
+def _of_recording(recording: eeg.Pieces) -> PowerSpectrum:
     """Welch's spectra of a recording, in square microvolts (of MEG, femtotesla) a Hz."""
     channels, units, windows = eeg.windows(recording, _SEGMENT)
     powers = []

@@ -26,8 +26,8 @@ from ..models.base import check_model, check_name
 from ..network import Network, parts_of
 from ..noise import check_key
 from ..notices import warn
-from ..spectra import Spectrum
-from . import saved, targets
+from ..spectra import PowerSpectrum
+from . import joint, saved, targets
 from .division import Division, divide, over_devices
 from .problem import Free, Pooling, Problem, free_values, measured
 from .result import Fit
@@ -78,7 +78,7 @@ def fit(
 ) -> Fit:
     """Fit free parameters to one or many targets, from many starts at once.
 
-    The error of a `Spectrum` is the mean squared difference of log10 power between the target and
+    The error of a `PowerSpectrum` is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
     (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
     runs of ``duration`` each, without their transients. A `TimeSeries` is compared sample by sample with the mean
@@ -88,10 +88,10 @@ def fit(
     ----------
     model : a model with scalar fields, or a `Network` of one. Its values are start 0; one outside the bounds begins at
         the nearer bound, with a warning
-    target : `Spectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw``, ``Epochs`` or ``Spectrum``, or
-        a pair (freqs, power), n spectra in all; a `TimeSeries` or a `Connectivity`; or a function of a `Result` whose
-        lanes are ``(1, starts, realisations)`` that returns the error of each lane, or residuals
-        ``(M, 1, starts, realisations)``
+    target : `PowerSpectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw``, ``Epochs`` or
+        ``Spectrum``, or a pair (freqs, power), n spectra in all, of a network the mean over its regions; a
+        `TimeSeries` or a `Connectivity`; several of these as a `Joint`; or a function of a `Result` whose lanes are
+        ``(1, starts, realisations)`` that returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
         unit of the value they replace
@@ -114,7 +114,8 @@ def fit(
     every : steps from one record to the next; ``None``, 5, or as many as give the samples of a `TimeSeries`, or those
         of a resumed fit
     record : the observable or state that is compared; ``None``, the model's first observable, or its first state if it
-        has none, or as in a resumed fit. For a function, whatever `simulate` takes
+        has none, or as in a resumed fit. For a `Joint` a dict by its names, or one for all; for a function, whatever
+        `simulate` takes
     realisations : runs with different noise over which a prediction is averaged
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
@@ -150,7 +151,7 @@ def fit(
     key = jax.random.key(0) if key is None else key
     checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
     former = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
-    target = former.target if target is None and former else targets.as_target(target)
+    target = former.target if target is None and former else joint.as_target(target)
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
     model = targets.on_host(model)
@@ -169,9 +170,9 @@ def fit(
         "implementation": implementation,
     }  # fmt: skip
     options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
-    comparison = targets.compare(target, model, record, options, _as_band(band), bool(background))
+    comparison = joint.compare(target, model, record, options, _as_band(band), bool(background))
     pooling = _pooling(model, frees, priors, shared, group, regional)
-    problem = Problem(model, inputs, noise, frees, comparison, realisations, record, options, pooling)
+    problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.records, options, pooling)
     optimiser = optimiser_of(problem, optimiser)
     if optimiser == LEVENBERG_MARQUARDT and gradient_horizon is not None:
         raise ValueError(
@@ -217,6 +218,11 @@ def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
 
 def _every(target, duration, dt, transient) -> int:
     """The default steps between records: those that give the samples of a series, if these are whole steps apart."""
+    if isinstance(target, joint.Joint):
+        every = (_every(each, duration, dt, transient) for each in target.targets.values())
+        return next(
+            (n for n, each in zip(every, target.targets.values()) if isinstance(each, targets.TimeSeries)), _EVERY
+        )
     if not isinstance(target, targets.TimeSeries):
         return _EVERY
     shape = np.shape(u.get_magnitude(target.values))
@@ -397,6 +403,6 @@ def _best_starts(problem: Problem, error) -> np.ndarray:
     lowest = score.min(1)
     if not np.isfinite(lowest).all():
         number = int(np.argmax(~np.isfinite(lowest))) + 1
-        what = "spectrum" if isinstance(problem.comparison.target, Spectrum) else "target"
+        what = "spectrum" if isinstance(problem.comparison.target, PowerSpectrum) else "target"
         raise FloatingPointError(f"no start of {what} {number} gave a finite simulation; take a smaller dt or bounds")
     return score.argmin(1)

@@ -272,13 +272,14 @@ class Problem:
         """The prediction of a run, target by target where that keeps the bits."""
         if not self.one_by_one:
             return self.comparison.predict(result)
-        name, like = self.record, result[self.record]
-        unit = u.get_unit(like)
+        names = [self.record] if isinstance(self.record, str) else list(self.record)
+        unit_of = {name: u.get_unit(result[name]) for name in names}
 
-        def one(records):
-            return self.comparison.predict({name: units.attach(jnp.moveaxis(records, 0, 1), unit)})
+        def one(*records):
+            pairs = zip(names, records, strict=True)
+            return self.comparison.predict({n: units.attach(jnp.moveaxis(x, 0, 1), unit_of[n]) for n, x in pairs})
 
-        return self.each(one, jnp.moveaxis(u.get_mantissa(like), 1, 0))
+        return self.each(one, *(jnp.moveaxis(u.get_mantissa(result[name]), 1, 0) for name in names))
 
     def error(self, prediction, data):
         """The error of each lane, and the nuisances."""

@@ -17,8 +17,8 @@ from .. import display, files, spectra, units
 from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_name
-from ..spectra import Spectrum
-from . import saved, targets
+from ..spectra import PowerSpectrum
+from . import joint, saved, targets
 from .division import divide, over_devices
 from .problem import Free, Pooling, Problem, logit, measured, predict
 from .steps import LEVENBERG_MARQUARDT, Plan, begin, default_optimiser, descend, evaluated, joint_normal_equations
@@ -87,17 +87,17 @@ class Fit:
         return targets.name_of(self.target)
 
     @property
-    def spectrum(self) -> Spectrum:
+    def spectrum(self) -> PowerSpectrum:
         """The fitted spectra, nuisances included."""
         return self._spectral("spectrum", self.prediction)
 
     @property
-    def initial_spectrum(self) -> Spectrum:
+    def initial_spectrum(self) -> PowerSpectrum:
         """The spectra of start 0."""
         return self._spectral("initial_spectrum", self.initial_prediction)
 
-    def _spectral(self, name: str, prediction) -> Spectrum:
-        if not isinstance(prediction, Spectrum):
+    def _spectral(self, name: str, prediction) -> PowerSpectrum:
+        if not isinstance(prediction, PowerSpectrum):
             raise TypeError(f"'{name}' is of fits to spectra, but this one is to {self.name}: see 'prediction'")
         return prediction
 
@@ -127,7 +127,7 @@ class Fit:
     def _title(self) -> str:
         n, steps, starts = self.losses.shape[1], len(self.losses), self.losses.shape[2]
         many = "spectra" if n > 1 else "spectrum"
-        what = many if isinstance(self.target, Spectrum) else f"target{'s' if n > 1 else ''}"
+        what = many if isinstance(self.target, PowerSpectrum) else f"target{'s' if n > 1 else ''}"
         return (
             f"{self.settings['model']} fitted to {self.name}: {n} {what}, {starts} starts, {steps} steps, "
             f"{self.seconds:.1f} s on {self.implementation}"
@@ -139,7 +139,7 @@ class Fit:
         for free in self.free:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
             parameters.append((free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
-        spectral = isinstance(self.target, Spectrum)
+        spectral = isinstance(self.target, PowerSpectrum)
         error = "rms error, log10 power" if spectral else "error"
         measures = [(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
         if spectral:
@@ -258,7 +258,7 @@ class Fit:
             label = free.name if free.unit.is_unitless else f"{free.name} ({free.unit})"
             columns |= {label: value} if value.ndim == 1 else {f"{label} of {i}": x for i, x in enumerate(value.T)}
         columns |= {"rms": self.rms, "initial_rms": self.initial_rms, "best_start": self.best_start, **self.nuisance}
-        if isinstance(self.target, Spectrum):
+        if isinstance(self.target, PowerSpectrum):
             columns |= dict(zip(("target_peak (Hz)", "fitted_peak (Hz)"), self.peaks))
         return pandas.DataFrame(columns)
 
@@ -282,10 +282,13 @@ class Fit:
         options = {name: fields[name] * u.second for name in ("duration", "dt", "transient")}
         options |= {"every": fields["every"], "scheme": fields["scheme"], "implementation": None}
         record, band, background = fields["record"], fields.get("band"), fields.get("background")
+        if "joint" in fields:
+            of_spectra = next((part for part in fields["joint"].values() if "band" in part), {})
+            band, background = of_spectra.get("band"), of_spectra.get("background")
+        comparison = joint.compare(self.target, self.model, record, options, band, background)
         problem = Problem(
             self.model, self.inputs, self.noise, self.free,
-            targets.compare(self.target, self.model, record, options, band, background),
-            fields["realisations"], record, options, Pooling.of_saved(fields["ties"]),
+            comparison, fields["realisations"], comparison.records, options, Pooling.of_saved(fields["ties"]),
         )  # fmt: skip
         theirs, ours = fields.get("program", {}), problem.program(1, self._key())
         # In another precision every program is another.

@@ -17,8 +17,9 @@ from .. import files, identity, models, routing, spectra, units
 from ..models.base import Model
 from ..network import Network, parts_of
 from ..notices import warn
-from ..spectra import Spectrum
-from . import targets
+from ..spectra import PowerSpectrum
+from . import joint, targets
+from .joint import Joint
 from .problem import Free, Problem, fingerprint
 from .steps import Gradient, Normal, State, begin, optimiser_identity
 
@@ -250,7 +251,7 @@ def _has_value(fit, name: str) -> bool:
 
 def _encode_target(target) -> dict[str, Any]:
     """A target or a prediction."""
-    if isinstance(target, Spectrum):
+    if isinstance(target, PowerSpectrum):
         powers = listed(np.log10(target.power))
         return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
     if isinstance(target, targets.TimeSeries):
@@ -262,6 +263,9 @@ def _encode_target(target) -> dict[str, Any]:
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
         return {"kind": "connectivity", "name": target.name, "values": listed(target.values), "band": band,
                 "sigma": target.sigma}  # fmt: skip
+    if isinstance(target, Joint):
+        every = {name: _encode_target(each) for name, each in target.targets.items()}
+        return {"kind": "joint", "name": target.name, "targets": every, "weights": target.weights}
     if callable(target):
         return {"kind": "function", "name": targets.name_of(target)}
     return {"kind": "values", "values": listed(target)}
@@ -271,7 +275,7 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
     """The inverse of `_encode_target`; a prediction is not ``checked`` as a target is."""
     kind = saved["kind"]
     if kind == "spectra":
-        return Spectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
+        return PowerSpectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
@@ -284,6 +288,10 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
         if not checked:
             return targets.unchecked(targets.Connectivity, array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
+    if kind == "joint":
+        unit = unit or {}
+        every = {name: _decode_target(each, unit.get(name), checked) for name, each in saved["targets"].items()}
+        return Joint(every, saved["weights"], saved["name"]) if checked else joint.unchecked(every, saved["weights"])
     if kind == "function":
         return _Absent(saved["name"])
     return np.array(saved["values"])
@@ -371,10 +379,17 @@ def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) ->
             fixed[n] = (np.array(fixed[n]) * factors[n]).tolist()
     free = [(f["name"], f["low"], f["high"], factors[f["name"]]) for f in saved["free"]]
     mass = parts_of(fitted)[1]
-    record, unit = saved["settings"].get("record"), None
-    if saved["target"]["kind"] == "series":
-        known, text = mass.recordable()[record], saved["target"]["unit"]
-        unit = known if units.reads(text, known) else units.parsed(text)
+    record = saved["settings"].get("record")
+
+    def unit_of(target, record):
+        if target["kind"] == "joint":
+            return {name: unit_of(each, record[name]) for name, each in target["targets"].items()}
+        if target["kind"] != "series":
+            return None
+        known, text = mass.recordable()[record], target["unit"]
+        return known if units.reads(text, known) else units.parsed(text)
+
+    unit = unit_of(saved["target"], record)
     return dict(
         parameters={n: quantity(n, x["value"]) for n, x in saved["parameters"].items()},
         model=fitted,

@@ -23,7 +23,7 @@ from .. import spectra, units
 from ..models.base import check_name
 from ..network import parts_of
 from ..rounding import at_rest
-from ..spectra import Spectrum
+from ..spectra import PowerSpectrum
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,6 +123,7 @@ class Comparison:
     name : for tables
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
+    record : the name of what is compared in a result; of a function, whatever `simulate` takes
     settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
@@ -131,7 +132,18 @@ class Comparison:
     name: str
     data: Any
     sigma: float = 1.0
+    record: Any
     settings: dict[str, Any]
+
+    @property
+    def records(self) -> Any:
+        """What a run records for it, as `simulate` takes it."""
+        return self.record
+
+    @property
+    def width(self) -> int:
+        """Numbers of a prediction."""
+        raise NotImplementedError
 
     def read(self) -> tuple:
         """What the programs depend on beside ``data``; see `equations.key_of`."""
@@ -183,8 +195,11 @@ class OfSpectra(Comparison):
 
     sigma = 0.1
 
-    def __init__(self, target: Spectrum, record: str, sampling: float, samples: int, band, background: bool):
-        self.target, self.record, self.sampling, self.samples = target, record, sampling, samples
+    def __init__(
+        self, target: PowerSpectrum, record: str, sampling: float, samples: int, band, background: bool,
+        regions: int | None = None,
+    ):  # fmt: skip
+        self.target, self.record, self.sampling, self.samples, self.regions = target, record, sampling, samples, regions
         self.background, self.count, self.name = background, len(target), target.name
         self.settings = {"band": list(band), "background": background, "record": record}
         # float32 cannot hold 1e-23 squared: the mean level is subtracted here and added to the scale at the end.
@@ -210,6 +225,10 @@ class OfSpectra(Comparison):
         return spectra.interpolation(np.fft.rfftfreq(self.nperseg, self.sampling), self.target.freqs)
 
     @property
+    def width(self):
+        return self.nperseg // 2 + 1
+
+    @property
     def log_freqs(self) -> np.ndarray:
         return np.log10(self.target.freqs)
 
@@ -218,7 +237,8 @@ class OfSpectra(Comparison):
         power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
         # A free gain would scale the spectrum of rounding errors to any height.
         power = jnp.where(at_rest(signal)[None], 0.0, power)
-        return jnp.moveaxis(power.mean(-1), 0, -1)
+        # Over realisations, and of a network over regions.
+        return jnp.moveaxis(power.mean(tuple(range(3, power.ndim))), 0, -1)
 
     def log_model(self, prediction, count: int):
         """log10 of a density at the target's frequencies, for each of ``count`` targets."""
@@ -235,19 +255,19 @@ class OfSpectra(Comparison):
         error, nuisance = spectra.log_error(log_model, data, self.log_freqs, background=self.background)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance._asdict()
 
-    def like_target(self, prediction, nuisances, lane) -> Spectrum:
+    def like_target(self, prediction, nuisances, lane) -> PowerSpectrum:
         log_model = np.log10(np.maximum(np.asarray(prediction, float), 1e-30)) @ self.onto.T
         log_model = np.broadcast_to(log_model, (self.count, *log_model.shape[1:]))[lane]
         nuisance = spectra.Nuisance(**{name: np.asarray(x, float)[lane] for name, x in nuisances.items()})
         log_power = spectra.observed_log_power(log_model, self.log_freqs, nuisance) + self.level[:, None]
         # A start without a finite spectrum is shown as next to no power.
-        return Spectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
+        return PowerSpectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
 
     def nuisances_in_units(self, nuisances):
         return {name: value if name == "chi" else value + self.level for name, value in nuisances.items()}
 
     def same(self, other) -> bool:
-        if not isinstance(other, Spectrum) or other.power.shape != self.target.power.shape:
+        if not isinstance(other, PowerSpectrum) or other.power.shape != self.target.power.shape:
             return False
         target = self.target
         return np.allclose(other.freqs, target.freqs) and np.allclose(np.log(other.power), np.log(target.power))
@@ -285,6 +305,10 @@ class OfSeries(Comparison):
     def read(self):
         nuisances = self.target.scale, self.target.offset
         return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances
+
+    @property
+    def width(self):
+        return self.data[0].shape[-1]
 
     def copies(self, realisations):
         # The mean over realisations is as long as a record.
@@ -351,6 +375,10 @@ class OfConnectivity(Comparison):
     def read(self):
         return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
 
+    @property
+    def width(self):
+        return len(self.above[0])
+
     def copies(self, realisations):
         return 4.5 if self.band is None else 9.0
 
@@ -384,8 +412,8 @@ class OfFunction(Comparison):
 
     count = 1
 
-    def __init__(self, target: Callable):
-        self.target, self.name = target, name_of(target)
+    def __init__(self, target: Callable, record):
+        self.target, self.record, self.name = target, record, name_of(target)
         self.settings, self.data = {"function": self.name}, ()
 
     def read(self):
@@ -479,16 +507,17 @@ def name_of(target) -> str:
 
 
 def as_target(target) -> Any:
-    """A `Spectrum`, a `TimeSeries`, a `Connectivity` or a function."""
-    if isinstance(target, Spectrum | TimeSeries | Connectivity) or callable(target):
+    """A `PowerSpectrum`, a `TimeSeries`, a `Connectivity` or a function."""
+    if isinstance(target, PowerSpectrum | TimeSeries | Connectivity) or callable(target):
         return target
     if isinstance(target, str | os.PathLike) or spectra.in_memory(target):
         return spectra.load_spectrum(target)
     if isinstance(target, tuple | list) and len(target) == 2:
-        return Spectrum(*target)
+        return PowerSpectrum(*target)
     raise TypeError(
-        f"'target' got {type(target).__name__}, but takes a Spectrum, the path of a file of one or of a recording, "
-        "an MNE Raw, Epochs or Spectrum, a pair (freqs, power), a TimeSeries, a Connectivity, or a function of a Result"
+        f"'target' got {type(target).__name__}, but takes a PowerSpectrum, the path of one or of a recording, an "
+        "MNE Raw, Epochs or Spectrum, a pair (freqs, power), a TimeSeries, a Connectivity, a Joint of these, or a "
+        "function of a Result"
     )
 
 
@@ -501,7 +530,7 @@ def compare(target, model, record, options, band, background) -> Comparison:
     """How runs of these options are compared with a target."""
     network, mass = parts_of(model)
     if callable(target):
-        return OfFunction(target)
+        return OfFunction(target, record)
     if not isinstance(record, str):
         raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
     check_name(record, mass.recordable(), "record")
@@ -513,9 +542,7 @@ def compare(target, model, record, options, band, background) -> Comparison:
         return OfSeries(target, record, mass.recordable()[record], samples, regions)
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
-    if network:
-        raise TypeError("'target' got spectra, but a network takes a TimeSeries, a Connectivity or a function")
-    return OfSpectra(target.band(*band), record, sampling, samples, band, background)
+    return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
 
 
 def recorded_steps(duration, seconds: float, transient) -> int:

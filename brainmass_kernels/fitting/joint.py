@@ -1,0 +1,165 @@
+"""Several targets of one run: a spectrum and functional connectivity, or EEG and BOLD."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..models.base import check_name
+from . import targets
+from .targets import Comparison
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joint:
+    """Several targets that one run is compared with.
+
+    Attributes
+    ----------
+    targets : by a name of your own, each what `fit` takes alone but for a function; of as many spectra, series or
+        matrices
+    weights : of the names, positive; 1 where it has none
+    name : for tables
+
+    The error is ``sqrt(sum(w_i e_i**2) / sum(w_i))``, where ``e_i`` is the rms of the residuals of target i over its
+    sigma: 0.1 in log10 power, and `TimeSeries.sigma` and `Connectivity.sigma`. So an error of 1 is as far as the noise.
+
+    Raises
+    ------
+    ValueError, TypeError : fewer than two targets; one that is none; weights that are not positive, or of other names
+    """
+
+    targets: Mapping[str, Any]
+    weights: Mapping[str, float] | None = None
+    name: str = "joint targets"
+
+    def __post_init__(self):
+        if not isinstance(self.targets, Mapping):
+            raise TypeError(f"'targets' of {self.name} got {type(self.targets).__name__}, but takes a dict by name")
+        if len(self.targets) < 2:
+            raise ValueError(f"'targets' of {self.name} got {len(self.targets)}, but takes two or more")
+        parts = {}
+        for name, target in self.targets.items():
+            if not isinstance(name, str):
+                raise TypeError(f"'targets' of {self.name} got the name {name!r}, but takes words")
+            if isinstance(target, Joint) or callable(target):
+                what = "a Joint" if isinstance(target, Joint) else "a function"
+                raise TypeError(f"the target {name!r} of {self.name} got {what}, but takes what has data of its own: "
+                                "a PowerSpectrum, a TimeSeries or a Connectivity")  # fmt: skip
+            parts[name] = targets.as_target(target)
+        weights = dict(self.weights or {})
+        for name, weight in weights.items():
+            check_name(name, parts, f"target in 'weights' of {self.name}")
+            if not (np.ndim(weight) == 0 and math.isfinite(weight) and weight > 0):
+                raise ValueError(f"'weights' of {self.name} got {weight} for {name!r}, but takes a positive number")
+        object.__setattr__(self, "targets", parts)
+        object.__setattr__(self, "weights", {name: float(weights.get(name, 1.0)) for name in parts})
+
+
+class OfJoint(Comparison):
+    """The comparisons of several targets, whose predictions and residuals follow each other."""
+
+    def __init__(self, target: Joint, parts: Mapping[str, Comparison]):
+        counts = {name: part.count for name, part in parts.items()}
+        if len(set(counts.values())) > 1:
+            got = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
+            raise ValueError(f"'targets' of {target.name} got {got}, but takes as many of each")
+        self.parts, self.name, self.count = dict(parts), target.name, next(iter(counts.values()))
+        self.target = dataclasses.replace(target, targets={name: part.target for name, part in parts.items()})
+        self.data = tuple(part.data for part in parts.values())
+        self.weights = [self.target.weights[name] for name in parts]  # pyright: ignore[reportOptionalSubscript]
+        self.record = {name: part.settings["record"] for name, part in parts.items()}
+        self.settings = {
+            "joint": {name: part.settings for name, part in parts.items()},
+            "weights": dict(self.target.weights or {}),
+            "record": self.record,
+        }
+
+    @property
+    def records(self):
+        return {name: part.records for name, part in self.parts.items()}
+
+    def read(self):
+        return OfJoint, tuple((name, part.read()) for name, part in self.parts.items()), tuple(self.weights)
+
+    @property
+    def width(self):
+        return sum(part.width for part in self.parts.values())
+
+    def copies(self, realisations):
+        return max(part.copies(realisations) for part in self.parts.values())
+
+    def predict(self, result):
+        every = [part.predict({part.record: result[name]}) for name, part in self.parts.items()]
+        return jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in every], -1)
+
+    def split(self, prediction) -> list[tuple[str, Comparison, Any]]:
+        """The name, the comparison and the prediction of each target."""
+        ends = np.cumsum([part.width for part in self.parts.values()])
+        parts = (np if isinstance(prediction, np.ndarray) else jnp).split(prediction, ends[:-1], -1)
+        return [(name, part, x) for (name, part), x in zip(self.parts.items(), parts, strict=True)]
+
+    def residuals(self, prediction, data):
+        residuals, nuisances = [], {}
+        for (name, part, x), own, weight in zip(self.split(prediction), data, self.weights, strict=True):
+            found, solved = part.residuals(x, own)
+            residuals.append(found * (math.sqrt(weight / found.shape[-1]) / part.sigma))
+            nuisances |= {f"{name}.{n}": value for n, value in solved.items()}
+        every = jnp.concatenate(residuals, -1)
+        return every * math.sqrt(every.shape[-1] / sum(self.weights)), nuisances
+
+    def like_target(self, prediction, nuisances, lane) -> Joint:
+        every = {}
+        for name, part, x in self.split(np.asarray(prediction)):
+            own = {n.partition(".")[2]: value for n, value in nuisances.items() if n.partition(".")[0] == name}
+            every[name] = part.like_target(x, own, lane)
+        return unchecked(every, self.target.weights)
+
+    def nuisances_in_units(self, nuisances):
+        found = {}
+        for name, part in self.parts.items():
+            own = {n.partition(".")[2]: value for n, value in nuisances.items() if n.partition(".")[0] == name}
+            found |= {f"{name}.{n}": value for n, value in part.nuisances_in_units(own).items()}
+        return found
+
+    def same(self, other):
+        return (
+            isinstance(other, Joint)
+            and list(other.targets) == list(self.parts)
+            and other.weights == self.target.weights
+            and all(part.same(other.targets[name]) for name, part in self.parts.items())
+        )
+
+
+def unchecked(parts: Mapping[str, Any], weights) -> Joint:
+    """Predictions in the form of their targets, unchecked: they may be at rest or have diverged."""
+    joint = object.__new__(Joint)
+    for name, value in {"targets": dict(parts), "weights": weights, "name": "fit"}.items():
+        object.__setattr__(joint, name, value)
+    return joint
+
+
+def as_target(target) -> Any:
+    """A `Joint`, or what a single target is."""
+    return target if isinstance(target, Joint) else targets.as_target(target)
+
+
+def compare(target, model, record, options, band, background) -> Comparison:
+    """How runs of these options are compared with a target."""
+    if not isinstance(target, Joint):
+        return targets.compare(target, model, record, options, band, background)
+    records = record if isinstance(record, Mapping) else dict.fromkeys(target.targets, record)
+    for name in records:
+        check_name(name, target.targets, "target in 'record'")
+    if missing := [name for name in target.targets if name not in records]:
+        raise ValueError(f"'record' names nothing for {missing[0]!r}, but takes what each target is compared with")
+    parts = {
+        name: targets.compare(each, model, records[name], options, band, background)
+        for name, each in target.targets.items()
+    }
+    return OfJoint(target, parts)

@@ -1,0 +1,155 @@
+"""Fits to several targets of one run."""
+
+from __future__ import annotations
+
+import warnings
+
+import brainunit as u
+import jax
+import numpy as np
+import pytest
+
+import brainmass_kernels as bk
+from brainmass_kernels import spectra
+from brainmass_kernels.fitting import joint, targets
+
+OPTIONS = {"duration": 3 * u.second, "dt": 1 * u.ms, "every": 5, "transient": 0.5 * u.second}
+BAND, RNG = (2.0, 40.0), np.random.default_rng(0)
+FREQS = np.arange(1.0, 45.0)
+POWER = 1.0 / (1.0 + (FREQS - 10.0) ** 2 / 9.0)
+MATRIX = np.array([[1.0, 0.6, 0.1], [0.6, 1.0, 0.3], [0.1, 0.3, 1.0]])
+
+
+def network():
+    weights = np.array([[0.0, 1.0, 0.2], [1.0, 0.0, 0.5], [0.2, 0.5, 0.0]])
+    return bk.Network(bk.JansenRit(), weights, source="eeg", target="E_inp", k=0.5 * u.Hz / u.mV)
+
+
+def both(**more):
+    return bk.Joint({"rhythm": bk.PowerSpectrum(FREQS, POWER), "fc": bk.Connectivity(MATRIX, sigma=0.2)}, **more)
+
+
+def compared(target, record="eeg"):
+    return joint.compare(target, network(), record, OPTIONS, BAND, True)
+
+
+def some_result(starts=2, realisations=3):
+    signal = RNG.normal(size=(500, 1, starts, realisations, 3)).cumsum(0)
+    return signal - signal.mean(0)
+
+
+def test_the_error_is_the_weighted_sum_of_those_of_each():
+    signal, weights = some_result(), {"fc": 4.0}
+    together = compared(both(weights=weights))
+    prediction = together.predict({"rhythm": signal, "fc": signal})
+    error, nuisances = together.error(prediction, together.data)
+    alone = {}
+    for name, target in both().targets.items():
+        one = compared(target)
+        alone[name] = one.error(one.predict({"eeg": signal}), one.data)[0] / one.sigma**2
+        assert np.shape(alone[name]) == (1, 2)
+    np.testing.assert_allclose(error, (alone["rhythm"] + 4.0 * alone["fc"]) / 5.0, rtol=1e-4)
+    assert set(nuisances) == {"rhythm.log_scale", "rhythm.log_background", "rhythm.chi"}
+
+
+def test_a_spectrum_of_a_network_is_the_mean_over_its_regions():
+    signal = some_result()
+    one = compared(bk.PowerSpectrum(FREQS, POWER))
+    found = one.predict({"eeg": signal})
+    _, expected = spectra.welch(signal, 5e-3, one.nperseg)
+    np.testing.assert_allclose(found, np.moveaxis(np.asarray(expected).mean((3, 4)), 0, -1), rtol=1e-5)
+
+
+def fitted(**more):
+    options = {
+        "inputs": {"E_inp": 150 * u.Hz}, "noise": {"E_inp": 2 * u.Hz * u.second**0.5}, "key": jax.random.key(0),
+        "starts": 2, "realisations": 1, "steps": 2, "record": {"rhythm": "eeg", "fc": "E"}, **OPTIONS,
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        # Two steps need not improve on the start.
+        warnings.simplefilter("ignore", UserWarning)
+        return bk.fit(network(), both(), {"C": (110.0, 160.0), "coupling.k": (0.1, 2.0)}, **(options | more))
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return fitted()
+
+
+def test_a_fit_has_each_prediction_in_the_form_of_its_target(fit):
+    assert list(fit.prediction.targets) == ["rhythm", "fc"]
+    assert isinstance(fit.prediction.targets["rhythm"], bk.PowerSpectrum)
+    assert fit.prediction.targets["rhythm"].power.shape == (1, 39)
+    assert fit.prediction.targets["fc"].values.shape == (1, 3, 3)
+    assert "rhythm.chi" in fit.nuisance
+    assert fit.settings["record"] == {"rhythm": "eeg", "fc": "E"}
+    assert "joint targets" in str(fit)
+    assert np.isfinite(fit.rms).all()
+
+
+def test_it_is_saved_drawn_and_resumed(fit, tmp_path):
+    fit.save(tmp_path / "fit.json")
+    loaded = bk.Fit.load(tmp_path / "fit.json", network())
+    for name, part in fit.prediction.targets.items():
+        values = (part.power, loaded.prediction.targets[name].power) if name == "rhythm" else (
+            part.values, loaded.prediction.targets[name].values
+        )  # fmt: skip
+        np.testing.assert_allclose(*values, rtol=1e-6)
+    assert loaded.target.weights == {"rhythm": 1.0, "fc": 1.0}
+    titles = [ax.get_title() for ax in fit.plot().get_axes()]
+    assert any("rms" in title for title in titles)
+    assert {"target", "start"} <= set(titles)
+    fit.report(tmp_path / "fit.html")
+    longer = fitted(resume=loaded, steps=1)
+    assert len(longer.losses) == 3
+    with pytest.raises(ValueError, match="weights"):
+        bk.fit(network(), both(weights={"fc": 2.0}), resume=loaded, steps=1, inputs=fit.inputs, noise=fit.noise,
+               key=jax.random.key(0), realisations=1, **OPTIONS)  # fmt: skip
+
+
+def test_several_targets_at_once_and_series():
+    """Two subjects, each of a spectrum and a series, by least squares; a subject has what it has alone."""
+    series = np.sin(2 * np.pi * 10 * np.arange(1, 101) * 5e-3) * np.array([[1.0], [2.0]])
+    power = np.stack([POWER, POWER[::-1]])
+
+    def of(rows):
+        parts = {
+            "rhythm": bk.PowerSpectrum(FREQS[:19], power[rows, :19]),
+            "wave": bk.TimeSeries(series[rows], scale=True, offset=True),
+        }
+        return bk.fit(
+            bk.JansenRit(), bk.Joint(parts), {"C": (110.0, 160.0)}, inputs={"E_inp": 150 * u.Hz}, starts=2, steps=2,
+            realisations=1, record="eeg", optimiser="levenberg_marquardt", **(OPTIONS | {"every": 25}),
+        )  # fmt: skip
+
+    many, alone = of(slice(None)), of(slice(1, 2))
+    assert many.losses.shape == (2, 2, 2)
+    np.testing.assert_allclose(many.rms[1], alone.rms[0], rtol=1e-4)
+    assert many.prediction.targets["wave"].values.shape == (2, 100)
+    errors = many.standard_errors()
+    assert errors["C"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: bk.Joint({"fc": bk.Connectivity(MATRIX)}), "takes two or more"),
+        (lambda: bk.Joint([1, 2]), "takes a dict by name"),
+        (lambda: bk.Joint({"a": bk.Connectivity(MATRIX), "b": lambda result: 0.0}), "'b' of joint targets got a func"),
+        (lambda: both(weights={"fd": 1.0}), "'fd'"),
+        (lambda: both(weights={"fc": 0.0}), "takes a positive number"),
+        (lambda: compared(both(), {"rhythm": "eeg"}), "names nothing for 'fc'"),
+        (lambda: compared(both(), {"rhythm": "eeg", "fx": "eeg"}), "'fx'"),
+        (lambda: compared(bk.Joint({"a": bk.PowerSpectrum(FREQS, np.stack([POWER, POWER])),
+                                    "b": bk.Connectivity(MATRIX)})), "2 of 'a', 1 of 'b', but takes as many"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()
+
+
+def test_the_statistic_is_no_target():
+    assert spectra.Spectrum is bk.PowerSpectrum
+    with pytest.raises(TypeError, match="'target' got Spectrum, but takes a PowerSpectrum"):
+        targets.as_target(bk.Spectrum(FREQS))
