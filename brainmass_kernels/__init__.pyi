@@ -34,6 +34,7 @@ from .models import Block as Block
 from .models import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .models import CoombesByrne as CoombesByrne
 from .models import DavidFriston as DavidFriston
+from .models import Delayed as Delayed
 from .models import Epileptor as Epileptor
 from .models import FitzHughNagumo as FitzHughNagumo
 from .models import Generic2dOscillator as Generic2dOscillator

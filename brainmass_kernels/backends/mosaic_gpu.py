@@ -412,6 +412,7 @@ class MosaicGPU:
     interpretable = True
     inverse_steps = True
     networks = False
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""

@@ -35,6 +35,7 @@ class Scan:
     interpretable = False
     inverse_steps = False
     networks = True
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """XLA has a tanh."""

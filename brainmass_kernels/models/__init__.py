@@ -8,6 +8,7 @@ from .canonical_microcircuit import CanonicalMicrocircuit as CanonicalMicrocircu
 from .catalogue import Catalogue as Catalogue
 from .catalogue import list_models as list_models
 from .david_friston import DavidFriston as DavidFriston
+from .delayed import Delayed as Delayed
 from .derived import coloured as coloured
 from .derived import with_bold as with_bold
 from .epileptor import Epileptor as Epileptor

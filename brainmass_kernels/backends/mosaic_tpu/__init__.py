@@ -36,6 +36,7 @@ class MosaicTPU:
     interpretable = True
     inverse_steps = False
     networks = True
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """The hardware has its own tanh."""

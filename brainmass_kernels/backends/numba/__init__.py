@@ -43,6 +43,7 @@ class Numba:
     interpretable = False
     inverse_steps = False
     networks = True
+    masses_together = 32
 
     def base_two(self, precision: str) -> bool:
         """There is a tanh of one function."""

@@ -46,6 +46,7 @@ class Triton:
     interpretable = True
     inverse_steps = False
     networks = True
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
