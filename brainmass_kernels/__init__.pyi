@@ -46,6 +46,7 @@ from .models import Lorenz as Lorenz
 from .models import Model as Model
 from .models import MontbrioPazoRoxin as MontbrioPazoRoxin
 from .models import Robinson as Robinson
+from .models import RobinsonCorticothalamic as RobinsonCorticothalamic
 from .models import SecondOrderModel as SecondOrderModel
 from .models import StuartLandau as StuartLandau
 from .models import VanDerPol as VanDerPol

@@ -310,11 +310,11 @@ def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(model: Model, parameters) -> dict[str, float]:
-    """The shortest value of each parameter that is a time, in the model's unit of time."""
-    shortest = {}
+    """The shortest value of each parameter that is a time and no delay, in the model's unit of time."""
+    shortest, delays = {}, {each.by for each in type(model).delayed.values()}
     for name, unit in model.parameter_units().items():
         x = parameters.get(name, ())
-        if unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
+        if name not in delays and unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
             shortest[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
     return shortest
 

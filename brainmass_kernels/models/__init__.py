@@ -24,6 +24,7 @@ from .lorenz import Lorenz as Lorenz
 from .montbrio_pazo_roxin import CoombesByrne as CoombesByrne
 from .montbrio_pazo_roxin import MontbrioPazoRoxin as MontbrioPazoRoxin
 from .robinson import Robinson as Robinson
+from .robinson import RobinsonCorticothalamic as RobinsonCorticothalamic
 from .van_der_pol import VanDerPol as VanDerPol
 from .wendling import Wendling as Wendling
 from .wilson_cowan import WilsonCowan as WilsonCowan
