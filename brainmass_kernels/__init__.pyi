@@ -35,6 +35,7 @@ from .models import Block as Block
 from .models import CanonicalMicrocircuit as CanonicalMicrocircuit
 from .models import CoombesByrne as CoombesByrne
 from .models import DavidFriston as DavidFriston
+from .models import Delayed as Delayed
 from .models import Epileptor as Epileptor
 from .models import FitzHughNagumo as FitzHughNagumo
 from .models import Generic2dOscillator as Generic2dOscillator
@@ -46,6 +47,7 @@ from .models import Lorenz as Lorenz
 from .models import Model as Model
 from .models import MontbrioPazoRoxin as MontbrioPazoRoxin
 from .models import Robinson as Robinson
+from .models import RobinsonCorticothalamic as RobinsonCorticothalamic
 from .models import SecondOrderModel as SecondOrderModel
 from .models import StuartLandau as StuartLandau
 from .models import VanDerPol as VanDerPol

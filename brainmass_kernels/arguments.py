@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _context, dispatch, units
-from ._jax import is_traced, is_whole, of_one_shape, values_here
-from .backends.base import Connections, SparseConnections, Term
-from .coupling import Coupling, wiring
+from ._jax import is_traced, is_whole, values_here
+from .backends.base import Connections, Term
+from .connections import connections_of, constants_of, histories_of
+from .coupling import wiring
 from .devices import split_of
 from .equations import key_of
 from .groups import Groups
 from .models.base import Model, check_model, check_name, refuse_nan
-from .network import Network, parts_of
+from .network import Network, links_of, parts_of
 from .noise import check_key, check_streams
 from .notices import warn
 from .recording import Reduction, Sampling
@@ -54,12 +55,13 @@ class Values(NamedTuple):
     varying : inputs with one value a step
     state : the initial one
     key : of the noise
-    connections : of a network, those of each term of its sums
+    connections : those of each term of the sums of a network, and of delays inside a mass
     history : of each quantity that a network sends, what was sent before the first step
     depths : of each such quantity, its longest delay in steps
     terms : of a network, without data
     by_lane : names of the constant inputs that are `PerLane`
     regions : of a network, else 0
+    between : how many of the connections are couplings between regions; the others are delays inside a mass
     """
 
     parameters: dict[str, Any]
@@ -75,6 +77,7 @@ class Values(NamedTuple):
     depths: tuple[int, ...] = ()
     terms: tuple[Term, ...] = ()
     regions: int = 0
+    between: int = 0
 
     @classmethod
     def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
@@ -84,10 +87,10 @@ class Values(NamedTuple):
         magnitudes, by_lane = _inputs(mass, inputs)
         connections, history, depths, terms, coupling = (), (), (), (), {}
         initial = _mapping(initial, "initial")
-        if network:
-            connections, terms, depths = connections_of(network, dt)
-            history = _histories(network, initial.pop("history", None), depths, dt)
-            coupling = _of_links(network)
+        if links_of(model):
+            connections, terms, depths = connections_of(model, dt)
+            history = histories_of(model, initial.pop("history", None), depths, dt)
+            coupling = constants_of(network) if network else {}
         state = _initial(mass, initial)
         sigmas = _sigmas(mass, noise, key)
         if isinstance(mass, Groups):
@@ -97,14 +100,16 @@ class Values(NamedTuple):
         constant = {n: x for n, x in magnitudes.items() if n in by_lane or not _varies(x, steps)}
         varying = {n: x for n, x in magnitudes.items() if n not in constant}
         regions = network.regions if network else 0
+        between = sum(map(len, wiring(network.links)[1])) if network else 0
         return cls(
             parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane, depths, terms,
-            regions,
+            regions, sum(term.total < between for term in terms),
         )  # fmt: skip
 
     def batch(self, steps: int) -> tuple[int, ...]:
         """The shape that all arrays broadcast to, time axes left out."""
-        networks = [(*each, self.regions) for term in self.connections for each in term.batches]
+        regions = (self.regions,) * bool(self.regions)
+        networks = [(*each, *regions) for term in self.connections for each in term.batches]
         lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
         shapes = [*map(np.shape, lanes), _key_batch(self.key)]
         others = [*shapes, *networks]
@@ -112,7 +117,7 @@ class Values(NamedTuple):
         shapes += [*map(np.shape, self.constant.values()), *(np.shape(x)[1:] for x in self.varying.values())]
         named = {**self.parameters, **self.constant, **self.varying, **self.state}
         named |= self.coupling
-        if networks:
+        if regions:
             named["weights"] = jax.ShapeDtypeStruct(max(networks, key=len), np.float32)
         shapes += [*networks, *(np.shape(x)[1:] for x in self.history if x is not None)]
         return _batch(named, shapes, self.varying, steps)
@@ -121,7 +126,8 @@ class Values(NamedTuple):
         """Of all arithmetic: the widest of the arrays."""
         groups = (self.parameters, self.constant, self.varying, self.state, self.noise, self.coupling)
         arrays = [x for group in groups for x in group.values()]
-        arrays += [term.weights for term in self.connections]
+        # Those of delays inside a mass are this package's.
+        arrays += [term.weights for term in self.connections[: self.between]]
         return _dtype([*arrays, *(x for x in self.history if x is not None)])
 
     def data(self, dt) -> Data:
@@ -162,7 +168,7 @@ def prepare(
     sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
     spec = StepSpec(
         type(mass), scheme, tuple(values.constant), tuple(values.varying), tuple(values.noise), tuple(sources),
-        np.dtype(values.dtype()), network.links if network else (),
+        np.dtype(values.dtype()), links_of(model),
     )  # fmt: skip
     run = Run(
         spec,
@@ -193,7 +199,7 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
     if backend.base_two(run.precision):
         run = run._replace(spec=dataclasses.replace(run.spec, base_two=True))
     # Interpreters wait for each other's devices.
-    split = None if run.interpret else split_of(run.batch, bool(run.spec.links), data, name)
+    split = None if run.interpret else split_of(run.batch, run.spec.is_network, data, name)
     run = run._replace(implementation=name, split=split)
     run = run._replace(copied=backend.copied(request_of(run.share)))
     if data.connections and name == "scan":
@@ -202,116 +208,6 @@ def _dispatched(run: Run, data: Data, implementation: str | None, checkpoint_eve
         every = _checkpoint_every(checkpoint_every, run.schedule.steps, checkpoint / step)
         run = run._replace(native_autodiff=True, checkpoint_every=every)
     return run._replace(inverse_steps=_inverse_steps(run, data.hoisted))
-
-
-def connections_of(network: Network, dt: float) -> tuple[tuple[Connections, ...], tuple[Term, ...], tuple[int, ...]]:
-    """The connections of each term of a network's sums, the terms, and the longest delay of each quantity in steps.
-
-    ``dt`` is in seconds.
-    """
-    quantities, reads = wiring(network.links)
-    connections, terms, total = [], [], 0
-    depths = [0] * len(quantities)
-    for coupling, numbers in zip(network.couplings, reads, strict=True):
-        delays, of_coupling = coupling.conduction, _connections(coupling, dt)
-        live = delays is not None and delays.live
-        forms = [_term(one, live) for one in of_coupling]
-        depth = delays.depth(dt) if delays is not None and live else max(map(depth_of, of_coupling))
-        for number in numbers:
-            connections += of_coupling
-            terms += [form._replace(source=number, total=total) for form in forms]
-            depths[number] = max(depths[number], depth)
-            total += 1
-    return tuple(connections), tuple(terms), tuple(depths)
-
-
-def _term(connections: Connections, live: bool) -> Term:
-    """The term of these connections, of the first quantity and sum."""
-    count = connections.edges.shape[1]
-    own_weights = math.prod(np.shape(connections.weights)[:-2]) > 1
-    edges = count if connections.are_edges else None
-    return Term(0, 0, (count,) if live else delay_counts(connections), edges, own_weights, live)
-
-
-def _connections(coupling: Coupling, dt: float) -> list[Connections]:
-    """The connections of a coupling, their delays in steps, for each step back that they read; ``dt`` in seconds."""
-    weights: Any = coupling.connections()
-    found = []
-    for reading in coupling.readings(dt):
-        shares = weights
-        if reading.share is not None:
-            shares, share = of_one_shape(weights, reading.share)
-            shares = shares * share.astype(jax.dtypes.canonicalize_dtype(weights.dtype))
-        if coupling.edges is not None:
-            found.append(SparseConnections(shares[..., None, :], reading.steps, coupling.edges.ends))  # pyright: ignore
-            continue
-        nonzero = np.ones((coupling.regions,) * 2, bool)
-        # The edges of live delays are those of the weights, whatever the share.
-        known = weights if is_traced(shares) or (coupling.conduction and coupling.conduction.live) else shares
-        if not is_traced(known):
-            nonzero = np.any(np.asarray(known) != 0.0, axis=tuple(range(np.ndim(known) - 2)))
-        found.append(Connections(shares, reading.steps, np.argwhere(nonzero).T.astype(np.int32)))  # pyright: ignore
-    return found
-
-
-def _of_links(network: Network) -> dict[str, Any]:
-    """The couplings' constants as plain arrays, in the order of `StepSpec.coupled`."""
-    known = network.magnitudes()
-    return {full: known[full] for link in network.links for full in map(link.full, link.parameters)}
-
-
-def _histories(network: Network, given: Any, depths: tuple[int, ...], dt: float) -> tuple:
-    """What was sent before the first step, of each quantity ``(its depth, *batch)``; ``None`` by default."""
-    unit_of = network.sent()
-    if given is None:
-        return (None,) * len(depths)
-    if not isinstance(given, Mapping):
-        if len(depths) > 1:
-            names = ", ".join(map(repr, unit_of))
-            raise TypeError(
-                f"'history' got {type(given).__name__}, but takes a dict, as several quantities are sent: {names}"
-            )
-        given = dict.fromkeys(unit_of, given)
-    for name in given:
-        check_name(name, unit_of, "quantity in 'history'")
-    found = [
-        _history(network, given.get(name), unit, name if len(depths) > 1 else "history", depth, dt)
-        for (name, unit), depth in zip(unit_of.items(), depths, strict=True)
-    ]
-    return tuple(found)
-
-
-def _history(network: Network, history: Any, unit, name: str, depth: int, dt: float):
-    """What was sent before the first step, ``(depth, *batch)``; ``None`` by default."""
-    if history is None:
-        return None
-    if not depth:
-        raise ValueError(f"'{name}' was given, but this network has no delays")
-    if callable(history):
-        history = history(u.Quantity(np.arange(-depth, 0) * dt, unit=u.second))
-        history = history[:, None] if np.ndim(history) == 1 else history
-    if history is None:
-        return None
-    history = units.strip(history, unit, name)
-    refuse_nan(history, name)
-    if np.ndim(history) < 2:
-        history = jnp.broadcast_to(history, (depth, *(np.shape(history) or (1,))))
-    if np.shape(history)[0] != depth:
-        raise ValueError(
-            f"'{name}' got shape {np.shape(history)}, but takes one value, one for each region, or "
-            f"({depth}, *batch, {network.regions}): the longest delay is {depth} steps"
-        )
-    return history
-
-
-def depth_of(connections: Connections) -> int:
-    """The longest delay, in steps."""
-    return int(np.max(connections.steps, initial=0))
-
-
-def delay_counts(connections: Connections) -> tuple[int, ...]:
-    """The number of nonzero connections for each delay."""
-    return tuple(np.bincount(connections.steps_of_edges, minlength=depth_of(connections) + 1).tolist())
 
 
 def _scheme(model: Model, scheme: str | None) -> str:
@@ -417,11 +313,11 @@ def _rates(model: type[Model], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(model: Model, parameters) -> dict[str, float]:
-    """The shortest value of each parameter that is a time, in the model's unit of time."""
-    shortest = {}
+    """The shortest value of each parameter that is a time and no delay, in the model's unit of time."""
+    shortest, delays = {}, {each.by for each in type(model).delayed.values()}
     for name, unit in model.parameter_units().items():
         x = parameters.get(name, ())
-        if unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
+        if name not in delays and unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
             shortest[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
     return shortest
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .models.base import Model, SecondOrderModel, meant
+from .models.delayed import names_read
 from .pointwise import PROBE_LANES, NotPointwise, check_pointwise
 
 _ELSEWHERE = (str(Path(__file__).parent), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"])
@@ -56,7 +57,7 @@ def check_methods(model: type[Model], scheme: str, avals: Sequence[jax.ShapeDtyp
     """
     dtype = avals[0].dtype
     for method in _methods(model, scheme, noisy):
-        names = [tuple(model.states), tuple(model.parameters()), tuple(model.inputs)][: len(method.takes)]
+        names = [tuple(model.states), tuple(model.parameters()), names_read(model)][: len(method.takes)]
         probes = [jax.ShapeDtypeStruct((), dtype)] * sum(map(len, names))
         label = f"{method.title} of {model.__name__} under '{scheme}'"
         returned = _order(model, method, names, probes)
@@ -111,7 +112,7 @@ def _order(model: type[Model], method: Method, names, probes) -> list[str]:
 def _called(model: type[Model], method: Method, names, flat) -> dict[str, Any]:
     where = f"{model.__name__}.{method.name}"
     flat, spaces = iter(flat), []
-    kinds = {"s": names[0], "p": names[1], "i": names[2] if len(names) > 2 else tuple(model.inputs)}
+    kinds = {"s": names[0], "p": names[1], "i": names[2] if len(names) > 2 else names_read(model)}
     for letter, group in zip(method.takes, names):
         spaces.append(Names(letter, where, kinds, model, {n: next(flat) for n in group}))
     function = getattr(model, method.name, None)

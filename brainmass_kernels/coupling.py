@@ -146,6 +146,10 @@ COUPLINGS: dict[str, CouplingKind] = {
 }  # fmt: skip
 
 
+# What a mass reads of its own past: it is sent to itself, and read as it arrives.
+OWN_PAST = CouplingKind(receive=lambda late, x, p: late, parameters={})
+
+
 class Link(NamedTuple):
     """How the regions of a network are coupled, without data; it is part of a step's specification.
 
@@ -183,6 +187,11 @@ class Link(NamedTuple):
     def constants(self, values: Mapping[str, Any]) -> SimpleNamespace:
         """This coupling's constants, from those of all by their full names."""
         return SimpleNamespace(**{n: values[self.full(n)] for n in self.parameters})
+
+
+def links_of_past(model: type[Model]) -> tuple[Link, ...]:
+    """How a mass is coupled to its own past: for each of its delayed quantities, the source and the name it reads."""
+    return tuple(Link(OWN_PAST, each.of, name, name) for name, each in model.delayed.items())
 
 
 class Quantity(NamedTuple):

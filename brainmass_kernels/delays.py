@@ -134,7 +134,7 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
     else:
         name = "distances"
         lengths = _of_connections(_with_unit(distances, u.mm), u.mm, "distances", weights)
-        rate = units.strip(_wide(_with_unit(speed, SPEED)), SPEED, "speed")
+        rate = units.strip(wide(_with_unit(speed, SPEED)), SPEED, "speed")
         _check_speed(rate, speed)
         seconds = Delays(lengths=lengths).times(rate)
     shape = _shape_of(weights)
@@ -159,7 +159,7 @@ def delays_of(delays, distances, speed, weights, max_delay, interpolate: bool) -
         lengths = lengths if is_traced(lengths) else np.asarray(lengths, np.float64) * off_diagonal
     if not traced:
         seconds = np.asarray(values_here(seconds), np.float64)
-        most = _longest(seconds, name, most, batched)
+        most = longest_of(seconds, name, most, batched)
     if most is None:
         # A copy that nobody writes to: compiled programs are kept by its values.
         seconds = np.array(seconds)
@@ -193,13 +193,13 @@ class Known:
 
 def check_within(speed, delays: Delays | None) -> None:
     """Raise ValueError where a known speed makes delays beyond the longest."""
-    rate = units.strip(_wide(_with_unit(speed, SPEED)), SPEED, "speed")
+    rate = units.strip(wide(_with_unit(speed, SPEED)), SPEED, "speed")
     _check_speed(rate, speed)
     if delays is not None and not is_traced(rate):
-        _longest(np.asarray(values_here(delays.times(rate))), "speed", delays.most, False)
+        longest_of(np.asarray(values_here(delays.times(rate))), "speed", delays.most, False)
 
 
-def _longest(seconds: np.ndarray, name: str, most: float | None, batched: bool) -> float | None:
+def longest_of(seconds: np.ndarray, name: str, most: float | None, batched: bool) -> float | None:
     """Check known delays; the longest where they are live."""
     if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
         raise ValueError(f"'{name}' got negative or infinite values, but takes finite ones from 0 on")
@@ -228,10 +228,10 @@ def _shape_of(weights) -> tuple[int, ...]:
 def _of_connections(value, unit, name: str, weights):
     """A quantity of connections without its unit: of sparse weights one for each stored value."""
     if sparsity.is_sparse(weights):
-        return sparsity.values_on(weights, value, unit, name, _wide)
+        return sparsity.values_on(weights, value, unit, name, wide)
     if sparsity.is_sparse(value):
         raise TypeError(f"'{name}' got a sparse matrix, but takes an array, as the weights are one")
-    return units.strip(_wide(value), unit, name)
+    return units.strip(wide(value), unit, name)
 
 
 def _off_diagonal(weights) -> np.ndarray:
@@ -242,7 +242,7 @@ def _off_diagonal(weights) -> np.ndarray:
     return 1.0 - np.eye(np.shape(weights)[-1])
 
 
-def _wide(value):
+def wide(value):
     """A quantity in float64; float32 as the shortest decimal number: 0.1, not 0.100000001."""
     if not isinstance(value, u.Quantity) or is_traced(value.mantissa):
         return value

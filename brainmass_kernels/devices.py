@@ -55,7 +55,7 @@ def split_of(batch: tuple[int, ...], is_network: bool, data: Data, implementatio
     if not places:
         return _of_context(batch, is_network) if implementation == "mosaic_tpu" else None
     mesh = places[0].mesh
-    along = (axes_along(_place(x), at) for x, at in _leading(batch, data) if at is not None)
+    along = (axes_along(_place(x), at) for x, at in _leading(batch, data, is_network) if at is not None)
     axes = next(filter(None, along), ())
     if not axes:
         return Split(mesh, (), "no argument is split along the leading axis of the batch")
@@ -99,7 +99,7 @@ def _is_explicit(mesh) -> bool:
     return bool(mesh.axis_types) and all(kind == AxisType.Explicit for kind in mesh.axis_types)
 
 
-def _leading(batch: tuple[int, ...], data: Data) -> Iterator[tuple[Any, int | None]]:
+def _leading(batch: tuple[int, ...], data: Data, is_network: bool) -> Iterator[tuple[Any, int | None]]:
     """Each array of a run, in the order of its leaves, and which of its axes is the leading one of the batch."""
     rank = len(batch)
 
@@ -116,8 +116,9 @@ def _leading(batch: tuple[int, ...], data: Data) -> Iterator[tuple[Any, int | No
         # Old-style keys have an axis of words.
         yield at(data.key, 0, int(not jnp.issubdtype(data.key.dtype, jax.dtypes.prng_key)))
     for term in data.connections:
-        yield at(term.weights, 0, 1)
-        yield at(term.steps, 0, term.rank_of_steps - 1)
+        # The regions of a network are the last axis of the batch; a mass alone has an axis of one besides.
+        yield at(term.weights, 0, 2 - is_network)
+        yield at(term.steps, 0, term.rank_of_steps - is_network)
         yield term.edges, None
     yield from (at(x, 1) for x in (*data.history, data.seeds) if x is not None)
 
@@ -150,7 +151,7 @@ def over_devices(run: Run, data: Data, body: Callable[[Run, Data], Any]):
         return PartitionSpec(*((split.axes or None) if axis == at else None for axis in range(np.ndim(x))))
 
     leaves, structure = jax.tree.flatten(data)
-    specs = [spec(x, at) for x, at in _leading(run.batch, data)]
+    specs = [spec(x, at) for x, at in _leading(run.batch, data, run.spec.is_network)]
     leaves = [_resharded(x, split.mesh, s) for x, s in zip(leaves, specs, strict=True)]
 
     def one_share(*leaves):

@@ -173,7 +173,7 @@ def choose(name: str | None, request: Request) -> tuple[str, str, dict[str, str]
 def _unsupported(backend: Backend, request: Request) -> str | None:
     if request.loop.coupling and not backend.networks:
         able = ", ".join(name for name in _BACKENDS if load(name).networks)
-        return f"it runs no networks of coupled masses; {able} do"
+        return f"it runs no networks of coupled masses and no delays inside a mass; {able} do"
     return backend.unsupported(request)
 
 

@@ -93,7 +93,8 @@ def _parameters(model) -> list[tuple[str, str, str]]:
 def _quantities(model) -> str:
     """The states, inputs and observables of a model in one line."""
     inputs = {name: units.unit_of(x) for name, x in model.inputs.items()}
-    groups = {"states": model.states, "inputs": inputs, "observables": model.observables}
+    late = {name: model.recordable()[each.of] for name, each in model.delayed.items()}
+    groups = {"states": model.states, "inputs": inputs, "delayed": late, "observables": model.observables}
     return "; ".join(f"{kind} {', '.join(map(with_unit, g, g.values()))}" for kind, g in groups.items() if g)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from . import units
 from ._jax import is_traced
 from .models.base import Block, Model, SecondOrderModel, check_model, check_name, derived, remade
+from .models.delayed import names_read
 
 # The parameter that says of each lane which group it belongs to.
 MEMBER = "_group"
@@ -248,13 +249,13 @@ def _union(base: type[Model], classes, sources: tuple[Places, ...], targets: tup
         views = [_view(s, name, cls.states, own.states), _view(p, name, cls.parameters(), own.parameters)]
         if i is None:
             return views
-        given = {f"{name}.{n}": getattr(i, f"{name}.{n}") for n in cls.inputs}
+        given = {f"{name}.{n}": getattr(i, f"{name}.{n}") for n in names_read(cls)}
         for places in targets:
             for group, target in places.pairs:
                 if group == name:
                     given[f"{name}.{target}"] += _converted(getattr(i, places.name), places, group, target, every, time)
         given = SimpleNamespace(**{n: within(p, name, x) for n, x in given.items()})
-        return [*views, _view(given, name, cls.inputs, own.inputs)]
+        return [*views, _view(given, name, names_read(cls), own.inputs)]
 
     def drift(s, p, i):
         rates = {}
@@ -314,6 +315,7 @@ def _union(base: type[Model], classes, sources: tuple[Places, ...], targets: tup
         "scheme": schemes.pop() if len(schemes) == 1 and (second or not _needs_blocks(schemes)) else "heun",
         "pairs": tuple((f"{n}.{a}", f"{n}.{b}") for n, cls in classes for a, b in cls.pairs),
         "also": dotted("also"),
+        "delayed": {f"{name}.{n}": each.renamed(name) for name, cls in classes for n, each in cls.delayed.items()},
         "as_declared": tuple(f"{name}.{n}" for name, cls in classes for n in cls.as_declared),
         "parameters": classmethod(
             lambda _: {f"{n}.{field}": x for n, cls in classes for field, x in cls.parameters().items()} | {MEMBER: 0.0}
@@ -352,7 +354,9 @@ def _conversions(cls: type[Model], time):
         return {n: factor for n, factor in by_name.items() if factor != 1.0}
 
     inputs = {n: units.unit_of(x) for n, x in cls.inputs.items()}
-    return type(own)(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+    known = type(own)(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+    now = {**known.states, **known.observables}
+    return known._replace(inputs=known.inputs | {n: now[x.of] for n, x in cls.delayed.items() if x.of in now})
 
 
 def _converted(x, places: Places, group: str, quantity: str, every, time, source: bool = False):

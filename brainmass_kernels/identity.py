@@ -45,7 +45,8 @@ def of_run(run: Run) -> dict[str, str]:
     Returns
     -------
     ``dtype``, ``scheme``, ``time unit``, ``equations`` (the step, what a network's masses send, the scheme's change of
-    coordinates), and for each result ``record <name>``: the quantity and its equation, or the programs of a statistic
+    coordinates), ``delayed <name>`` of a delay inside a mass, and for each result ``record <name>``: the quantity and
+    its equation, or the programs of a statistic
     """
     step = build(run.spec, bool(run.inverse_steps))
     return {
@@ -53,6 +54,7 @@ def of_run(run: Run) -> dict[str, str]:
         "scheme": run.spec.scheme,
         "time unit": str(run.spec.model.time_unit),
         "equations": _equations(step),
+        **{f"delayed {name}": str(each) for name, each in run.spec.model.delayed.items()},
         **{f"record {name}": _recorded(what, run, step) for name, what in run.entries},
     }
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from . import display, sparsity
-from .coupling import CHILDREN, Coupling, CouplingKind, Link, wiring
+from .coupling import CHILDREN, Coupling, CouplingKind, Link, links_of_past, wiring
 from .groups import Groups, Places, union
 from .models.base import Model, arrays_of, check_model, check_name
 
@@ -198,7 +198,7 @@ class Network:
 
     def sent(self) -> dict[str, Any]:
         """The quantities that the regions send, by their names in a history, with their units."""
-        return {q.label: self.couplings[q.link].sent_unit(self.model) for q in wiring(self.links)[0]}
+        return sent_of(self)
 
     def parameter_units(self) -> dict[str, Any]:
         """The unit of each constant of the couplings."""
@@ -331,3 +331,18 @@ jax.tree_util.register_pytree_with_keys(Network, _with_keys, Network.tree_unflat
 def parts_of(model: Any) -> tuple[Network | None, Model]:
     """The network, or ``None`` for a model, and the model of each lane."""
     return (model, model.model) if isinstance(model, Network) else (None, model)
+
+
+def links_of(model: Network | Model) -> tuple[Link, ...]:
+    """How the lanes of a run are coupled, without data: by the couplings of a network, and each to its own past."""
+    network, mass = parts_of(model)
+    return (*(network.links if network else ()), *links_of_past(type(mass)))
+
+
+def sent_of(model: Network | Model) -> dict[str, Any]:
+    """The quantities that are sent, by their names in a history, with their units."""
+    network, mass = parts_of(model)
+    couplings, links = network.couplings if network else (), links_of(model)
+    unit_of = [each.sent_unit(mass) for each in couplings]
+    unit_of += [mass.recordable()[link.source] for link in links[len(couplings) :]]
+    return {quantity.label: unit_of[quantity.link] for quantity in wiring(links)[0]}

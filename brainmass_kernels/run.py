@@ -13,7 +13,18 @@ from jax import lax
 
 from . import dispatch, memory, noise
 from ._jax import aligned, is_traced
-from .backends.base import Carry, Connections, Copied, Coupling, Loop, Members, Operands, Request, Term
+from .backends.base import (
+    Carry,
+    Connections,
+    Copied,
+    Coupling,
+    Loop,
+    Members,
+    Operands,
+    Request,
+    SparseConnections,
+    Term,
+)
 from .backends.scan import Scan
 from .blocks import run_in_blocks, run_in_parts
 from .devices import Split, over_devices
@@ -71,8 +82,22 @@ class Run(NamedTuple):
     @property
     def arriving(self) -> int:
         """About how many connections a region of a network has, as one that is differentiated by JAX stores."""
-        regions = self.batch[-1]
+        regions = self.regions
         return sum(regions if t.edges is None else -(-t.edges // max(1, regions)) for t in self.terms)
+
+    @property
+    def regions(self) -> int:
+        """Lanes that a backend takes as a network: of masses with delays of their own, some that it runs together."""
+        if self.spec.is_network:
+            return self.batch[-1]
+        most = dispatch.load(self.implementation).masses_together if self.implementation else 1
+        lanes = max(1, math.prod(self.batch))
+        return max(count for count in range(1, most + 1) if lanes % count == 0)
+
+    @property
+    def networks(self) -> tuple[int, ...]:
+        """The shape of a batch of such networks."""
+        return self.batch[:-1] if self.spec.is_network else self.batch
 
 
 class Data(NamedTuple):
@@ -82,7 +107,8 @@ class Data(NamedTuple):
     state: tuple
     varying: tuple
     key: Any
-    connections: tuple[Connections, ...] = ()  # of each term of a network, with weights ``(*batch, N, N)``
+    # Of each term of a network, with weights ``(*batch, N, N)``; of masses alone, ``(*batch, 1, 1)``.
+    connections: tuple[Connections, ...] = ()
     # Of each quantity that a network sends, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends.
     history: tuple = ()
     seeds: Any = None  # ``(2, *batch)``, which takes the place of the key
@@ -104,13 +130,21 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     coupling = None
     if step.send:
         members = Members(step.coefficient_of(MEMBER), run.spans) if run.spans else None
-        coupling = Coupling(run.batch[-1], run.depths, step.send, run.terms, members)
+        coupling = Coupling(run.regions, run.depths, step.send, terms_of(run), members)
     loop = Loop(
         step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
         coupling,
     )  # fmt: skip
     return step, loop
+
+
+def terms_of(run: Run) -> tuple[Term, ...]:
+    """The terms of the sums; of masses that are run together each has a connection of its own."""
+    count = run.regions
+    if run.spec.is_network or count == 1:
+        return run.terms
+    return tuple(x._replace(edges=count, delays=tuple(count * n for n in x.delays)) for x in run.terms)
 
 
 def request_of(run: Run) -> Request:
@@ -246,10 +280,25 @@ def _connections(connections: Connections, run: Run) -> Connections:
         each = x.shape[-rank:]
         if math.prod(x.shape[:-rank]) == 1:
             return x.reshape(each)
-        return jnp.moveaxis(jnp.broadcast_to(x, (*run.batch[:-1], *each)).reshape(-1, *each), 0, -1)
+        return jnp.moveaxis(jnp.broadcast_to(x, (*run.networks, *each)).reshape(-1, *each), 0, -1)
 
+    if not run.spec.is_network and run.regions > 1:
+        return _together(weights, steps, run)
     weights, steps = by_network(weights, 2), by_network(steps, connections.rank_of_steps)
     return connections._replace(weights=weights, steps=steps, edges=jnp.asarray(connections.edges))
+
+
+def _together(weights, steps, run: Run) -> Connections:
+    """The connections of masses to their own past, ``(*batch, 1, 1)``, where some masses are a network each."""
+    count = run.regions
+
+    def of_some(x):
+        if x.size == 1:
+            return jnp.broadcast_to(x.reshape(1), (count,))
+        return jnp.broadcast_to(x[..., 0, 0], run.batch).reshape(-1, count).T
+
+    own = jnp.arange(count, dtype=jnp.int32)
+    return SparseConnections(of_some(weights)[None], of_some(steps), jnp.stack([own, own]))
 
 
 def _history(history, run: Run, loop: Loop, coefs, state) -> tuple:

@@ -58,6 +58,11 @@ def sensitivities(
     Unsupported : the named implementation cannot run this
     """
     run, data = prepare(model=model, duration=duration, dt=dt, **arguments)
+    if run.spec.links and not run.spec.is_network:
+        raise TypeError(
+            "'model' got a model with delays inside a mass, whose derivatives are not carried in the loop: "
+            'differentiate simulate() of it, by jax.grad, or by jax.jacfwd with implementation="scan"'
+        )
     if run.spec.links:
         raise TypeError(
             "'model' got a Network, but takes a model: differentiate simulate() of a network, by jax.grad, or by "

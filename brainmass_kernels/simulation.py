@@ -15,7 +15,7 @@ from .arguments import prepare
 from .groups import Groups
 from .interrupts import interruptible
 from .models.base import Model
-from .network import Network, parts_of
+from .network import Network, parts_of, sent_of
 from .pointwise import specialized
 from .result import Result, Times
 from .run import Run, execute, loop_of, no_lanes, only_reverse, request_of
@@ -97,8 +97,8 @@ def simulate(
             values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
     last: dict[str, Any] = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
     last = {n: _of_lanes(x, lanes_of(n)) for n, x in last.items()}
-    if network and run.depth:
-        pasts = zip(network.sent().items(), final[len(mass.states) :], strict=True)
+    if run.depth:
+        pasts = zip(sent_of(model).items(), final[len(mass.states) :], strict=True)
         histories = {name: units.attach(x, unit) for (name, unit), x in pasts if len(x)}
         last["history"] = histories if len(run.depths) > 1 else next(iter(histories.values()))
     return Result(clock(run, dt), values, last, statistics, lane_names(run, network is not None), tuple(known))

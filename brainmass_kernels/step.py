@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from . import units
 from .affine import Hoisted, hoist
 from .authoring import check_methods
-from .coupling import Link, wiring
+from .coupling import OWN_PAST, Link, wiring
 from .equations import Key, key_of
 from .models.base import Model
 from .pointwise import Program, check_pointwise
@@ -36,7 +36,7 @@ class StepSpec:
     noisy : the inputs and states with white noise
     record : observables and states to record
     dtype : of all arithmetic
-    links : how regions are coupled, in a network: one for each coupling
+    links : how lanes are coupled: one for each coupling of a network, and for each of the model's delays inside a mass
     base_two : whether logistic functions are computed by powers of two rather than tanh
     equations : the key of all that the equations read, and of the settings of JAX that their tracing depends on
     """
@@ -65,6 +65,11 @@ class StepSpec:
     def coupled(self) -> tuple[str, ...]:
         """Full names of the couplings' constants."""
         return tuple(link.full(n) for link in self.links for n in link.parameters)
+
+    @property
+    def is_network(self) -> bool:
+        """Whether lanes are coupled with each other, and not to their own past alone."""
+        return any(link.kind is not OWN_PAST for link in self.links)
 
     @property
     def totals(self) -> int:
@@ -191,7 +196,8 @@ class Step:
         sources = self._sources(known, p, state)
         for link, quantities in zip(spec.links, wiring(spec.links)[1]):
             arrived = tuple(next(totals) for _ in quantities)
-            inputs[link.target] += link.rule.received(arrived, sources[link.source], link.constants(known.coupling))
+            total = link.rule.received(arrived, sources[link.source], link.constants(known.coupling))
+            inputs[link.target] = total if link.kind is OWN_PAST else inputs[link.target] + total
         normals = rest[len(spec.arriving) :]
         noise = {n: sigma / jnp.sqrt(known.dt) * z for (n, sigma), z in zip(known.noise.items(), normals)}
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}

@@ -599,10 +599,6 @@ def test_what_is_no_time_step_is_refused():
 
 
 def test_models_of_brainmass_that_are_refused():
-    with brainstate.environ.context(dt=DT):
-        delayed = brainmass.WilsonCowanDelayedStep(2)
-    with pytest.raises(bk.Unsupported, match=r"reads the delay '.*'"):
-        bk.fuse(delayed, DT).run(1 * u.ms)
     with pytest.raises(bk.Unsupported, match=r"KuramotoNetwork: .* pointwise"):
         bk.fuse(brainmass.KuramotoNetwork(3), DT).run(1 * u.ms)
 

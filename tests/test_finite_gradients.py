@@ -24,7 +24,7 @@ MADE = {
     "with_bold JansenRit": bk.with_bold(bk.JansenRit()),
     "with_bold Linear": bk.with_bold(bk.Linear()),
 }
-MODELS = {entry.name: entry.model() for entry in bk.list_models()} | MADE
+MODELS = {entry.name: entry.model() for entry in bk.list_models() if not entry.model.delayed} | MADE
 # Those with a branch that is not taken everywhere, and one that is unstable; the others when slow tests are.
 QUICK = {"WongWangExcInh", "Epileptor", "Hopf", "with_bold Linear"}
 SIZES = np.logspace(-3, 4, 8)

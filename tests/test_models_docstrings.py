@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
+from brainmass_kernels.models.delayed import names_read
 
 MODELS = {entry.name: entry.model for entry in bk.list_models()}
 KNOWN = {"exp": math.exp, "tanh": math.tanh, "pi": math.pi, "max": max, "min": min}
@@ -65,7 +66,7 @@ class Names(dict):
 def test_the_equations_shown_are_those_of_the_drift(name, x64):
     cls, rng = MODELS[name], np.random.default_rng(zlib.crc32(name.encode()))
     s, p, i = ({n: float(x) for n, x in zip(names, rng.uniform(0.2, 1.5, len(names)))} for names in
-               (cls.states, cls.parameters(), cls.inputs))  # fmt: skip
+               (cls.states, cls.parameters(), names_read(cls)))  # fmt: skip
     velocities, definitions, rates = dict(cls.pairs), {}, {}
     shared = equations(bk.WilsonCowan) if "`WilsonCowan`" in text_of(cls) else []
     for left, right in [*(e for e in shared if "'" not in e[0]), *equations(cls)]:

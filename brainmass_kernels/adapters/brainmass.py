@@ -22,10 +22,11 @@ from ..dispatch import Plan, check_known
 from ..errors import Unsupported
 from ..simulation import explain, simulate
 from ..units import UNITLESS, positive_time
-from .classify import Arriving, Key, Number, State
-from .couplings import SENT, RegionCoupling
+from .classify import Key, Number, State
+from .couplings import RegionCoupling
 from .fused_step import fused_step
 from .jansen_rit_tr import fused_between_trs, trs_of
+from .own_delays import OwnDelays, Unwritten
 
 VERSIONS = ("0.1.1",)
 _INSTALL = "pip install 'brainmass-kernels[brainmass]'"
@@ -44,8 +45,8 @@ def fuse(
 
     Parameters
     ----------
-    model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own, or
-        couples them by one coupling of brainmass, as `brainmass.Network` does
+    model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own, with
+        delays inside it or without, or couples them by one coupling of brainmass, as `brainmass.Network` does
     dt : the time of a step; ``None`` for that of `brainstate.environ` at the time of a run
     allow_fallback : whether `brainmass.Simulator` runs what cannot be fused, in place of an error; `Fused.fallback`
         then has the reason
@@ -227,11 +228,17 @@ class _Run:
     """One run: the model's step, by default its ``update``, traced and taken apart."""
 
     def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any], update: Callable | None = None):
-        self.read, self.engine, self.coupling = read, engine, RegionCoupling.of(simulator.model)
+        self.read, self.engine, self.coupling = read, engine, _coupling_of(simulator.model)
         if self.coupling:
             self.coupling.start()
         update = simulator.model.update if update is None else update
-        self.traced = _TracedStep(simulator.model, update, read, simulator._build_measure(monitors), self.coupling)
+        traced = functools.partial(_TracedStep, simulator.model, update, read, simulator._build_measure(monitors))
+        try:
+            self.traced = traced(self.coupling)
+        except Unwritten as found:
+            assert isinstance(self.coupling, OwnDelays)
+            self.coupling = self.coupling.without(found.buffers)
+            self.traced = traced(self.coupling, [buffer.delay for buffer in found.buffers])
         self.step = self.traced.step
         self.tail = self.coupling.tail if self.coupling else 0
 
@@ -241,8 +248,8 @@ class _Run:
             run = simulate(**arguments, initial=state)
             state = run.final
             records.append({n: run[n] for n in step.needed()})
-        if self.tail:
-            last, first = run[SENT], self.read.steps - len(run.ts)
+        if self.coupling and self.tail:
+            last, first = {n: run[n] for n in self.coupling.recorded}, self.read.steps - len(run.ts)
             wanted = self.read.recorded()
             wanted = wanted[wanted >= first] - first
             records[-1] = {n: x[wanted] for n, x in records[-1].items()}
@@ -270,10 +277,11 @@ class _Run:
         constants = {n: jnp.asarray(x, step.dtype) for n, x in step.constant_values().items()}
         rows = step.row_values(self.read.steps, shared)
         # Unflattened, since a parameter that is NaN is no error in brainmass's run, and so none here.
-        model = jax.tree.unflatten(jax.tree.structure(equations.model()()), list(constants.values()))
+        delays = self.coupling.delays() if self.coupling else []
+        model = jax.tree.unflatten(jax.tree.structure(equations.model()()), [*constants.values(), *delays])
         if self.coupling:
             model = self.coupling.network(model)
-        record = dict.fromkeys((*step.needed(), *((SENT,) if self.tail else ())))
+        record = dict.fromkeys((*step.needed(), *(self.coupling.recorded if self.coupling else ())))
         for first, steps, lead, every in self.read.stages(self.tail):
             some = {n: jnp.asarray(x[first : first + steps], step.dtype) for n, x in rows.items()}
             yield {
@@ -305,31 +313,34 @@ class _TracedStep:
     draws : whether it draws random numbers
     """
 
-    def __init__(self, model, update: Callable, read: _Reading, measure: Callable, coupling: RegionCoupling | None):
-        def step(i, *total, opaque):
+    def __init__(
+        self, model, update: Callable, read: _Reading, measure: Callable,
+        coupling: RegionCoupling | OwnDelays | None, constant=(),
+    ):  # fmt: skip
+        def step(i, *arriving, opaque):
             t = i * read.dt
-            coupled = coupling.traced(*total) if coupling else contextlib.nullcontext()
+            coupled = coupling.traced(*arriving) if coupling else contextlib.nullcontext()
             with _environment(i=i, t=t), coupled:
                 returned = update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
 
-        arguments = (jnp.asarray(np.arange(1)[0]), *((coupling.arriving(),) if coupling else ()))
-        function = _checked_trace(model, step, arguments)
+        arguments = (jnp.asarray(np.arange(1)[0]), *(coupling.arriving() if coupling else ()))
+        function = _checked_trace(model, step, arguments, constant)
         out, after = function.get_out_shapes(*arguments)
         leaves, self.structure = jax.tree.flatten(out)
-        names = _names(model) | ({id(coupling.newest): SENT} if coupling else {})
+        names = _names(model) | (coupling.newest if coupling else {})
         self._label = type(model).__name__
         self._written: list[tuple[Any, Any, list[str]]] = []
         self.start: dict[str, Any] = {}
         self.draws = False
-        kinds: list[Any] = [Number(), *([Arriving()] if coupling else [])]
+        kinds: list[Any] = [Number(), *(coupling.kinds if coupling else [])]
         places: dict[str, int] = {}
         place = len(leaves)
         for state, new in zip(function.get_states(*arguments), after, strict=True):
             kinds += self._kinds(state, new, places, place, names.get(id(state), "a state outside of the model"))
             place += len(jax.tree.leaves(new))
         self.step = fused_step(function.get_jaxpr(*arguments), kinds, places, range(len(leaves)), self._label)
-        if coupling and self.step.lanes != (coupling.regions,):
+        if coupling and coupling.regions is not None and self.step.lanes != (coupling.regions,):
             raise Unsupported(
                 f"the states of {self._label} have the shape {self.step.lanes}, and those of regions that are coupled "
                 f"have ({coupling.regions},). vmap runs batches of networks"
@@ -363,8 +374,11 @@ class _TracedStep:
             state.value = structure.unflatten([final[n] for n in names])
 
 
-def _checked_trace(model, step: Callable, arguments):
-    """``step(*arguments, opaque=)`` as a traced function of brainstate, without side effects or delays."""
+def _checked_trace(model, step: Callable, arguments, constant=()):
+    """``step(*arguments, opaque=)`` as a traced function of brainstate, without side effects or delays.
+
+    ``constant`` are delays that no step writes to.
+    """
     before = _attributes(model)
     try:
         # What the user gives is no text of the program: other values must not compile it anew,
@@ -374,7 +388,7 @@ def _checked_trace(model, step: Callable, arguments):
         function = _traced(functools.partial(step, opaque=lambda x: x), arguments)
     _refuse_changes(model, before)
     _refuse_effects(function.get_jaxpr(*arguments), type(model).__name__)
-    _refuse_delays(model, function.get_states(*arguments))
+    _refuse_delays(model, function.get_states(*arguments), constant)
     return function
 
 
@@ -392,6 +406,11 @@ def _opaque(x):
 # What cannot be fused -----------------------------------------------------------------------------------------------
 
 
+def _coupling_of(model) -> RegionCoupling | OwnDelays | None:
+    """The coupling of a model's regions, or else the delays inside its masses."""
+    return RegionCoupling.of(model) or OwnDelays.of(model)
+
+
 def _refuse_others(model) -> None:
     import brainstate
 
@@ -399,11 +418,13 @@ def _refuse_others(model) -> None:
         raise TypeError(f"'model' got {type(model).__name__}, but takes a model such as brainmass.JansenRitStep(1)")
 
 
-def _refuse_delays(model, states) -> None:
+def _refuse_delays(model, states, constant) -> None:
     import brainstate
 
     used = {id(state) for state in states}
     for path, node in model.nodes(brainstate.nn.Delay).items():
+        if any(node is x for x in constant):
+            continue
         if used.intersection(id(vars(node).get(name)) for name in ("history", "write_ptr")):
             raise Unsupported(
                 f"{type(model).__name__} reads the delay '{'.'.join(map(str, path))}', and a fused step depends on the "

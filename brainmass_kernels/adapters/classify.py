@@ -48,8 +48,17 @@ class Key:
     """An argument that is the key of a random generator."""
 
 
-class Arriving:
-    """The argument that is the sum of what arrives from other lanes, where these are coupled."""
+class Arriving(NamedTuple):
+    """An argument that arrives: the sum from other lanes, where these are coupled, or what a mass sent before.
+
+    Attributes
+    ----------
+    name : of the input of the loop
+    source : the state that a mass sent before, of a delay inside it
+    """
+
+    name: str
+    source: str = ""
 
 
 class _Draw(NamedTuple):
@@ -83,6 +92,7 @@ class ClassifiedStep:
     outputs : what is recorded
     number, arriving, normals, shared_normals : the variables that are these; a normal is shared where it is not drawn
         for each lane
+    arrivals : what each of those that arrive is
     lanes : the shape of the batch of masses
     dtype : of all states
 
@@ -111,6 +121,7 @@ class ClassifiedStep:
         self.copies: dict[Any, tuple[Any, Axes]] = {}
         self.number: Any = None
         self.arriving: list[Any] = []
+        self.arrivals: list[Arriving] = []
         self.normals: list[Any] = []
         self.shared_normals: list[Any] = []
         live = {*jaxprs.variables(self.jaxpr.outvars), *jaxprs.read_by(self.jaxpr.eqns)}
@@ -169,6 +180,7 @@ class ClassifiedStep:
                 return Level.ROW
             case Arriving():
                 self.arriving.append(v)
+                self.arrivals.append(kind)
                 return Level.LANE
             case Key():
                 return Level.CONSTANT

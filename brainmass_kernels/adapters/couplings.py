@@ -22,8 +22,10 @@ from ..coupling import COUPLINGS
 from ..errors import Unsupported
 from ..models.base import Model
 from ..network import Network
-from .lower import ARRIVING
+from .classify import Arriving
 
+# The input of the loop that is what arrives from other lanes.
+ARRIVING = "arriving"
 # The state of a traced step that is what each region last sent.
 SENT = "last sent"
 # The kinds of `COUPLINGS`, by brainmass's classes. A Laplacian of brainmass is a matrix, coupled additively.
@@ -51,7 +53,8 @@ class RegionCoupling:
     ----------
     kind : a name in `coupling.COUPLINGS`
     steps : ``(N, N)``, the delay of each connection, in steps
-    newest : the state that stands for the newest entry of the delay buffer
+    entry : the state that stands for the newest entry of the delay buffer
+    kinds : of the argument of the traced step that is the sum
 
     Raises
     ------
@@ -115,17 +118,24 @@ class RegionCoupling:
             )
         self._pointer = self.delay.write_ptr.value
         self._entries = jnp.roll(values[0], -self._pointer, axis=0)  # the oldest first
-        self.newest = brainstate.ShortTermState(self._structure.unflatten([self._entries[-1]]))
+        self.entry = brainstate.ShortTermState(self._structure.unflatten([self._entries[-1]]))
+
+    kinds = [Arriving(ARRIVING)]
 
     # In the traced step ---------------------------------------------------------------------------------------------
 
-    def arriving(self):
+    def arriving(self) -> tuple:
         """A placeholder of the sum for tracing, ``(N,)``."""
-        return jnp.zeros_like(self._entries[-1])
+        return (jnp.zeros_like(self._entries[-1]),)
+
+    @property
+    def newest(self) -> dict[int, str]:
+        """The name of the state that is the newest entry, by its identity."""
+        return {id(self.entry): SENT}
 
     @contextlib.contextmanager
     def traced(self, total) -> Iterator[None]:
-        """A context in which the coupling makes its current from ``total``, and the delay's only entry is `newest`."""
+        """A context in which the coupling makes its current from ``total``, and the delay's only entry is `entry`."""
         written = []
 
         def update(*_, **__):
@@ -137,7 +147,7 @@ class RegionCoupling:
 
         def write(*_):
             written.append(True)
-            self.newest.value = self.source.value
+            self.entry.value = self.source.value
 
         objects = {self.module: update, self.delay: write}
         for module, function in objects.items():
@@ -195,6 +205,15 @@ class RegionCoupling:
         sends = self.kind in _SENDS_RATES
         return {"history": COUPLINGS[self.kind].send(late, SimpleNamespace(**self._constants())) if sends else late}
 
+    def delays(self) -> list[float]:
+        """The values of parameters of the traced model that are delays: none."""
+        return []
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The states that are recorded in the last steps."""
+        return (SENT,) if self.tail else ()
+
     @property
     def tail(self) -> int:
         """How many last steps must be recorded one by one, so that the delay buffer is known after them."""
@@ -208,8 +227,9 @@ class RegionCoupling:
         Parameters
         ----------
         final : the last states, with the history
-        last : the newest entry after each of the last `tail` steps, where there are such
+        last : the newest entry after each of the last `tail` steps by its name, where there are such
         """
+        last = None if last is None else last[SENT]
         if last is None:
             last = final[SENT][None]
             last = jnp.concatenate([final["history"], last]) if self.depth else last

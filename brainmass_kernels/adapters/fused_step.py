@@ -38,7 +38,10 @@ def fused_step(
     values = [x for x in jax.tree.leaves([*closed.consts, *arguments]) if not isinstance(x, str)]
     if any(map(is_traced, values)) or not _says_all(closed.jaxpr):
         return FusedStep(closed, arguments, states, outputs, label)
-    kinds = [type(a).__name__ if isinstance(a, (Number, Key, Arriving)) else a for a in arguments]
+    kinds = [
+        repr(a) if isinstance(a, Arriving) else type(a).__name__ if isinstance(a, (Number, Key)) else a
+        for a in arguments
+    ]
     names = [call.params.get("name") for _, calls in jaxprs.walk(closed.jaxpr) for call in calls]
     places = [str(getattr(x, "sharding", "")) for x in values]
     x64, promotion = jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # pyright: ignore

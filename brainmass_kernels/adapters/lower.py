@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
+import brainunit as u
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +22,11 @@ from .._jax import Literal, eqn_source
 from ..errors import Unsupported
 from ..identity import text_of
 from ..models.base import Model, model
+from ..models.delayed import Delayed
 from ..pointwise import ELEMENTWISE, RULES, Program, evaluate_equation
 from ..units import UNITLESS
 from .around import Values
-from .classify import Axes, ClassifiedStep, Level, moved_axes, only_moves
-
-# The input of the loop that is what arrives from other lanes.
-ARRIVING = "arriving"
+from .classify import Arriving, Axes, ClassifiedStep, Level, moved_axes, only_moves
 
 
 class Record(NamedTuple):
@@ -48,7 +47,8 @@ class Equations:
     Attributes
     ----------
     label : whose step it is
-    states, constants, rows, normals, arriving, observables : the names of each
+    states, constants, rows, normals, observables : the names of each
+    arriving : what arrives of other lanes, or of a mass's own past
     text : what the programs say
     advance : ``(*constants, *states, *rows, *normals, *arriving) -> states``
     observe : ``(*constants, *states) -> observables``
@@ -59,7 +59,7 @@ class Equations:
     constants: tuple[str, ...]
     rows: tuple[str, ...]
     normals: tuple[str, ...]
-    arriving: tuple[str, ...]
+    arriving: tuple[Arriving, ...]
     observables: tuple[str, ...]
     text: tuple[str, ...]
     advance: Program = dataclasses.field(compare=False)
@@ -68,7 +68,10 @@ class Equations:
     @functools.lru_cache(maxsize=256)  # noqa: B019 a few kilobytes each
     def model(self) -> type[Model]:
         """A model whose scheme is "given"."""
-        constants, states, rest = self.constants, self.states, (*self.rows, *self.normals, *self.arriving)
+        constants, states = self.constants, self.states
+        late = {x.name: x for x in self.arriving if x.source}
+        inputs = (*self.rows, *self.normals, *(x.name for x in self.arriving if not x.source))
+        rest = (*self.rows, *self.normals, *(x.name for x in self.arriving))
         observables = self.observables
         # A method of a dict is known by identity to the keys of compiled runs, which would read programs for 10 ms at
         # each run. It says enough: equal equations have this one model.
@@ -82,11 +85,14 @@ class Equations:
             flat = [vars(p)[n] for n in constants] + [vars(s)[n] for n in states]
             return dict(zip(observables, program("observe")(*flat), strict=True))
 
+        delays = {f"delay_{name}": 0.0 * u.second for name in late}
         body = {
-            "__annotations__": dict.fromkeys(constants, Any),
+            "__annotations__": dict.fromkeys((*constants, *delays), Any),
             **dict.fromkeys(constants, 0.0),
+            **delays,
             "states": dict.fromkeys(states, UNITLESS),
-            "inputs": dict.fromkeys(rest, 0.0),
+            "inputs": dict.fromkeys(inputs, 0.0),
+            "delayed": {name: Delayed(x.source, by=f"delay_{name}") for name, x in late.items()},
             "observables": dict.fromkeys(self.observables, UNITLESS),
             "scheme": "given",
             "step": staticmethod(step),
@@ -313,7 +319,7 @@ class _Lowering:
             for kind, count in (("constant", n_constants), ("input", len(self.rows)), ("normal", len(step.normals)))
         )
         return Equations(
-            label, states, constants, rows, normals, (ARRIVING,) * len(step.arriving), tuple(self.observables.values()),
+            label, states, constants, rows, normals, tuple(step.arrivals), tuple(self.observables.values()),
             tuple(text_of(program.jaxpr) for program in programs), *programs,
         )  # fmt: skip
 

@@ -420,6 +420,7 @@ class Backend(Protocol):
     inverse_steps: bool  # whether its adjoint can walk back by inverse steps
     networks: bool  # whether it runs networks of coupled masses
     by_group: bool  # whether a region of a network of groups runs the equations of its own group alone
+    masses_together: int  # most masses with delays of their own that it is given as one network, of edges if of several
 
     def base_two(self, precision: str) -> bool:
         """Whether a logistic function is cheaper made of powers of two than of tanh."""

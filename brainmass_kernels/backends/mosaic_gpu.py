@@ -413,6 +413,7 @@ class MosaicGPU:
     inverse_steps = True
     networks = False
     by_group = False
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""

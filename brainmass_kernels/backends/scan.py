@@ -36,6 +36,7 @@ class Scan:
     inverse_steps = False
     networks = True
     by_group = False
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """XLA has a tanh."""

@@ -93,6 +93,11 @@ def optimiser_of(problem: Problem, optimiser):
                 f"'optimiser' got {optimiser!r}, but a network has no derivatives carried in the loop: leave it out, "
                 "or take one of optax"
             )
+        if problem.mass.delayed:
+            raise TypeError(
+                f"'optimiser' got {optimiser!r}, but delays inside a mass have no derivatives carried in the loop: "
+                "leave it out, or take one of optax"
+            )
         if isinstance(problem.comparison, OfFunction) and not isinstance(problem.record, str | list | tuple):
             raise TypeError(f"'optimiser' got {optimiser!r}, which takes records that are names, not statistics")
         return optimiser

@@ -8,6 +8,7 @@ from .canonical_microcircuit import CanonicalMicrocircuit as CanonicalMicrocircu
 from .catalogue import Catalogue as Catalogue
 from .catalogue import list_models as list_models
 from .david_friston import DavidFriston as DavidFriston
+from .delayed import Delayed as Delayed
 from .derived import coloured as coloured
 from .derived import with_bold as with_bold
 from .epileptor import Epileptor as Epileptor
@@ -23,6 +24,7 @@ from .lorenz import Lorenz as Lorenz
 from .montbrio_pazo_roxin import CoombesByrne as CoombesByrne
 from .montbrio_pazo_roxin import MontbrioPazoRoxin as MontbrioPazoRoxin
 from .robinson import Robinson as Robinson
+from .robinson import RobinsonCorticothalamic as RobinsonCorticothalamic
 from .van_der_pol import VanDerPol as VanDerPol
 from .wendling import Wendling as Wendling
 from .wilson_cowan import WilsonCowan as WilsonCowan

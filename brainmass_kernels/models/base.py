@@ -22,6 +22,7 @@ from ..equations import Key, key_of
 from ..errors import check_name as check_name
 from ..errors import meant as meant
 from ..programs import on_clear
+from .delayed import Delayed, check_delayed
 
 
 class Block(NamedTuple):
@@ -62,6 +63,7 @@ class Model:
     also : by the name of a field, a second unit that it takes, read as if it were the first
     as_declared : names of fields, inputs, states and observables whose numbers the equations take in the very unit that
         is declared, whatever time it holds
+    delayed : by the name under which the drift reads them, ``i.<name>``, observables and states of some time ago
     """
 
     states: ClassVar[Mapping[str, Any]]
@@ -73,6 +75,7 @@ class Model:
     pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
     also: ClassVar[Mapping[str, Any]] = {}
     as_declared: ClassVar[tuple[str, ...]] = ()
+    delayed: ClassVar[Mapping[str, Delayed]] = {}
 
     def __new__(cls, *_, **__):
         if "__dataclass_fields__" not in vars(cls):
@@ -121,7 +124,11 @@ class Model:
             return {n: factor for n, factor in every.items() if factor != 1.0}
 
         inputs = {n: units.unit_of(x) for n, x in cls.inputs.items()}
-        return TimeFactors(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+        known = TimeFactors(*map(factors, (cls.parameter_units(), inputs, cls.states, cls.observables)))
+        # What is delayed is read as it is without the delay.
+        now = {**known.states, **known.observables}
+        late = {n: now[each.of] for n, each in cls.delayed.items() if each.of in now}
+        return known._replace(inputs=known.inputs | late)
 
     @classmethod
     def time_factor(cls, name: str, unit) -> float:
@@ -353,6 +360,7 @@ def _check_declared(cls: type[Model]) -> None:
         refuse_nan(units.strip(default, units.unit_of(default), f"{title}.inputs[{name!r}]"), f"inputs[{name!r}]")
     if not isinstance(cls.time_unit, u.Unit) or cls.time_unit.dim != u.second.dim:
         raise TypeError(f"{title}.time_unit got {cls.time_unit!r}, but takes a unit of time, such as u.ms")
+    check_delayed(cls, parameters)
     _check_names(cls, parameters)
     for name, value in _named(cls, "initial").items():
         check_name(name, cls.states, f"state in {title}.initial")
@@ -382,6 +390,7 @@ def _named(cls: type[Model], kind: str) -> Mapping[str, Any]:
 def _check_names(cls: type[Model], parameters) -> None:
     """Each name means one thing, and every name that is referred to exists."""
     title, known = cls.__name__, {"a parameter": parameters, "an input": cls.inputs, "a state": cls.states}
+    known["a delayed quantity"] = cls.delayed
     for (one, first), (other, second) in itertools.combinations(known.items(), 2):
         for name in first:
             if name in second:

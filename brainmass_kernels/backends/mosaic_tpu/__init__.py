@@ -37,6 +37,7 @@ class MosaicTPU:
     inverse_steps = False
     networks = True
     by_group = False
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """The hardware has its own tanh."""

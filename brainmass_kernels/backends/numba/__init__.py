@@ -44,6 +44,7 @@ class Numba:
     inverse_steps = False
     networks = True
     by_group = True
+    masses_together = 32
 
     def base_two(self, precision: str) -> bool:
         """There is a tanh of one function."""

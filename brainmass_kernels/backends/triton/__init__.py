@@ -47,6 +47,7 @@ class Triton:
     inverse_steps = False
     networks = True
     by_group = False
+    masses_together = 1
 
     def base_two(self, precision: str) -> bool:
         """Powers of two and reciprocals are what the hardware has, besides a rough tanh."""
