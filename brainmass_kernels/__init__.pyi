@@ -73,6 +73,7 @@ from .one_step import StepPlan as StepPlan
 from .one_step import explain_step as explain_step
 from .pointwise import NotPointwise as NotPointwise
 from .programs import clear_caches as clear_caches
+from .readout import Readout as Readout
 from .recording import Average as Average
 from .recording import Crossings as Crossings
 from .recording import Maximum as Maximum

@@ -451,7 +451,7 @@ def _record(ax, result: Result, name: str, lanes: _Lanes):
     label, xs = _axis_of(axis)
     if label.startswith("frequency"):
         values = _logarithmic(ax, values)
-    marked = {} if frames.is_over_time(result, name) else {"marker": ".", "ms": 4}
+    marked = {} if frames.is_over_time(result, name) or len(xs) > 200 else {"marker": ".", "ms": 4}
     lanes.draw(ax, [xs] * len(values), values, **marked)
     ax.set_xlabel(label, fontsize=9)
     if lanes.name is not None and lanes.count > 1:
@@ -462,7 +462,7 @@ def _matrix(ax, result: Result, name: str):
     """A matrix of pairs of regions, sensors or windows; of several networks, the first one's."""
     x = np.asarray(u.get_magnitude(result[name]))
     first = x.reshape(-1, *x.shape[-2:])[0]
-    drawn = ax.imshow(first, cmap="viridis", interpolation="nearest", aspect="auto")
+    drawn = ax.imshow(first, cmap="viridis", interpolation="nearest", zorder=3)
     ax.figure.colorbar(drawn, ax=ax).ax.tick_params(labelsize=8)
     more = "" if x.ndim == 2 else ", of the first network"
     ax.set_title(_labelled(name, result[name]) + more, fontsize=9)
