@@ -12,6 +12,9 @@ from . import testing as testing
 from . import units as units
 from ._version import __version__ as __version__
 from .adapters.brainmass import fuse as fuse
+from .connectivity import FCD as FCD
+from .connectivity import Correlation as Correlation
+from .connectivity import Covariance as Covariance
 from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
 from .coupling import Coupling as Coupling
@@ -30,6 +33,7 @@ from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid
 from .functional import sys2nd as sys2nd
 from .fused import sigmoid_sys2nd as sigmoid_sys2nd
+from .hrf import HRF as HRF
 from .models import HORN as HORN
 from .models import Block as Block
 from .models import CanonicalMicrocircuit as CanonicalMicrocircuit
@@ -72,6 +76,7 @@ from .one_step import StepPlan as StepPlan
 from .one_step import explain_step as explain_step
 from .pointwise import NotPointwise as NotPointwise
 from .programs import clear_caches as clear_caches
+from .readout import Readout as Readout
 from .recording import Average as Average
 from .recording import Crossings as Crossings
 from .recording import Maximum as Maximum
@@ -83,6 +88,7 @@ from .recording import Spectrum as Spectrum
 from .recording import Variance as Variance
 from .result import Result as Result
 from .sensitivity import sensitivities as sensitivities
+from .signals import Convolved as Convolved
 from .simulation import explain as explain
 from .simulation import simulate as simulate
 from .spectra import PowerSpectrum as PowerSpectrum

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _context, dispatch, units
+from . import _context, dispatch, signals, units
 from ._jax import is_traced, is_whole, values_here
 from .backends.base import Connections, Term
 from .connections import connections_of, constants_of, histories_of
@@ -29,6 +29,7 @@ from .routing import noise_unit
 from .run import Data, Run, inverse_holds, request_of
 from .schedule import COUNTED, Schedule
 from .schemes import NEEDS, SCHEMES
+from .signals import Signal
 from .step import StepSpec, build
 
 # The longest step in units of a model's fastest time constant; a step longer than one gives a warning.
@@ -148,7 +149,8 @@ def prepare(
     check_model(mass, ", or a bk.Network of one")
     scheme = _scheme(mass, scheme)
     seconds = units.positive_time(dt, u.second, "dt")
-    entries = entries_of(mass, record)
+    arrays: list[Any] = []
+    entries = entries_of(mass, record, arrays)
     schedule = _schedule(duration, transient, every, seconds, bool(entries))
     horizon = _horizon(gradient_horizon, seconds, schedule)
     step_time = units.strip(dt, mass.time_unit, "dt")
@@ -165,7 +167,7 @@ def prepare(
     if precision not in ("exact", "fast"):
         raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
     dispatch.check_known(implementation)
-    sources = dict.fromkeys(what if isinstance(what, str) else what.of for _, what in entries)
+    sources = dict.fromkeys(signals.root(what) for _, what in entries)
     spec = StepSpec(
         type(mass), scheme, tuple(values.constant), tuple(values.varying), tuple(values.noise), tuple(sources),
         np.dtype(values.dtype()), links_of(model),
@@ -181,14 +183,15 @@ def prepare(
         interpret=_context.INTERPRETED.get(),
         platform=dispatch.platform(),
         entries=entries,
-        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch)), horizon),
+        sampling=_sampling(entries, schedule, seconds, max(1, math.prod(batch)), values.regions, horizon),
         depths=values.depths,
         terms=values.terms,
         spans=mass.spans if isinstance(mass, Groups) else (),
         horizon=horizon,
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
+        arrays=tuple(tuple(np.shape(x)) for x in arrays),
     )
-    data = values.data(step_time)
+    data = values.data(step_time)._replace(arrays=tuple(arrays))
     return _dispatched(run, data, implementation, checkpoint_every), data
 
 
@@ -370,25 +373,31 @@ def _mapping(value, name: str) -> dict:
     return dict(value)
 
 
-def entries_of(model: Model, record) -> tuple[tuple[str, str | Reduction], ...]:
-    """The quantity or the statistic that is recorded, by the result's name."""
-    known = model.recordable()
+def entries_of(
+    model: Model, record, arrays: list[Any] | None = None
+) -> tuple[tuple[str, str | Reduction | Signal], ...]:
+    """The quantity, the signal or the statistic that is recorded, by the result's name.
+
+    The data of signals are appended to ``arrays``.
+    """
+    known, arrays = model.recordable(), [] if arrays is None else arrays
+    lanes_of = model.lanes_of if isinstance(model, Groups) else lambda name: None
     if record is None:
         record = model.recorded() if isinstance(model, Groups) else tuple(model.observables) or tuple(model.states)
-    record = (record,) if isinstance(record, (str, Reduction, type)) else record
+    record = (record,) if isinstance(record, (str, Reduction, Signal, type)) else record
     if not isinstance(record, Iterable):
         raise TypeError(f"'record' got {type(record).__name__}, but takes names, and statistics such as bk.Mean()")
-    entries: dict[str, str | Reduction] = {}
+    entries: dict[str, str | Reduction | Signal] = {}
     for name, what in record.items() if isinstance(record, Mapping) else [(None, what) for what in record]:
         if isinstance(what, type):
             raise TypeError(f"'record' got the class {what.__name__}, but takes one of it: bk.{what.__name__}(...)")
-        if not isinstance(what, (str, Reduction)):
+        if not isinstance(what, (str, Reduction, Signal)):
             raise TypeError(f"'record' got {type(what).__name__}, but takes names, and statistics such as bk.Mean()")
-        of = what if isinstance(what, str) else what.of or next(iter(known))
-        check_name(of, known, "record")
-        if isinstance(what, Reduction):
-            what, of = what.bound(of, known[of]), f"{of}_{what.suffix}"
-        name = of if name is None else name
+        if isinstance(what, str):
+            check_name(what, known, "record")
+        else:
+            what = signals.bind(what, known, lanes_of, arrays)
+        name = signals.name_of(what) if name is None else name
         if entries.setdefault(name, what) != what:
             raise ValueError(f"'record' has two results named '{name}': give a dict with a name for each")
     return tuple(entries.items())
@@ -406,9 +415,9 @@ def _horizon(gradient_horizon, seconds: float, schedule: Schedule) -> int:
     return horizon if horizon < schedule.steps else 0
 
 
-def _sampling(entries, schedule: Schedule, seconds: float, lanes: int, horizon: int) -> Sampling | None:
-    reductions = [what for _, what in entries if isinstance(what, Reduction)]
-    if not reductions:
+def _sampling(entries, schedule: Schedule, seconds: float, lanes: int, regions: int, horizon: int) -> Sampling | None:
+    computed = [what for _, what in entries if not isinstance(what, str)]
+    if not computed:
         return None
     if schedule.count > COUNTED:
         fewer = -(-(schedule.steps - schedule.lead) // COUNTED)
@@ -416,12 +425,11 @@ def _sampling(entries, schedule: Schedule, seconds: float, lanes: int, horizon: 
             f"'record' got a statistic of {schedule.count:,} records, but takes at most {COUNTED:,}: "
             f"every={fewer} or more gives so few, or several runs that continue each other with initial=result.final"
         )
-    sampling = Sampling.of(schedule.count, schedule.every * seconds, lanes)
+    interval = schedule.every * seconds
+    at_once = Sampling(schedule.count, interval, schedule.count, regions)
+    multiple = math.lcm(*(signals.check(what, at_once) for what in computed))
     # A gradient ends where a block begins, too.
-    sampling = sampling._replace(block=min(max(sampling.block, horizon // schedule.every), max(1, schedule.count)))
-    for reduction in reductions:
-        reduction.check(sampling)
-    return sampling
+    return Sampling.of(schedule.count, interval, lanes, regions, multiple, horizon // schedule.every)
 
 
 def _varies(x, steps: int) -> bool:

@@ -15,62 +15,73 @@ from ._jax import aligned
 from .noise import StepNumber
 from .recording import Reduction, Sampling
 from .schedule import Schedule, SegmentGroup, segment_groups
+from .signals import Chain, Signal, chain_of, root
 
 #: A gradient stores the carry before each of at most so many blocks; of more, it reruns groups first.
 STORED = 64
 
 
 class _Entries(NamedTuple):
-    """What a run records: names of stored quantities, and statistics of the ``sources`` that a launch records."""
+    """What a run records: names of stored quantities, and signals and statistics of the ``sources`` that it launches.
 
-    entries: Sequence[str | Reduction]
+    ``arrays`` are the data of signals.
+    """
+
+    entries: Sequence[str | Reduction | Signal]
     sources: Sequence[str]
     sampling: Sampling
+    arrays: Sequence[Any] = ()
 
     @property
-    def reductions(self) -> list[Reduction]:
-        return [entry for entry in self.entries if isinstance(entry, Reduction)]
+    def chains(self) -> list[tuple[str, Chain]]:
+        """The source of each entry that is no name, and what computes it."""
+        return [(root(e), chain_of(e, self.sampling)) for e in self.entries if not isinstance(e, str)]
 
     def start(self, like) -> tuple:
-        """The carry of each statistic before the first record."""
-        return tuple(r.start(like, self.sampling) for r in self.reductions)
+        """The carry of each signal and statistic before the first record."""
+        return tuple(chain.start(like) for _, chain in self.chains)
 
     def add(self, carries, records, first) -> tuple[tuple, list]:
-        """The carries after a block of records, of which ``first`` came before, and the stored quantities in it."""
+        """The carries after a block of records, of which ``first`` came before, and what is stored of it."""
         by_name = dict(zip(self.sources, records, strict=True))
-        pairs = zip(self.reductions, carries, strict=True)
-        carries = tuple(r.add(carry, by_name[r.of], first, self.sampling) for r, carry in pairs)
-        return carries, [by_name[entry] for entry in self.entries if isinstance(entry, str)]
+        pairs = zip(self.chains, carries, strict=True)
+        found = [chain.add(carry, by_name[source], first, self.arrays) for (source, chain), carry in pairs]
+        values = iter(found)
+        stored = [by_name[entry] if isinstance(entry, str) else next(values)[1] for entry in self.entries]
+        stored = [x for x, entry in zip(stored, self.entries) if not isinstance(entry, Reduction)]
+        return tuple(carry for carry, _ in found), stored
 
     def finish(self, carries, blocks: Sequence[Sequence[Any]]) -> list:
-        """The value of each entry, from the carries and the stored quantities of each block."""
-        values = (r.finish(carry, self.sampling) for r, carry in zip(self.reductions, carries, strict=True))
+        """The value of each entry, from the carries and what was stored of each block."""
+        pairs = zip(self.chains, carries, strict=True)
+        values = (chain.finish(carry) for (_, chain), carry in pairs if chain.last is not None)
         trajectories = map(jnp.concatenate, zip(*blocks, strict=True))
         return [next(values if isinstance(entry, Reduction) else trajectories) for entry in self.entries]
 
 
 def run_in_blocks(
-    schedule: Schedule, sampling: Sampling, entries: Sequence[str | Reduction], sources, launch: Callable, carry, rows,
-    rerun: bool,
+    schedule: Schedule, sampling: Sampling, entries: Sequence[str | Reduction | Signal], sources, launch: Callable,
+    carry, rows, rerun: bool, arrays: Sequence[Any] = (),
 ):  # fmt: skip
     """Run all steps, reducing the records block by block.
 
     Parameters
     ----------
     schedule : of the whole run
-    entries : names of quantities to be stored, and statistics
+    entries : names of quantities to be stored, signals, and statistics
     sources : names of the quantities that a launch records
     launch : ``(schedule, carry, rows, first) -> (records, carry)``, a run of some steps, of which the first has this
         `StepNumber`; or ``None``, 0
     carry : before the first step
     rows : of inputs, one a step, each ``(T, ...)``
     rerun : whether a gradient reruns blocks rather than stores what it needs of all of them
+    arrays : the data of signals
 
     Returns
     -------
     the value of each of ``entries``, and the carry after the last step
     """
-    recorder = _Entries(entries, sources, sampling)
+    recorder = _Entries(entries, sources, sampling, arrays)
     sums = aligned(recorder.start(carry.state[0]), carry)
     if sampling.block >= sampling.count:
         records, carry = launch(schedule, carry, rows, None)

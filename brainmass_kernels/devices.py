@@ -121,6 +121,7 @@ def _leading(batch: tuple[int, ...], data: Data, is_network: bool) -> Iterator[t
         yield at(term.steps, 0, term.rank_of_steps - is_network)
         yield term.edges, None
     yield from (at(x, 1) for x in (*data.history, data.seeds) if x is not None)
+    yield from ((x, None) for x in data.arrays)
 
 
 def describe(run: Run) -> str:

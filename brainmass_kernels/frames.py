@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from . import display, units
+from . import display, signals, units
 from .extras import needs
 from .models.base import check_name
 
@@ -86,7 +86,7 @@ def first_axes(result: Result) -> dict[str, tuple[str, Any]]:
     named = {}
     # The times of the trajectories come first, so that they are "time" whatever the order of the records.
     axes = result.axes
-    for name in sorted(axes, key=lambda n: n in result.statistics):
+    for name in sorted(axes, key=lambda n: not is_over_time(result, n)):
         values = axes[name]
         kind = _kind(values)
         shares = kind not in known or _same(known[kind], values)
@@ -94,6 +94,37 @@ def first_axes(result: Result) -> dict[str, tuple[str, Any]]:
         known[dimension] = values
         named[name] = dimension, values
     return named
+
+
+def is_over_time(result: Result, name: str) -> bool:
+    """Whether a record has a value for each time of the result."""
+    return name not in result.statistics or signals.is_over_time(result.statistics[name][0])
+
+
+def record_axes(result: Result, lanes) -> dict[str, Axes]:
+    """The axes of each record, in their order; records that share their sensors or windows share an axis."""
+    batch, firsts, at = lane_axes(result, lanes), first_axes(result), time_axis(result)
+    known, found = {}, {}
+    for name in result.records:
+        axes = list(batch.items())
+        for place, (kind, values) in enumerate(_of_channels(result, name, axes) or []):
+            axes = axes[: len(batch) - 1 + place]
+            shares = kind not in known or _same(known[kind], values)
+            dimension = kind if shares else f"{name}_{kind}"
+            known[dimension] = values
+            axes.append((dimension, values))
+        if name in firsts:
+            axes.insert(at, firsts[name])
+        found[name] = dict(axes)
+    return found
+
+
+def _of_channels(result: Result, name: str, axes: list):
+    """The axes in place of the regions, if there are any."""
+    if name not in result.statistics or not axes:
+        return None
+    what, sampling = result.statistics[name]
+    return signals.axes_of_channels(what, result.ts, sampling, axes[-1])
 
 
 def _kind(values) -> str:
@@ -115,17 +146,15 @@ def on_host(x) -> np.ndarray:
 def dataset(result: Result, lanes):
     """See `Result.to_xarray`."""
     xarray = needs("xarray", "sweep")
-    batch, firsts, at = lane_axes(result, lanes), first_axes(result), time_axis(result)
+    batch, firsts, each = lane_axes(result, lanes), first_axes(result), record_axes(result, lanes)
     axes = {**dict(firsts.values()), **batch}
+    axes |= {n: values for own in each.values() for n, values in own.items() if n not in axes}
     if taken := [name for name in axes if name in result.records or (name in batch and name in dict(firsts.values()))]:
         raise ValueError(f"'lanes' and the records share the name {taken[0]!r}: give record= a dict with another name")
     coords = {n: ((n,), on_host(x), {"units": str(units.unit_of(x))} if _has_unit(x) else {}) for n, x in axes.items()}
     variables = {}
     for name in result:
-        dims = list(batch)
-        if name in firsts:
-            dims.insert(at, firsts[name][0])
-        variables[name] = (dims, on_host(result[name]), {"units": str(units.unit_of(result[name]))})
+        variables[name] = (list(each[name]), on_host(result[name]), {"units": str(units.unit_of(result[name]))})
     return xarray.Dataset(variables, coords)
 
 
@@ -140,12 +169,14 @@ def dataframe(result: Result, names, long: bool, lanes):
     names = list(result) if names is None else [names] if isinstance(names, str) else list(names)
     for name in names:
         check_name(name, result.records, "record")
-    batch, firsts = lane_axes(result, lanes), first_axes(result)
-    kinds = dict.fromkeys(firsts[n][0] if n in firsts else "" for n in names)
-    if len(kinds) != 1:
-        each = ", ".join(f"{n} by {firsts[n][0] if n in firsts else 'lane'}" for n in names)
+    firsts, of_each = first_axes(result), record_axes(result, lanes)
+    if len({tuple(of_each[n]) for n in names}) != 1:
+        batch = lane_axes(result, lanes)
+        own = {n: [axis for axis in of_each[n] if axis not in batch] for n in names}
+        each = ", ".join(f"{n} by {' and '.join(own[n]) or 'lane'}" for n in names)
         raise ValueError(f"'names' got records of several axes ({each}), but takes those of one: name them")
-    first = next((firsts[n] for n in names if n in firsts), None)
+    first = firsts.get(names[0])
+    batch = {n: x for n, x in of_each[names[0]].items() if first is None or n != first[0]}
     axes = {**({} if first is None else {first[0]: first[1]}), **batch}
     columns = {labelled(n, result[n]): _time_first(result, on_host(result[n]), first is not None) for n in names}
     if first is None or long:

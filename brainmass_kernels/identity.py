@@ -28,6 +28,7 @@ from .arguments import prepare
 from .jaxprs import CALLS, call_body, drop_dead, read_by, variables
 from .recording import Reduction
 from .run import Data, Run
+from .signals import Signal, axis_of, chain_of, root, unit_of
 from .simulation import times
 from .step import Step, build
 
@@ -71,6 +72,7 @@ def of_data(run: Run, data: Data) -> dict[str, str]:
     named = {**dict(zip(spec.hoisted, data.hoisted)), **dict(zip(spec.varying, data.varying))}
     return {
         **{name: of_array(x) for name, x in named.items()},
+        **{f"readout {k}": of_array(x) for k, x in enumerate(data.arrays)},
         **{f"initial {name}": of_array(x) for name, x in zip(spec.model.states, data.state)},
     }
 
@@ -111,8 +113,8 @@ def _equations(step: Step) -> str:
     return _hash(repr(names), *map(text_of, programs))
 
 
-def _recorded(what: str | Reduction, run: Run, step: Step) -> str:
-    source = what if isinstance(what, str) else what.of
+def _recorded(what: str | Reduction | Signal, run: Run, step: Step) -> str:
+    source = root(what)
     closed = step.written["observe"].jaxpr
     output = closed.jaxpr.outvars[run.spec.record.index(source)]
     equation = text_of(drop_dead(closed.replace(jaxpr=closed.jaxpr.replace(outvars=[output]))))
@@ -121,22 +123,27 @@ def _recorded(what: str | Reduction, run: Run, step: Step) -> str:
     return f"{type(what).__name__} of {source} {_hash(equation, *_statistic(what, run))}"
 
 
-def _statistic(what: Reduction, run: Run) -> list[str]:
-    """The programs of a statistic, its axis, and its unit."""
+def _statistic(what: Reduction | Signal, run: Run) -> list[str]:
+    """The programs of a signal or statistic, its axis, and its unit."""
     sampling, lanes = run.sampling, math.prod(run.batch)
     assert sampling is not None
     like = jax.ShapeDtypeStruct((lanes,), run.spec.dtype)
     block = jax.ShapeDtypeStruct((min(sampling.block, sampling.count), lanes), run.spec.dtype)
-    start = functools.partial(what.start, sampling=sampling)
-    carry = jax.eval_shape(start, like)
-    add = functools.partial(what.add, sampling=sampling)
-    finish = functools.partial(what.finish, sampling=sampling)
     first = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = jax.make_jaxpr(start)(like), jax.make_jaxpr(add)(carry, block, first), jax.make_jaxpr(finish)(carry)
-    known = run.spec.model.recordable()[what.of]
-    axis = what.axis(times(run, 1.0 * run.spec.model.time_unit), sampling)
+    if isinstance(what, Reduction) and isinstance(what.of, str):
+        start, add = (functools.partial(f, sampling=sampling) for f in (what.start, what.add))
+        ends, arrays = [functools.partial(what.finish, sampling=sampling)], ()
+    else:
+        chain = chain_of(what, sampling)
+        start, add, ends = chain.start, chain.add, [] if chain.last is None else [chain.finish]
+        arrays = ([jax.ShapeDtypeStruct(x, run.spec.dtype) for x in run.arrays],)
+    carry = jax.eval_shape(start, like)
+    traced = [jax.make_jaxpr(start)(like), jax.make_jaxpr(add)(carry, block, first, *arrays)]
+    traced += [jax.make_jaxpr(finish)(carry) for finish in ends]
+    known = run.spec.model.recordable()
+    axis = axis_of(what, times(run, 1.0 * run.spec.model.time_unit), sampling)
     of_axis = [] if axis is None else [str(units.unit_of(axis)), of_array(u.get_magnitude(axis))]
-    return [*map(text_of, traced), str(what.unit(known)), *of_axis]
+    return [*map(text_of, traced), str(unit_of(what, known)), *of_axis]
 
 
 # Programs and values ------------------------------------------------------------------------------------------------

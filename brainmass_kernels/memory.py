@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from .recording import Reduction
+from .signals import chain_of
 
 # Steps of a network for which a gradient stores all that was sent, or eight times the longest delay.
 LONGEST = 8192
@@ -27,10 +27,12 @@ def recorded(run: Run) -> int:
     count, sampling = run.schedule.count, run.sampling
     if sampling is None:
         return count * len(run.entries) * _lane_bytes(run)
-    sizes = [what.size(sampling) if isinstance(what, Reduction) else count for _, what in run.entries]
-    shared = sum(what.shared(sampling) for _, what in run.entries if isinstance(what, Reduction))
-    values = sum(sizes) + min(count, sampling.block) * len(run.spec.record)
-    return values * _lane_bytes(run) + shared * run.spec.dtype.itemsize
+    lanes = math.prod(run.batch)
+    sizes = [
+        count * lanes if isinstance(what, str) else chain_of(what, sampling).values(lanes) for _, what in run.entries
+    ]
+    values = sum(sizes) + min(count, sampling.block) * len(run.spec.record) * lanes
+    return values * run.spec.dtype.itemsize
 
 
 def copied(run: Run) -> int:

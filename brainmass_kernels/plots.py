@@ -18,6 +18,7 @@ from . import files, frames
 from .extras import needs
 from .fitting.joint import Joint
 from .fitting.targets import Connectivity, TimeSeries
+from .recording import Reduction
 from .spectra import PowerSpectrum, alpha_peak
 
 if TYPE_CHECKING:
@@ -396,13 +397,14 @@ def result_figure(result: Result, kind: str | None = None):
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"'kind' got {kind!r}, but takes {', '.join(map(repr, KINDS))}, or None for all")
-    over_time = [n for n in result if n not in result.statistics]
-    statistics = [n for n in result if n in result.statistics and kind is None]
+    over_time = [n for n in result if frames.is_over_time(result, n)]
+    statistics = [n for n in result if n not in over_time and kind is None]
     left = [*(over_time if kind in (None, "traces") else []), *statistics][:MAX_PANELS]
     right: list[Any] = []
     if over_time and result.times.count >= 4 and kind in (None, "spectrum"):
         right.append(_spectra_of_lanes)
-    if len(over_time) > 1 and kind in (None, "states"):
+    alike = len(over_time) > 1 and len({np.shape(result[n]) for n in over_time[:2]}) == 1
+    if alike and kind in (None, "states"):
         right.append(_state_space)
     if not left and not right:
         needed = "two records over time" if kind == "states" else "a record over time, of four or more for a spectrum"
@@ -413,7 +415,7 @@ def result_figure(result: Result, kind: str | None = None):
     page = _page(max(3.0 * sum(widths), 5.4), max(1.5 * len(left), 2.1 * len(right), 2.6) + 0.9)
     sides = page.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for ax, name in zip(_column(sides[0], len(left)), left):
-        _record(ax, result, name, lanes)
+        _record(ax, result, name, lanes.of(name))
     for ax, draw in zip(_column(sides[-1], len(right)), right):
         draw(ax, result, over_time, lanes)
     for ax in page.axes:
@@ -431,16 +433,25 @@ def _column(side, count: int):
 class _Lanes:
     """The lanes that are drawn, their colours and their labels."""
 
-    def __init__(self, result: Result):
-        shape = frames.lane_shape(result)
+    def __init__(self, result: Result, name: str | None = None):
+        self.result, self.name = result, name
+        of_each = {} if name is None else frames.record_axes(result, None)[name]
+        first = dict([frames.first_axes(result)[name]]) if name in result.axes else {}
+        axes = {n: x for n, x in of_each.items() if n not in first} or frames.lane_axes(result, None)
+        shape = tuple(map(len, axes.values()))
         self.count, self.at = math.prod(shape), frames.time_axis(result)
         self.numbers = np.unique(np.linspace(0, max(self.count - 1, 0), min(self.count, MAX_LANES)).round().astype(int))
         places = np.unravel_index(self.numbers, shape) if shape else ()
-        axes = tuple(frames.lane_axes(result, None))
-        name = axes[0] if len(axes) == 1 else "lane"
-        self.labels = [f"{name} {', '.join(str(i[k]) for i in places)}" for k in range(len(self.numbers))]
+        kind = next(iter(axes)) if len(axes) == 1 else "lane"
+        labels = [[values[i] for i in place] for values, place in zip(axes.values(), places)]
+        self.labels = [f"{kind} {', '.join(str(each[k]) for each in labels)}" for k in range(len(self.numbers))]
         colours = needs("matplotlib").colormaps["viridis"](np.linspace(0.05, 0.85, len(self.numbers)))
         self.colours = [_FIT] if self.count == 1 else list(colours)
+
+    def of(self, name: str) -> _Lanes:
+        """The lanes of a record, which are sensors if it is of these."""
+        named = frames.record_axes(self.result, None)[name]
+        return self if {*frames.lane_axes(self.result, None)} <= {*named} else _Lanes(self.result, name)
 
     def rows(self, x, has_axis: bool) -> np.ndarray:
         """The drawn lanes of a record, ``(lanes, K)``, or all of them, ``(lanes,)``."""
@@ -458,6 +469,9 @@ class _Lanes:
 def _record(ax, result: Result, name: str, lanes: _Lanes):
     """One record: over time, over its own axis, or one value a lane."""
     axis = result.axes.get(name)
+    if name in result.statistics and isinstance(what := result.statistics[name][0], Reduction) and what.across:
+        _matrix(ax, result, name)
+        return
     values = lanes.rows(result[name], axis is not None)
     ax.set_ylabel(_labelled(name, result[name]), fontsize=9)
     if axis is None:
@@ -467,8 +481,24 @@ def _record(ax, result: Result, name: str, lanes: _Lanes):
     label, xs = _axis_of(axis)
     if label.startswith("frequency"):
         values = _logarithmic(ax, values)
-    lanes.draw(ax, [xs] * len(values), values, **({} if name not in result.statistics else {"marker": ".", "ms": 4}))
+    marked = {} if frames.is_over_time(result, name) or len(xs) > 200 else {"marker": ".", "ms": 4}
+    lanes.draw(ax, [xs] * len(values), values, **marked)
     ax.set_xlabel(label, fontsize=9)
+    if lanes.name is not None and lanes.count > 1:
+        ax.legend(ax.get_lines(), lanes.labels, frameon=False, fontsize=6, ncols=2)
+
+
+def _matrix(ax, result: Result, name: str):
+    """A matrix of pairs of regions, sensors or windows; of several networks, the first one's."""
+    x = np.asarray(u.get_magnitude(result[name]))
+    first = x.reshape(-1, *x.shape[-2:])[0]
+    drawn = ax.imshow(first, cmap="viridis", interpolation="nearest", zorder=3)
+    ax.figure.colorbar(drawn, ax=ax).ax.tick_params(labelsize=8)
+    more = "" if x.ndim == 2 else ", of the first network"
+    ax.set_title(_labelled(name, result[name]) + more, fontsize=9)
+    axes = [*frames.record_axes(result, None)[name]]
+    ax.set_ylabel(axes[-2], fontsize=9)
+    ax.set_xlabel(axes[-2], fontsize=9)
 
 
 def _logarithmic(ax, power: np.ndarray) -> np.ndarray:
@@ -492,6 +522,7 @@ def _axis_of(axis) -> tuple[str, np.ndarray]:
 def _spectra_of_lanes(ax, result: Result, over_time: Sequence[str], lanes: _Lanes):
     """Welch's spectrum of the first record, up to where next to all power lies."""
     freqs, power = result.psd(over_time[0])
+    lanes = lanes.of(over_time[0])
     freqs, rows = np.asarray(freqs.mantissa)[1:], lanes.rows(power, True)[:, 1:]
     rows = _logarithmic(ax, rows)
     if np.isfinite(rows).any():
@@ -507,6 +538,7 @@ def _spectra_of_lanes(ax, result: Result, over_time: Sequence[str], lanes: _Lane
 def _state_space(ax, result: Result, over_time: Sequence[str], lanes: _Lanes):
     """The second record against the first."""
     first, second = over_time[:2]
+    lanes = lanes.of(first)
     lanes.draw(ax, lanes.rows(result[first], True), lanes.rows(result[second], True), lw=0.8)
     ax.set_xlabel(_labelled(first, result[first]), fontsize=9)
     ax.set_ylabel(_labelled(second, result[second]), fontsize=9)
@@ -517,7 +549,8 @@ def _name_lanes(page, result: Result, lanes: _Lanes):
     drawn = f", {len(lanes.numbers)} of {lanes.count:,} lanes" if lanes.count > len(lanes.numbers) else ""
     page.suptitle(f"{', '.join(result)}{drawn}", fontsize=10, x=0.01, ha="left")
     if lanes.count > 1:
-        lines = [ax.get_lines() for ax in page.axes if len(ax.get_lines()) == len(lanes.numbers)]
+        shared = [ax for ax in page.axes if ax.get_legend() is None]
+        lines = [ax.get_lines() for ax in shared if len(ax.get_lines()) == len(lanes.numbers)]
         if lines:
             page.legend(
                 lines[0], lanes.labels, frameon=False, fontsize=8, ncols=min(len(lanes.labels), 8),

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import brainunit as u
 import jax
@@ -37,19 +37,45 @@ class Sampling(NamedTuple):
     count : number of records
     interval : seconds from one to the next
     block : records of a block; the last block may have fewer
+    channels : lanes that belong together, the regions of a network or its sensors; 0 without a network
     """
 
     count: int
     interval: float
     block: int
+    channels: int = 0
 
     @classmethod
-    def of(cls, count: int, interval: float, lanes: int) -> Sampling:
-        """In equal blocks, if a divisor of the count is near."""
+    def of(
+        cls, count: int, interval: float, lanes: int, channels: int = 0, multiple: int = 1, least: int = 0
+    ) -> Sampling:
+        """In equal blocks, if a divisor of the count is near; or in blocks of a multiple of some records.
+
+        A block has as many lanes' records as fit in the caches, and ``least`` records if there are so many.
+        """
         most = max(FEWEST, BLOCK // max(1, lanes))
         even = -(-count // -(-count // most)) if count else 1
+        even = min(max(even, least), max(1, count))
+        if multiple > 1:
+            return cls(count, interval, min(count, -(-even // multiple) * multiple), channels)
         divisors = (b for b in range(even, even + even // 2 + 1) if count % b == 0)
-        return cls(count, interval, next(divisors, even))
+        return cls(count, interval, next(divisors, even), channels)
+
+    def records_of(self, time: float, name: str) -> int:
+        """The records of a time in seconds, of the argument of this name.
+
+        Raises
+        ------
+        ValueError : no whole multiple of the time between records, or longer than the recording
+        """
+        times = time / self.interval
+        if round(times) < 1 or abs(times - round(times)) > 1e-6 * times:
+            raise ValueError(
+                f"'{name}' got {time:g} s, but takes a whole multiple of the time between records, {self.interval:g} s"
+            )
+        if round(times) > self.count:
+            raise ValueError(f"'{name}' got {time:g} s, longer than the {self.count * self.interval:g} s recorded")
+        return round(times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +84,14 @@ class Reduction:
 
     Parameters
     ----------
-    of : the observable or state; the model's first observable by default
+    of : the observable or state, or a signal made of one (`bk.Readout`, `bk.Convolved`, `bk.Average`); the model's
+        first observable by default
     """
 
-    of: str = dataclasses.field(default="", kw_only=True)
+    of: Any = dataclasses.field(default="", kw_only=True)
+
+    #: Whether the statistic is of all regions of a network together.
+    across: ClassVar[bool] = False
 
     @property
     def suffix(self) -> str:
@@ -77,7 +107,7 @@ class Reduction:
         """The result's unit, from the quantity's."""
         return unit
 
-    def bound(self, of: str, unit) -> Any:
+    def bound(self, of, unit) -> Any:
         """The statistic of a quantity that has this unit."""
         bound = copy.copy(self)
         object.__setattr__(bound, "of", of)
@@ -91,8 +121,16 @@ class Reduction:
         """Values that all lanes share, such as tables."""
         return 0
 
+    def multiple(self, sampling: Sampling) -> int:
+        """The records that each block but the last must be a multiple of."""
+        return 1
+
     def axis(self, ts, sampling: Sampling) -> Any:
         """The result's first axis, from the times of the records; ``None`` for one value a lane."""
+        return None
+
+    def sides(self, ts, sampling: Sampling) -> tuple[str, Any] | None:
+        """Of a matrix, the name and the values of its axes; ``None`` where they are the regions."""
         return None
 
     def start(self, like, sampling: Sampling) -> Any:
@@ -104,7 +142,7 @@ class Reduction:
         raise NotImplementedError
 
     def finish(self, carry, sampling: Sampling) -> Any:
-        """The result, ``(L,)`` or ``(M, L)``."""
+        """The result, ``(L,)`` or ``(M, L)``; of a statistic `across` networks ``(M, networks * M)``."""
         raise NotImplementedError
 
 
@@ -207,16 +245,7 @@ class Average(Reduction):
 
     def check(self, sampling):
         super().check(sampling)
-        times = self.tr / sampling.interval
-        if round(times) < 1 or abs(times - round(times)) > 1e-6 * times:
-            raise ValueError(
-                f"'tr' got {self.tr:g} s, but takes a whole multiple of the time between records, "
-                f"{sampling.interval:g} s"
-            )
-        if round(times) > sampling.count:
-            raise ValueError(
-                f"'tr' got {self.tr:g} s, longer than the {sampling.count * sampling.interval:g} s recorded"
-            )
+        sampling.records_of(self.tr, "tr")
 
     def per(self, sampling: Sampling) -> int:
         """Records of one mean."""

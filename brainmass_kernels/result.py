@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import display, frames, result_files, spectra, units
+from . import display, frames, result_files, signals, spectra, units
 from ._jax import is_traced
 from .models.base import check_name
 from .notices import warn
@@ -69,10 +69,11 @@ class Result(Mapping[str, Any]):
     Attributes
     ----------
     times : when the records were taken, as steps and the time of a step; `ts` has their values
-    records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``
+    records : each recorded quantity, ``(K, *batch)``, and each statistic, ``(*batch)`` or ``(M, *batch)``; of sensors
+        and of pairs of regions, with these in place of the regions: ``(K, *networks, S)``, ``(*networks, N, N)``
     final : the state after the last step, each ``(*batch)``; ``initial=result.final`` continues the run. For a network
         with delays it includes the ``history``, ``(H, *batch)``
-    statistics : for each record that is one, the statistic and its records
+    statistics : for each record that is a statistic or a signal, that and the records it is made of
     lanes : the names of the axes of the batch, for tables: "lane", or "lane_0" and so on, and "region" for the last of
         a network
     recordable : the names of all that the run could have recorded
@@ -94,7 +95,7 @@ class Result(Mapping[str, Any]):
     def axes(self) -> dict[str, Any]:
         """The first axis of each record: `ts`, the frequencies of a spectrum, the times of averages."""
         ts = self.ts
-        axes = {n: self.statistics[n][0].axis(ts, self.statistics[n][1]) if n in self.statistics else ts
+        axes = {n: signals.axis_of(self.statistics[n][0], ts, self.statistics[n][1]) if n in self.statistics else ts
                  for n in self.records}  # fmt: skip
         return {n: axis for n, axis in axes.items() if axis is not None}
 
@@ -185,10 +186,10 @@ class Result(Mapping[str, Any]):
 
     def _trajectory(self, name: str | None = None) -> str:
         """The name of a record over time; of ``None``, the first. Raises ValueError if there is none."""
-        over_time = [n for n in self.records if n not in self.statistics]
+        over_time = [n for n in self.records if frames.is_over_time(self, n)]
         if name is None and over_time:
             return over_time[0]
-        if name is not None and name not in self.statistics:
+        if name is not None and (name not in self.records or name in over_time):
             self[name]  # an unknown one raises
             return name
         got = "no record over time" if name is None else f"{name!r}, which is a statistic"
@@ -240,7 +241,9 @@ class Result(Mapping[str, Any]):
         """The records as an ``xarray.Dataset``; units are attributes of its variables and coordinates.
 
         The dimensions are ``time``, ``frequency`` for spectra, and the axes of the batch: ``lane`` (``lane_0``,
-        ``lane_1``, ... of several), and ``region`` for the last of a network.
+        ``lane_1``, ... of several), and ``region`` for the last of a network. Readouts have ``sensor`` in its place,
+        with their names. Matrices have ``region`` and ``region_2``, ``sensor`` and ``sensor_2``, or ``window`` and
+        ``window_2``, with the last time of each window.
 
         Parameters
         ----------

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from . import files, recording, units
+from . import connectivity, files, readout, recording, signals, units
 from ._version import __version__
 from .archives import digest_of, pack, unpack
+from .hrf import HRF
 from .recording import Reduction, Sampling
+from .signals import Signal
 
 if TYPE_CHECKING:
     from .result import Result
@@ -106,32 +108,78 @@ def _text_of(unit, name: str) -> str:
 def _encode(name: str, result: Result) -> dict[str, Any]:
     """A statistic, ready for JSON: its fields if it is one of this package, else its axis."""
     what, sampling = result.statistics[name]
-    kind = type(what)
-    known: dict[str, Any] = {"kind": kind.__name__, "of": what.of, "sampling": list(sampling)}
-    if getattr(recording, kind.__name__, None) is kind:
-        fields = {n: x for n, x in vars(what).items() if n != "of"}
-        return known | {"fields": {n: _plain(x, name) for n, x in fields.items()}}
+    known = {"sampling": list(sampling)}
+    if _class_of(type(what).__name__) is type(what):
+        return known | _fields_of(what, name)
     axis = result.axes.get(name)
     values = None if axis is None else np.asarray(u.get_magnitude(axis), float).tolist()
-    return known | {"axis": values, "unit": _text_of(units.unit_of(axis), name)}
+    own = {"kind": type(what).__name__, "of": _of(what, name), "axis": values}
+    return known | own | {"unit": _text_of(units.unit_of(axis), name)}
+
+
+#: Where the classes of this package's statistics and signals are.
+_MODULES = (recording, connectivity, signals, readout)
+
+
+def _class_of(kind: str) -> type | None:
+    """A class of this package's by its name."""
+    return next((vars(module)[kind] for module in _MODULES if kind in vars(module)), None)
+
+
+def _fields_of(what: Reduction | Signal, name: str) -> dict[str, Any]:
+    fields = {n: _plain(x, name) for n, x in vars(what).items() if n != "of"}
+    return {"kind": type(what).__name__, "of": _of(what, name), "fields": fields}
+
+
+def _of(what: Reduction | Signal, name: str) -> str | dict[str, Any]:
+    """What a statistic is of: a quantity's name, or a signal."""
+    return what.of if isinstance(what.of, str) else _fields_of(what.of, name)
 
 
 def _plain(value, name: str):
     """A field of a statistic; that of a level is a pair of a number and its unit."""
-    if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[1], (int, float)):
+    if isinstance(value, HRF):
+        return {"hrf": dataclasses.asdict(value)}
+    if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[1], (int, float, str)):
         return {"value": value[0], "unit": _text_of(value[1], name)}
+    if isinstance(value, u.Unit):
+        return {"value": None, "unit": _text_of(value, name)}
     return list(value) if isinstance(value, tuple) else value
 
 
-def _decode(saved: dict[str, Any]) -> tuple[Reduction, Sampling]:
+def _decode(saved: dict[str, Any]) -> tuple[Reduction | Signal, Sampling]:
     sampling = Sampling(*saved["sampling"])
     if "fields" not in saved:
-        values = None if saved["axis"] is None else tuple(saved["axis"])
-        return Stored(saved["kind"], values, units.parsed(saved["unit"]), of=saved["of"]), sampling
-    # The fields are those that the constructor made of its arguments.
-    what = object.__new__(getattr(recording, saved["kind"]))
-    for n, x in {"of": saved["of"], **saved["fields"]}.items():
-        if isinstance(x, dict):
-            x = (x["value"], units.parsed(x["unit"]))
-        object.__setattr__(what, n, tuple(x) if isinstance(x, list) else x)
-    return what, sampling
+        values, of = None if saved["axis"] is None else tuple(saved["axis"]), _decoded_of(saved["of"])
+        return Stored(saved["kind"], values, units.parsed(saved["unit"]), of=of), sampling
+    return _made(saved), sampling
+
+
+def _decoded_of(saved: str | dict[str, Any]) -> Any:
+    return saved if isinstance(saved, str) else _made(saved)
+
+
+def _made(saved: dict[str, Any]) -> Any:
+    """A statistic or signal of the fields that the constructor made of its arguments."""
+    kind = _class_of(saved["kind"])
+    if kind is None:
+        raise ValueError(f"it has a statistic {saved['kind']}, which this version lacks")
+    what = object.__new__(kind)
+    object.__setattr__(what, "of", _decoded_of(saved["of"]))
+    for n, x in saved["fields"].items():
+        object.__setattr__(what, n, _field(x))
+    return what
+
+
+def _field(x):
+    if isinstance(x, dict) and "hrf" in x:
+        return _with_seconds(x["hrf"])
+    if isinstance(x, dict):
+        unit = units.parsed(x["unit"])
+        return unit if x["value"] is None else (x["value"], unit)
+    return tuple(x) if isinstance(x, list) else x
+
+
+def _with_seconds(fields: dict[str, Any]) -> HRF:
+    in_seconds = {n: np.array(fields[n]) * u.second for n in ("scales", "length")}
+    return HRF(fields["weights"], fields["shapes"], in_seconds["scales"], float(fields["length"]) * u.second)

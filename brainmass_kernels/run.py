@@ -36,6 +36,7 @@ from .pointwise import Program
 from .programs import Programs
 from .recording import Reduction, Sampling
 from .schedule import COUNTED, PART, Schedule, segment_groups
+from .signals import Signal, chain_of, is_over_time
 from .step import Step, StepSpec, build
 
 # Each inverse step multiplies rounding errors by exp(a dt). The largest sum of `a dt` over a segment.
@@ -54,8 +55,8 @@ class Run(NamedTuple):
     precision: str
     interpret: str
     platform: str
-    entries: tuple[tuple[str, str | Reduction], ...]  # what is recorded, after the result's name
-    sampling: Sampling | None  # of the records, if there are statistics
+    entries: tuple[tuple[str, str | Reduction | Signal], ...]  # what is recorded, after the result's name
+    sampling: Sampling | None  # of the records, if there are signals or statistics
     depths: tuple[int, ...] = ()  # steps of history of each quantity that the regions of a network send
     terms: tuple[Term, ...] = ()  # of the sums of a network
     spans: tuple[tuple[int, int], ...] = ()  # of each group of models of a network, its first region and its end
@@ -65,6 +66,7 @@ class Run(NamedTuple):
     inverse_steps: str = ""  # whether the adjoint takes inverse steps: "always", "asked" at run time, or ""
     split: Split | None = None  # over devices, if that is known before it is compiled
     axes: tuple[str, ...] = ()  # of the mesh, of a share of a run
+    arrays: tuple[tuple[int, ...], ...] = ()  # the shapes of the arrays of signals
 
     @property
     def share(self) -> Run:
@@ -112,6 +114,7 @@ class Data(NamedTuple):
     # Of each quantity that a network sends, broadcasts to ``(depth, *batch)``; ``None``, what the first state sends.
     history: tuple = ()
     seeds: Any = None  # ``(2, *batch)``, which takes the place of the key
+    arrays: tuple = ()  # of the signals that are recorded, such as the matrices of readouts
 
 
 def inverse_holds(run: Run, growth):
@@ -161,7 +164,13 @@ def no_lanes(fun):
             lambda x: jax.ShapeDtypeStruct(tuple(n or 1 for n in np.shape(x)), jax.dtypes.result_type(x)), data
         )
         like = jax.eval_shape(functools.partial(fun, run._replace(batch=batch), *static), one)
-        return jax.tree.map(lambda x: jnp.zeros((*x.shape[: x.ndim - len(batch)], *run.batch), x.dtype), like)
+
+        def empty_like(x):
+            at = x.ndim - len(batch)
+            lanes = (n if size else 0 for n, size in zip(x.shape[at:], run.batch, strict=True))
+            return jnp.zeros((*x.shape[:at], *lanes), x.dtype)
+
+        return jax.tree.map(empty_like, like)
 
     return empty
 
@@ -223,13 +232,34 @@ def _execute_share(run: Run, data: Data):
     else:
         entries = [what for _, what in run.entries]
         blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
-        records, final = run_in_blocks(*blocks, carry, rows, rerun)
+        arrays = tuple(jnp.asarray(x, run.spec.dtype) for x in data.arrays)
+        records, final = run_in_blocks(*blocks, carry, rows, rerun, arrays)
     state = _around(run, step.transforms["exit"], [*hoisted, *final.state], all_lanes=True)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
-        records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
+        records = [_where_finite(run, what, finite, x) for (_, what), x in zip(run.entries, records)]
     last = (*state, *final.history)
-    return [[x.reshape(*x.shape[:-1], *run.batch) for x in group] for group in (records, last)]
+    return [[x.reshape(*x.shape[:-1], *_lanes_of(run, x)) for x in group] for group in (records, last)]
+
+
+def _lanes_of(run: Run, x) -> tuple[int, ...]:
+    """What the last axis of a record is: the batch, in which a network may have other channels than its regions."""
+    if not run.spec.links:
+        return run.batch
+    networks = run.batch[:-1]
+    return *networks, x.shape[-1] // math.prod(networks)
+
+
+def _where_finite(run: Run, what: str | Reduction | Signal, finite, x):
+    """A record, NaN throughout for lanes that did not stay finite, unless it is a trajectory."""
+    if is_over_time(what):
+        return x
+    assert run.sampling is not None
+    assert not isinstance(what, str)
+    if chain_of(what, run.sampling).regional:
+        whole = finite.reshape(-1, run.batch[-1]).all(1)
+        finite = jnp.repeat(whole, x.shape[-1] // len(whole), total_repeat_length=x.shape[-1])
+    return _where(finite, x)
 
 
 def _launcher(run: Run, operands: Operands, near):

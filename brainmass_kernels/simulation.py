@@ -8,8 +8,9 @@ from typing import Any
 
 import brainunit as u
 import jax
+import jax.numpy as jnp
 
-from . import derivatives, devices, dispatch, memory, units
+from . import derivatives, devices, dispatch, memory, signals, units
 from ._jax import is_traced
 from .arguments import prepare
 from .groups import Groups
@@ -17,6 +18,7 @@ from .interrupts import interruptible
 from .models.base import Model
 from .network import Network, parts_of, sent_of
 from .pointwise import specialized
+from .recording import Reduction
 from .result import Result, Times
 from .run import Run, execute, loop_of, no_lanes, only_reverse, request_of
 from .step import build
@@ -90,11 +92,13 @@ def simulate(
         records = [by_source[what] for _, what in run.entries]
     lanes_of = mass.lanes_of if isinstance(mass, Groups) else lambda name: None
     for (name, what), x in zip(run.entries, records, strict=True):
-        x = _of_lanes(x, lanes_of(what if isinstance(what, str) else what.of))
-        if isinstance(what, str):
-            values[name] = units.attach(x, known[what])
-        elif run.sampling:
-            values[name], statistics[name] = units.attach(x, what.unit(known[what.of])), (what, run.sampling)
+        of = what if isinstance(what, str) else what.of
+        x = _of_lanes(x, lanes_of(of)) if isinstance(of, str) else x
+        if isinstance(what, Reduction) and what.across:
+            x = jnp.moveaxis(x, 0, -2)  # a matrix of each network
+        values[name] = units.attach(x, signals.unit_of(what, known))
+        if run.sampling and not isinstance(what, str):
+            statistics[name] = what, run.sampling
     last: dict[str, Any] = {n: units.attach(x, known[n]) for n, x in zip(mass.states, final)}
     last = {n: _of_lanes(x, lanes_of(n)) for n, x in last.items()}
     if run.depth:

@@ -21,6 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import eeg, tables
+from .connectivity import fcd as fcd
+from .distributions import ks_distance as ks_distance
+from .distributions import pairs as pairs
+from .distributions import wasserstein as wasserstein
 from .eeg import RECORDINGS
 from .rounding import at_rest, centred
 from .tables import MIN_POINTS

@@ -51,22 +51,31 @@ class Contents(NamedTuple):
         for name, axis in [*self.axes.items(), *((axis_of(n), x) for n, x in self.record_axes.items())]:
             coords[name] = ((name,), np.asarray(u.get_magnitude(axis)), {"units": str(units.unit_of(axis))})
         for name, x in self.records.items():
-            dims = self._dims(name, np.ndim(u.get_magnitude(x)))
-            variables[name] = (dims, np.asarray(u.get_magnitude(x)), {"units": str(units.unit_of(x))})
+            variables[name] = (self._dims(name), np.asarray(u.get_magnitude(x)), {"units": str(units.unit_of(x))})
         # Not every format keeps the order of its variables.
         names = [n for n in self.records if n != OK]
         attributes = {"about": self.about, "axes": list(self.axes), "records": names, files.CHECKSUM: self.checksum()}
         texts = {n: json.dumps(x) for n, x in attributes.items()}
         return xarray.Dataset(variables, coords, {"format": _FORMAT, **texts})
 
-    def _dims(self, name: str, ndim: int) -> list[str]:
+    def _dims(self, name: str) -> list[str]:
         head = [None] * (name in self.record_axes)
-        return dims_of(name, self.axes, head, [None] * (ndim - len(head) - len(self.axes)))
+        tail = np.shape(u.get_magnitude(self.records[name]))[len(head) + len(self.axes) :]
+        return dims_of(name, self.axes, head, tail, self._regions())
+
+    def _regions(self) -> int | None:
+        """The size of the axis `REGION`: the largest last axis of a record that is no matrix."""
+        heads = {n: (n in self.record_axes) + len(self.axes) for n in self.records}
+        tails = (np.shape(u.get_magnitude(x))[heads[n] :] for n, x in self.records.items())
+        return max((tail[0] for tail in tails if len(tail) == 1), default=None)
 
 
-def dims_of(name: str, axes, head: Sequence, tail: Sequence) -> list[str]:
-    """The names of a record's axes; ``head`` and ``tail`` have an element for each that is not the grid's."""
-    return [*(axis_of(name) for _ in head), *axes, *(REGION for _ in tail)]
+def dims_of(name: str, axes, head: Sequence, tail: Sequence[int], regions: int | None) -> list[str]:
+    """The names of a record's axes; ``head`` has an element, and ``tail`` the size, of each that is not the grid's."""
+    own = f"{name}_{REGION}"
+    shared = len(tail) == 1 and tail[0] == regions
+    sides = [REGION] if shared else [own, f"{own}_2"][: len(tail)]
+    return [*(axis_of(name) for _ in head), *axes, *sides]
 
 
 def axis_of(name: str) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -152,9 +153,8 @@ class Regions(Parts):
 
     def _around(self, name: str, chunk: Chunk) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The lengths of a record's axes before and after those of the grid."""
-        tail = () if name == OK else self.grid.regions
-        shape = np.shape(u.get_magnitude(chunk.records[name]))
-        return shape[: len(shape) - 1 - len(tail)], tail
+        shape, at = np.shape(u.get_magnitude(chunk.records[name])), int(name in chunk.record_axes)
+        return shape[:at], shape[at + 1 :]
 
     def _create(self, chunk: Chunk) -> None:
         """An empty store of the whole grid's shape; of those that workers make at once, the first stays."""
@@ -188,7 +188,8 @@ class Regions(Parts):
             (head, tail), dtype = self._around(name, chunk), np.asarray(u.get_magnitude(x)).dtype
             group.create_array(
                 name, shape=(*head, *self.grid.shape, *tail), chunks=(*head, *self.tiles.tile, *tail), dtype=dtype,
-                compressors=codecs, dimension_names=sweep_files.dims_of(name, self.grid.axes, head, tail),
+                compressors=codecs,
+                dimension_names=sweep_files.dims_of(name, self.grid.axes, head, tail, math.prod(self.grid.regions)),
                 attributes={"units": str(units.unit_of(x))}, fill_value=np.nan if dtype.kind == "f" else 0,
             )  # fmt: skip
 

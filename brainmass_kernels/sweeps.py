@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, display, files, grids, identity, report, routing, sweep_files, sweep_parts, units
+from . import dispatch, display, files, grids, identity, report, routing, signals, sweep_files, sweep_parts, units
 from ._version import __version__
 from .arguments import PerLane, entries_of, prepare
 from .grids import Grid, Tiles
@@ -27,7 +27,7 @@ from .models.base import Model, check_name
 from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
-from .recording import Maximum, Mean, Minimum, PeakFrequency
+from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .run import Run
 from .simulation import explain, simulate, times
 from .sweep_files import OK, Contents, Stored
@@ -185,9 +185,10 @@ class Sweep:
         plain = {n: self.records[n] for n in self.records if n not in self.record_axes}
         if not plain:
             return self
-        regions = next(iter(plain.values())).ndim - len(self.axes)
-        if regions:
-            plain = {n: units.attach(u.get_magnitude(x).mean(-1), units.unit_of(x)) for n, x in plain.items()}
+        grid = len(self.axes)
+        if any(x.ndim > grid for x in plain.values()):
+            over = {n: tuple(range(grid, x.ndim)) for n, x in plain.items()}
+            plain = {n: units.attach(u.get_magnitude(x).mean(over[n]), units.unit_of(x)) for n, x in plain.items()}
             return dataclasses.replace(self, records=plain, about={**self.about, "shown": "means over the regions"})
         return dataclasses.replace(self, records=plain) if isinstance(self.records, Stored) else self
 
@@ -465,11 +466,12 @@ class _Job:
         result = simulate(**self.call(number))
         # Waiting here can be interrupted; copying what is not ready cannot.
         jax.block_until_ready(result.records)
-        inside, regions = slice(len(self.tiles.places(number))), tuple(slice(None) for _ in self.grid.regions)
-        records: dict[str, Any] = {n: _on_host(x, (..., inside, *regions)) for n, x in result.records.items()}
-        finite = _on_host(result._finite(), (inside, *regions))
+        inside, axes = slice(len(self.tiles.places(number))), result.axes
+        heads = {n: (slice(None),) * (n in axes) for n in result.records}
+        records: dict[str, Any] = {n: _on_host(x, (*heads[n], inside)) for n, x in result.records.items()}
+        finite = _on_host(result._finite(), (inside,))
         records[OK] = np.asarray(finite).all(tuple(range(1, finite.ndim)))
-        return Chunk(records, {n: _on_host(x) for n, x in result.axes.items()})
+        return Chunk(records, {n: _on_host(x) for n, x in axes.items()})
 
     def plan(self) -> _Plan:
         run, _ = prepare(**self.call(0))
@@ -583,10 +585,10 @@ def _joined(job: _Job, chunks: Parts | InMemory, about: dict[str, Any]) -> Sweep
     pieces = [chunks.read(number) for number in range(job.tiles.count)]
     records = {}
     for name in pieces[0].records:
-        rank = 0 if name == OK else len(job.grid.regions)
-        whole = np.concatenate([u.get_magnitude(c.records[name]) for c in pieces], axis=-1 - rank)
-        # A record of a group of regions has those alone.
-        head, regions = whole.shape[: whole.ndim - 1 - rank], whole.shape[whole.ndim - rank :]
+        at = int(name in pieces[-1].record_axes)
+        whole = np.concatenate([u.get_magnitude(c.records[name]) for c in pieces], axis=at)
+        # A record of a group of regions has those alone, one of sensors has these, and one of pairs has two axes.
+        head, regions = whole.shape[:at], whole.shape[at + 1 :]
         whole = whole.reshape(*head, *job.grid.shape, *regions)
         records[name] = units.attach(whole, units.unit_of(pieces[0].records[name]))
     ok = records.pop(OK, None)
@@ -602,9 +604,14 @@ def _one_point(model: Model | Network, grid: Grid, run: Run) -> Sweep:
     known = mass.recordable()
     ts, records, record_axes = times(run, 1.0 * mass.time_unit), {}, {}
     for name, what in run.entries:
-        axis: Any = ts if isinstance(what, str) else what.axis(ts, run.sampling)  # pyright: ignore[reportArgumentType]
-        unit = known[what] if isinstance(what, str) else what.unit(known[what.of])
-        shape = (*(() if axis is None else (1,)), *(1 for _ in grid.axes), *grid.regions)
+        axis, tail = ts, grid.regions
+        if not isinstance(what, str):
+            assert run.sampling is not None
+            axis, chain = signals.axis_of(what, ts, run.sampling), signals.chain_of(what, run.sampling)
+            if chain.regional:
+                tail = (1, 1) if isinstance(what, Reduction) and what.across else (chain.sampling.channels,)
+        unit = signals.unit_of(what, known)
+        shape = (*(() if axis is None else (1,)), *(1 for _ in grid.axes), *tail)
         records[name] = units.attach(np.zeros(shape, run.spec.dtype), unit)
         if axis is not None:
             record_axes[name] = _on_host(axis, slice(1))

@@ -1,5 +1,8 @@
 """The Balloon-Windkessel states against scipy's solution of the published equations."""
 
+import pickle
+import re
+
 import brainunit as u
 import jax
 import jax.numpy as jnp
@@ -103,6 +106,71 @@ def test_beside_a_model_of_blocks_in_milliseconds(x64):
     )
     want = np.trapezoid(still["x"], dx=0.1)
     assert 0 < float(still["bold"][-1]) < 0.1 * want
+
+
+# Kernels ------------------------------------------------------------------------------------------------------------
+
+KERNEL = bk.HRF((1.2, -0.2, 0.1), (6, 16, 2), [1.0, 1.0, 0.5] * u.second)
+
+
+def with_kernel(dt, kernel=KERNEL, duration=40.0, record="bold", **fields):
+    model = bk.with_bold(Relaxing(), gain=0.5 / u.mV, kernel=kernel).replace(**fields)
+    pulse = (np.arange(round(duration / dt)) * dt < PULSE - dt / 2).astype(float)
+    return bk.simulate(
+        model, duration * u.second, dt * u.second, inputs={"x_inp": pulse * u.mV}, every=round(0.1 / dt), scheme="heun",
+        record=record, implementation="scan",
+    )  # fmt: skip
+
+
+def test_low_passes_are_the_kernel(x64):
+    """The density of shape n is n low-passes in a row: against the integral of kernel times activity."""
+    found = with_kernel(0.01)
+    # Of the activity, which is an exponential, at every millisecond.
+    fine = np.arange(0.0, 30.0, 1e-3)
+    active = np.where(fine < PULSE, 1.0 - np.exp(-20.0 * fine), np.exp(-20.0 * (fine - PULSE)))
+    kernel = KERNEL(fine)
+    times = np.asarray(found.ts.to_decimal(u.second))[:250]
+    want = [
+        0.5 * np.trapezoid(kernel[: k + 1][::-1] * active[: k + 1], dx=1e-3) for k in np.rint(times * 1e3).astype(int)
+    ]
+    np.testing.assert_allclose(found["bold"][:250], want, atol=2e-4 * np.abs(want).max())
+    assert len(bk.with_bold(Relaxing(), kernel=KERNEL).states) == 1 + 16 + 2
+
+
+def test_gradients_in_the_kernel(x64):
+    def peak(scale, weight):
+        fields = {"bold_scale_1": scale * u.second, "bold_weight_2": weight}
+        return jnp.sum(with_kernel(0.05, duration=8.0, **fields)["bold"] ** 2)
+
+    slopes, e = jax.grad(peak, (0, 1))(1.0, -0.2), 1e-5
+    np.testing.assert_allclose(slopes[0], (peak(1.0 + e, -0.2) - peak(1.0 - e, -0.2)) / (2 * e), rtol=1e-6)
+    np.testing.assert_allclose(slopes[1], (peak(1.0, -0.2 + e) - peak(1.0, -0.2 - e)) / (2 * e), rtol=1e-6)
+
+
+def test_a_kernel_beside_a_model_of_blocks_in_milliseconds(x64):
+    """The same constants, in a model that counts milliseconds: a lasting activity gives a signal of its own size."""
+    model = bk.with_bold(bk.JansenRit(), source="eeg", kernel=bk.HRF.gamma(2, 20 * u.ms), gain=0.1 / u.mV)
+    found = bk.simulate(
+        model, 1 * u.second, 0.5 * u.ms, inputs={"E_inp": 90 * u.Hz}, record=["eeg", "bold"], every=100,
+        implementation="scan",
+    )  # fmt: skip
+    assert float(found["bold"][-1]) == pytest.approx(0.1 * float(found["eeg"][-1] / u.mV), rel=1e-3)
+    assert pickle.loads(pickle.dumps(model)).bold_scale_1 == 20 * u.ms
+    assert type(bk.with_bold(Relaxing(), kernel="balloon")) is type(bk.with_bold(Relaxing()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"kernel": bk.HRF.gamma(2.5)}, ValueError, "'kernel' got shapes (2.5,), but with_bold takes whole ones"),
+        ({"kernel": "gamma"}, ValueError, "'kernel' got 'gamma', but takes 'balloon', a bk.HRF, or None"),
+        ({"kernel": KERNEL, "kappa": 1 * u.Hz}, TypeError, "'kappa' is a constant of the balloon, but 'kernel' got"),
+        ({"kernel": KERNEL, "gain": 1 / u.second / u.mV}, ValueError, "'bold_gain' got"),
+    ],
+)
+def test_kernels_that_are_refused(arguments, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        bk.with_bold(bk.JansenRit(), **arguments)
 
 
 def test_what_is_wrong_is_said():
