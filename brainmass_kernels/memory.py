@@ -43,7 +43,7 @@ def gradient(run: Run) -> int:
     """Bytes of a gradient beyond the records: checkpoints, and one replayed segment."""
     steps = run.schedule.steps
     states = -(-steps // run.checkpoint_every) + run.checkpoint_every
-    return (states * len(run.spec.model.states) + sent(run)) * _lane_bytes(run)
+    return (states * len(run.spec.carried) + sent(run)) * _lane_bytes(run)
 
 
 def sent(run: Run) -> int:

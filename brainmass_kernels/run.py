@@ -102,7 +102,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
     if step.send:
         coupling = Coupling(run.batch[-1], run.depths, step.send, run.terms)
     loop = Loop(
-        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
+        step.advance, step.observe, len(step.setup.out_avals), len(spec.carried), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
         coupling,
     )  # fmt: skip
@@ -165,7 +165,8 @@ def _execute_share(run: Run, data: Data):
     initial = [in_lanes(x, run.batch, run.spec.dtype) for x in data.state]
     coefs = tuple(_around(run, step.setup, hoisted))
     state = _around(run, step.transforms["enter"], [*hoisted, *initial], all_lanes=True)
-    carry = Carry(tuple(state))
+    # The steps are counted from the first one on.
+    carry = Carry((*state, *(jnp.zeros_like(state[0]) for _ in range(run.spec.digits))))
     connections = tuple(_connections(term, run) for term in data.connections)
     if connections:
         carry = carry._replace(history=_history(data.history, run, loop, coefs, carry.state))
@@ -184,7 +185,8 @@ def _execute_share(run: Run, data: Data):
         entries = [what for _, what in run.entries]
         blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
         records, final = run_in_blocks(*blocks, carry, rows, rerun)
-    state = _around(run, step.transforms["exit"], [*hoisted, *final.state], all_lanes=True)
+    last = final.state[: len(state)]
+    state = _around(run, step.transforms["exit"], [*hoisted, *last], all_lanes=True)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [x if isinstance(what, str) else _where(finite, x) for (_, what), x in zip(run.entries, records)]
