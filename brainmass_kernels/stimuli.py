@@ -144,8 +144,8 @@ class Stimulus(_Summand):
         return {"onset": p.onset}
 
     @staticmethod
-    def cycles(p: SimpleNamespace) -> dict[str, tuple[Any, Any, bool]]:
-        """Of each phase ``(rate, offset, whether the rate is a period)``, by name."""
+    def cycles(p: SimpleNamespace) -> dict[str, tuple[str, Any, bool]]:
+        """Of each phase ``(parameter that is its rate, offset, whether that is a period)``, by name."""
         return {}
 
     @staticmethod
@@ -176,7 +176,10 @@ class Stimulus(_Summand):
         p = SimpleNamespace(**numbers_of(self, type(self).__name__, of_input, own))
         for name, x in vars(p).items():
             vars(p)[name] = None if x is None else jnp.asarray(x)[..., None] if np.ndim(x) else x
-        cycles = {n: (1.0 / rate if period else rate, offset) for n, (rate, offset, period) in self.cycles(p).items()}
+        cycles = {}
+        for name, (rate, offset, period) in self.cycles(p).items():
+            each = getattr(p, rate)
+            cycles[name] = 1.0 / each if period else each, offset
         at = timing.AtTimes(units.strip(times, own, "times"), self.moments(p), cycles)
         return units.attach(p.amplitude * self.course(at, p), of_input)
 
@@ -354,8 +357,7 @@ class Stimuli(NamedTuple):
             for name, time in form.kind.moments(q).items():
                 values |= timing.moment(name, time, step, digits)
             for name, (rate, offset, period) in form.kind.cycles(q).items():
-                rate, offset = timing.together(rate, offset)
-                values |= timing.cycle(name, rate, offset, step, digits, period)
+                values |= timing.cycle(name, timing.together(p[rate])[0], offset, step, digits, period)
             found += [values[label] for label in form.labels(digits)]
         return tuple(found)
 

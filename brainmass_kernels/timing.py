@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._jax import is_traced, values_here
+from ._jax import is_traced, of_one_shape, values_here
 
 # A product of two numbers below this is exact in float32.
 BASE = 4096
@@ -79,20 +79,26 @@ def labels(moments: Sequence[str], cycles: Sequence[str], digits: int) -> tuple[
 
 
 def together(*values) -> tuple:
-    """Numbers and arrays of one shape and dtype: float64 on the host, or, where one is traced, its dtype."""
-    traced = [x for x in values if is_traced(x)]
-    if not traced:
-        return tuple(np.asarray(values_here(x), np.float64) for x in values)
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*traced)
-    shape = np.broadcast_shapes(*map(np.shape, values))
-    return tuple(jnp.broadcast_to(jnp.asarray(x, dtype), shape) for x in values)
+    """Numbers and arrays of one shape and dtype: float64 on the host; with one that is traced or shared, its dtype."""
+    away = [x for x in values if is_traced(x) or (isinstance(x, jax.Array) and len(x.sharding.device_set) > 1)]
+    dtype = np.float64
+    if away:
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(*away)
+    known = [any(x is y for y in away) for x in values]
+    cast = (x.astype(dtype) if there else np.asarray(values_here(x), dtype) for x, there in zip(values, known))
+    return of_one_shape(*cast)
+
+
+def _of(x) -> Any:
+    """The library of an array."""
+    return jnp if isinstance(x, jax.Array) else np
 
 
 def moment(name: str, time, dt: float, digits: int) -> dict[str, Any]:
     """A time as whole steps, and the part of a step that is left, by label."""
     steps = time / dt
-    xp = jnp if is_traced(steps) else np
+    xp = _of(steps)
     whole = _constant(xp.round(steps))
     # Within rounding of a step it is that step: 0.7 ms is step 7 of 0.1 ms.
     part = steps - whole
@@ -109,25 +115,24 @@ def cycle(name: str, rate, offset, dt: float, digits: int, period: bool = False)
 
     Parameters
     ----------
-    rate : cycles a unit of time, or with ``period`` the unit's time a cycle
+    rate : cycles a unit of time, or with ``period`` the time of a cycle
     offset : in cycles
     """
-    xp = jnp if is_traced(rate) or is_traced(offset) else np
     each = 1.0 / rate if period else rate
-    found = {"rate": each * dt, "offset": offset - _constant(xp.round(offset))}
+    found = {"rate": each * dt, "offset": offset - _constant(_of(offset).round(offset))}
     for k in range(digits):
         found[f"phase {k}"], found[f"rest {k}"] = _phase(_constant(rate), dt * BASE**k, period)
     return {f"{name} {key}": x for key, x in found.items()}
 
 
 def _constant(x):
-    return lax.stop_gradient(x) if is_traced(x) else x
+    return lax.stop_gradient(x) if isinstance(x, jax.Array) else x
 
 
 def _phase(rate, time: float, period: bool) -> tuple[Any, Any]:
     """The phase after a time, reduced: a multiple of 1/4,096 of a cycle, and the rest."""
-    if not is_traced(rate) or rate.dtype == np.float64:
-        xp = jnp if is_traced(rate) else np
+    if rate.dtype == np.float64:
+        xp = _of(rate)
         phase = time / rate if period else rate * time
         phase = phase - xp.round(phase)
         coarse = xp.round(phase * BASE) / BASE

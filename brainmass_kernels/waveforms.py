@@ -101,7 +101,7 @@ class PulseTrain(Stimulus):
 
     @staticmethod
     def cycles(p):
-        return {"pulse": (p.period, (p.onset + p.width / 2.0) / p.period, True)}
+        return {"pulse": ("period", (p.onset + p.width / 2.0) / p.period, True)}
 
     @staticmethod
     def course(t, p):
@@ -148,7 +148,7 @@ class Sine(Stimulus):
 
     @staticmethod
     def cycles(p):
-        return {"wave": (p.frequency, p.frequency * p.onset - p.phase / (2.0 * math.pi), False)}
+        return {"wave": ("frequency", p.frequency * p.onset - p.phase / (2.0 * math.pi), False)}
 
     @staticmethod
     def course(t, p):

@@ -297,7 +297,7 @@ def test_phases_are_exact(late, traced):
     """To less than a millionth of a cycle, also of a frequency and a period that are traced as float32."""
     digits, dt = timing.digits_of(late), 1e-4
     for given, period in ((np.float32(9.87654321), False), (np.float32(0.0123456), True)):
-        split = lambda x, period=period: timing.cycle("c", x, 0.0 * x, dt, digits, period)  # noqa: E731
+        split = lambda x, period=period: timing.cycle("c", x, np.float32(0.0), dt, digits, period)  # noqa: E731
         values = jax.jit(split)(given) if traced else split(np.float64(given))
         values = {n: jnp.float32(x) for n, x in values.items()}
         time = timing.InLoop(counted(late, digits), values, jnp.float32(dt), 0.0)
@@ -372,6 +372,29 @@ def test_lanes_and_vmap_and_pytrees():
     np.testing.assert_allclose(jax.jit(lambda d: leak(d, 80))(drive), lanes[:, 1], rtol=1e-5, atol=1e-7)
     slopes = jax.grad(lambda d: jnp.sum(leak(d, 80)))(drive)
     assert float(slopes.stimuli[0].amplitude.mantissa) > 0.0
+
+
+def test_lanes_over_devices():
+    """A share of the onsets lies on each device, and so does the result."""
+    onsets = jnp.linspace(3.0, 17.0, 8)
+    drive = lambda x: bk.Pulse(x * u.ms, 5 * u.ms, 50 * u.Hz, 1 * u.ms) + bk.Sine(20 * u.Hz, 9 * u.Hz)  # noqa: E731
+    whole = leak(drive(onsets), 60)
+    mesh = jax.make_mesh((2,), ("lanes",), devices=jax.devices()[:2])
+    spread = jax.device_put(onsets, jax.NamedSharding(mesh, jax.P("lanes")))
+    parts = leak(drive(spread), 60)
+    assert len(parts.sharding.device_set) == 2
+    assert not parts.sharding.is_fully_replicated
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_second_derivatives_and_forward_mode(x64):
+    def total(x):
+        return jnp.sum(leak(bk.Pulse(x * u.ms, 5 * u.ms, 50 * u.Hz, 1 * u.ms), 60) ** 2)
+
+    h = 1e-4
+    slope = jax.jacfwd(total)
+    np.testing.assert_allclose(slope(11.0), jax.grad(total)(11.0), rtol=1e-9)
+    np.testing.assert_allclose(jax.hessian(total)(11.0), (slope(11.0 + h) - slope(11.0 - h)) / (2 * h), rtol=1e-5)
 
 
 def test_another_value_compiles_nothing():
