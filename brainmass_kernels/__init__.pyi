@@ -93,6 +93,14 @@ from .simulation import explain as explain
 from .simulation import simulate as simulate
 from .spectra import PowerSpectrum as PowerSpectrum
 from .spectra import load_spectrum as load_spectrum
+from .stimuli import Drive as Drive
+from .stimuli import Stimulus as Stimulus
 from .sweeps import Sweep as Sweep
 from .sweeps import SweepPart as SweepPart
 from .sweeps import sweep as sweep
+from .waveforms import GammaBump as GammaBump
+from .waveforms import Pulse as Pulse
+from .waveforms import PulseTrain as PulseTrain
+from .waveforms import Ramp as Ramp
+from .waveforms import Sine as Sine
+from .waveforms import stimulus as stimulus

@@ -31,6 +31,8 @@ from .schedule import COUNTED, Schedule
 from .schemes import NEEDS, SCHEMES
 from .signals import Signal
 from .step import StepSpec, build
+from .stimuli import Drive, Stimuli, drives_of, with_base
+from .timing import digits_of
 
 # The longest step in units of a model's fastest time constant; a step longer than one gives a warning.
 COARSEST = 1e4
@@ -63,6 +65,7 @@ class Values(NamedTuple):
     by_lane : names of the constant inputs that are `PerLane`
     regions : of a network, else 0
     between : how many of the connections are couplings between regions; the others are delays inside a mass
+    stimuli : of inputs
     """
 
     parameters: dict[str, Any]
@@ -79,13 +82,18 @@ class Values(NamedTuple):
     terms: tuple[Term, ...] = ()
     regions: int = 0
     between: int = 0
+    stimuli: Stimuli = Stimuli()
 
     @classmethod
     def of(cls, model: Model | Network, parameters, inputs, initial, noise, key, steps: int, dt: float) -> Values:
         """From a call's arguments, the parameters without units; ``dt`` in seconds."""
         network, mass = parts_of(model)
         check_key(key)
+        inputs, drives = _without_stimuli(mass, inputs)
         magnitudes, by_lane = _inputs(mass, inputs)
+        spread = mass.spread if isinstance(mass, Groups) else lambda _, x: x
+        unit_of = {n: units.unit_of(x) for n, x in mass.inputs.items()}
+        stimuli = Stimuli.of(drives, unit_of, mass.time_unit, spread)
         connections, history, depths, terms, coupling = (), (), (), (), {}
         initial = _mapping(initial, "initial")
         if links_of(model):
@@ -104,7 +112,7 @@ class Values(NamedTuple):
         between = sum(map(len, wiring(network.links)[1])) if network else 0
         return cls(
             parameters, constant, sigmas, coupling, varying, state, key, connections, history, by_lane, depths, terms,
-            regions, sum(term.total < between for term in terms),
+            regions, sum(term.total < between for term in terms), stimuli,
         )  # fmt: skip
 
     def batch(self, steps: int) -> tuple[int, ...]:
@@ -113,11 +121,12 @@ class Values(NamedTuple):
         networks = [(*each, *regions) for term in self.connections for each in term.batches]
         lanes = [*self.parameters.values(), *self.state.values(), *self.noise.values(), *self.coupling.values()]
         shapes = [*map(np.shape, lanes), _key_batch(self.key)]
+        shapes += map(np.shape, self.stimuli.named.values())
         others = [*shapes, *networks]
         _check_lengths({n: x for n, x in self.constant.items() if n not in self.by_lane}, others, steps)
         shapes += [*map(np.shape, self.constant.values()), *(np.shape(x)[1:] for x in self.varying.values())]
         named = {**self.parameters, **self.constant, **self.varying, **self.state}
-        named |= self.coupling
+        named |= self.coupling | self.stimuli.named
         if regions:
             named["weights"] = jax.ShapeDtypeStruct(max(networks, key=len), np.float32)
         shapes += [*networks, *(np.shape(x)[1:] for x in self.history if x is not None)]
@@ -126,15 +135,16 @@ class Values(NamedTuple):
     def dtype(self):
         """Of all arithmetic: the widest of the arrays."""
         groups = (self.parameters, self.constant, self.varying, self.state, self.noise, self.coupling)
-        arrays = [x for group in groups for x in group.values()]
+        arrays = [x for group in groups for x in group.values()] + list(self.stimuli.named.values())
         # Those of delays inside a mass are this package's.
         arrays += [term.weights for term in self.connections[: self.between]]
         return _dtype([*arrays, *(x for x in self.history if x is not None)])
 
-    def data(self, dt) -> Data:
-        """In the order of `StepSpec.hoisted`; ``dt`` in the model's unit of time."""
+    def data(self, dt, time_unit, digits: int) -> Data:
+        """In the order of `StepSpec.hoisted`; ``dt`` in the model's ``time_unit``."""
         groups = (self.parameters, self.constant, self.noise, self.coupling)
-        hoisted = (*(x for group in groups for x in group.values()), dt)
+        stimuli = self.stimuli.data(float(dt), time_unit, digits)
+        hoisted = (*(x for group in groups for x in group.values()), *stimuli, dt)
         key = self.key if self.noise else None
         state, varying = tuple(self.state.values()), tuple(self.varying.values())
         return Data(hoisted, state, varying, key, self.connections, self.history)
@@ -168,9 +178,10 @@ def prepare(
         raise ValueError(f"'precision' got {precision!r}, but takes 'exact' or 'fast'")
     dispatch.check_known(implementation)
     sources = dict.fromkeys(signals.root(what) for _, what in entries)
+    digits = digits_of(schedule.steps) if values.stimuli.forms else 0
     spec = StepSpec(
         type(mass), scheme, tuple(values.constant), tuple(values.varying), tuple(values.noise), tuple(sources),
-        np.dtype(values.dtype()), links_of(model),
+        np.dtype(values.dtype()), links_of(model), stimuli=values.stimuli.forms, digits=digits,
     )  # fmt: skip
     run = Run(
         spec,
@@ -191,7 +202,7 @@ def prepare(
         statistics=key_of(*(type(what) for _, what in entries if isinstance(what, Reduction))),
         arrays=tuple(tuple(np.shape(x)) for x in arrays),
     )
-    data = values.data(step_time)._replace(arrays=tuple(arrays))
+    data = values.data(step_time, mass.time_unit, digits)._replace(arrays=tuple(arrays))
     return _dispatched(run, data, implementation, checkpoint_every), data
 
 
@@ -323,6 +334,24 @@ def _times(model: Model, parameters) -> dict[str, float]:
         if name not in delays and unit.dim == u.second.dim and np.size(x) and np.min(x) > 0.0:
             shortest[name] = float(np.min(x)) * units.time_factor(unit, model.time_unit, name)
     return shortest
+
+
+def per_lane(inputs: Mapping[str, Any], names) -> dict[str, Any]:
+    """The inputs, of which the constants of those with these ``names`` are `PerLane`."""
+    drives = drives_of(inputs)
+    bases = {n: drives[n].base if n in drives else x for n, x in inputs.items()}
+    return {n: with_base(x, PerLane(bases[n])) if n in names else x for n, x in inputs.items()}
+
+
+def _without_stimuli(model: Model, inputs) -> tuple[dict[str, Any], dict[str, Drive]]:
+    """The inputs without their stimuli, and those that have some."""
+    inputs = _mapping(inputs, "inputs")
+    drives = drives_of(inputs)
+    for name, drive in drives.items():
+        check_name(name, model.inputs, "input")
+        zero = units.attach(0.0, units.unit_of(model.inputs[name]))
+        inputs[name] = zero if drive.base is None else drive.base
+    return inputs, drives
 
 
 def _inputs(model: Model, inputs) -> tuple[dict[str, Any], set[str]]:

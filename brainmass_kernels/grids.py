@@ -34,12 +34,12 @@ class Grid:
     regions: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, model: Model | Network, over: Mapping[str, Any]) -> Grid:
+    def of(cls, model: Model | Network, over: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Grid:
         network, mass = parts_of(model)
         check_model(mass, ", or a bk.Network of one")
         if not over:
             raise ValueError("'over' got nothing, but takes one or several parameters and their values")
-        known, axes = routing.places(model), {}
+        known, axes = routing.places(model, inputs), {}
         for name, values in over.items():
             routing.check(name, known, "parameter or input")
             unit = known[name].unit

@@ -109,7 +109,7 @@ def _equations(step: Step) -> str:
     n, aval = len(spec.hoisted), jax.ShapeDtypeStruct((), spec.dtype)
     entered = jax.make_jaxpr(lambda *flat: step.enter(flat[:n], flat[n:]))(*[aval] * (n + len(spec.model.states)))
     programs = [written["advance"].jaxpr, *([written["send"].jaxpr] if "send" in written else []), entered]
-    names = [spec.hoisted, tuple(spec.model.states), spec.arriving, spec.noisy]
+    names = [spec.hoisted, spec.carried, spec.arriving, spec.noisy]
     return _hash(repr(names), *map(text_of, programs))
 
 

@@ -45,7 +45,7 @@ def gradient(run: Run) -> int:
     """Bytes of a gradient beyond the records: checkpoints, and one replayed segment."""
     steps = run.schedule.steps
     states = -(-steps // run.checkpoint_every) + run.checkpoint_every
-    return (states * len(run.spec.model.states) + sent(run)) * _lane_bytes(run)
+    return (states * len(run.spec.carried) + sent(run)) * _lane_bytes(run)
 
 
 def sent(run: Run) -> int:
@@ -53,7 +53,7 @@ def sent(run: Run) -> int:
 
     It includes what cotangents of the weights need, as it is not known whether they are wanted.
     """
-    if not run.spec.links:
+    if not run.spec.is_network:
         return 0
     steps = run.schedule.steps
     if run.native_autodiff:

@@ -288,7 +288,7 @@ def _how(implementation: str, reason: str, seconds, versions: Mapping[str, str],
 
 def values_of(model, inputs: Mapping[str, Any], noise: Mapping[str, Any], but=()) -> dict[str, str]:
     """Parameters, inputs and noise intensities with their units, as texts, without some of them."""
-    known, texts = routing.places(model), {}
+    known, texts = routing.places(model, inputs), {}
     for name, (unit, value) in routing.quantities(model, inputs, noise).items():
         if name not in but:
             number = display.numbers(units.strip(value, unit, name, known[name].also))

@@ -1,7 +1,7 @@
 """Names of the quantities that can be set, swept or fitted, their units, and where their values go.
 
 ``"C"`` is a field of the model, ``"E_inp"`` an input, ``"noise.E_inp"`` the intensity of the noise on an input or a
-state, ``"coupling.k"`` a constant of a network's coupling.
+state, ``"coupling.k"`` a constant of a network's coupling, ``"E_inp.onset"`` a parameter of the stimulus on an input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import units
+from . import stimuli, units
 from .groups import MEMBER, Groups
 from .models.base import Model, check_name
 from .network import Network, parts_of
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
     Attributes
     ----------
-    kind : "parameters", "inputs", "noise" or "coupling"
+    kind : "parameters", "inputs", "noise", "coupling" or "stimuli"
     name : within its kind
     unit : of plain numbers
     also : a second unit, whose numbers are read as in ``unit``
@@ -34,8 +34,8 @@ class Place(NamedTuple):
     also: Any = None
 
 
-def places(model: Model | type[Model] | Network) -> dict[str, Place]:
-    """The place of each quantity of a model, its class or a network, by its full name."""
+def places(model: Model | type[Model] | Network, inputs: Mapping | None = None) -> dict[str, Place]:
+    """The place of each quantity of a model, its class or a network, by its full name; and of stimuli of ``inputs``."""
     network, mass = parts_of(model)
     known = {n: Place("parameters", n, unit, mass.also.get(n)) for n, unit in mass.parameter_units().items()}
     known |= {n: Place("inputs", n, units.unit_of(x)) for n, x in mass.inputs.items()}
@@ -43,6 +43,10 @@ def places(model: Model | type[Model] | Network) -> dict[str, Place]:
     known = {n: place for n, place in known.items() if place.name not in _hidden(mass)}
     if network:
         known |= {COUPLING + n: Place("coupling", n, unit) for n, unit in network.parameter_units().items()}
+    for full, (name, where, parameter) in stimuli.names_of(inputs or {}).items():
+        if name in mass.inputs:
+            unit = parameter.unit(units.unit_of(mass.inputs[name]), mass.time_unit)
+            known[full] = Place("stimuli", f"{name} {where}", unit)
     return known
 
 
@@ -66,10 +70,16 @@ def noise_unit(model: Model | type[Model], name: str) -> Any:
 
 def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping[str, Any]) -> tuple[Any, dict, dict]:
     """Model, inputs and noise with these values, by their full names."""
-    known = places(model)
-    groups: dict[str, dict] = {"parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}}
+    known = places(model, inputs)
+    groups: dict[str, dict] = {
+        "parameters": {}, "inputs": dict(inputs), "noise": dict(noise), "coupling": {}, "stimuli": {},
+    }  # fmt: skip
     for name, value in values.items():
-        groups[known[name].kind][known[name].name] = value
+        kind, own = known[name].kind, known[name].name
+        groups[kind][own] = stimuli.with_base(groups[kind].get(own), value) if kind == "inputs" else value
+    for place, value in groups["stimuli"].items():
+        own, _, where = place.partition(" ")
+        groups["inputs"][own] = stimuli.drives_of(groups["inputs"])[own].replace(where, value)
     network, mass = parts_of(model)
     mass = mass.replace(**groups["parameters"])
     model = network.replace(model=mass, **groups["coupling"]) if network else mass
@@ -79,11 +89,18 @@ def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping
 def quantities(model: Model | Network, inputs: Mapping, noise: Mapping) -> dict[str, tuple[Any, Any]]:
     """The unit and the value of each quantity, by its full name; noise on states only if ``noise`` has it."""
     mass, values = parts_of(model)[1], {}
-    for full, (kind, name, unit, _) in places(model).items():
+    drives = stimuli.drives_of(inputs)
+    for full, (kind, name, unit, _) in places(model, inputs).items():
         if kind == "parameters":
             values[full] = unit, getattr(mass, name)
         elif kind == "inputs":
-            values[full] = unit, inputs.get(name, mass.inputs[name])
+            value = inputs.get(name, mass.inputs[name])
+            if name in drives:
+                value = units.attach(0.0, unit) if drives[name].base is None else drives[name].base
+            values[full] = unit, value
+        elif kind == "stimuli":
+            own, _, where = name.partition(" ")
+            values[full] = unit, drives[own].parameter(where)
         elif kind == "coupling":
             values[full] = unit, model.parameters[name]  # pyright: ignore[reportIndexIssue]
         elif name in noise or name in mass.inputs:

@@ -135,7 +135,7 @@ def loop_of(run: Run) -> tuple[Step, Loop]:
         members = Members(step.coefficient_of(MEMBER), run.spans) if run.spans else None
         coupling = Coupling(run.regions, run.depths, step.send, terms_of(run), members)
     loop = Loop(
-        step.advance, step.observe, len(step.setup.out_avals), len(spec.model.states), len(spec.arriving),
+        step.advance, step.observe, len(step.setup.out_avals), len(spec.carried), len(spec.arriving),
         len(spec.noisy), run.schedule, run.precision, run.interpret, step.inverse,
         coupling,
     )  # fmt: skip
@@ -212,7 +212,8 @@ def _execute_share(run: Run, data: Data):
     initial = [in_lanes(x, run.batch, run.spec.dtype) for x in data.state]
     coefs = tuple(_around(run, step.setup, hoisted))
     state = _around(run, step.transforms["enter"], [*hoisted, *initial], all_lanes=True)
-    carry = Carry(tuple(state))
+    # The steps are counted from the first one on.
+    carry = Carry((*state, *(jnp.zeros_like(state[0]) for _ in range(run.spec.digits))))
     connections = tuple(_connections(term, run) for term in data.connections)
     if connections:
         carry = carry._replace(history=_history(data.history, run, loop, coefs, carry.state))
@@ -234,7 +235,8 @@ def _execute_share(run: Run, data: Data):
         blocks = (run.schedule, run.sampling, entries, run.spec.record, launch)
         arrays = tuple(jnp.asarray(x, run.spec.dtype) for x in data.arrays)
         records, final = run_in_blocks(*blocks, carry, rows, rerun, arrays)
-    state = _around(run, step.transforms["exit"], [*hoisted, *final.state], all_lanes=True)
+    last = final.state[: len(state)]
+    state = _around(run, step.transforms["exit"], [*hoisted, *last], all_lanes=True)
     if run.sampling is not None:
         finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, state))
         records = [_where_finite(run, what, finite, x) for (_, what), x in zip(run.entries, records)]
@@ -244,7 +246,7 @@ def _execute_share(run: Run, data: Data):
 
 def _lanes_of(run: Run, x) -> tuple[int, ...]:
     """What the last axis of a record is: the batch, in which a network may have other channels than its regions."""
-    if not run.spec.links:
+    if not run.spec.is_network:
         return run.batch
     networks = run.batch[:-1]
     return *networks, x.shape[-1] // math.prod(networks)

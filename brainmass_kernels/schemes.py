@@ -17,6 +17,26 @@ import jax.numpy as jnp
 State = dict
 
 
+class Staged(SimpleNamespace):
+    """Inputs that change within a step: those of its beginning, and by a call those of a stage from 0 to 1."""
+
+    def __init__(self, at: Callable[[float], dict]):
+        super().__init__(**at(0.0))
+        self.__dict__[_AT] = at
+
+    def __call__(self, stage: float) -> SimpleNamespace:
+        return SimpleNamespace(**self.__dict__[_AT](stage))
+
+
+# No name of an input.
+_AT = "inputs at a stage"
+
+
+def at_stage(i, stage: float):
+    """The inputs at a stage of a step; others than stimuli are held within it."""
+    return i(stage) if isinstance(i, Staged) else i
+
+
 class Scheme(NamedTuple):
     """One step of size ``h`` of a model, from states, parameters and inputs.
 
@@ -60,15 +80,16 @@ def _euler(model, s, p, i, h):
 
 def _heun(model, s, p, i, h):
     k1 = _drift(model, s, p, i)
-    k2 = _drift(model, _shifted(s, k1, h), p, i)
+    k2 = _drift(model, _shifted(s, k1, h), p, at_stage(i, 1.0))
     return {n: s[n] + 0.5 * h * (k1[n] + k2[n]) for n in s}
 
 
 def _rk4(model, s, p, i, h):
     k1 = _drift(model, s, p, i)
-    k2 = _drift(model, _shifted(s, k1, 0.5 * h), p, i)
-    k3 = _drift(model, _shifted(s, k2, 0.5 * h), p, i)
-    k4 = _drift(model, _shifted(s, k3, h), p, i)
+    middle, end = at_stage(i, 0.5), at_stage(i, 1.0)
+    k2 = _drift(model, _shifted(s, k1, 0.5 * h), p, middle)
+    k3 = _drift(model, _shifted(s, k2, 0.5 * h), p, middle)
+    k4 = _drift(model, _shifted(s, k3, h), p, end)
     return {n: s[n] + h / 6.0 * (k1[n] + 2.0 * k2[n] + 2.0 * k3[n] + k4[n]) for n in s}
 
 
@@ -140,12 +161,15 @@ def _position_loss(z):
 
 
 def _exact(model, s, p, i, h):
+    i = at_stage(i, 0.5)
     drive = model.drive(SimpleNamespace(**s), p, i)
     equilibrium = {b.position: getattr(p, b.A) / getattr(p, b.a) * drive[b.position] for b in model.blocks}
     return _between(model, _flow(model, s, p, h, equilibrium), s, p, i, h)
 
 
 def _kick(model, s, p, i, h):
+    # Half a flow before it and half a flow after: a kick is in the middle of its step.
+    i = at_stage(i, 0.5)
     drive = model.drive(SimpleNamespace(**s), p, i)
     kicked = {
         b.velocity: s[b.velocity] + h * (getattr(p, b.A) * getattr(p, b.a) * drive[b.position]) for b in model.blocks

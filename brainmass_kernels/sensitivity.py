@@ -25,6 +25,7 @@ from .run import Data, Run, countable, in_lanes, in_rows, lane_seeds, no_lanes, 
 from .schedule import Schedule
 from .simulation import clock, lane_names
 from .step import StepSpec, build
+from .stimuli import names_of
 
 _ONLY_REVERSE = (
     "forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sensitivities(), which reverse mode "
@@ -79,7 +80,13 @@ def sensitivities(
     if not names:
         raise ValueError("'wrt' names no parameter, but takes at least one")
     unit_of = _units(model, run.spec)
+    of_stimuli = names_of(arguments.get("inputs") or {})
     for name in names:
+        if name in of_stimuli:
+            raise ValueError(
+                f"'wrt' got '{name}', which is of a stimulus: take jax.grad of simulate(), or in a fit an optimiser "
+                f"other than least squares"
+            )
         check_name(name, unit_of, "parameter, held input or noise intensity")
     indices = tuple(list(unit_of).index(n) for n in names)
     request = Request(_loop(run, indices)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
@@ -114,7 +121,7 @@ def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
 def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
     """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
     step, spec = build(run.spec), run.spec
-    n_coefs, n_state, n_directions = len(step.setup.out_avals), len(spec.model.states), len(indices)
+    n_coefs, n_state, n_directions = len(step.setup.out_avals), len(spec.carried), len(indices)
     live = tuple(tuple(step.setup.depends([i == k for i in range(len(spec.hoisted))])) for k in indices)
     constant = (False,) * (len(spec.varying) + len(spec.noisy))
     advance = pushforward(step.advance, [(*flags, *(True,) * n_state, *constant) for flags in live])
@@ -174,7 +181,8 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
 
     def initial(hoisted):
         state = step.enter(hoisted, start)
-        return tuple(step.setup(*hoisted)), tuple(jnp.broadcast_to(x, (lanes,)) for x in state)
+        clock = (jnp.zeros((lanes,), dtype),) * run.spec.digits
+        return tuple(step.setup(*hoisted)), (*(jnp.broadcast_to(x, (lanes,)) for x in state), *clock)
 
     (coefs, state), slopes, tangents = initial(hoisted), [], []
     for direction, flags in zip(directions, live, strict=True):
@@ -195,8 +203,9 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
         return [jnp.broadcast_to(x, (*x.shape[:-1], lanes)).reshape(*x.shape[:-1], *run.batch) for x in values]
 
     n, m, pushed = len(run.spec.record), len(state), []
-    last = final.state[:m]
+    n_state = m - run.spec.digits
+    last = final.state[:n_state]
     for p, direction in enumerate(directions, start=1):
-        d_last = jax.jvp(step.exit, (hoisted, last), (direction, final.state[m * p : m * (p + 1)]))[1]
+        d_last = jax.jvp(step.exit, (hoisted, last), (direction, final.state[m * p : m * p + n_state]))[1]
         pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(d_last)))
     return shaped(records[:n]), shaped(step.exit(hoisted, last)), pushed

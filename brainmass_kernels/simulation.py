@@ -50,7 +50,8 @@ def simulate(
     model : its fields broadcast to the batch; or a `Network`, whose regions are the last axis of the batch
     duration : a time, a whole multiple of ``dt``, or a number of steps
     dt : the time of a step
-    inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``
+    inputs : by name: a constant that broadcasts to the batch, or one value a step, ``(T,)`` or ``(T, *batch)``; plus
+        any number of stimuli, such as ``120 * u.Hz + bk.Pulse(...)``
     initial : by state name, or ``result.final`` of an earlier run; by default the model's initial state, or zero
     noise : by name, the intensity of white noise: on an input, in its unit times sqrt(time), or on a state, in its
         unit over sqrt(time), where `Model.diffusion` multiplies it. Ito, except "heun" and "rk4": Stratonovich

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import units
+from . import timing, units
 from .affine import Hoisted, hoist
 from .authoring import check_methods
 from .coupling import OWN_PAST, Link, wiring
@@ -19,7 +19,8 @@ from .equations import Key, key_of
 from .models.base import Model
 from .pointwise import Program, check_pointwise
 from .programs import Programs
-from .schemes import SCHEMES, invertible
+from .schemes import SCHEMES, Staged, invertible
+from .stimuli import Form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class StepSpec:
     dtype : of all arithmetic
     links : how lanes are coupled: one for each coupling of a network, and for each of the model's delays inside a mass
     base_two : whether logistic functions are computed by powers of two rather than tanh
+    stimuli : what is added to inputs as a function of time
+    digits : how many count the steps, for stimuli (`timing`); 0 without
     equations : the key of all that the equations read, and of the settings of JAX that their tracing depends on
     """
 
@@ -50,12 +53,15 @@ class StepSpec:
     dtype: Any
     links: tuple[Link, ...] = ()
     base_two: bool = False
+    stimuli: tuple[Form, ...] = dataclasses.field(default=(), compare=False)
+    digits: int = 0
     equations: Key = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         kinds = tuple(link.rule for link in self.links)
         settings = jax.config.jax_enable_x64, jax.config.jax_numpy_dtype_promotion  # pyright: ignore
-        object.__setattr__(self, "equations", key_of(self.model, kinds, settings))
+        read = (self.model, kinds, settings, *([self.stimuli] if self.stimuli else []))
+        object.__setattr__(self, "equations", key_of(*read))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -72,6 +78,16 @@ class StepSpec:
         return any(link.kind is not OWN_PAST for link in self.links)
 
     @property
+    def stimulating(self) -> tuple[str, ...]:
+        """Full names of the stimuli's values."""
+        return tuple(f"{form.name} {label}" for form in self.stimuli for label in form.labels(self.digits))
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Names of what a step takes to the next: the states, and the digits that count the steps."""
+        return (*self.model.states, *(f"step digit {k}" for k in range(self.digits)))
+
+    @property
     def totals(self) -> int:
         """How many sums over regions a step reads."""
         return sum(map(len, wiring(self.links)[1]))
@@ -80,14 +96,15 @@ class StepSpec:
     def hoisted(self) -> tuple[str, ...]:
         """Labels of the arguments that do not change during a run, in order."""
         noise, coupling = (f"noise {n}" for n in self.noisy), (f"coupling {n}" for n in self.coupled)
-        return (*self.parameters, *self.constant, *noise, *coupling, "dt")
+        stimuli = (f"stimulus {n}" for n in self.stimulating)
+        return (*self.parameters, *self.constant, *noise, *coupling, *stimuli, "dt")
 
     def unchanging(self, values: Sequence[Any]) -> Unchanging:
         """The arguments that do not change during a run, from the first of ``values``, by group and name."""
         rest = iter(values)
-        groups = (self.parameters, self.constant, self.noisy, self.coupled)
-        parameters, inputs, noise, coupling = ({n: next(rest) for n in names} for names in groups)
-        return Unchanging(parameters, inputs, noise, coupling, next(rest))
+        groups = (self.parameters, self.constant, self.noisy, self.coupled, self.stimulating)
+        parameters, inputs, noise, coupling, stimuli = ({n: next(rest) for n in names} for names in groups)
+        return Unchanging(parameters, inputs, noise, coupling, stimuli, next(rest))
 
     @property
     def arriving(self) -> tuple[str, ...]:
@@ -96,12 +113,13 @@ class StepSpec:
 
 
 class Unchanging(NamedTuple):
-    """What does not change during a run: parameters, constant inputs, intensities of noise, coupling constants."""
+    """What does not change during a run: parameters, constant inputs, noise, and values of couplings and stimuli."""
 
     parameters: dict[str, Any]
     inputs: dict[str, Any]
     noise: dict[str, Any]
     coupling: dict[str, Any]
+    stimuli: dict[str, Any]
     dt: Any
 
 
@@ -145,10 +163,12 @@ class Step:
         self.spec = spec
         self.factors = spec.model.time_factors()
         aval = jax.ShapeDtypeStruct((), spec.dtype)
-        n_hoisted, n_state = len(spec.hoisted), len(spec.model.states)
+        n_hoisted, n_state = len(spec.hoisted), len(spec.carried)
         avals = [aval] * (n_hoisted + n_state + len(spec.arriving) + len(spec.noisy))
         label = f"{spec.model.__name__} under '{spec.scheme}'"
         check_methods(spec.model, spec.scheme, avals, spec.noisy)
+        for form in spec.stimuli:
+            form.check(aval)
         check_pointwise(self._advance, avals, f"the drift of {label}")
         check_pointwise(self._observe, avals[: n_hoisted + n_state], f"an observable of {label}")
         programs = [
@@ -167,7 +187,7 @@ class Step:
         self.inverse = self.parts.programs[2] if with_inverse else None
         self.send = self.parts.programs[-1] if spec.links else None
         # All of the model is read here, as its class may change later.
-        place = avals[: n_hoisted + n_state]
+        place = avals[: n_hoisted + len(spec.model.states)]
         self.transforms = {
             name: Program(self._transform(name), place, f"{name} of {label}") for name in ("enter", "exit")
         }
@@ -186,11 +206,15 @@ class Step:
         return self._stepped(SCHEMES[self.spec.scheme].step, flat)
 
     def _inverse(self, *flat):
-        return self._stepped(SCHEMES[self.spec.scheme].inverse, flat)
+        return self._stepped(SCHEMES[self.spec.scheme].inverse, flat, back=True)
 
-    def _stepped(self, scheme_step, flat):
+    def _stepped(self, scheme_step, flat, back: bool = False):
         spec = self.spec
         known, p, state, rest = self._named(flat)
+        clock, rest = rest[: spec.digits], rest[spec.digits :]
+        moved = (timing.before if back else timing.after)(clock) if clock else []
+        # A step back begins after the step.
+        clock = moved if back else clock
         inputs = known.inputs | dict(zip(spec.varying, rest))
         totals = iter(rest[len(spec.varying) : len(spec.arriving)])
         sources = self._sources(known, p, state)
@@ -202,10 +226,24 @@ class Step:
         noise = {n: sigma / jnp.sqrt(known.dt) * z for (n, sigma), z in zip(known.noise.items(), normals)}
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
         on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
-        inputs = _inside(inputs, self.factors.inputs)
         model = Noisy(spec.model, on_states) if on_states else spec.model
-        stepped = scheme_step(model, state, p, SimpleNamespace(**inputs), known.dt)
-        return [stepped[n] for n in spec.model.states]
+        stepped = scheme_step(model, state, p, self._arriving(known, clock, inputs), known.dt)
+        return [*(stepped[n] for n in spec.model.states), *moved]
+
+    def _arriving(self, known: Unchanging, clock, inputs: dict[str, Any]) -> SimpleNamespace:
+        """The inputs of a step as the equations take them; with stimuli, those of each of its stages."""
+        spec = self.spec
+        if not spec.stimuli:
+            return SimpleNamespace(**_inside(inputs, self.factors.inputs))
+
+        def at(stage: float) -> dict[str, Any]:
+            found = dict(inputs)
+            for form in spec.stimuli:
+                values = {label: known.stimuli[f"{form.name} {label}"] for label in form.labels(spec.digits)}
+                found[form.input] += form.value(values, clock, known.dt, spec.model.time_unit, stage)
+            return _inside(found, self.factors.inputs)
+
+        return Staged(at)
 
     def _observe(self, *flat):
         known, p, state, _ = self._named(flat)

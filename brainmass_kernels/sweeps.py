@@ -19,7 +19,7 @@ import numpy as np
 
 from . import dispatch, display, files, grids, identity, report, routing, signals, sweep_files, sweep_parts, units
 from ._version import __version__
-from .arguments import PerLane, entries_of, prepare
+from .arguments import entries_of, per_lane, prepare
 from .grids import Grid, Tiles
 from .groups import Groups
 from .interrupts import interruptible
@@ -271,7 +271,7 @@ def sweep(
     began = time.perf_counter()
     check_key(key)
     part = _checked_part(part, out, client)
-    grid = Grid.of(model, over)
+    grid = Grid.of(model, over, arguments.get("inputs"))
     record = [Mean(), Minimum(), Maximum(), PeakFrequency(PEAKS)] if record is None else record
     names = {*dict(entries_of(parts_of(model)[1], record)), *grid.axes}
     for name, what in (
@@ -458,7 +458,7 @@ class _Job:
         values = grids.split(self.grid.at(places), devices)
         inputs, noise = arguments.pop("inputs", None) or {}, arguments.pop("noise", None) or {}
         model, inputs, noise = routing.put(self.model, inputs, noise, values)
-        inputs = {name: PerLane(x) if name in values else x for name, x in inputs.items()}
+        inputs = per_lane(inputs, values)
         keys = None if self.key is None else grids.split(self.grid.keys(self.key, places), devices)
         return {**arguments, "model": model, "inputs": inputs, "noise": noise, "key": keys}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: Pages with figures that their code writes.
-PAGES = ("index.md", "gallery.md", "first_model.md")
+PAGES = ("index.md", "gallery.md", "first_model.md", "stimuli.md")
 FOLDER = DOCS / "figures" / "gallery"
 STYLE = {
     "figure.dpi": 110,

@@ -184,7 +184,9 @@ class _Lanes:
         uniform = [ref[i] for ref in refs["uniform_coefs"] for i in range(ref.shape[0])]
         self.coefs = merged(uniform, self.load(refs["lane_coefs"]), call.coefs_in_lanes)
         self.seeds = self.load(refs["seeds"])
-        self.rules = RULES if self.loop.precision == "fast" else {**RULES, "logistic2": self.logistic2}
+        # No kernel is differentiated, and Mosaic has no stop_gradient.
+        rules = {**RULES, "stop_gradient": lambda x, **_: x}
+        self.rules = rules if self.loop.precision == "fast" else {**rules, "logistic2": self.logistic2}
 
     @property
     def registers(self):

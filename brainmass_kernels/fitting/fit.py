@@ -291,7 +291,7 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
         raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to (low, high)")
     if not free:
         raise ValueError("'free' names no parameter, but takes at least one as name to (low, high)")
-    known, values = routing.places(model), routing.quantities(model, inputs, noise)
+    known, values = routing.places(model, inputs), routing.quantities(model, inputs, noise)
     for name in free:
         routing.check(name, known, "name in 'free'")
     unit_of = {name: known[name].unit for name in free}

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _context, dispatch, identity, routing, sparsity, units
+from .. import _context, dispatch, identity, routing, sparsity, stimuli, units
 from .._jax import is_traced
-from ..arguments import PerLane
+from ..arguments import per_lane
 from ..coupling import Coupling
 from ..equations import Key, key_of
 from ..groups import Groups
@@ -169,7 +169,11 @@ class Problem:
         free = {f.name for f in self.frees}
         values = routing.quantities(self.model, self.inputs, self.noise)
         fixed = {name: value for name, (_, value) in values.items() if name not in free}
-        inputs = {name: x for name, x in self.inputs.items() if name not in free}
+        drives = stimuli.drives_of(self.inputs)
+        inputs = {name: x for name, x in self.inputs.items() if name not in free or name in drives}
+        if drives:
+            moving = [name for name in free if name in (*drives, *stimuli.names_of(drives))]
+            inputs = routing.put(self.model, inputs, {}, dict.fromkeys(moving, 0.0))[1]
         noise = {name: x for name, x in self.noise.items() if routing.NOISE + name not in free}
         network = None
         if isinstance(self.model, Network):
@@ -196,6 +200,8 @@ class Problem:
             for name, (unit, value) in routing.quantities(self.model, self.inputs, self.noise).items()
             if name not in free
         }
+        kinds = stimuli.kinds_of(self.inputs)
+        fixed |= {"stimuli": kinds} if kinds else {}
         if isinstance(self.model, Network):
             groups = _groups(self.mass)
             fixed |= {"groups": {name: lanes.tolist() for name, lanes in groups.items()}} if groups else {}
@@ -235,7 +241,7 @@ class Problem:
         lanes = (*lanes_of(z), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
-        inputs = {n: PerLane(x) if n in values else x for n, x in inputs.items()}
+        inputs = per_lane(inputs, values)
         keys = jnp.broadcast_to(keys, (*lanes, *keys.shape[1:])) if noise else None
         return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options, **more)
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from .. import files, identity, models, routing, spectra, units
+from .. import files, identity, models, routing, spectra, stimuli, units
 from ..models.base import Model
 from ..network import Network, parts_of
 from ..notices import warn
 from ..spectra import PowerSpectrum
+from ..waveforms import of_kinds
 from . import joint, targets
 from .joint import Joint
 from .problem import Free, Problem, fingerprint
@@ -183,7 +184,8 @@ def load(path, model) -> dict[str, Any]:
             raise KeyError(f"{form} is not {_FORMAT}")
         name, fixed, values = saved["settings"]["model"], saved["settings"]["fixed"], saved["values"]
         is_network = any(name.rpartition(".")[2] == "link" for name in fixed)
-    kind = _kind_of(name, is_network, values, model)
+        drives = of_kinds(saved.get("stimuli", {}))
+    kind = _kind_of(name, is_network, values, model, drives)
     with files.damaged(path, _SAVED, _REMEDY):
         return decode(saved, kind, parts_of(model)[0])
 
@@ -193,6 +195,8 @@ def encode(fit) -> dict[str, Any]:
         return {"value": listed(units.strip(value, unit, name)), "unit": str(unit)}
 
     known = routing.quantities(fit.model, fit.inputs, fit.noise)
+    kinds = stimuli.kinds_of(fit.inputs)
+    of_kinds(kinds)  # which refuses those that a file cannot hold
     return {
         "format": _FORMAT[0],
         "version": _FORMAT[1],
@@ -205,6 +209,7 @@ def encode(fit) -> dict[str, Any]:
         "free": _encode_free(fit.free),
         "settings": fit.settings,
         "values": {name: quantity(name, x, unit) for name, (unit, x) in known.items() if _has_value(fit, name)},
+        **({"stimuli": kinds} if kinds else {}),
         "best_start": listed(fit.best_start),
         "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
         **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
@@ -320,7 +325,7 @@ def array(nested, missing=np.nan) -> np.ndarray:
     return np.nan_to_num(np.array(nested, float), nan=missing, posinf=np.inf, neginf=-np.inf)
 
 
-def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model) -> type[Model]:
+def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model, drives) -> type[Model]:
     """The class of the model of a saved fit.
 
     Parameters
@@ -329,6 +334,7 @@ def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model) -> t
     is_network : whether the fit is of a network
     values : the fit's values of the model by name, with units
     model : the argument of `Fit.load`
+    drives : its inputs that have stimuli
     """
     network, mass = parts_of(model)
     kind: Any = type(mass) if type(mass).__name__ == name else getattr(models, name, None)
@@ -337,7 +343,7 @@ def _kind_of(name: str, is_network: bool, values: Mapping[str, Any], model) -> t
         raise ValueError(f"{got}, but the saved fit is of {name}; give a {name}")
     if is_network and network is None:
         raise ValueError(f"{got}, but the saved fit is of a network of {name}; give that")
-    known = routing.places(network or kind)
+    known = routing.places(network or kind, drives)
     if unknown := [n for n in values if n not in known]:
         raise ValueError(f"{got}, but the saved fit is of a {name} that has {', '.join(unknown)}; give that")
     for n, x in values.items():
@@ -364,7 +370,8 @@ def _factor(text: str, place: routing.Place) -> float | None:
 
 def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) -> dict[str, Any]:
     empty: Any = network.replace(model=kind()) if network else kind()
-    places = routing.places(empty)
+    drives = of_kinds(saved.get("stimuli", {}))
+    places = routing.places(empty, drives)
     factors = {n: _factor(x["unit"], places[n]) for n, x in {**saved["values"], **saved["parameters"]}.items()}
 
     def quantity(name: str, value):
@@ -372,7 +379,7 @@ def decode(saved: dict[str, Any], kind: type[Model], network: Network | None) ->
         return units.attach(value if factors[name] == 1.0 else value * factors[name], places[name].unit)
 
     values = {n: quantity(n, x["value"]) for n, x in saved["values"].items()}
-    fitted, inputs, noise = routing.put(empty, {}, {}, values)
+    fitted, inputs, noise = routing.put(empty, drives, {}, values)
     fixed = saved["settings"]["fixed"]
     for n in fixed:
         if factors.get(n, 1.0) != 1.0 and not isinstance(fixed[n], str):
