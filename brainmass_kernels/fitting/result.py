@@ -284,7 +284,10 @@ class Fit:
         record, band, background = fields["record"], fields.get("band"), fields.get("background")
         problem = Problem(
             self.model, self.inputs, self.noise, self.free,
-            targets.compare(self.target, self.model, record, options, band, background),
+            targets.compare(
+                self.target, self.model, record, options, band, background,
+                fields.get("predict", targets.SIMULATION),
+            ),
             fields["realisations"], record, options, Pooling.of_saved(fields["ties"]),
         )  # fmt: skip
         theirs, ours = fields.get("program", {}), problem.program(1, self._key())
