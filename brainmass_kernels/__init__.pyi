@@ -21,6 +21,8 @@ from .coupling import Coupling as Coupling
 from .coupling import CouplingKind as CouplingKind
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
+from .equilibria import FixedPoints as FixedPoints
+from .equilibria import fixed_points as fixed_points
 from .errors import Unsupported as Unsupported
 from .fitting.fit import fit as fit
 from .fitting.joint import Joint as Joint
@@ -34,6 +36,7 @@ from .functional import sigmoid as sigmoid
 from .functional import sys2nd as sys2nd
 from .fused import sigmoid_sys2nd as sigmoid_sys2nd
 from .hrf import HRF as HRF
+from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block
 from .models import CanonicalMicrocircuit as CanonicalMicrocircuit

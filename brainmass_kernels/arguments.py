@@ -150,6 +150,44 @@ class Values(NamedTuple):
         return Data(hoisted, state, varying, key, self.connections, self.history)
 
 
+class Held(NamedTuple):
+    """What a mass is held at where nothing is simulated: plain arrays by name.
+
+    Attributes
+    ----------
+    parameters, inputs, noise : as `Values` has them
+    state : where a search for a state at rest begins
+    """
+
+    parameters: dict[str, Any]
+    inputs: dict[str, Any]
+    noise: dict[str, Any]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(cls, mass: Model, inputs, initial, noise) -> Held:
+        """From a call's arguments; of groups, each for all regions or for one."""
+        initial = _mapping(initial, "initial")
+        initial.pop("history", None)
+        state = _initial(mass, initial)
+        sigmas, magnitudes = _intensities(mass, _mapping(noise, "noise")), _inputs(mass, inputs)[0]
+        groups = [magnitudes, sigmas, state]
+        if isinstance(mass, Groups):
+            groups = [{n: mass.spread(n, x) for n, x in values.items()} for values in groups]
+        return cls(mass.magnitudes(), *groups)
+
+    def batch(self, others: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape that all broadcast to, with the shapes of other arrays by name."""
+        labels = ("", "", "noise.", "initial ")
+        named = {f"{label}{n}": x for label, group in zip(labels, self, strict=True) for n, x in group.items()}
+        named |= {n: jax.ShapeDtypeStruct(shape, np.float32) for n, shape in others.items()}
+        return _batch(named, [*map(np.shape, named.values())], {}, 0)
+
+    def dtype(self, others: Iterable[Any] = ()):
+        """Of all arithmetic: the widest of the arrays."""
+        return _dtype([*(x for group in self for x in group.values()), *others])
+
+
 def prepare(
     model, duration, dt, inputs=None, initial=None, noise=None, key=None, record=None, every=1, transient=None,
     scheme=None, checkpoint_every=None, precision="exact", implementation=None, gradient_horizon=None,
@@ -382,6 +420,11 @@ def _sigmas(model: Model, noise, key) -> dict[str, Any]:
     noise = _mapping(noise, "noise")
     if noise and key is None:
         raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
+    return _intensities(model, noise)
+
+
+def _intensities(model: Model, noise: Mapping[str, Any]) -> dict[str, Any]:
+    """The intensities of noise as plain arrays, by name in alphabetical order."""
     sigmas = {}
     for name, sigma in noise.items():
         check_name(name, {**model.inputs, **model.states}, "input or state")

@@ -75,6 +75,7 @@ def fit(
     progress: bool | Callable[[Progress], Any] = False,
     resume: str | os.PathLike | Fit | None = None,
     checkpoint: str | os.PathLike | None = None,
+    predict: str | None = None,
 ) -> Fit:
     """Fit free parameters to one or many targets, from many starts at once.
 
@@ -131,6 +132,10 @@ def fit(
         function computes must agree with it
     checkpoint : a file that is written during the fit. A fit with the same arguments resumes from it, with the
         result of an uninterrupted fit
+    predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form (`linear_spectrum`), of
+        one mass with noise: without noise in the fit, and far cheaper. Realisations, times and implementation count for
+        nothing then. Starts without a stable fixed point have no error, and stay. By default as in a resumed fit.
+        ``starts=`` of another fit takes its places to a fit by simulation
 
     Returns
     -------
@@ -170,7 +175,9 @@ def fit(
         "implementation": implementation,
     }  # fmt: skip
     options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
-    comparison = joint.compare(target, model, record, options, _as_band(band), bool(background))
+    predict = _predicted(predict, former)
+    comparison = joint.compare(target, model, record, options, _as_band(band), bool(background), predict)
+    realisations = 1 if predict == targets.LINEAR else realisations
     pooling = _pooling(model, frees, priors, shared, group, regional)
     problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.records, options, pooling)
     optimiser = optimiser_of(problem, optimiser)
@@ -238,6 +245,16 @@ def _recorded(model, former: Fit | None) -> str:
     """The default record that is compared."""
     record = former.settings.get("record") if former else None
     return record or next(iter(parts_of(model)[1].recordable()))
+
+
+def _predicted(predict, former: Fit | None) -> str:
+    """What predicts spectra."""
+    known = targets.SIMULATION, targets.LINEAR
+    if predict is None:
+        return former.settings.get("predict", targets.SIMULATION) if former else targets.SIMULATION
+    if predict not in known:
+        raise ValueError(f"'predict' got {predict!r}, but takes 'simulation' or 'linear'")
+    return predict
 
 
 def _pooling(model, frees, priors, shared, group, regional) -> Pooling:

@@ -149,10 +149,14 @@ def as_target(target) -> Any:
     return target if isinstance(target, Joint) else targets.as_target(target)
 
 
-def compare(target, model, record, options, band, background) -> Comparison:
+def compare(target, model, record, options, band, background, predict: str = targets.SIMULATION) -> Comparison:
     """How runs of these options are compared with a target."""
     if not isinstance(target, Joint):
-        return targets.compare(target, model, record, options, band, background)
+        return targets.compare(target, model, record, options, band, background, predict)
+    if predict == targets.LINEAR:
+        raise TypeError(
+            f"'predict' got 'linear' of {target.name}, but predicts power spectra of one mass: leave it out"
+        )
     records = record if isinstance(record, Mapping) else dict.fromkeys(target.targets, record)
     for name in records:
         check_name(name, target.targets, "target in 'record'")

@@ -21,17 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _context, dispatch, identity, routing, sparsity, stimuli, units
+from .. import _context, dispatch, identity, routing, sparsity, stimuli, systems, units
 from .._jax import is_traced
 from ..arguments import per_lane
 from ..coupling import Coupling
+from ..dispatch import Plan
 from ..equations import Key, key_of
 from ..groups import Groups
+from ..linear import linear_spectrum
 from ..models.base import Model
 from ..network import Network, parts_of
 from ..sensitivity import sensitivities
 from ..simulation import explain, simulate
-from .targets import Comparison
+from .targets import LINEAR, Comparison, OfDensities
 
 #: Folded into the key for the noise that only the final report uses.
 _UNSEEN = 1_000_003
@@ -231,6 +233,11 @@ class Problem:
     def steps(self, name: str) -> int:
         return 0 if self.options[name] is None else units.steps_of(self.options[name], self.dt, name)
 
+    @property
+    def linear(self) -> bool:
+        """Whether spectra are those of linear systems, and nothing is simulated."""
+        return isinstance(self.comparison, OfDensities)
+
     def put(self, values) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Model, inputs and noise with the free values."""
         values = {f.name: units.attach(values[f.name], f.unit) for f in self.frees}
@@ -259,19 +266,46 @@ class Problem:
 
     def plan(self, key):
         """Which implementation the simulations run on, and why; this checks every argument."""
+        if self.linear:
+            return self._linear_plan(key)
         return self.run({f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}, self.keys(key), explain)
 
     def program(self, starts: int, key) -> dict[str, str]:
         """What tells the programs of this fit from those of others, by name, ready for JSON."""
         z = {f.name: jnp.zeros((self.comparison.count, starts)) for f in self.frees}
+        if self.linear:
+            return identity.versions() | self.run(z, self.keys(key), self._linear_digests)
         digests = identity.versions() | self.run(z, self.keys(key), identity.of_call)
         if callable(self.comparison.target):
             result = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, self.keys(key))
             digests["target"] = identity.of_function(self.comparison.predict, result)
         return digests
 
+    def _linear_plan(self, key) -> Plan:
+        """A plan that says that nothing is simulated, with the memory of the linear systems."""
+        z = {f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}
+        like = jax.eval_shape(self.predict, z, self.keys(key))
+        lanes, frequencies = self.comparison.count, like.shape[-1]
+        size = 2 * like.dtype.itemsize * lanes * frequencies * len(self.mass.states) ** 2
+        why = "predict='linear': spectra about fixed points, nothing is simulated"
+        return Plan(LINEAR, why, {}, lanes, 0, frequencies, 0, 0, 0, size, size)
+
+    def _linear_digests(self, model, *, inputs, noise, record, **_) -> dict[str, str]:
+        """What tells the linear systems of this fit from those of others."""
+        prepared = systems.prepare(model, inputs, None, noise, record)
+        names = ", ".join(name for group in prepared.data.regional for name in group)
+        everything, avals = systems.of_one_region(prepared.system, prepared.data)
+        equations = f"{identity.of_function(everything, *avals)} of {names}"
+        return {"dtype": str(prepared.system.dtype), "equations": equations}
+
+    def _density(self, model, *, inputs, noise, record, **_):
+        """`linear_spectrum` at the target's frequencies, of what `run` gives a simulation."""
+        return linear_spectrum(model, self.comparison.target.freqs, inputs=inputs, noise=noise, of=record)
+
     def predict(self, z, keys):
         """The prediction of every lane, ``(n or 1, starts, ...)``."""
+        if self.linear:
+            return self.comparison.predict(self.run(z, keys, self._density))
         return self.predicted(self.run(z, keys, simulate))
 
     def predicted(self, result):
@@ -324,6 +358,8 @@ class Problem:
 
     def linearised(self, z, keys, data):
         """Residuals (n, starts, M), and their derivatives by each z that is not frozen, (n, starts, P, M)."""
+        if self.linear:
+            return self._linearised_densities(z, keys, data)
         result, slopes = self.run(z, keys, sensitivities, wrt=[f.name for f in self.moving])
 
         def residuals_of(records, final):
@@ -338,6 +374,16 @@ class Problem:
             slope, by_z = slopes[f.name], self._spread(f.slope(z[f.name]), lanes)
             records = _magnitudes(_by_z(slope.records, by_z, f.unit), result.records)
             columns.append(push(records, _magnitudes(_by_z(slope.final, by_z, f.unit), result.final)))
+        return residuals, jnp.stack(columns, 2)
+
+    def _linearised_densities(self, z, keys, data):
+        def residuals_of(z):
+            return self.each(lambda *x: self.comparison.residuals(*x)[0], self.predict(z, keys), data)
+
+        residuals, push = jax.linearize(residuals_of, z)
+        still = jax.tree.map(jnp.zeros_like, z)
+        # Lanes do not mix: one direction has the derivatives of all.
+        columns = [push(still | {f.name: jnp.ones_like(z[f.name])}) for f in self.moving]
         return residuals, jnp.stack(columns, 2)
 
     def penalties(self, z):
@@ -383,7 +429,7 @@ class Problem:
         """
         call = call or (lambda function, *arguments: function(*arguments))
         noisy = self.noise or any(f.name.startswith(routing.NOISE) for f in self.frees)
-        checks = range(_CHECKS) if noisy else [None]
+        checks = range(_CHECKS) if noisy and not self.linear else [None]
         predictions = jax.block_until_ready([call(predict, self, z, self.keys(key, check)) for check in checks])
         return sum(predictions[1:], predictions[0]) / len(predictions)
 

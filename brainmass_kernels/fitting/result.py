@@ -285,7 +285,10 @@ class Fit:
         if "joint" in fields:
             of_spectra = next((part for part in fields["joint"].values() if "band" in part), {})
             band, background = of_spectra.get("band"), of_spectra.get("background")
-        comparison = joint.compare(self.target, self.model, record, options, band, background)
+        if "gradient_horizon" in fields:
+            options["gradient_horizon"] = fields["gradient_horizon"] * u.second
+        predict = fields.get("predict", targets.SIMULATION)
+        comparison = joint.compare(self.target, self.model, record, options, band, background, predict)
         problem = Problem(
             self.model, self.inputs, self.noise, self.free,
             comparison, fields["realisations"], comparison.records, options, Pooling.of_saved(fields["ties"]),

@@ -50,6 +50,9 @@ def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
 
 def check_same(saved, saved_free, saved_target, settings, problem: Problem, argument: str) -> None:
     """Raise ValueError unless a saved fit, by its settings, free quantities and target, is the present one."""
+    if saved.get("predict") != settings.get("predict"):
+        said = [each.get("predict", targets.SIMULATION) for each in (saved, settings)]
+        raise ValueError(f"'{argument}' got a fit with predict = {said[0]!r}, but this call has {said[1]!r}")
     same_programs = compare_programs(saved.get("program"), settings["program"], argument)
     ours = settings | {"free": [(f.name, f.low, f.high) for f in problem.frees]}
     theirs = saved | {"free": [(f.name, f.low, f.high) for f in saved_free]}

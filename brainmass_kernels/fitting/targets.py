@@ -25,6 +25,9 @@ from ..network import parts_of
 from ..rounding import at_rest
 from ..spectra import PowerSpectrum
 
+#: The values of ``predict`` of a fit: runs, or linear systems about fixed points.
+SIMULATION, LINEAR = "simulation", "linear"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeSeries:
@@ -271,6 +274,25 @@ class OfSpectra(Comparison):
             return False
         target = self.target
         return np.allclose(other.freqs, target.freqs) and np.allclose(np.log(other.power), np.log(target.power))
+
+
+class OfDensities(OfSpectra):
+    """The densities of linear systems in log10 power, at the target's own frequencies; nothing is simulated."""
+
+    def __init__(self, target: PowerSpectrum, record: str, band, background: bool):
+        super().__init__(target, record, 1.0, 0, band, background)
+        self.settings |= {"predict": LINEAR}
+
+    @property
+    def onto(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return np.eye(len(self.target.freqs))
+
+    def read(self):
+        return OfDensities, *super().read()
+
+    def predict(self, result):
+        """Of densities ``(F, n or 1, starts, 1)``."""
+        return jnp.moveaxis(u.get_mantissa(result)[..., 0], 0, -1)
 
 
 class OfSeries(Comparison):
@@ -526,15 +548,20 @@ def plain(value, unit, name: str):
     return units.strip(value if isinstance(value, u.Quantity) else u.Quantity(value, unit=unit), unit, name)
 
 
-def compare(target, model, record, options, band, background) -> Comparison:
+def compare(target, model, record, options, band, background, predict: str = SIMULATION) -> Comparison:
     """How runs of these options are compared with a target."""
     network, mass = parts_of(model)
+    if predict == LINEAR and not (isinstance(target, PowerSpectrum) and isinstance(record, str) and network is None):
+        what = "a network" if network and isinstance(target, PowerSpectrum) else name_of(target)
+        raise TypeError(f"'predict' got 'linear' of {what}, but predicts power spectra of one mass: leave it out")
     if callable(target):
         return OfFunction(target, record)
     if not isinstance(record, str):
         raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
     check_name(record, mass.recordable(), "record")
     regions = network.regions_of(record) if network else None
+    if predict == LINEAR:
+        return OfDensities(target.band(*band), record, band, background)
     seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
     steps, sampling = recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
     samples = steps // options["every"]
