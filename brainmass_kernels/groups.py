@@ -169,7 +169,9 @@ def union(groups: Mapping[str, Any], sources: Sequence[Places], targets: Sequenc
         for each in places:
             _check_places(each, what, parts)
     classes = tuple((name, type(group.model)) for name, group in parts.items())
-    cls = _union(classes[0][1], classes, tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(targets)))
+    # That of one group is an input of its own already.
+    joint = dict.fromkeys(places for places in targets if len(places.pairs) > 1)
+    cls = _union(classes[0][1], classes, tuple(dict.fromkeys(sources)), tuple(joint))
     return _of(cls, parts)
 
 

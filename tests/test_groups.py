@@ -92,6 +92,17 @@ def test_groups_without_connections_are_each_model_alone(implementation):  # noq
         np.testing.assert_allclose(found[f"{group}.{name}"], alone[name], rtol=0, atol=1e-15)
 
 
+def test_a_target_of_one_group_is_a_name_or_a_dict():
+    """What arrives, and the input that it is added to, count once in both forms."""
+    groups = {"cortex": (bk.Hopf(a=0.1, w=0.3), CORTEX), "seizing": (bk.VanDerPol(mu=0.5), SEIZING)}
+    nets = [
+        bk.Network(groups, couplings=[bk.Coupling(WEIGHTS, source=source, target=target, k=0.2)])
+        for source, target in (("cortex.y", "seizing.x_inp"), ({"cortex": "y"}, {"seizing": "x_inp"}))
+    ]
+    named, dicts = (simulated(net, "scan", 12, inputs={"seizing.x_inp": 0.3}) for net in nets)
+    np.testing.assert_array_equal(dicts["seizing.y"], named["seizing.y"])
+
+
 def test_regions_by_count_and_permuted():
     plain = simulated(network(), "scan")
     order = np.concatenate([CORTEX, SEIZING])
