@@ -205,6 +205,30 @@ def test_noise_and_statistics(x64):
         np.testing.assert_allclose(found["mean"][k].mantissa, looped(t0, noise=noise[:, k]).mean(), rtol=1e-12)
 
 
+@compiled
+def test_beside_a_stimulus_and_a_gradient_horizon(implementation, x64):
+    model, options = Late(t0=TIMES * u.ms), {"scheme": "euler", "implementation": implementation}
+    wave = 0.1 + bk.Sine(amplitude=0.5, frequency=200 * u.Hz)
+    rows = 0.1 + 0.5 * np.sin(2 * np.pi * 200 * 1e-4 * np.arange(STEPS))
+    runs = [bk.simulate(model, STEPS, DT * u.ms, inputs={"I": x}, **options)["o"].mantissa for x in (wave, rows)]
+    np.testing.assert_allclose(*runs, rtol=0, atol=1e-13)
+
+    def last(a, horizon):
+        # What was sent before the horizon is held fixed, as the state is.
+        return jnp.sum(
+            bk.simulate(
+                Late(t0=TIMES * u.ms, a=a), STEPS, DT * u.ms, record=["o"], gradient_horizon=horizon, **options
+            ).final["x"]
+        )
+
+    before = bk.simulate(model, STEPS - 20, DT * u.ms, **options).final
+    short = jax.grad(
+        lambda a: jnp.sum(bk.simulate(Late(t0=TIMES * u.ms, a=a), 20, DT * u.ms, initial=before, **options).final["x"])
+    )(1.3)
+    np.testing.assert_allclose(jax.grad(last)(1.3, 20), short, rtol=1e-12)
+    assert abs(jax.grad(last)(1.3, None) - short) > 1e-3
+
+
 def test_blocks_times_and_derived_models(x64):
     """A drive of a second-order block reads what is late, in the numbers of the equations; so do derived models."""
 
@@ -348,12 +372,13 @@ def test_gradients_of_a_network(x64):
     np.testing.assert_allclose(by_weights[1, 2], (both[0] - both[1]) / 2e-6, rtol=1e-5)
 
 
-def test_groups_of_which_one_has_delays(x64):
+@compiled
+def test_groups_of_which_one_has_delays(implementation, x64):
     """Each group is as if alone where no coupling joins them."""
     groups = {"late": (Late(t0=np.array([0.25, 0.6]) * u.ms), [0, 2]), "hopf": (bk.Hopf(a=0.1), [1])}
     coupling = bk.Coupling(np.zeros((3, 3)), source="hopf.x", target="late.I")
     network = bk.Network(groups, couplings=[coupling])
-    options: dict[str, Any] = {"scheme": "heun", "implementation": "scan"}
+    options: dict[str, Any] = {"scheme": "heun", "implementation": implementation}
     found = bk.simulate(network, 30, DT * u.ms, record=["late.o"], initial={"hopf.x": 0.3}, **options)["late.o"]
     for k, t0 in enumerate((0.25, 0.6)):
         np.testing.assert_allclose(found.mantissa[:, k], looped(t0, steps=30), rtol=0, atol=1e-13)
