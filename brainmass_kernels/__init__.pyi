@@ -24,6 +24,7 @@ from .dispatch import implementations as implementations
 from .equilibria import FixedPoints as FixedPoints
 from .equilibria import fixed_points as fixed_points
 from .errors import Unsupported as Unsupported
+from .fitting.dynamics import ConnectivityDynamics as ConnectivityDynamics
 from .fitting.fit import fit as fit
 from .fitting.joint import Joint as Joint
 from .fitting.result import Fit as Fit

@@ -11,7 +11,7 @@ import pytest
 
 import brainmass_kernels as bk
 from brainmass_kernels import spectra
-from brainmass_kernels.fitting import joint, targets
+from brainmass_kernels.fitting import targets
 
 OPTIONS = {"duration": 3 * u.second, "dt": 1 * u.ms, "every": 5, "transient": 0.5 * u.second}
 BAND, RNG = (2.0, 40.0), np.random.default_rng(0)
@@ -30,7 +30,7 @@ def both(**more):
 
 
 def compared(target, record="eeg"):
-    return joint.compare(target, network(), record, OPTIONS, BAND, True)
+    return targets.compare(target, network(), record, OPTIONS, BAND, True)
 
 
 def some_result(starts=2, realisations=3):
@@ -41,12 +41,15 @@ def some_result(starts=2, realisations=3):
 def test_the_error_is_the_weighted_sum_of_those_of_each():
     signal, weights = some_result(), {"fc": 4.0}
     together = compared(both(weights=weights))
-    prediction = together.predict({"rhythm": signal, "fc": signal})
+    # A spectrum is of records, connectivity is computed as they come.
+    matrices = np.asarray(spectra.correlation(signal))
+    prediction = together.predict({"rhythm": signal, "fc": matrices})
     error, nuisances = together.error(prediction, together.data)
     alone = {}
     for name, target in both().targets.items():
         one = compared(target)
-        alone[name] = one.error(one.predict({"eeg": signal}), one.data)[0] / one.sigma**2
+        records = {"eeg": signal if name == "rhythm" else matrices}
+        alone[name] = one.error(one.predict(records), one.data)[0] / one.sigma**2
         assert np.shape(alone[name]) == (1, 2)
     np.testing.assert_allclose(error, (alone["rhythm"] + 4.0 * alone["fc"]) / 5.0, rtol=1e-4)
     assert set(nuisances) == {"rhythm.log_scale", "rhythm.log_background", "rhythm.chi"}
@@ -153,3 +156,82 @@ def test_the_statistic_is_no_target():
     assert spectra.Spectrum is bk.PowerSpectrum
     with pytest.raises(TypeError, match="'target' got Spectrum, but takes a PowerSpectrum"):
         targets.as_target(bk.Spectrum(FREQS))
+
+
+# Connectivity within the loop, and its dynamics ----------------------------------------------------------------------
+
+
+def oscillators(k):
+    weights = np.array([[0.0, 1.0, 0.2, 0.1], [1.0, 0.0, 0.5, 0.2], [0.2, 0.5, 0.0, 0.9], [0.1, 0.2, 0.9, 0.0]])
+    return bk.Network(bk.Hopf(a=-0.05, w=0.6), weights, source="x", target="x_inp", k=k)
+
+
+SHAKEN = {"noise": {"x_inp": 0.1 * u.ms**0.5}, "key": jax.random.key(2)}
+RUN = {"duration": 600, "dt": 0.5 * u.ms, "every": 5, "transient": None}
+WINDOWS = {"window": 50 * u.ms, "step": 25 * u.ms}
+
+
+def test_correlations_are_taken_in_the_loop():
+    """No record is stored: what is recorded does not grow with the run, and the prediction is that of stored ones."""
+    comparison = targets.compare(bk.Connectivity(np.eye(4)), oscillators(0.5), "x", RUN, BAND, True)
+    assert comparison.recorded == {"x": bk.Correlation(of="x")}
+    stored = bk.simulate(oscillators(0.5), 600, 0.5 * u.ms, record="x", every=5, **SHAKEN)["x"]
+    run = bk.simulate(oscillators(0.5), 600, 0.5 * u.ms, record=comparison.recorded, every=5, **SHAKEN)
+    found = comparison.predict({"x": run["x"][None, None, None]})
+    expected = np.corrcoef(np.asarray(stored, float).T)[np.triu_indices(4, 1)]
+    np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def dynamics():
+    seen = bk.simulate(oscillators(1.0), 600, 0.5 * u.ms, record=bk.FCD(of="x", **WINDOWS), every=5, **SHAKEN)
+    return np.asarray(seen["x_fcd"])
+
+
+def test_dynamics_are_compared_by_their_quantiles(dynamics):
+    target = bk.ConnectivityDynamics(dynamics, **WINDOWS)
+    comparison = targets.compare(target, oscillators(1.0), "x", RUN, BAND, True)
+    prediction = comparison.predict({"x": dynamics[None, None, None]})
+    error, _ = comparison.error(prediction, comparison.data)
+    assert error.shape == (1, 1)
+    assert error[0, 0] < 1e-12
+    shifted = np.clip(dynamics + 0.1 * (1 - np.eye(len(dynamics))), -1, 1)
+    error, _ = comparison.error(comparison.predict({"x": shifted[None, None, None]}), comparison.data)
+    moved = np.quantile(spectra.pairs(shifted), np.linspace(0, 1, 101)) - np.quantile(
+        spectra.pairs(dynamics), np.linspace(0, 1, 101)
+    )
+    np.testing.assert_allclose(error[0, 0], np.mean(moved**2), rtol=1e-3)
+
+
+def test_a_fit_of_connectivity_and_its_dynamics(dynamics, tmp_path):
+    parts = {"fc": bk.Connectivity(0.5 + 0.5 * np.eye(4)), "fcd": bk.ConnectivityDynamics(dynamics, **WINDOWS)}
+    options = {"starts": 2, "steps": 2, "realisations": 2, "record": "x", **SHAKEN, **RUN}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fit = bk.fit(oscillators(0.3), bk.Joint(parts), {"coupling.k": (0.1, 2.0)}, **options)
+    assert np.isfinite(fit.losses).all()
+    assert np.ptp(fit.losses[:, 0, 0]) > 0
+    assert fit.prediction.targets["fcd"].values.shape == (1, 101)
+    fit.save(tmp_path / "fit.json")
+    loaded = bk.Fit.load(tmp_path / "fit.json", oscillators(0.3))
+    np.testing.assert_allclose(loaded.prediction.targets["fcd"].values, fit.prediction.targets["fcd"].values, rtol=1e-6)
+    assert loaded.target.targets["fcd"].seconds == pytest.approx((0.05, 0.025))
+    fit.plot()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: bk.ConnectivityDynamics(np.eye(2), **WINDOWS), "three windows"),
+        (lambda: bk.ConnectivityDynamics(3 * np.ones((4, 4)), **WINDOWS), "takes correlations"),
+        (lambda: bk.ConnectivityDynamics(np.full((4, 4), np.nan), **WINDOWS), "takes correlations"),
+        (lambda: bk.ConnectivityDynamics(np.eye(4), window=-1 * u.second, step=1 * u.second), "'window'"),
+        (lambda: bk.ConnectivityDynamics(np.eye(4), window=1 * u.second, step=1 * u.Hz), "'step'"),
+        (lambda: targets.compare(bk.ConnectivityDynamics(np.eye(4), **WINDOWS), bk.Hopf(), "x", RUN, BAND, True),
+         "one mass"),
+        (lambda: targets.compare(both(), bk.JansenRit(), "eeg", OPTIONS, BAND, True, "linear"), "'predict' got 'lin"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_of_dynamics_is_said(make, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        make()

@@ -27,8 +27,9 @@ from ..network import Network, parts_of
 from ..noise import check_key
 from ..notices import warn
 from ..spectra import PowerSpectrum
-from . import joint, saved, targets
+from . import saved, targets
 from .division import Division, divide, over_devices
+from .joint import Joint
 from .problem import Free, Pooling, Problem, free_values, measured
 from .result import Fit
 from .starts import count_of, first_place, like_starts, starts_from
@@ -156,7 +157,7 @@ def fit(
     key = jax.random.key(0) if key is None else key
     checkpoint = None if checkpoint is None else files.absolute(checkpoint, "checkpoint")
     former = resume if resume is None or isinstance(resume, Fit) else Fit.load(resume, model)
-    target = former.target if target is None and former else joint.as_target(target)
+    target = former.target if target is None and former else targets.as_target(target)
     if free is None and former:
         free = {f.name: (f.low, f.high) for f in former.free}
     model = targets.on_host(model)
@@ -176,10 +177,10 @@ def fit(
     }  # fmt: skip
     options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
     predict = _predicted(predict, former)
-    comparison = joint.compare(target, model, record, options, _as_band(band), bool(background), predict)
+    comparison = targets.compare(target, model, record, options, _as_band(band), bool(background), predict)
     realisations = 1 if predict == targets.LINEAR else realisations
     pooling = _pooling(model, frees, priors, shared, group, regional)
-    problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.records, options, pooling)
+    problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.recorded, options, pooling)
     optimiser = optimiser_of(problem, optimiser)
     if optimiser == LEVENBERG_MARQUARDT and gradient_horizon is not None:
         raise ValueError(
@@ -225,7 +226,7 @@ def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
 
 def _every(target, duration, dt, transient) -> int:
     """The default steps between records: those that give the samples of a series, if these are whole steps apart."""
-    if isinstance(target, joint.Joint):
+    if isinstance(target, Joint):
         every = (_every(each, duration, dt, transient) for each in target.targets.values())
         return next(
             (n for n, each in zip(every, target.targets.values()) if isinstance(each, targets.TimeSeries)), _EVERY

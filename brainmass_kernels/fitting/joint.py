@@ -12,11 +12,11 @@ import numpy as np
 
 from ..models.base import check_name
 from . import targets
-from .targets import Comparison
+from .targets import Comparison, Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Joint:
+class Joint(Target):
     """Several targets that one run is compared with.
 
     Attributes
@@ -60,6 +60,18 @@ class Joint:
         object.__setattr__(self, "targets", parts)
         object.__setattr__(self, "weights", {name: float(weights.get(name, 1.0)) for name in parts})
 
+    def comparison(self, model, record, options, band, background):
+        records = record if isinstance(record, Mapping) else dict.fromkeys(self.targets, record)
+        for name in records:
+            check_name(name, self.targets, "target in 'record'")
+        if missing := [name for name in self.targets if name not in records]:
+            raise ValueError(f"'record' names nothing for {missing[0]!r}, but takes what each target is compared with")
+        parts = {
+            name: targets.compare(each, model, records[name], options, band, background)
+            for name, each in self.targets.items()
+        }
+        return OfJoint(self, parts)
+
 
 class OfJoint(Comparison):
     """The comparisons of several targets, whose predictions and residuals follow each other."""
@@ -74,6 +86,7 @@ class OfJoint(Comparison):
         self.data = tuple(part.data for part in parts.values())
         self.weights = [self.target.weights[name] for name in parts]  # pyright: ignore[reportOptionalSubscript]
         self.record = {name: part.settings["record"] for name, part in parts.items()}
+        self.axis = {name: part.axis for name, part in parts.items()}
         self.settings = {
             "joint": {name: part.settings for name, part in parts.items()},
             "weights": dict(self.target.weights or {}),
@@ -142,28 +155,3 @@ def unchecked(parts: Mapping[str, Any], weights) -> Joint:
     for name, value in {"targets": dict(parts), "weights": weights, "name": "fit"}.items():
         object.__setattr__(joint, name, value)
     return joint
-
-
-def as_target(target) -> Any:
-    """A `Joint`, or what a single target is."""
-    return target if isinstance(target, Joint) else targets.as_target(target)
-
-
-def compare(target, model, record, options, band, background, predict: str = targets.SIMULATION) -> Comparison:
-    """How runs of these options are compared with a target."""
-    if not isinstance(target, Joint):
-        return targets.compare(target, model, record, options, band, background, predict)
-    if predict == targets.LINEAR:
-        raise TypeError(
-            f"'predict' got 'linear' of {target.name}, but predicts power spectra of one mass: leave it out"
-        )
-    records = record if isinstance(record, Mapping) else dict.fromkeys(target.targets, record)
-    for name in records:
-        check_name(name, target.targets, "target in 'record'")
-    if missing := [name for name in target.targets if name not in records]:
-        raise ValueError(f"'record' names nothing for {missing[0]!r}, but takes what each target is compared with")
-    parts = {
-        name: targets.compare(each, model, records[name], options, band, background)
-        for name, each in target.targets.items()
-    }
-    return OfJoint(target, parts)

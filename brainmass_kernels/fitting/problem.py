@@ -312,14 +312,17 @@ class Problem:
         """The prediction of a run, target by target where that keeps the bits."""
         if not self.one_by_one:
             return self.comparison.predict(result)
-        names = [self.record] if isinstance(self.record, str) else list(self.record)
+        names, axis = [self.record] if isinstance(self.record, str) else list(self.record), self.comparison.axis
+        axes = [axis[name] if isinstance(axis, dict) else axis for name in names]
         unit_of = {name: u.get_unit(result[name]) for name in names}
 
         def one(*records):
-            pairs = zip(names, records, strict=True)
-            return self.comparison.predict({n: units.attach(jnp.moveaxis(x, 0, 1), unit_of[n]) for n, x in pairs})
+            every = zip(names, axes, records, strict=True)
+            return self.comparison.predict(
+                {n: units.attach(jnp.moveaxis(x, 0, axis), unit_of[n]) for n, axis, x in every}
+            )
 
-        return self.each(one, *(jnp.moveaxis(u.get_mantissa(result[name]), 1, 0) for name in names))
+        return self.each(one, *(jnp.moveaxis(u.get_mantissa(result[n]), axis, 0) for n, axis in zip(names, axes)))
 
     def error(self, prediction, data):
         """The error of each lane, and the nuisances."""

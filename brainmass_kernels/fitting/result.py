@@ -18,7 +18,7 @@ from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_name
 from ..spectra import PowerSpectrum
-from . import joint, saved, targets
+from . import saved, targets
 from .division import divide, over_devices
 from .problem import Free, Pooling, Problem, logit, measured, predict
 from .steps import LEVENBERG_MARQUARDT, Plan, begin, default_optimiser, descend, evaluated, joint_normal_equations
@@ -288,10 +288,10 @@ class Fit:
         if "gradient_horizon" in fields:
             options["gradient_horizon"] = fields["gradient_horizon"] * u.second
         predict = fields.get("predict", targets.SIMULATION)
-        comparison = joint.compare(self.target, self.model, record, options, band, background, predict)
+        comparison = targets.compare(self.target, self.model, record, options, band, background, predict)
         problem = Problem(
             self.model, self.inputs, self.noise, self.free,
-            comparison, fields["realisations"], comparison.records, options, Pooling.of_saved(fields["ties"]),
+            comparison, fields["realisations"], comparison.recorded, options, Pooling.of_saved(fields["ties"]),
         )  # fmt: skip
         theirs, ours = fields.get("program", {}), problem.program(1, self._key())
         # In another precision every program is another.

@@ -20,6 +20,7 @@ from ..notices import warn
 from ..spectra import PowerSpectrum
 from ..waveforms import of_kinds
 from . import joint, targets
+from .dynamics import ConnectivityDynamics
 from .joint import Joint
 from .problem import Free, Problem, fingerprint
 from .steps import Gradient, Normal, State, begin, optimiser_identity
@@ -271,6 +272,9 @@ def _encode_target(target) -> dict[str, Any]:
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
         return {"kind": "connectivity", "name": target.name, "values": listed(target.values), "band": band,
                 "sigma": target.sigma}  # fmt: skip
+    if isinstance(target, ConnectivityDynamics):
+        return {"kind": "dynamics", "name": target.name, "values": listed(target.values), "times_s": [*target.seconds],
+                "sigma": target.sigma}  # fmt: skip
     if isinstance(target, Joint):
         every = {name: _encode_target(each) for name, each in target.targets.items()}
         return {"kind": "joint", "name": target.name, "targets": every, "weights": target.weights}
@@ -296,6 +300,12 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
         if not checked:
             return targets.unchecked(targets.Connectivity, array(saved["values"]), band=band, sigma=saved["sigma"])
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
+    if kind == "dynamics":
+        window, step = (x * u.second for x in saved["times_s"])
+        if not checked:
+            fields = {"window": window, "step": step, "sigma": saved["sigma"]}
+            return targets.unchecked(ConnectivityDynamics, array(saved["values"]), **fields)
+        return ConnectivityDynamics(np.array(saved["values"]), window, step, saved["sigma"], saved["name"])
     if kind == "joint":
         unit = unit or {}
         every = {name: _decode_target(each, unit.get(name), checked) for name, each in saved["targets"].items()}

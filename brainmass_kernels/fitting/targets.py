@@ -20,8 +20,10 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from .. import spectra, units
+from ..connectivity import Correlation
 from ..models.base import check_name
 from ..network import parts_of
+from ..recording import Reduction
 from ..rounding import at_rest
 from ..spectra import PowerSpectrum
 
@@ -116,6 +118,14 @@ class Connectivity:
             raise ValueError(f"'values' of {self.name} is not symmetric, as correlations are")
 
 
+class Target:
+    """A target that says itself how runs are compared with it."""
+
+    def comparison(self, model, record, options, band, background) -> Comparison:
+        """As `compare` takes and returns."""
+        raise NotImplementedError
+
+
 class Comparison:
     """How runs are compared with a target; ``data`` is traced, all else decides the program.
 
@@ -127,6 +137,7 @@ class Comparison:
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
     record : the name of what is compared in a result; of a function, whatever `simulate` takes
+    axis : of the targets, in what is recorded; of several records a dict by name
     settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
@@ -138,10 +149,17 @@ class Comparison:
     record: Any
     settings: dict[str, Any]
 
+    axis: Any = 1
+
     @property
     def records(self) -> Any:
-        """What a run records for it, as `simulate` takes it."""
+        """What is recorded under that name: itself, or a statistic."""
         return self.record
+
+    @property
+    def recorded(self) -> Any:
+        """What a run records for it, as `simulate` takes it."""
+        return {self.record: self.records} if isinstance(self.records, Reduction) else self.records
 
     @property
     def width(self) -> int:
@@ -391,11 +409,16 @@ class OfConnectivity(Comparison):
         self.above = np.triu_indices(values.shape[-1], 1)
         self.data = values[:, None, *self.above]
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
-        self.band = band
+        self.band, self.axis = band, 0 if band is None else 1
         self.settings = {"record": record, "amplitudes of": band, "sigma": self.sigma}
 
     def read(self):
         return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
+    @property
+    def records(self):
+        # Correlated in the loop: no record is stored.
+        return Correlation(of=self.record) if self.band is None else self.record
 
     @property
     def width(self):
@@ -405,9 +428,10 @@ class OfConnectivity(Comparison):
         return 4.5 if self.band is None else 9.0
 
     def predict(self, result):
-        signal = u.get_mantissa(result[self.record])
-        signal = signal if self.band is None else spectra.envelope(signal, self.sampling, self.band)
-        return spectra.correlation(signal).mean(2)[:, :, *self.above]
+        recorded = u.get_mantissa(result[self.record])
+        if self.band is not None:
+            recorded = spectra.correlation(spectra.envelope(recorded, self.sampling, self.band))
+        return recorded.mean(2)[:, :, *self.above]
 
     def residuals(self, prediction, data):
         return prediction - data.astype(prediction.dtype), {}
@@ -530,7 +554,7 @@ def name_of(target) -> str:
 
 def as_target(target) -> Any:
     """A `PowerSpectrum`, a `TimeSeries`, a `Connectivity` or a function."""
-    if isinstance(target, PowerSpectrum | TimeSeries | Connectivity) or callable(target):
+    if isinstance(target, PowerSpectrum | TimeSeries | Connectivity | Target) or callable(target):
         return target
     if isinstance(target, str | os.PathLike) or spectra.in_memory(target):
         return spectra.load_spectrum(target)
@@ -554,22 +578,30 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     if predict == LINEAR and not (isinstance(target, PowerSpectrum) and isinstance(record, str) and network is None):
         what = "a network" if network and isinstance(target, PowerSpectrum) else name_of(target)
         raise TypeError(f"'predict' got 'linear' of {what}, but predicts power spectra of one mass: leave it out")
+    if isinstance(target, Target):
+        return target.comparison(model, record, options, band, background)
     if callable(target):
         return OfFunction(target, record)
-    if not isinstance(record, str):
-        raise TypeError(f"'record' got {record!r}, but a target that is not a function takes one name")
-    check_name(record, mass.recordable(), "record")
-    regions = network.regions_of(record) if network else None
     if predict == LINEAR:
+        check_name(record, mass.recordable(), "record")
         return OfDensities(target.band(*band), record, band, background)
-    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
-    steps, sampling = recorded_steps(options["duration"], seconds, options["transient"]), seconds * options["every"]
-    samples = steps // options["every"]
+    regions, samples, sampling = recorded_network(target, model, record, options)
     if isinstance(target, TimeSeries):
         return OfSeries(target, record, mass.recordable()[record], samples, regions)
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
+
+
+def recorded_network(target, model, record, options) -> tuple[int | None, int, float]:
+    """The regions of what is recorded, or ``None`` of one mass, the records of a run, and seconds between them."""
+    network, mass = parts_of(model)
+    if not isinstance(record, str):
+        raise TypeError(f"'record' got {record!r}, but {name_of(target)} takes one name")
+    check_name(record, mass.recordable(), "record")
+    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
+    steps = recorded_steps(options["duration"], seconds, options["transient"])
+    return network.regions_of(record) if network else None, steps // options["every"], seconds * options["every"]
 
 
 def recorded_steps(duration, seconds: float, transient) -> int:
