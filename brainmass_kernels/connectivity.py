@@ -17,13 +17,15 @@ from jax import lax
 from . import rounding, units
 from .recording import Reduction, Sampling
 
-
-#: Most products of matrices that are written out one by one.
+#: The most products of matrices that are written out one by one.
 _WRITTEN = 32
 
 
 def _outer(x, y):
-    """The sum over records of products of regions, ``(n, *batch, networks, C)`` twice to ``(*batch, networks, C, C)``."""
+    """The sum over records of products of regions, ``(n, *batch, C)`` twice to ``(*batch, C, C)``.
+
+    The last axis of the batch has the networks.
+    """
     batch, width = x.shape[1:-1], x.shape[-1]
     count = math.prod(batch)
     if batch[-1] != 1 or not 0 < count <= _WRITTEN:
