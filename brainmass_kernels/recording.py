@@ -229,6 +229,8 @@ class Maximum(Reduction):
 class Average(Reduction):
     """Means over consecutive intervals of length ``tr``, as of a scanner; an incomplete last interval is dropped.
 
+    Other statistics may be of them: ``bk.Correlation(of=bk.Average(tr, of="bold"))``.
+
     Parameters
     ----------
     tr : a time, a whole multiple of that between records

@@ -57,8 +57,8 @@ def simulate(
         unit over sqrt(time), where `Model.diffusion` multiplies it. Ito, except "heun" and "rk4": Stratonovich
     key : a JAX random key, or one for each lane; needed with ``noise``
     record : names of observables and states, and statistics, computed without storing the trajectory, such as
-        ``bk.Mean()``, ``bk.Spectrum(freqs)`` or ``bk.Average(tr)``; or a dict of these by the names of the results.
-        ``None``, the model's observables
+        ``bk.Mean()``, ``bk.Spectrum(freqs)`` or ``bk.Correlation()``; signals, such as ``bk.Readout(matrix)`` or
+        ``bk.Convolved(kernel)``; or a dict of these by the names of the results. ``None``, the model's observables
     every : steps from one record to the next
     transient : a time or a number of steps at the beginning, without records
     scheme : a name in `schemes.SCHEMES`; ``None``, the model's own

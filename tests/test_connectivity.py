@@ -357,7 +357,8 @@ def test_a_gradient_through_a_run(monkeypatch, x64):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_time(monkeypatch):
+@pytest.mark.parametrize("gradient", [False, True], ids=["run", "gradient"])
+def test_memory_does_not_grow_with_time(monkeypatch, gradient):
     monkeypatch.setattr(recording, "BLOCK", 1)
     record = [
         bk.Covariance(), bk.Correlation(of=bk.Convolved(KERNEL, tr=16 * u.ms)), bk.Variance(of=bk.Average(8 * u.ms)),
@@ -366,14 +367,16 @@ def test_memory_does_not_grow_with_time(monkeypatch):
 
     def temporary(steps):
         def fun(k):
-            found = bk.simulate(network(k), steps, 1 * u.ms, record=record, implementation="scan")
+            found = bk.simulate(network(k), steps, 1 * u.ms, record=record, implementation="scan", checkpoint_every=32)
             return sum(jnp.sum(x) for x in found.records.values())
 
+        fun = jax.grad(fun) if gradient else fun
         return jax.jit(fun).lower(jnp.zeros((networks, 1))).compile().memory_analysis().temp_size_in_bytes
 
+    # A hundredfold in time: the blocks that a gradient keeps the state of grow as its square root.
     few, many = temporary(640), temporary(64_000)
-    assert many < 1.1 * few
-    assert many < 0.05 * 4 * networks * REGIONS * 64_000
+    assert many < (10.0 if gradient else 1.1) * few
+    assert many < (0.2 if gradient else 0.05) * 4 * networks * REGIONS * 64_000
 
 
 def test_explain_counts_them():
