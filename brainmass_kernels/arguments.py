@@ -31,7 +31,7 @@ from .schedule import COUNTED, Schedule
 from .schemes import NEEDS, SCHEMES
 from .signals import Signal
 from .step import StepSpec, build
-from .stimuli import Drive, Stimuli, drives_of, with_base
+from .stimuli import Drive, Stimuli, drives_of, refuse, with_base
 from .timing import digits_of
 
 # The longest step in units of a model's fastest time constant; a step longer than one gives a warning.
@@ -409,6 +409,7 @@ def _initial(model: Model, initial) -> dict[str, Any]:
     initial = _mapping(initial, "initial")
     for name in initial:
         check_name(name, model.states, "state")
+    refuse(initial, "initial")
     start = {**model.initial, **initial}
     state = {n: units.strip(start[n], unit, n) if n in start else 0.0 for n, unit in model.states.items()}
     for n in initial:
@@ -418,6 +419,7 @@ def _initial(model: Model, initial) -> dict[str, Any]:
 
 def _sigmas(model: Model, noise, key) -> dict[str, Any]:
     noise = _mapping(noise, "noise")
+    refuse(noise, "noise")
     if noise and key is None:
         raise ValueError("'noise' needs 'key', a JAX random key such as jax.random.key(0)")
     return _intensities(model, noise)

@@ -275,9 +275,25 @@ class Drive(_Summand):
 
 
 def drives_of(inputs: Mapping[str, Any]) -> dict[str, Drive]:
-    """The inputs that have stimuli."""
+    """The inputs that have stimuli.
+
+    Raises
+    ------
+    TypeError : a class of stimuli in place of one of it
+    """
+    if not isinstance(inputs, Mapping):
+        return {}  # which a run refuses
+    for name, x in inputs.items():
+        if isinstance(x, type) and issubclass(x, Stimulus):
+            raise TypeError(f"'{name}' got the class {x.__name__}, but takes a stimulus of it: {x.__name__}(...)")
     found = {n: Drive(None, (x,)) if isinstance(x, Stimulus) else x for n, x in inputs.items()}
     return {n: x for n, x in found.items() if isinstance(x, Drive)}
+
+
+def refuse(values: Mapping[str, Any], argument: str) -> None:
+    """Raise TypeError where there are stimuli in an argument that takes none."""
+    if drives := drives_of(values):
+        raise TypeError(f"'{argument}' got a stimulus for {next(iter(drives))}, but stimuli are added to inputs")
 
 
 def with_base(given, base):

@@ -581,6 +581,9 @@ def test_the_amplitude_of_a_hard_pulse_has_a_gradient(x64):
     (lambda: bk.GammaBump(0 * u.ms, 5 * u.ms, 5 * u.Hz, order=1.0), r"'GammaBump\.order' got 1\.0.*more than 1"),
     (lambda: leak(bk.Pulse(0 * u.ms, 5 * u.ms, 5 * u.mV)), r"'drive: Pulse\.amplitude' got mV, but takes Hz"),
     (lambda: leak(bk.Pulse(0 * u.ms, 5 * u.ms, 5 * u.Hz, [0.0, 1.0] * u.ms)), r"Pulse\.edge'.*or 0 for all"),
+    (lambda: bk.simulate(Leak(), 9, DT, inputs={"drive": bk.Sine}), "got the class Sine, but takes a stimulus of it"),
+    (lambda: bk.simulate(Leak(), 9, DT, initial={"x": bk.Sine(1 * u.Hz, 1 * u.Hz)}), "stimuli are added to inputs"),
+    (lambda: leak(1 * u.mV + bk.Sine(1 * u.Hz, 1 * u.Hz)), "'drive' got mV, but takes Hz"),
     (lambda: bk.simulate(Leak(), 9, DT, inputs={"driv": bk.Sine(1 * u.Hz, 1 * u.Hz)}), "did you mean 'drive'"),
 ])  # fmt: skip
 def test_bad_input_is_named(make, message):
