@@ -100,6 +100,8 @@ def _add_fit(commands):
     add("--seed", type=int, help="of the noise and of the starting points (default: 0)")
     add("--realisations", type=int, help=f"runs averaged over for a spectrum (default: {DEFAULTS['realisations']})")
     add("--duration", type=float, help=f"seconds of each, one of them transient (default: {DEFAULTS['duration']:g})")
+    add("--linear", action="store_true",
+        help="spectra about stable fixed points, nothing is simulated: for weak noise; see docs/linear.md")  # fmt: skip
     add("--no-background", action="store_true", help="no power law beside the model's spectrum, only a scale")
     add("--implementation", help="the implementation to run on (default: the fastest that can)")
     add("--out", metavar="FILE", default="fit.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")

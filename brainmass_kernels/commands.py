@@ -63,6 +63,8 @@ def fit(arguments) -> int:
         progress=Meanwhile(not arguments.quiet, _import_drawing),
         resume=saved,
         implementation=arguments.implementation,
+        # A resumed fit keeps its own.
+        predict="linear" if arguments.linear else None,
         **_settings(arguments, saved),
     )
     print(result)

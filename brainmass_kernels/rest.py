@@ -16,7 +16,7 @@ from jax import lax
 from .systems import Data, System, delays_of, field, linearised, matrices
 
 #: Implicit steps of the flow, each so many times as long as the one before it, and Newton's steps after these.
-_STEPS, _GROWTH, _NEWTON = 64, 1.5, 6
+_STEPS, _GROWTH, _NEWTON = 40, 2.0, 4
 #: Shares of a Newton step that are tried.
 _SHARES = (1.0, 0.5, 0.2, 0.04)
 #: The largest Newton step of a state at rest, relative to what rounding can make of its terms.

@@ -28,7 +28,7 @@ WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and nam
 # What a guide shows; the pages on how the package works show emitted source, and text drawn in columns.
 WIDTH = 80
 INTERNALS = ["design.md", *(name for name in PAGES if name.startswith("internals/"))]
-SLOW = {"brainmass.md", "fitting.md", "gradients.md", "networks.md"}
+SLOW = {"brainmass.md", "fitting.md", "gradients.md", "linear.md", "networks.md"}
 # What JAX asks of a tree's node.
 OF_JAX = {"tree_flatten", "tree_unflatten"}
 
