@@ -195,7 +195,7 @@ def test_dynamics_are_compared_by_their_quantiles(dynamics):
     error, _ = comparison.error(prediction, comparison.data)
     assert error.shape == (1, 1)
     assert error[0, 0] < 1e-12
-    shifted = np.clip(dynamics + 0.1 * (1 - np.eye(len(dynamics))), -1, 1)
+    shifted = np.clip(dynamics + 0.1 * (1 - np.eye(len(dynamics), dtype=np.float32)), -1, 1).astype(np.float32)
     error, _ = comparison.error(comparison.predict({"x": shifted[None, None, None]}), comparison.data)
     moved = np.quantile(spectra.pairs(shifted), np.linspace(0, 1, 101)) - np.quantile(
         spectra.pairs(dynamics), np.linspace(0, 1, 101)
