@@ -195,6 +195,16 @@ def test_fit_writes_figure_and_result_and_goes_on_with_it(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_linear_fit_stays_one(tmp_path, capsys):
+    free = ["--free", "be=60:150", "--set", "E_inp=60"]
+    assert cli.main(["fit", "--linear", *free, *QUICK]) == 0
+    assert "ran on linear: predict='linear'" in capsys.readouterr().out
+    again = ["--set", "E_inp=60", "--resume", "fit.json", "--steps", "1", "--quiet", "--json", "more.json"]
+    assert cli.main(["fit", *again]) == 0
+    assert Fit.load("more.json").settings["predict"] == "linear"
+
+
+@pytest.mark.slow
 def test_a_channel_of_a_recording_is_fitted(tmp_path, capsys):
     pytest.importorskip("mne")
     ts = np.arange(40 * 200) / 200

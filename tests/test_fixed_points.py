@@ -106,6 +106,13 @@ def test_what_is_known_of_jansen_and_rit(columns):
     assert (upper < 11.0).all()
 
 
+def test_where_alpha_begins(x64):
+    """The Hopf bifurcation of the upper branch, of the digits that Grimbert and Faugeras's equations have."""
+    born = bk.fixed_points(bk.JansenRit(), inputs={"E_inp": 89.829 * u.Hz})
+    assert abs(plain(born.rates)[2]) < 1e-4
+    assert plain(born.frequencies)[2] == pytest.approx(10.38, abs=0.005)
+
+
 def test_in_float32(columns):
     found = bk.fixed_points(bk.JansenRit(), inputs={"E_inp": DRIVES.astype(np.float32) * u.Hz})
     assert found.count.tolist() == columns.count.tolist()
