@@ -31,7 +31,7 @@ class Level(enum.IntEnum):
     STATIC = 0  # the program's text
     CONSTANT = 1  # parameters, and whatever else no step changes
     ROW = 2  # the number of the step
-    LANE = 3  # the states, the sum that arrives from other lanes, and normals drawn for each lane
+    LANE = 3  # the states, the sums that arrive from other lanes, and normals drawn for each lane
 
 
 class State(NamedTuple):
@@ -49,7 +49,7 @@ class Key:
 
 
 class Arriving:
-    """The argument that is the sum of what arrives from other lanes, where these are coupled."""
+    """An argument that is a sum of what arrives from other lanes, where these are coupled."""
 
 
 class _Draw(NamedTuple):

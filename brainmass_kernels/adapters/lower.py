@@ -1,7 +1,7 @@
 """The loop of a classified step, as programs of one lane: each operation is checked to be elementwise over the lanes.
 
 A program of the loop reads static values, constants of the run, rows of inputs, and values of its own. Its arguments
-are, in this order, constants, states, rows, normals, and the sum that arrives from other lanes.
+are, in this order, constants, states, rows, normals, and the sums that arrive from other lanes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from ..units import UNITLESS
 from .around import Values
 from .classify import Axes, ClassifiedStep, Level, moved_axes, only_moves
 
-# The input of the loop that is what arrives from other lanes.
-ARRIVING = "arriving"
+
+def arriving_names(count: int) -> tuple[str, ...]:
+    """The inputs of the loop that are the sums of what arrives from other lanes."""
+    return tuple(f"arriving {k}" if k else "arriving" for k in range(count))
 
 
 class Record(NamedTuple):
@@ -313,8 +315,8 @@ class _Lowering:
             for kind, count in (("constant", n_constants), ("input", len(self.rows)), ("normal", len(step.normals)))
         )
         return Equations(
-            label, states, constants, rows, normals, (ARRIVING,) * len(step.arriving), tuple(self.observables.values()),
-            tuple(text_of(program.jaxpr) for program in programs), *programs,
+            label, states, constants, rows, normals, arriving_names(len(step.arriving)),
+            tuple(self.observables.values()), tuple(text_of(program.jaxpr) for program in programs), *programs,
         )  # fmt: skip
 
 
