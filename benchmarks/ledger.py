@@ -50,7 +50,8 @@ TOGETHER = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 LANES, STEPS, EVERY, SEGMENT = 65_536, 10_000, 10, 100
 WAYS_BACK = ("gradient", "inverse steps", "network_gradient")
 NETWORKS = KERNELS[-2:]
-ARGUMENTS = ("plain", "noise", "input", "undelayed", "delayed")
+ARGUMENTS = ("plain", "noise", "input", "undelayed", "delayed", "two_couplings")
+OF_MASSES, COUPLED = ARGUMENTS[:3], ARGUMENTS[3:]
 # Chips whose network kernels are held, and the networks of a batch: as many as TPUs take at once.
 OF_NETWORKS, REGIONS, BATCH = ("v5e", "sm_80", "sm_90"), 76, 128
 CHIPS = (*TPU_TOPOLOGIES, *GPUS, *TRITON_GPUS)
@@ -80,7 +81,8 @@ class Row(NamedTuple):
     ----------
     kernel : "forward", "forward_per_lane" (as with three per-mass parameters), "gradient", or "inverse steps", the
         gradient by them; "network" and "network_gradient" are those of 76 regions, all connected
-    arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed" or "delayed"
+    arguments : "plain", with "noise", or with one value a step of an "input"; of a network, "undelayed", "delayed", or
+        the delayed one with "two_couplings", of two sources into two inputs
     precision : as in `simulate`; a TPU has one only
     vec : lanes a thread; 0 on a TPU
     """
@@ -98,18 +100,18 @@ class Row(NamedTuple):
 
 def all_rows(chip: str) -> list[Row]:
     vec = int(chip not in TPU_TOPOLOGIES)
-    networks = [Row(chip, kernel, "strang", kind, "exact", vec) for kernel in NETWORKS for kind in ARGUMENTS[-2:]]
+    networks = [Row(chip, kernel, "strang", kind, "exact", vec) for kernel in NETWORKS for kind in COUPLED]
     return _rows_of_masses(chip) + (networks if chip in OF_NETWORKS else [])
 
 
 def _rows_of_masses(chip: str) -> list[Row]:
     if chip in TPU_TOPOLOGIES:
         rows = [Row(chip, kernel, scheme) for kernel in KERNELS[:3] for scheme in SCHEMES]
-        return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
+        return rows + [Row(chip, k, "strang", a) for k in ("forward", "gradient") for a in OF_MASSES[1:]]
     rows = [Row(chip, "forward", s, "plain", "fast", vec) for s in SCHEMES for vec in (1, 2)]
     rows += [Row(chip, "gradient", s, "plain", "fast", 1) for s in SCHEMES]
-    rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in ARGUMENTS[1:3]]
-    inverse_rows = [Row(chip, "inverse steps", "strang", a, "fast", 1) for a in ARGUMENTS[:3]] if chip in GPUS else []
+    rows += [Row(chip, k, "strang", a, "fast", 1) for k in ("forward", "gradient") for a in OF_MASSES[1:]]
+    inverse_rows = [Row(chip, "inverse steps", "strang", a, "fast", 1) for a in OF_MASSES] if chip in GPUS else []
     kernels = ("forward", "gradient", *(["inverse steps"] if inverse_rows else []))
     return rows + inverse_rows + [Row(chip, kernel, "strang", "plain", "exact", 1) for kernel in kernels]
 
@@ -147,13 +149,18 @@ def _loop_of(row: Row):
 def network_function(row: Row):
     """What a row of a network compiles, and its arguments' shapes: coupling strengths, and weights."""
     rng = np.random.default_rng(0)
-    wired = {"distances": rng.uniform(1.0, 100.0, (REGIONS, REGIONS)), "speed": 5.0}
+    lengths = rng.uniform(1.0, 100.0, (2, REGIONS, REGIONS))
+
+    def coupled(k, weights) -> list[bk.Coupling]:
+        def wired(of: int):
+            return {} if row.arguments == "undelayed" else {"distances": lengths[of], "speed": 5.0}
+
+        first = bk.Coupling(weights, kind="sigmoidal_jansen_rit", target="E_inp", k=k * u.Hz, **wired(0))
+        second = bk.Coupling(weights.T, kind="diffusive", source="M", target="M_inp", k=0.01, **wired(1))
+        return [first, second] if row.arguments == "two_couplings" else [first]
 
     def records(k, weights):
-        network = bk.Network(
-            JansenRit(), weights, coupling="sigmoidal_jansen_rit", target="E_inp", k=k * u.Hz,
-            **(wired if row.arguments == "delayed" else {}),
-        )  # fmt: skip
+        network = bk.Network(JansenRit(), couplings=coupled(k, weights))
         return bk.simulate(
             network, 1000, 0.1 * u.ms, inputs={"E_inp": 220.0 * u.Hz}, every=EVERY, scheme=row.scheme,
             precision=row.precision, implementation="triton" if row.vec else "mosaic_tpu",

@@ -2,12 +2,14 @@
 
 Diffusive coupling, exponential Euler at 0.1 ms, every connection with a delay of its own, a batch of coupling strengths
 on one connectome. Results must agree before any speed is printed. What is slow runs fewer
-steps: all speeds are per step.
+steps: all speeds are per step. Then `networks_peers` runs beside tvboptim, where that is installed.
 """
 
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import brainunit as u
@@ -180,6 +182,7 @@ def main() -> None:
         compared(20, 1.0, 4, 500, 100, 1, of=gradient)
         if find_spec("brainmass"):
             compared(20, 1.0, 4, 500, 100, 1, "Hopf")
+        beside_peers("--quick")
         return
     results = [
         compared(76, 0.27, 64, 10_000, 1000, asked.repeats),
@@ -195,6 +198,12 @@ def main() -> None:
             steps = max(500, min(10_000, int(3e9 / work) // 100 * 100))
             results.append(compared(regions, share, batch, steps, max(20, steps // 50 // 10 * 10), asked.repeats))
     save(asked.out, VERSIONS, results=results)
+    beside_peers()
+
+
+def beside_peers(*arguments: str) -> None:
+    """In a process of its own, for it sets the number of devices."""
+    subprocess.run([sys.executable, "-m", "benchmarks.networks_peers", *arguments], check=True)
 
 
 if __name__ == "__main__":

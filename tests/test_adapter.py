@@ -599,18 +599,29 @@ def test_what_is_no_time_step_is_refused():
 
 
 def test_models_of_brainmass_that_are_refused():
-    with pytest.raises(bk.Unsupported, match=r"KuramotoNetwork: .* pointwise"):
-        bk.fuse(brainmass.KuramotoNetwork(3), DT).run(1 * u.ms)
+    with pytest.raises(bk.Unsupported, match=r"Mixing: 'dot_general' .* pointwise"):
+        bk.fuse(Mixing(), DT).run(1 * u.ms)
+
+
+class Mixing(brainstate.nn.Module):
+    """Regions coupled by a matrix product, of none of brainmass's classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = brainmass.HopfStep(3, noise_x=brainmass.GaussianNoise(3, sigma=1.0))
+
+    def update(self):
+        return self.node(jnp.ones((3, 3)) @ self.node.x.value)
 
 
 def test_fallback():
     """The run is brainmass's own, to the bit and to the draw, and the reason is kept."""
-    model = brainmass.KuramotoNetwork(3, noise_theta=brainmass.GaussianNoise(3, sigma=1.0))
+    model = Mixing()
     fused = bk.fuse(model, DT, allow_fallback=True)
     found = []
     for run in (brainmass.Simulator(model, DT), fused):
         brainstate.random.seed(3)
-        found.append(run.run(1 * u.ms, monitors=["theta"], sample_every=2))
+        found.append(run.run(1 * u.ms, monitors={"x": lambda m: m.node.x.value}, sample_every=2))
     assert "pointwise" in fused.fallback
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_array_equal(a, b)

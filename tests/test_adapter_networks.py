@@ -62,7 +62,7 @@ def close(got, want, rtol):
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * max(np.abs(b).max(), 1e-300))
 
 
-def both(model, durations, rtol=1e-5, implementation="scan", **arguments):
+def both(model, durations, rtol=1e-5, implementation="scan", delayed=True, **arguments):
     """Runs one after the other, each from where the last ended: results and states agree. Returns the results."""
     found = []
     for run in (brainmass.Simulator(model, DT), bk.fuse(model, DT, implementation=implementation)):
@@ -71,7 +71,7 @@ def both(model, durations, rtol=1e-5, implementation="scan", **arguments):
         for k, duration in enumerate(durations):
             found[-1].append((run.run(duration, init_states=k == 0, **arguments), states_of(model)))
     close(found[1], found[0], rtol)
-    assert any("history" in str(path) for path in found[0][0][1])
+    assert any("history" in str(path) for path in found[0][0][1]) == delayed
     return [result for result, _ in found[1]]
 
 
@@ -273,17 +273,20 @@ def test_couplings_that_are_refused():
         turned = brainmass.AdditiveCoupling(node.prefetch_delay("x", lengths() * u.ms, regions), weights())
         two = network()
         two.also = network().coupling
+        smaller = brainmass.HopfStep(N - 1)
+        index = np.tile(np.arange(N - 1), (N - 1, 1))
+        source = smaller.prefetch_delay("x", (lengths(N - 1) * u.ms, index))
+        three = network()
+        three.also = brainmass.AdditiveCoupling(source, weights(N - 1))
     with pytest.raises(bk.Unsupported, match=r"AdditiveCoupling '' cannot be fused: its source is Prefetch"):
         bk.fuse(plain, DT)
     with pytest.raises(bk.Unsupported, match=r"connection \(i, j\) must read region j"):
         bk.fuse(turned, DT)
-    with pytest.raises(bk.Unsupported, match=r"Network has 2 couplings, .*: one is fused"):
-        bk.fuse(two, DT)
-
-
-def test_three_sums_at_each_step_are_refused():
-    with pytest.raises(bk.Unsupported, match=r"LaplacianConnectivity cannot be fused: .* three weighted sums"):
-        bk.fuse(held().conn, DT)
+    with pytest.raises(bk.Unsupported, match=r"'also' .*writes 'x' to its delay 0 times"):
+        bk.fuse(two, DT).run(1 * u.ms)
+    different = r"different numbers of regions: AdditiveCoupling 'also' has 3, DiffusiveCoupling 'coupling' has 4"
+    with pytest.raises(bk.Unsupported, match=different):
+        bk.fuse(three, DT)
 
 
 def test_what_would_run():

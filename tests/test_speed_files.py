@@ -1,5 +1,6 @@
 """The speed comparisons of benchmarks/ still run; nothing is timed here."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
@@ -39,3 +40,11 @@ bench.fused = lambda case, name: right(case._replace(scheme="euler"), name)
     printed = run(other_scheme, "benchmarks/test_simulate_speed.py::test_simulate[scan-forward 1 x 1,000 exp_euler]")
     assert "AGREES" in printed
     assert re.search(r"^1 failed", printed, re.M), printed
+
+
+def test_what_a_benchmark_lacks_is_said():
+    if importlib.util.find_spec("tvboptim"):
+        pytest.skip("tvboptim is here")
+    command = [sys.executable, "-m", "benchmarks.networks_peers", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("skipped: tvboptim is not installed: pip install 'brainmass-kernels[peers]'")

@@ -23,7 +23,7 @@ from ..errors import Unsupported
 from ..simulation import explain, simulate
 from ..units import UNITLESS, positive_time
 from .classify import Key, Number, State
-from .couplings import RegionCoupling
+from .couplings import RegionCouplings
 from .fused_step import fused_step
 from .jansen_rit_tr import fused_between_trs, trs_of
 from .own_delays import OwnDelays, Unwritten
@@ -46,7 +46,8 @@ def fuse(
     Parameters
     ----------
     model : any brainmass model, or other `brainstate.nn.Module`, whose ``update`` treats each mass on its own, with
-        delays inside it or without, or couples them by one coupling of brainmass, as `brainmass.Network` does
+        delays inside it or without, or couples them by couplings of brainmass, as `brainmass.Network` and
+        `brainmass.KuramotoNetwork` do
     dt : the time of a step; ``None`` for that of `brainstate.environ` at the time of a run
     allow_fallback : whether `brainmass.Simulator` runs what cannot be fused, in place of an error; `Fused.fallback`
         then has the reason
@@ -61,8 +62,8 @@ def fuse(
     ImportError : brainmass is not installed, or in a version that is not supported
     TypeError : the model is no module of brainstate
     ValueError : 'dt' is no positive time, or a name is unknown
-    Unsupported : a coupling of masses that is neither that of a `Network` nor that of a `JansenRitTR`; other obstacles
-        are found when a run is traced
+    Unsupported : a coupling of masses whose source is none that is fused; other obstacles are found when a run is
+        traced
     """
     _brainmass()
     _refuse_others(model)
@@ -71,8 +72,7 @@ def fuse(
         # brainmass has models of which time is a plain number.
         positive_time(dt, u.second if isinstance(dt, u.Quantity) else UNITLESS, "dt")
     if not allow_fallback:
-        trs_of(model)
-        RegionCoupling.of(model)
+        RegionCouplings.of(model)
     return Fused(model, dt, allow_fallback, implementation, precision, checkpoint_every)
 
 
@@ -228,7 +228,9 @@ class _Run:
     """One run: the model's step, by default its ``update``, traced and taken apart."""
 
     def __init__(self, simulator, read: _Reading, monitors, engine: dict[str, Any], update: Callable | None = None):
-        self.read, self.engine, self.coupling = read, engine, _coupling_of(simulator.model)
+        self.read, self.engine = read, engine
+        # The sums of a step that is given are taken around it.
+        self.coupling = _coupling_of(simulator.model) if update is None else None
         if self.coupling:
             self.coupling.start()
         update = simulator.model.update if update is None else update
@@ -240,16 +242,16 @@ class _Run:
             self.coupling = self.coupling.without(found.buffers)
             self.traced = traced(self.coupling, [buffer.delay for buffer in found.buffers])
         self.step = self.traced.step
-        self.tail = self.coupling.tail if self.coupling else 0
+        self.tail, self.sent = self.coupling.tail if self.coupling else (0, ())
 
     def result(self) -> dict[str, Any]:
-        step, records, state, last = self.step, [], self._start(), None
+        step, records, state, last = self.step, [], self._start(), {}
         for arguments in self._stages():
             run = simulate(**arguments, initial=state)
             state = run.final
             records.append({n: run[n] for n in step.needed()})
-        if self.coupling and self.tail:
-            last, first = {n: run[n] for n in self.coupling.recorded}, self.read.steps - len(run.ts)
+        if self.tail:
+            last, first = {n: run[n] for n in self.sent}, self.read.steps - len(run.ts)
             wanted = self.read.recorded()
             wanted = wanted[wanted >= first] - first
             records[-1] = {n: x[wanted] for n, x in records[-1].items()}
@@ -281,7 +283,7 @@ class _Run:
         model = jax.tree.unflatten(jax.tree.structure(equations.model()()), [*constants.values(), *delays])
         if self.coupling:
             model = self.coupling.network(model)
-        record = dict.fromkeys((*step.needed(), *(self.coupling.recorded if self.coupling else ())))
+        record = dict.fromkeys((*step.needed(), *self.sent))
         for first, steps, lead, every in self.read.stages(self.tail):
             some = {n: jnp.asarray(x[first : first + steps], step.dtype) for n, x in rows.items()}
             yield {
@@ -315,11 +317,11 @@ class _TracedStep:
 
     def __init__(
         self, model, update: Callable, read: _Reading, measure: Callable,
-        coupling: RegionCoupling | OwnDelays | None, constant=(),
+        coupling: RegionCouplings | OwnDelays | None, constant=(),
     ):  # fmt: skip
         def step(i, *arriving, opaque):
             t = i * read.dt
-            coupled = coupling.traced(*arriving) if coupling else contextlib.nullcontext()
+            coupled = coupling.traced(arriving) if coupling else contextlib.nullcontext()
             with _environment(i=i, t=t), coupled:
                 returned = update(*jax.tree.map(opaque, read.get_inputs(i, t)))
             return measure(returned)
@@ -328,7 +330,7 @@ class _TracedStep:
         function = _checked_trace(model, step, arguments, constant)
         out, after = function.get_out_shapes(*arguments)
         leaves, self.structure = jax.tree.flatten(out)
-        names = _names(model) | (coupling.newest if coupling else {})
+        names = _names(model) | (coupling.newest() if coupling else {})
         self._label = type(model).__name__
         self._written: list[tuple[Any, Any, list[str]]] = []
         self.start: dict[str, Any] = {}
@@ -340,10 +342,16 @@ class _TracedStep:
             kinds += self._kinds(state, new, places, place, names.get(id(state), "a state outside of the model"))
             place += len(jax.tree.leaves(new))
         self.step = fused_step(function.get_jaxpr(*arguments), kinds, places, range(len(leaves)), self._label)
-        if coupling and coupling.regions is not None and self.step.lanes != (coupling.regions,):
+        if isinstance(coupling, RegionCouplings):
+            self._check_regions(coupling)
+            coupling.bind(names, self.step.names)
+
+    def _check_regions(self, coupling: RegionCouplings) -> None:
+        lanes, regions = self.step.lanes, coupling.regions
+        if lanes[-1:] != (regions,) or (coupling.buffers and lanes != (regions,)):
             raise Unsupported(
-                f"the states of {self._label} have the shape {self.step.lanes}, and those of regions that are coupled "
-                f"have ({coupling.regions},). vmap runs batches of networks"
+                f"the states of {self._label} have the shape {lanes}, and those of regions that are coupled have "
+                f"({regions},). vmap runs batches of networks"
             )
 
     def _kinds(self, state, new, places: dict[str, int], place: int, name: str) -> list[Any]:
@@ -406,9 +414,9 @@ def _opaque(x):
 # What cannot be fused -----------------------------------------------------------------------------------------------
 
 
-def _coupling_of(model) -> RegionCoupling | OwnDelays | None:
-    """The coupling of a model's regions, or else the delays inside its masses."""
-    return RegionCoupling.of(model) or OwnDelays.of(model)
+def _coupling_of(model) -> RegionCouplings | OwnDelays | None:
+    """The couplings of a model's regions, or else the delays inside its masses."""
+    return RegionCouplings.of(model) or OwnDelays.of(model)
 
 
 def _refuse_others(model) -> None:

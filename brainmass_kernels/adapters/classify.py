@@ -31,7 +31,7 @@ class Level(enum.IntEnum):
     STATIC = 0  # the program's text
     CONSTANT = 1  # parameters, and whatever else no step changes
     ROW = 2  # the number of the step
-    LANE = 3  # the states, the sum that arrives from other lanes, and normals drawn for each lane
+    LANE = 3  # the states, what arrives of other lanes or of the past, and normals drawn for each lane
 
 
 class State(NamedTuple):
@@ -49,7 +49,7 @@ class Key:
 
 
 class Arriving(NamedTuple):
-    """An argument that arrives: the sum from other lanes, where these are coupled, or what a mass sent before.
+    """An argument that arrives: a sum of what other lanes sent, where these are coupled, or what a mass sent before.
 
     Attributes
     ----------

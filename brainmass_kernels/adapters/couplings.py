@@ -1,239 +1,203 @@
-"""The coupling of a brainmass model's regions, as that of a `Network`.
+"""The couplings of a brainmass model's regions, as those of a `Network`.
 
-A coupling of brainmass reads the state of each region some steps ago from a delay buffer, weighs it and sums. The
-network's loop computes that sum; the rest of a coupling is traced with the step, by `coupling.COUPLINGS`. The newest
-entry of the buffer is a state of the traced step: after a step it equals the source, but before the first it need not.
+Each reads the state of each region some steps ago from a delay buffer, or now, weighs it and sums. The network's loop
+computes the sums. The rest of a coupling is traced with the step, see `wires`; several couplings that read one buffer
+share its history, see `buffers`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import brainunit as u
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..coupling import COUPLINGS
+from ..coupling import Link, wiring
 from ..errors import Unsupported
 from ..models.base import Model
 from ..network import Network
+from .buffers import DelayBuffer
 from .classify import Arriving
-
-# The input of the loop that is what arrives from other lanes.
-ARRIVING = "arriving"
-# The state of a traced step that is what each region last sent.
-SENT = "last sent"
-# The kinds of `COUPLINGS`, by brainmass's classes. A Laplacian of brainmass is a matrix, coupled additively.
-_KINDS = {
-    "AdditiveCoupling": "additive",
-    "DiffusiveCoupling": "diffusive",
-    "SigmoidalCoupling": "sigmoidal",
-    "HyperbolicTangentCoupling": "tanh",
-    "SigmoidalJansenRitCoupling": "sigmoidal_jansen_rit",
-}
-# Those whose sum is of functions of the source, and those that take the sum as a plain number.
-_SENDS_RATES = ("sigmoidal_jansen_rit",)
-_TAKES_PLAIN = ("sigmoidal", "tanh")
+from .jansen_rit_tr import trs_of
+from .wires import KINDS, Laplacian, Phases, SummedCoupling, Wire
 
 
-class RegionCoupling:
-    """The one coupling of a model, between regions that are the last axis of its states.
+class RegionCouplings:
+    """All couplings of a model, between regions that are the last axis of its states.
 
     Parameters
     ----------
-    module : a coupling of brainmass
-    name : what it is called in messages
+    model : a model of brainmass
 
     Attributes
     ----------
-    kind : a name in `coupling.COUPLINGS`
-    steps : ``(N, N)``, the delay of each connection, in steps
-    entry : the state that stands for the newest entry of the delay buffer
-    kinds : of the argument of the traced step that is the sum
+    regions : how many
+    buffers : the delays that are read
+    kinds : of each argument of the traced step that is a sum
 
     Raises
     ------
-    Unsupported : the source is no delayed state of each region, one for each connection
+    Unsupported : a coupling that cannot be fused, by its name
     """
 
-    def __init__(self, module, name: str):
-        import brainstate
-
-        self.module, self.name, self.kind = module, name, _KINDS[type(module).__name__]
-        source = module.x
-        if not isinstance(source, brainstate.nn.PrefetchDelayAt) or len(source.delay_time) != 2:
-            raise Unsupported(
-                f"{name} cannot be fused: its source is {type(source).__name__}, and what is fused is a state with the "
-                f"delay and the region of each connection, such as node.prefetch_delay('x', (delays, regions))"
-            )
-        self.owner, self.item = source.module, source.item
-        self.delay: Any = source.state_delay
-        steps, regions = np.broadcast_arrays(*source.delay_info)
-        size = math.isqrt(regions.size)
-        columns = np.broadcast_to(np.arange(size), (size, size))
-        if regions.size != size**2 or not np.array_equal(regions.reshape(size, size), columns):
-            raise Unsupported(
-                f"{name} cannot be fused: connection (i, j) must read region j, and its regions are {regions.tolist()}"
-            )
-        if self.delay.update_every is not None:
-            raise Unsupported(f"{name} cannot be fused: its delay is updated every {self.delay.update_every}")
-        self.steps, self.regions, self.depth = steps.reshape(size, size), size, int(steps.max())
+    def __init__(self, model):
+        self._buffers: dict[int, DelayBuffer] = {}
+        self.parts = [kind(node, name, self._buffer_of) for kind, node, name in _couplings(model)]
+        self.wires: list[Wire] = [wire for part in self.parts for wire in part.wires]
+        counts = {part.name: wire.regions for part in self.parts for wire in part.wires}
+        if len({*counts.values()}) > 1:
+            listed = ", ".join(f"{name} has {n}" for name, n in counts.items())
+            raise Unsupported(f"the couplings of {type(model).__name__} are of different numbers of regions: {listed}")
+        self.regions = next(iter(counts.values()), 0)
+        self.buffers = [*self._buffers.values()]
+        self.kinds = [Arriving(f"arriving {k}" if k else "arriving") for k in range(len(self.wires))]
 
     @classmethod
-    def of(cls, model) -> RegionCoupling | None:
-        """The coupling of a model, ``None`` where it has none."""
-        import brainmass
+    def of(cls, model) -> RegionCouplings | None:
+        """The couplings of a model, ``None`` where it has none."""
+        found = cls(model)
+        return found if found.parts else None
 
-        kinds = {getattr(brainmass, name) for name in _KINDS}
-        couplings = {
-            f"{type(node).__name__} '{'.'.join(map(str, path))}'": node
-            for path, node in model.nodes().items()
-            if type(node) in kinds
-        }
-        if len(couplings) > 1:
-            listed = ", ".join(couplings)
-            raise Unsupported(f"{type(model).__name__} has {len(couplings)} couplings, {listed}: one is fused")
-        return next((cls(node, name) for name, node in couplings.items()), None)
-
-    @property
-    def source(self):
-        return getattr(self.owner, self.item)
+    def _buffer_of(self, delay, item: str, reader: str) -> DelayBuffer:
+        if id(delay) not in self._buffers:
+            self._buffers[id(delay)] = DelayBuffer(delay, item, len(self._buffers))
+        self._buffers[id(delay)].readers.append(reader)
+        return self._buffers[id(delay)]
 
     def start(self) -> None:
-        """Read the delay buffer as it is before a run."""
-        import brainstate
-
-        values, self._structure = jax.tree.flatten(self.delay.history.value)
-        shapes = [x.shape[1:] for x in values]
-        if shapes != [(self.regions,)]:
-            raise Unsupported(
-                f"{self.name} cannot be fused: its source '{self.item}' has the shape {', '.join(map(str, shapes))} "
-                f"and not ({self.regions},). brainmass reads the delay of a batch by the wrong axis; vmap runs batches "
-                f"of networks"
-            )
-        self._pointer = self.delay.write_ptr.value
-        self._entries = jnp.roll(values[0], -self._pointer, axis=0)  # the oldest first
-        self.entry = brainstate.ShortTermState(self._structure.unflatten([self._entries[-1]]))
-
-    kinds = [Arriving(ARRIVING)]
+        """Read the delay buffers as they are before a run."""
+        for buffer in self.buffers:
+            buffer.start(self.regions)
 
     # In the traced step ---------------------------------------------------------------------------------------------
 
-    def arriving(self) -> tuple:
-        """A placeholder of the sum for tracing, ``(N,)``."""
-        return (jnp.zeros_like(self._entries[-1]),)
+    def arriving(self) -> list[Any]:
+        """A placeholder of each sum for tracing."""
+        return [jnp.zeros_like(w.buffer.entries[-1] if w.buffer else w.source().value) for w in self.wires]
 
-    @property
     def newest(self) -> dict[int, str]:
-        """The name of the state that is the newest entry, by its identity."""
-        return {id(self.entry): SENT}
+        """The name of each state that stands for the newest entry of a buffer, by its ``id``."""
+        return {id(buffer.newest): buffer.name for buffer in self.buffers}
 
     @contextlib.contextmanager
-    def traced(self, total) -> Iterator[None]:
-        """A context in which the coupling makes its current from ``total``, and the delay's only entry is `entry`."""
-        written = []
-
-        def update(*_, **__):
-            if written:
-                raise Unsupported(
-                    f"{self.name} is read after the step of its regions: what is fused reads it before that"
-                )
-            return self._received(total)
-
-        def write(*_):
-            written.append(True)
-            self.entry.value = self.source.value
-
-        objects = {self.module: update, self.delay: write}
-        for module, function in objects.items():
-            vars(module)["update"] = function
+    def traced(self, totals: Sequence[Any]) -> Iterator[None]:
+        """A context in which couplings make their currents of ``totals``, and each buffer has its newest entry only."""
+        for buffer in self.buffers:
+            buffer.written = 0
+        rest, methods = iter(totals), []
+        for part in self.parts:
+            if isinstance(part, Phases):
+                part.start()
+            methods.append((part.module, part.method, _receiver(part, [next(rest) for _ in part.wires])))
+        methods += [(buffer.delay, "update", buffer.write) for buffer in self.buffers]
+        for module, method, function in methods:
+            vars(module)[method] = function
         try:
             yield
         finally:
-            for module in objects:
-                del vars(module)["update"]
-        if len(written) != 1:
-            raise Unsupported(
-                f"{self.name} cannot be fused: a step writes '{self.item}' to its delay {len(written)} times, in place "
-                f"of once, as calling the regions does"
-            )
-
-    def _received(self, total):
-        """The current of each region."""
-        weights = self.module.conn.value()
-        unit = u.get_unit(weights) * (u.UNITLESS if self.kind in _SENDS_RATES else u.get_unit(self.source.value))
-        total = u.maybe_decimal(u.Quantity(total, unit=unit))
-        p = SimpleNamespace(**self._constants())
-        own = None
-        if self.kind == "diffusive":
-            p.degree, own = u.math.sum(self._square(weights), axis=-1), self.module.y()
-        return COUPLINGS[self.kind].receive(u.get_magnitude(total) if self.kind in _TAKES_PLAIN else total, own, p)
-
-    def _constants(self) -> dict[str, Any]:
-        return {name: getattr(self.module, name).value() for name in COUPLINGS[self.kind].parameters}
-
-    def _square(self, weights):
-        return u.math.reshape(weights, (self.regions, self.regions))
+            for module, method, _ in methods:
+                del vars(module)[method]
+        for buffer in self.buffers:
+            buffer.check_written()
 
     # In the run -----------------------------------------------------------------------------------------------------
 
-    def network(self, model: Model) -> Network:
-        """The network of a traced model; its unit of time is a step."""
-        own = {n: x for n, x in self._constants().items() if n != "k"} if self.kind in _SENDS_RATES else {}
-        return Network(
-            model,
-            self._square(u.get_magnitude(self.module.conn.value())),
-            delays=u.Quantity(self.steps.astype(float), unit=u.second),  # a step is a second
-            coupling=self.kind if self.kind in _SENDS_RATES else "additive",
-            source=SENT,
-            target=ARRIVING,
-            k=1.0,
-            self_connection=True,  # a connection that does not count has weight 0 already
-            **own,
-        )
+    def bind(self, names: dict[int, str], changed: Sequence[str]) -> None:
+        """Name what is sent: ``names`` are those of the model's states, by their ``id``; those ``changed`` by a step.
 
-    def history(self) -> dict[str, Any]:
-        """The entries that were sent before the first step, where there are delays."""
-        if not self.depth:
-            return {}
-        late = self._entries[-1 - self.depth : -1]
-        sends = self.kind in _SENDS_RATES
-        return {"history": COUPLINGS[self.kind].send(late, SimpleNamespace(**self._constants())) if sends else late}
+        Raises
+        ------
+        Unsupported : a step does not change what is sent
+        """
+        for part in self.parts:
+            for wire in part.wires:
+                if not wire.buffer and names.get(id(wire.source())) not in changed:
+                    raise Unsupported(f"{part.name} cannot be fused: a step does not change the states that it couples")
+        several = len(self.wires) > 1
+        self.links = tuple(
+            Link(w.kind, w.buffer.name if w.buffer else names[id(w.source())], kind.name, f"sum{k}" if several else "")
+            for k, (w, kind) in enumerate(zip(self.wires, self.kinds, strict=True))
+        )
 
     def delays(self) -> list[float]:
         """The values of parameters of the traced model that are delays: none."""
         return []
 
-    @property
-    def recorded(self) -> tuple[str, ...]:
-        """The states that are recorded in the last steps."""
-        return (SENT,) if self.tail else ()
+    def network(self, model: Model) -> Network:
+        """The network of a traced model; its unit of time is a step."""
+        wired = zip(self.wires, self.links, strict=True)
+        return Network(model, couplings=[w.coupling(link.source, link.target, link.name or None) for w, link in wired])
+
+    def _sent(self) -> Iterator[tuple[str, DelayBuffer, int, Any]]:
+        """Of each quantity that is read late: its name in a history, buffer, depth, and what is made of an entry."""
+        quantities, reads = wiring(self.links)
+        for k, quantity in enumerate(quantities):
+            depth = max(w.depth for w, read in zip(self.wires, reads, strict=True) if k in read)
+            wire, rule = self.wires[quantity.link], self.links[quantity.link].rule
+            if depth and wire.buffer:
+                yield quantity.label, wire.buffer, depth, None if rule.sends_source else rule.send
+
+    def history(self) -> dict[str, Any]:
+        """What was sent before the first step, where there are delays."""
+        constants = {link.name or link.label: wire.constants for link, wire in zip(self.links, self.wires, strict=True)}
+        before = {}
+        for label, buffer, depth, send in self._sent():
+            before[label] = buffer.before(depth)
+            if send is not None:
+                before[label] = send(before[label], SimpleNamespace(**constants[label]()))
+        return {"history": before} if before else {}
+
+    def _depth_of(self, buffer: DelayBuffer) -> int:
+        """How many entries of a buffer before the newest are in a history as they are."""
+        return max((depth for _, own, depth, send in self._sent() if own is buffer and send is None), default=0)
+
+    def _in_tail(self) -> list[DelayBuffer]:
+        """The buffers that have more entries than the network's histories."""
+        return [buffer for buffer in self.buffers if len(buffer.entries) > self._depth_of(buffer) + 1]
 
     @property
-    def tail(self) -> int:
-        """How many last steps must be recorded one by one, so that the delay buffer is known after them."""
-        length = len(self._entries)
-        in_history = 1 if self.kind in _SENDS_RATES else self.depth + 1
-        return length if length > in_history else 0
+    def tail(self) -> tuple[int, tuple[str, ...]]:
+        """How many last steps must be recorded one by one, and what of them, so that all buffers are known after."""
+        buffers = self._in_tail()
+        return max((len(b.entries) for b in buffers), default=0), tuple(b.name for b in buffers)
 
-    def write(self, final: dict[str, Any], last, steps: int) -> None:
-        """Set the delay buffer to its entries after ``steps`` steps.
+    def write(self, final: dict[str, Any], last: dict[str, Any], steps: int) -> None:
+        """Set the delay buffers to their entries after ``steps`` steps.
 
         Parameters
         ----------
         final : the last states, with the history
-        last : the newest entry after each of the last `tail` steps by its name, where there are such
+        last : what was recorded of the `tail`, by name
         """
-        last = None if last is None else last[SENT]
-        if last is None:
-            last = final[SENT][None]
-            last = jnp.concatenate([final["history"], last]) if self.depth else last
-        entries = jnp.concatenate([self._entries, last])[-len(self._entries) :]
-        pointer = (self._pointer + steps) % len(entries)
-        self.delay.history.value = self._structure.unflatten([jnp.roll(entries, pointer, axis=0)])
-        self.delay.write_ptr.value = pointer.astype(self._pointer.dtype)
+        for buffer in self.buffers:
+            buffer.set(final, last, self._depth_of(buffer), steps)
+
+
+def _receiver(part, totals: list[Any]):
+    def received(*arguments, **keywords):
+        if any(wire.buffer and wire.buffer.written for wire in part.wires):
+            raise Unsupported(f"{part.name} is read after the step of its regions: what is fused reads it before that")
+        return part.received(totals, *arguments, **keywords)
+
+    return received
+
+
+def _couplings(model) -> Iterator[tuple[Any, Any, str]]:
+    """Each module of a model that couples regions, with its class here and what it is called in messages."""
+    import brainmass
+    from brainmass.jansen_rit.connectivity import LaplacianConnectivity
+
+    kinds = {getattr(brainmass, name): SummedCoupling for name in KINDS}
+    # Subclasses that couple as these do.
+    others = {LaplacianConnectivity: Laplacian, brainmass.KuramotoNetwork: Phases}
+    held = {id(tr.conn) for tr in trs_of(model)}
+    for path, node in model.nodes().items():
+        name = f"{type(node).__name__} '{'.'.join(map(str, path))}'"
+        if type(node) in kinds:
+            yield kinds[type(node)], node, name
+        for theirs, ours in others.items():
+            same = isinstance(node, theirs) and getattr(type(node), ours.method) is getattr(theirs, ours.method)
+            if same and id(node) not in held:
+                yield ours, node, name

@@ -14,33 +14,15 @@ import brainunit as u
 import jax.numpy as jnp
 from jax import lax
 
-from ..errors import Unsupported
-
 # `run(model, update, steps, inputs)`: `steps` calls of `update(*inputs(i, t))`, fused, that change the model's states.
 Run = Callable[..., object]
 
 
 def trs_of(model) -> list:
-    """The `brainmass.JansenRitTR`s of a model.
-
-    Raises
-    ------
-    Unsupported : a `LaplacianConnectivity` outside of a `JansenRitTR`, which takes its three sums at each step
-    """
+    """The `brainmass.JansenRitTR`s of a model."""
     import brainmass
-    from brainmass.jansen_rit.connectivity import LaplacianConnectivity
 
-    trs = list(model.nodes(brainmass.JansenRitTR).values())
-    supported = {id(tr.conn) for tr in trs}
-    for path, node in model.nodes(LaplacianConnectivity).items():
-        if id(node) not in supported:
-            where = f" ('{'.'.join(map(str, path))}' of {type(model).__name__})" if path else ""
-            raise Unsupported(
-                f"LaplacianConnectivity{where} cannot be fused: it couples masses by three weighted sums, and a fused "
-                f"network has one. brainmass.JansenRitTR, which holds its sums for a repetition time, is fused, as is "
-                f"a brainmass.Network of JansenRitStep"
-            )
-    return trs
+    return list(model.nodes(brainmass.JansenRitTR).values())
 
 
 @contextlib.contextmanager

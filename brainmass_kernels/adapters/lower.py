@@ -1,7 +1,7 @@
 """The loop of a classified step, as programs of one lane: each operation is checked to be elementwise over the lanes.
 
 A program of the loop reads static values, constants of the run, rows of inputs, and values of its own. Its arguments
-are, in this order, constants, states, rows, normals, and the sum that arrives from other lanes.
+are, in this order, constants, states, rows, normals, and what arrives of other lanes or of a mass's own past.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The delays inside the masses of a brainmass model, as those of a `Model`.
 
 brainmass reads a state some steps ago from a delay buffer. While a step is traced, an input of the loop stands for what
-is read, and a state for the newest entry of the buffer: after a step it equals the source, but before the first it need
-not. The loop's own history takes the place of the other entries.
+is read, and a state for the newest entry of the buffer, see `buffers`. The loop's own history takes the place of the
+other entries.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import Unsupported
 from ..models.base import Model
 from ..notices import warn
+from .buffers import DelayBuffer
 from .classify import Arriving
 
 
@@ -25,44 +26,25 @@ class Unwritten(Exception):
     """A step writes nothing to some of the buffers that it reads, so that what it reads never changes."""
 
     def __init__(self, buffers: list[_Buffer]):
-        super().__init__(", ".join(buffer.name for buffer in buffers))
+        super().__init__(", ".join(buffer.item for buffer in buffers))
         self.buffers = buffers
 
 
-class _Buffer:
-    """One delay buffer.
+class _Buffer(DelayBuffer):
+    """A delay buffer that masses read.
 
     Attributes
     ----------
-    delay : of brainstate
-    name : of the state that is delayed
-    sent : the name of the state that is its newest entry
     steps : how many steps ago it is read, each once, in order
     """
 
-    def __init__(self, delay, name: str, steps: list[int]):
-        self.delay, self.name, self.steps, self.sent = delay, name, steps, f"last sent {name}"
-        self.written = False
+    def __init__(self, delay, item: str, number: int):
+        super().__init__(delay, item, number)
+        self.steps: list[int] = []
 
     @property
     def depth(self) -> int:
         return max(self.steps)
-
-    def start(self) -> None:
-        """Read the buffer as it is before a run."""
-        import brainstate
-
-        (values,), self.structure = jax.tree.flatten(self.delay.history.value)
-        self.pointer = self.delay.write_ptr.value
-        self.entries = jnp.roll(values, -self.pointer, axis=0)  # the oldest first
-        self.newest = brainstate.ShortTermState(self.structure.unflatten([self.entries[-1]]))
-
-    def write(self, last, steps: int) -> None:
-        """Set the buffer to its entries after ``steps`` steps, of which ``last`` are the latest."""
-        entries = jnp.concatenate([self.entries, last])[-len(self.entries) :]
-        pointer = (self.pointer + steps) % len(entries)
-        self.delay.history.value = self.structure.unflatten([jnp.roll(entries, pointer, axis=0)])
-        self.delay.write_ptr.value = pointer.astype(self.pointer.dtype)
 
 
 class OwnDelays:
@@ -71,15 +53,12 @@ class OwnDelays:
     Attributes
     ----------
     kinds : of each argument of the traced step that stands for what is read
-    regions : ``None``, as masses are not coupled
     """
-
-    regions = None
 
     def __init__(self, label: str, buffers: list[_Buffer]):
         self.label, self.buffers = label, buffers
         reads = [(buffer, steps) for buffer in buffers for steps in buffer.steps]
-        self.kinds = [Arriving(f"late{k}", buffer.sent) for k, (buffer, _) in enumerate(reads)]
+        self.kinds = [Arriving(f"late{k}", buffer.name) for k, (buffer, _) in enumerate(reads)]
         self.steps = [steps for _, steps in reads]
 
     @classmethod
@@ -97,17 +76,17 @@ class OwnDelays:
                 return None
             if delay.update_every is not None or delay.take_aware_unit:
                 return None
-            name = ".".join(map(str, (*path[:-1], node.item)))
-            buffer = buffers.setdefault(id(delay), _Buffer(delay, name, []))
-            steps = int(np.asarray(info[0]).reshape(()))
-            if steps not in buffer.steps:
-                buffer.steps.append(steps)
+            if id(delay) not in buffers:
+                buffers[id(delay)] = _Buffer(delay, ".".join(map(str, (*path[:-1], node.item))), len(buffers))
+            read, steps = buffers[id(delay)].steps, int(np.asarray(info[0]).reshape(()))
+            if steps not in read:
+                read.append(steps)
         return cls(type(model).__name__, list(buffers.values())) if buffers else None
 
     def without(self, buffers: list[_Buffer]) -> OwnDelays | None:
         """The same without some buffers, which no step writes to, with a warning."""
         warn(
-            f"a step of {self.label} reads the delay of {' and '.join(repr(x.name) for x in buffers)}, and writes "
+            f"a step of {self.label} reads the delay of {' and '.join(repr(x.item) for x in buffers)}, and writes "
             f"nothing to it, so that what is late stays as it began: brainmass.Simulator calls the model's update, and "
             f"only a call of the model itself writes its delays. Run a module whose update calls it"
         )
@@ -121,21 +100,20 @@ class OwnDelays:
 
     # In the traced step ---------------------------------------------------------------------------------------------
 
-    def arriving(self) -> tuple:
+    def arriving(self) -> list[Any]:
         """Placeholders of what is read, for tracing."""
-        return tuple(jnp.zeros_like(buffer.entries[-1]) for buffer in self.buffers for _ in buffer.steps)
+        return [jnp.zeros_like(buffer.entries[-1]) for buffer in self.buffers for _ in buffer.steps]
 
-    @property
     def newest(self) -> dict[int, str]:
-        """The names of the states that are newest entries, by their identity."""
-        return {id(buffer.newest): buffer.sent for buffer in self.buffers}
+        """The name of each state that stands for the newest entry of a buffer, by its ``id``."""
+        return {id(buffer.newest): buffer.name for buffer in self.buffers}
 
     @contextlib.contextmanager
-    def traced(self, *late) -> Iterator[None]:
+    def traced(self, late: Sequence[Any]) -> Iterator[None]:
         """A context in which buffers are read from ``late``, and written to their newest entry alone."""
-        late = iter(late)
+        rest = iter(late)
         for buffer in self.buffers:
-            self._replace(buffer, dict(zip(buffer.steps, late)))
+            self._replace(buffer, dict(zip(buffer.steps, rest)))
         try:
             yield
         finally:
@@ -146,24 +124,23 @@ class OwnDelays:
             raise Unwritten(unwritten)
 
     def _replace(self, buffer: _Buffer, late: dict[int, Any]) -> None:
-        buffer.written = False
+        buffer.written = 0
 
         def read(steps, *indices):
             if buffer.written:
                 raise Unsupported(
-                    f"a step of {self.label} reads the delay of '{buffer.name}' after its update: what is fused "
+                    f"a step of {self.label} reads the delay of '{buffer.item}' after its update: what is fused "
                     f"reads it before that"
                 )
             known = None if indices or np.size(steps) != 1 else int(np.asarray(steps).reshape(()))
             if known not in late:
-                raise Unsupported(f"a step of {self.label} reads the delay of '{buffer.name}' by an index")
+                raise Unsupported(f"a step of {self.label} reads the delay of '{buffer.item}' by an index")
             return buffer.structure.unflatten([late[known]])
 
-        def write(*_):
+        def write(*value):
             if buffer.written:
-                raise Unsupported(f"a step of {self.label} writes twice to the delay of '{buffer.name}'")
-            buffer.written = True
-            buffer.newest.value = buffer.delay.state.value
+                raise Unsupported(f"a step of {self.label} writes twice to the delay of '{buffer.item}'")
+            buffer.write(*value)
 
         vars(buffer.delay).update(retrieve_at_step=read, update=write)
 
@@ -179,34 +156,22 @@ class OwnDelays:
 
     def history(self) -> dict[str, Any]:
         """The entries before the newest, of the buffers that are read later than at once."""
-        late = {x.sent: x.entries[-1 - x.depth : -1] for x in self.buffers if x.depth}
+        late = {buffer.name: buffer.before(buffer.depth) for buffer in self.buffers if buffer.depth}
         return {"history": late} if late else {}
 
     @property
-    def recorded(self) -> tuple[str, ...]:
-        """The states that are recorded in the last steps."""
-        return tuple(buffer.sent for buffer in self.buffers) if self.tail else ()
+    def tail(self) -> tuple[int, tuple[str, ...]]:
+        """How many last steps must be recorded one by one, and what of them, so that all buffers are known after."""
+        longer = [buffer for buffer in self.buffers if len(buffer.entries) > buffer.depth + 1]
+        return max((len(b.entries) for b in longer), default=0), tuple(b.name for b in longer)
 
-    @property
-    def tail(self) -> int:
-        """How many last steps must be recorded one by one, so that the buffers are known after them."""
-        return max((len(x.entries) for x in self.buffers if len(x.entries) > x.depth + 1), default=0)
-
-    def write(self, final: dict[str, Any], last: dict[str, Any] | None, steps: int) -> None:
-        """Set the buffers to their entries after ``steps`` steps.
+    def write(self, final: dict[str, Any], last: dict[str, Any], steps: int) -> None:
+        """Set the delay buffers to their entries after ``steps`` steps.
 
         Parameters
         ----------
         final : the last states, with the histories
-        last : the newest entries after each of the last `tail` steps, where there are such
+        last : what was recorded of the `tail`, by name
         """
-        histories = final.get("history", {})
         for buffer in self.buffers:
-            if last is not None:
-                entries = last[buffer.sent]
-            else:
-                entries = final[buffer.sent][None]
-                if buffer.depth:
-                    past = histories[buffer.sent] if isinstance(histories, dict) else histories
-                    entries = jnp.concatenate([past, entries])
-            buffer.write(entries, steps)
+            buffer.set(final, last, buffer.depth, steps)
