@@ -20,7 +20,7 @@ class TestScan(NetworkSuite):
 
     implementation = "scan"
     long = (
-        *loops_but("three couplings", "groups", "a live speed", "one region that waits"), "test_vmap[live speeds]",
+        *loops_but("a live speed", "one region that waits"), "test_vmap[live speeds]",
         "test_single_precision", "test_statistics_are_those_of_what_is_recorded",
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ class TestScanAdjoint(NetworkSuite):
 class TestNumba(NetworkSuite):
     implementation = "numba"
     long = (
-        *loops_but("three couplings", "different delays", "delays about a tile", "a batch"),
+        *loops_but("three couplings", "groups", "different delays", "delays about a tile", "a batch"),
         "test_vmap[a batch of weights]", "test_a_history_in_each_form",
     )  # fmt: skip
 
