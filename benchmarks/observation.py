@@ -94,7 +94,9 @@ def train(amplitude=1.0):
 
 
 def stimuli(lanes: int, steps: int, repeats: int) -> list[dict]:
-    at = np.asarray(train().values((np.arange(steps) * DT.to_decimal(u.ms)) * u.ms).to_decimal(u.Hz), np.float32)
+    # The default scheme takes a stimulus in the middle of a step.
+    times = (np.arange(steps) + 0.5) * DT.to_decimal(u.ms) * u.ms
+    at = np.asarray(train().values(times).to_decimal(u.Hz), np.float32)
     amplitude = jnp.linspace(50.0, 250.0, lanes, dtype=jnp.float32)
     drives = {
         "PulseTrain": lambda a: 90 * u.Hz + train(a),
@@ -168,7 +170,7 @@ def main() -> None:
     if asked.quick:
         connectivity(2000, 1)
         stimuli(64, 1000, 1)
-        joint_fit(0.5, 2)
+        joint_fit(2.0, 2)
         return
     numbers = {"joint_fit": joint_fit(10.0, 5)}
     numbers |= {"connectivity": connectivity(200_000, asked.repeats), "stimuli": stimuli(1024, 20_000, asked.repeats)}

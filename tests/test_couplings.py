@@ -1,4 +1,4 @@
-"""Several couplings, kinds of the user's own, live and interpolated delays, against a float64 loop over delays."""
+"""Several couplings, kinds of the user's own, live delays: what they are made of (the numbers: network_suite.py)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import needs
 import numpy as np
 import pytest
+from network_suite import CUBE
 
 import brainmass_kernels as bk
-from brainmass_kernels import arguments, routing, testing
+from brainmass_kernels import arguments, routing
 
 N, STEPS, DT = 5, 40, 0.1 * u.ms
 rng = np.random.default_rng(0)
@@ -23,23 +24,6 @@ DELAYS = rng.integers(0, 12, (3, N, N))
 DELAYS[:, 0, 1:4] = [0, 1, 2]
 LENGTHS = rng.uniform(1.0, 12.0, (N, N))
 X, Y = np.linspace(-0.4, 0.5, N), np.linspace(0.3, -0.2, N)
-CUBE = bk.CouplingKind(
-    send=lambda x, p: p.gain * x**3, receive=lambda total, x, p: p.k * jnp.tanh(total) - p.leak * x,
-    parameters={"k": 1.0, "gain": 2.0, "leak": 0.05},
-)  # fmt: skip
-
-IMPLEMENTATIONS = [
-    "scan", pytest.param("numba", marks=needs.numba), pytest.param("triton", marks=needs.interpreter),
-]  # fmt: skip
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request):
-    if request.param != "triton":
-        yield request.param
-        return
-    with testing.interpret():
-        yield request.param
 
 
 @pytest.fixture(autouse=True)
@@ -57,45 +41,6 @@ def simulated(network, implementation, steps=STEPS, **options):
     )
 
 
-# The oracle: Euler's rule in float64, what was sent kept for all times ----------------------------------------------
-
-
-def late(sent, delays):
-    """What arrives at each region from each, ``(N, N)``, a whole number of steps ago or between two."""
-    before, now, columns = np.floor(delays).astype(int), len(sent) - 1, np.arange(N)
-    share, sent = delays - before, np.asarray(sent)
-    return (1 - share) * sent[now - before, columns] + share * sent[now - before - 1, columns]
-
-
-def looped(coupled, steps=STEPS, x=X, y=Y, depth=20):
-    """``coupled(past of x, past of y) -> (input of x, input of y)``, with all values until now."""
-    past_x, past_y, seen = [x] * depth, [y] * depth, []
-    for _ in range(steps):
-        past_x.append(x)
-        past_y.append(y)
-        to_x, to_y = coupled(past_x, past_y)
-        growth = 0.1 - (x**2 + y**2)
-        x, y = x + 0.1 * (growth * x - 0.3 * y + to_x), y + 0.1 * (growth * y + 0.3 * x + to_y)
-        seen.append(x)
-    return np.array(seen)
-
-
-def off(weights):
-    return weights * (1 - np.eye(N))
-
-
-def three(k=0.2, w=WEIGHTS, gain=2.0, strength=0.3, delays=DELAYS):
-    """The loop of `network`."""
-
-    def coupled(past_x, past_y):
-        first = k * np.sum(off(w[0]) * late(past_x, delays[0]), axis=1)
-        phase = strength * np.sum(off(w[1]) * np.sin(late(past_y, delays[1]) - past_y[-1][:, None]), axis=1)
-        cube = np.tanh(np.sum(off(w[2]) * gain * late(past_x, delays[2]) ** 3, axis=1)) - 0.05 * past_x[-1]
-        return first + cube, phase
-
-    return looped(coupled)
-
-
 def network(k=0.2, w=WEIGHTS, gain=2.0, strength=0.3, delays=DELAYS):
     couplings = {
         "first": bk.Coupling(w[0], source="x", target="x_inp", k=k, delays=delays[0] * DT),
@@ -103,46 +48,6 @@ def network(k=0.2, w=WEIGHTS, gain=2.0, strength=0.3, delays=DELAYS):
         "cube": bk.Coupling(w[2], kind=CUBE, source="x", target="x_inp", gain=gain, delays=delays[2] * DT),
     }
     return bk.Network(bk.Hopf(a=0.1, w=0.3), couplings=couplings)
-
-
-@pytest.mark.parametrize("delays", [DELAYS, 0 * DELAYS], ids=["delays", "no delays"])
-def test_three_couplings_with_gradients(implementation, delays):
-    steps = STEPS if implementation != "triton" else 14
-    found = simulated(network(delays=delays), implementation, steps)
-    np.testing.assert_allclose(found["x"], three(delays=delays)[:steps], rtol=0, atol=1e-12)
-
-    def loss(k, w, gain, strength):
-        return jnp.sum(simulated(network(k, w, gain, strength, delays), implementation, steps)["x"] ** 2)
-
-    def differences(name, step, at):
-        both = (np.sum(three(**{name: at + sign * step}, delays=delays)[:steps] ** 2) for sign in (1, -1))
-        return (next(both) - next(both)) / 2e-6
-
-    k, w, gain, strength = jax.grad(loss, (0, 1, 2, 3))(0.2, jnp.asarray(WEIGHTS), 2.0, 0.3)
-    for name, gradient, at in (("k", k, 0.2), ("gain", gain, 2.0), ("strength", strength, 0.3)):
-        np.testing.assert_allclose(gradient, differences(name, 1e-6, at), rtol=1e-6, atol=1e-9)
-    for place in [(0, 0, 1), (0, 3, 2), (1, 2, 4), (2, 4, 0)]:
-        step = np.zeros_like(WEIGHTS)
-        step[place] = 1e-6
-        np.testing.assert_allclose(w[place], differences("w", step, WEIGHTS), rtol=1e-5, atol=1e-9)
-    np.testing.assert_array_equal(np.diagonal(w, axis1=1, axis2=2), 0.0)
-
-
-def test_a_run_continues_from_its_histories(implementation):
-    steps = 12
-    whole, first = (simulated(network(), implementation, n) for n in (2 * steps, steps))
-    assert {*first.final["history"]} == {"x", "phase.0", "phase.1", "cube"}
-    second = simulated(network(), implementation, steps, initial=first.final)
-    np.testing.assert_allclose(second["x"], whole["x"][steps:], rtol=0, atol=1e-14)
-
-
-def test_a_batch_of_networks_with_their_own_weights(implementation):
-    steps, scales = 12, np.array([0.5, 1.0, 1.5])
-    batch = [w * scales[:, None, None] for w in WEIGHTS]
-    found = simulated(network(k=np.array([[0.1], [0.2], [0.3]]), w=batch), implementation, steps)["x"]
-    for i, scale in enumerate(scales):
-        alone = three(k=[0.1, 0.2, 0.3][i], w=scale * WEIGHTS)[:steps]
-        np.testing.assert_allclose(found[:, i], alone, rtol=0, atol=1e-12)
 
 
 @needs.numba
@@ -169,31 +74,18 @@ def test_threads_that_share_a_network():
 # One coupling is the list of one ------------------------------------------------------------------------------------
 
 
-def test_a_list_of_one_is_the_network_of_one(implementation):
+def test_a_list_of_one_is_the_network_of_one():
     options = {"source": "x", "target": "x_inp", "k": 0.2, "delays": DELAYS[0] * DT}
     one = bk.Network(bk.Hopf(a=0.1, w=0.3), WEIGHTS[0], **options)
     listed = bk.Network(bk.Hopf(a=0.1, w=0.3), couplings=[bk.Coupling(WEIGHTS[0], **options)])
     assert repr(one) == repr(listed)
     assert jax.tree.structure(one) == jax.tree.structure(listed)
-    one, listed = (simulated(net, implementation, 12) for net in (one, listed))
+    for implementation in ("scan", *["numba"] * (not needs.numba.args[0])):
+        runs = [arguments.prepare(net, 12, DT, implementation=implementation)[0] for net in (one, listed)]
+        assert runs[0] == runs[1], "the key of the compiled program"
+    one, listed = (simulated(net, "scan", 12) for net in (one, listed))
     np.testing.assert_array_equal(one["x"], listed["x"])
     np.testing.assert_array_equal(one.final["history"], listed.final["history"])
-
-
-def test_couplings_of_weight_zero_are_a_batch_of_masses(implementation):
-    couplings = [bk.Coupling(0 * w, source="x", target="x_inp", k=0.2) for w in WEIGHTS[:2]]
-    found = simulated(bk.Network(bk.Hopf(a=0.1, w=0.3), couplings=couplings), implementation, 12)["x"]
-    np.testing.assert_array_equal(found, simulated(bk.Hopf(a=0.1, w=0.3), implementation, 12)["x"])
-
-
-def test_permuted_regions_and_couplings_permute_the_result(implementation):
-    order, plain = np.array([3, 0, 4, 1, 2]), simulated(network(), implementation, 12)["x"]
-    w, d = (x[:, order][:, :, order] for x in (WEIGHTS, DELAYS))
-    moved = simulated(network(w=w, delays=d), implementation, 12, initial={"x": X[order], "y": Y[order]})["x"]
-    np.testing.assert_allclose(moved, np.asarray(plain)[:, order], rtol=0, atol=1e-14)
-    net = network()
-    turned = bk.Network(net.model, couplings=dict(reversed([(c.link.name, c) for c in net.couplings])))
-    np.testing.assert_allclose(simulated(turned, implementation, 12)["x"], plain, rtol=0, atol=1e-14)
 
 
 def test_couplings_of_one_source_share_its_history():
@@ -211,89 +103,6 @@ def test_couplings_of_one_source_share_its_history():
 def live(speed: Any = 3.0, k=0.2, **options):
     lengths = {"distances": LENGTHS, "speed": None if speed is None else speed * u.mm / u.ms} | options
     return bk.Network(bk.Hopf(a=0.1, w=0.3), WEIGHTS[0], source="x", target="x_inp", k=k, **lengths)
-
-
-def delayed(speed, k=0.2, interpolate=True, lengths=LENGTHS):
-    steps = off(lengths) / speed / 0.1
-    steps = steps if interpolate else np.ceil(steps - 1e-5)
-
-    def coupled(past_x, _):
-        return k * np.sum(off(WEIGHTS[0]) * late(past_x, steps), axis=1), 0.0
-
-    return looped(coupled, depth=60)
-
-
-@pytest.mark.parametrize("interpolate", [False, True], ids=["rounded", "interpolated"])
-@pytest.mark.parametrize("max_delay", [None, 4.0 * u.ms], ids=["known", "live"])
-def test_delays_of_a_speed(implementation, interpolate, max_delay):
-    steps = STEPS if implementation != "triton" else 14
-    for speed in (3.0, 4.5):
-        net = live(speed, interpolate=interpolate, max_delay=max_delay)
-        expected = delayed(speed, interpolate=interpolate)[:steps]
-        np.testing.assert_allclose(simulated(net, implementation, steps)["x"], expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("interpolate", [False, True], ids=["rounded", "interpolated"])
-def test_a_sweep_over_speed_is_one_run(implementation, interpolate):
-    steps, speeds = 12, np.array([[3.0], [4.5], [7.0]])
-    found = simulated(live(speeds, interpolate=interpolate), implementation, steps)["x"]
-
-    def alone_at(speed):
-        return simulated(live(speed, interpolate=interpolate, max_delay=4 * u.ms), implementation, steps)["x"]
-
-    mapped = jax.vmap(alone_at)
-    for i, (speed,) in enumerate(speeds):
-        alone = delayed(speed, interpolate=interpolate)[:steps]
-        np.testing.assert_allclose(found[:, i], alone, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(mapped(jnp.asarray(speeds[:, 0])), np.moveaxis(np.asarray(found), 1, 0), atol=1e-12)
-
-
-@pytest.mark.parametrize("interpolate", [False, True], ids=["rounded", "interpolated"])
-def test_gradients_in_weights_where_each_network_has_its_delays(implementation, interpolate):
-    def loss(weights, speed, name):
-        options = {"distances": LENGTHS, "speed": speed * u.mm / u.ms, "interpolate": interpolate}
-        net = bk.Network(bk.Hopf(a=0.1, w=0.3), weights, source="x", target="x_inp", k=0.2, **options)
-        return jnp.sum(simulated(net, name, 12)["x"] ** 2)
-
-    weights, speeds = jnp.asarray(WEIGHTS[0]), np.array([[3.0], [4.5]])
-    found = jax.grad(loss)(weights, speeds, implementation)
-    alone = sum(jax.grad(loss)(weights, float(speed), "scan") for (speed,) in speeds)
-    np.testing.assert_allclose(found, alone, rtol=1e-9, atol=1e-12)
-
-
-def test_gradients_in_speed_distances_and_delays(implementation):
-    steps = STEPS if implementation != "triton" else 14
-
-    def loss(net):
-        return jnp.sum(simulated(net, implementation, steps)["x"] ** 2)
-
-    def by_lengths(lengths):
-        return loss(live(distances=lengths * u.mm, max_delay=5 * u.ms, interpolate=True))
-
-    def by_delays(delays):
-        options = {"distances": None, "max_delay": 5 * u.ms, "interpolate": True}
-        return loss(live(None, delays=delays * u.ms, **options))
-
-    def oracle(lengths=LENGTHS, speed=3.0):
-        return np.sum(delayed(speed, lengths=lengths)[:steps] ** 2)
-
-    speed = jax.jit(jax.grad(lambda s: loss(live(s, max_delay=5 * u.ms, interpolate=True))))(3.0)
-    np.testing.assert_allclose(speed, (oracle(speed=3.0 + 1e-6) - oracle(speed=3.0 - 1e-6)) / 2e-6, rtol=1e-5)
-    step = np.zeros((N, N))
-    step[1, 3] = 1e-6
-    expected = (oracle(LENGTHS + step) - oracle(LENGTHS - step)) / 2e-6
-    np.testing.assert_allclose(jax.grad(by_lengths)(jnp.asarray(LENGTHS))[1, 3], expected, rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(by_delays)(jnp.asarray(LENGTHS / 3))[1, 3], 3 * expected, rtol=1e-5)
-
-
-def test_delays_of_exactly_the_longest(implementation):
-    """Peers act one step early or late here."""
-    for interpolate in (False, True):
-        delays = np.full((N, N), 1.2) * u.ms
-        net = live(None, delays=delays, distances=None, max_delay=1.2 * u.ms, interpolate=interpolate)
-        found = simulated(net, implementation, 14)
-        np.testing.assert_allclose(found["x"], delayed(1.0, lengths=np.full((N, N), 1.2))[:14], rtol=0, atol=1e-9)
-        assert found.final["history"].shape == (12, N)
 
 
 @needs.numba
@@ -321,11 +130,12 @@ def test_sparse_weights_have_live_delays_too():
         for interpolate in (False, True):
             options = {"source": "x", "target": "x_inp", "k": 0.2, "interpolate": interpolate, "max_delay": 4 * u.ms}
             lengths = {"distances": LENGTHS * u.mm, "speed": np.array([[3.0], [4.5]]) * u.mm / u.ms}
-            net = bk.Network(bk.Hopf(a=0.1, w=0.3), sparse.BCOO.fromdense(WEIGHTS[0]), **options, **lengths)
-            found = simulated(net, implementation, 12)["x"]
-            for i, speed in enumerate((3.0, 4.5)):
-                expected = delayed(speed, interpolate=interpolate)[:12]
-                np.testing.assert_allclose(found[:, i], expected, rtol=0, atol=1e-12)
+            nets = (
+                bk.Network(bk.Hopf(a=0.1, w=0.3), w, **options, **lengths)
+                for w in (sparse.BCOO.fromdense(WEIGHTS[0]), WEIGHTS[0])
+            )
+            edges, dense = (simulated(net, implementation, 12)["x"] for net in nets)
+            np.testing.assert_allclose(edges, dense, rtol=0, atol=1e-12)
 
 
 def test_a_rounded_delay_has_no_gradient():
@@ -345,14 +155,16 @@ def test_speed_is_a_constant_of_the_coupling():
     net = live(3.0, max_delay=8 * u.ms, interpolate=True)
     assert net.parameter_units()["speed"] == u.mm / u.ms
     other = net.replace(speed=4.5 * u.mm / u.ms)
-    np.testing.assert_allclose(simulated(other, "scan")["x"], delayed(4.5), rtol=0, atol=1e-12)
+    same = live(4.5, max_delay=8 * u.ms, interpolate=True)
+    np.testing.assert_allclose(simulated(other, "scan")["x"], simulated(same, "scan")["x"], rtol=0, atol=1e-12)
     assert "coupling.speed" in routing.places(net)
     grid = bk.sweep(
         net, {"coupling.speed": np.array([3.0, 4.5, 7.0]) * u.mm / u.ms}, STEPS * DT, DT, record="x", scheme="euler",
         initial={"x": X, "y": Y}, implementation="scan", chunk=2,
     )  # fmt: skip
     for i, speed in enumerate((3.0, 4.5, 7.0)):
-        np.testing.assert_allclose(np.asarray(grid["x"])[..., i, :], delayed(speed), rtol=0, atol=1e-12)
+        alone = simulated(live(speed, max_delay=8 * u.ms, interpolate=True), "scan")["x"]
+        np.testing.assert_allclose(np.asarray(grid["x"])[..., i, :], alone, rtol=0, atol=1e-12)
 
 
 def test_a_fit_finds_the_speed_of_conduction(tmp_path):

@@ -3,17 +3,16 @@
 import sys
 
 import jax
-import numpy as np
 import pytest
 from backend_suite import BackendSuite, Case
 from kernel_suite import KernelSuite
-from test_network import DT, delays_of, loss, values_for
+from network_suite import NetworkSuite
 
 from brainmass_kernels import dispatch
 
 
 def on_device(name: str):
-    """The two suites of an implementation, collected where it runs."""
+    """The suites of an implementation, collected where it runs."""
     backend = dispatch.load(name)
 
     class OnDevice(BackendSuite):
@@ -28,13 +27,19 @@ def on_device(name: str):
     class KernelsOnDevice(KernelSuite):
         __test__ = OnDevice.__test__
 
+    class NetworksOnDevice(NetworkSuite):
+        __test__ = OnDevice.__test__ and backend.networks
+        implementation = name
+        double = name == "triton"
+        live = name == "triton"
+
     KernelsOnDevice.backend = backend
-    return KernelsOnDevice, OnDevice
+    return KernelsOnDevice, OnDevice, NetworksOnDevice
 
 
-TestTPUKernels, TestTPU = on_device("mosaic_tpu")
-TestGPUKernels, TestGPU = on_device("mosaic_gpu")
-TestTritonKernels, TestTriton = on_device("triton")
+TestTPUKernels, TestTPU, TestTPUNetworks = on_device("mosaic_tpu")
+TestGPUKernels, TestGPU, _ = on_device("mosaic_gpu")
+TestTritonKernels, TestTriton, TestTritonNetworks = on_device("triton")
 
 
 @pytest.mark.parametrize("suite", [TestTPUKernels, TestGPUKernels, TestTritonKernels])
@@ -54,20 +59,3 @@ def test_what_does_not_run_says_why(name):
     if why := dispatch.load(name).unavailable(jax.default_backend()):
         pytest.skip(why)
     assert {"mosaic_tpu": TestTPU, "mosaic_gpu": TestGPU, "triton": TestTriton}[name].__test__
-
-
-@pytest.mark.parametrize("kind", ["none", "different"])
-@pytest.mark.parametrize("name", [n for n in ("mosaic_tpu", "triton") if dispatch.load(n).networks])
-def test_networks(name, kind):
-    """Records and the gradients in everything against `scan` on the same device."""
-    backend = dispatch.load(name)
-    if why := backend.unavailable(jax.default_backend()):
-        pytest.skip(why)
-    steps = delays_of(kind, 7)
-    values = {n: x.astype("float32") for n, x in values_for(7, steps, 60, (3,)).items()}
-    found, want = (
-        jax.jit(jax.value_and_grad(lambda v, name=name: loss(v, name, "diffusive", steps * DT, 60)))(values)
-        for name in (name, "scan")
-    )
-    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
-        assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Networks whose regions are of different models, against a float64 loop and against each model alone."""
+"""Networks whose regions are of different models: units, names, fits, results (the numbers: network_suite.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_couplings import _float64, implementation  # noqa: F401
+from test_couplings import _float64  # noqa: F401
 
 import brainmass_kernels as bk
 from brainmass_kernels import routing
@@ -31,65 +31,9 @@ def network(k=0.2, a=0.1, mu=0.5, w=WEIGHTS, cortex=CORTEX, seizing=SEIZING, del
     return bk.Network(groups, couplings=[bk.Coupling(w, k=k, delays=delays * DT, **both), back])
 
 
-def simulated(net, implementation, steps=STEPS, **options):  # noqa: F811
+def simulated(net, implementation, steps=STEPS, **options):
     settings = {"initial": START, "scheme": "euler", "record": ["cortex.x", "seizing.y"]} | options
     return bk.simulate(net, steps * DT, DT, implementation=implementation, **settings)
-
-
-def looped(steps=STEPS, k=0.2, a=0.1, mu=0.5):
-    """Euler's rule in float64; a region sends x in the cortex, y where it seizes."""
-    x, y, in_cortex, off = X.copy(), Y.copy(), np.isin(np.arange(N), CORTEX), 1 - np.eye(N)
-    past, seen = [np.where(in_cortex, x, y)] * 12, []
-    for _ in range(steps):
-        past.append(np.where(in_cortex, x, y))
-        late = np.array(past)[len(past) - 1 - DELAYS, np.arange(N)]
-        arrived, own = k * np.sum(off * WEIGHTS * late, axis=1), np.where(in_cortex, y, 0.0)
-        back = 0.1 * np.sum(off * WEIGHTS.T * (own[None] - own[:, None]), axis=1)
-        growth = a - (x**2 + y**2)
-        dx = np.where(in_cortex, growth * x - 0.3 * y + arrived, mu * (x - x**3 / 3 - y) + back)
-        dy = np.where(in_cortex, growth * y + 0.3 * x, x / mu + arrived)
-        x, y = x + 0.1 * dx, y + 0.1 * dy
-        seen.append((x[CORTEX], y[SEIZING]))
-    return [np.array(each) for each in zip(*seen)]
-
-
-def test_two_groups_with_gradients(implementation):  # noqa: F811
-    steps = STEPS if implementation != "triton" else 12
-    found = simulated(network(), implementation, steps)
-    for name, expected in zip(("cortex.x", "seizing.y"), looped(steps)):
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-12)
-
-    def loss(k, a, mu):
-        result = simulated(network(k, a, mu), implementation, steps)
-        return jnp.sum(result["cortex.x"] ** 2) + jnp.sum(result["seizing.y"] ** 2)
-
-    def difference(**values):
-        ((name, at),) = values.items()
-        above, below = (sum(np.sum(x**2) for x in looped(steps, **{name: at + h})) for h in (1e-6, -1e-6))
-        return (above - below) / 2e-6
-
-    k, a, mu = jax.grad(loss, (0, 1, 2))(0.2, jnp.full(4, 0.1), 0.5)
-    assert a.shape == (4,)
-    for gradient, value in ((k, {"k": 0.2}), (jnp.sum(a), {"a": 0.1}), (mu, {"mu": 0.5})):
-        np.testing.assert_allclose(gradient, difference(**value), rtol=1e-5)
-
-
-def test_a_run_continues(implementation):  # noqa: F811
-    whole, first = (simulated(network(), implementation, n) for n in (20, 10))
-    assert {n: x.shape for n, x in first.final.items() if n != "history"} == {n: x.shape for n, x in START.items()}
-    second = simulated(network(), implementation, 10, initial=first.final)
-    np.testing.assert_allclose(second["cortex.x"], whole["cortex.x"][10:], rtol=0, atol=1e-14)
-    assert whole.ok.shape == (N,)
-    assert whole.ok.all()
-
-
-def test_groups_without_connections_are_each_model_alone(implementation):  # noqa: F811
-    found = simulated(network(w=0 * WEIGHTS), implementation, 12)
-    for group, name, model, lanes in (("cortex", "x", bk.Hopf(a=0.1, w=0.3), CORTEX),
-                                      ("seizing", "y", bk.VanDerPol(mu=0.5), SEIZING)):  # fmt: skip
-        alone = bk.simulate(model, 12 * DT, DT, initial={"x": X[lanes], "y": Y[lanes]}, scheme="euler", record=name,
-                            implementation=implementation)  # fmt: skip
-        np.testing.assert_allclose(found[f"{group}.{name}"], alone[name], rtol=0, atol=1e-15)
 
 
 def test_a_target_of_one_group_is_a_name_or_a_dict():
@@ -163,14 +107,6 @@ def test_joint_units_are_converted():
     assert results[0][0][-1] > 20.0 * 0.99**20 + 1
 
 
-def test_noise_moves_its_group_alone(implementation):  # noqa: F811
-    net = network(w=0 * WEIGHTS)
-    noise, key = {"seizing.x_inp": 0.1 * u.ms**0.5}, jax.random.key(0)
-    plain, noisy = (simulated(net, implementation, 12, **more) for more in ({}, {"noise": noise, "key": key}))
-    np.testing.assert_array_equal(noisy["cortex.x"], plain["cortex.x"])
-    assert np.abs(np.asarray(noisy["seizing.y"] - plain["seizing.y"]))[-1].min() > 1e-3
-
-
 def test_fits_and_sweeps_name_what_is_of_a_group():
     net = network()
     known = routing.places(net)
@@ -178,8 +114,9 @@ def test_fits_and_sweeps_name_what_is_of_a_group():
     assert not any(name.startswith("_") or "+" in name for name in known)
     grid = bk.sweep(net, {"seizing.mu": np.array([0.5, 0.8])}, 12 * DT, DT, record="seizing.y", scheme="euler",
                     initial=START, implementation="scan")  # fmt: skip
-    np.testing.assert_allclose(np.asarray(grid["seizing.y"])[..., 0, :], looped(12)[1], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(np.asarray(grid["seizing.y"])[..., 1, :], looped(12, mu=0.8)[1], rtol=0, atol=1e-12)
+    for i, mu in enumerate((0.5, 0.8)):
+        alone = simulated(network(mu=mu), "scan", 12)["seizing.y"]
+        np.testing.assert_allclose(np.asarray(grid["seizing.y"])[..., i, :], alone, rtol=0, atol=1e-12)
 
 
 def test_a_sweep_of_groups_on_disk(tmp_path):
@@ -253,7 +190,8 @@ def test_a_network_of_groups_is_a_pytree():
     again = jax.tree.unflatten(jax.tree.structure(net), jax.tree.leaves(net))
     np.testing.assert_array_equal(simulated(again, "scan", 12)["cortex.x"], simulated(net, "scan", 12)["cortex.x"])
     other = net.replace(model=net.model.replace(**{"seizing.mu": 0.8}))
-    np.testing.assert_allclose(simulated(other, "scan", 12)["seizing.y"], looped(12, mu=0.8)[1], rtol=0, atol=1e-12)
+    alone = simulated(network(mu=0.8), "scan", 12)["seizing.y"]
+    np.testing.assert_allclose(simulated(other, "scan", 12)["seizing.y"], alone, rtol=0, atol=1e-12)
 
 
 def test_each_fault_is_named():

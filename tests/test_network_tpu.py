@@ -1,6 +1,5 @@
-"""Networks on TPUs: in Pallas's interpreter against scans, and compiled for a chip that is not there."""
+"""Networks on TPUs: by their suite in Pallas's interpreter, and compiled for a chip that is not there."""
 
-import functools
 from typing import Any
 
 import brainunit as u
@@ -9,6 +8,8 @@ import jax.numpy as jnp
 import needs
 import numpy as np
 import pytest
+from backend_suite import assert_close
+from network_suite import NetworkSuite, expected, loops_but, one
 
 import brainmass_kernels as bk
 from benchmarks.ledger import libtpu_lock
@@ -21,12 +22,45 @@ DT = 0.1 * u.ms
 STEPS = 20
 
 
-def draw(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+class TestMosaicTPU(NetworkSuite):
+    implementation = "mosaic_tpu"
+    context = staticmethod(bk.testing.interpret)
+    double = False
+    live = False
+    most = 12
+    long = (
+        *loops_but("one region that waits"), "test_permuted_regions_and_couplings_permute_the_result",
+        "test_a_history_in_each_form", "test_a_run_continues_exactly_from_its_histories[three couplings]",
+        "test_vmap[a batch of weights]", "test_a_chain_is_masses_that_are_driven_by_what_was_sent",
+        "test_statistics_are_those_of_what_is_recorded", "test_groups_without_connections_are_each_model_alone",
+        "test_sizes[68]",
+    )  # fmt: skip
+
+    def test_fast_products(self):
+        case = one("diffusive", "", networks=3)
+        assert_close(self.forward(case, precision="fast"), expected(case), 1e-4)
+
+    def test_more_networks_than_lanes(self):
+        case = one("diffusive", "", networks=130, steps=4)
+        assert_close(self.forward(case), expected(case), 1e-5)
+
+    @pytest.mark.slow
+    def test_a_connectome(self):
+        case = one("diffusive", "beyond the run", n=76, steps=6, networks=3, density=0.06)
+        # What is not there costs nothing where the weights are known.
+        assert_close(self.seen(case, self.given(case)), expected(case), 1e-5)
+
+    @pytest.mark.slow
+    def test_what_was_sent_is_moved_back(self):
+        """Every 64 steps or more."""
+        self.check(one("diffusive", "one step", n=2, steps=70, networks=2))
 
 
-def network(regions, delays=None, coupling="diffusive", density=1.0):
-    """Of Hopf or Jansen-Rit regions, with the delays of a name in steps of 0.1 ms."""
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+def network(regions, delays=None, density=1.0):
+    """Of Hopf regions, with the delays of a name in steps of 0.1 ms."""
     random = np.random.default_rng(regions)
     weights = random.random((regions, regions)) * (random.random((regions, regions)) < density) / regions
     steps = {
@@ -36,122 +70,7 @@ def network(regions, delays=None, coupling="diffusive", density=1.0):
         "longer than the run": random.integers(0, STEPS + 10, (regions, regions)),
     }
     given = {"delays": steps[delays] * DT} if delays else {}
-    if coupling == "sigmoidal_jansen_rit":
-        given |= {"source": "eeg", "target": "M_inp", "k": 50.0 * u.mV}
-        return bk.Network(bk.JansenRit(), np.float32(weights), coupling=coupling, **given)
-    return bk.Network(bk.Hopf(a=0.1), np.float32(weights), coupling=coupling, source="x", k=np.float32(0.2), **given)
-
-
-def run(net, implementation, batch, steps=STEPS, **arguments):
-    jansen_rit = isinstance(net.model, bk.JansenRit)
-    start = draw(batch, net.regions)
-    initial = {"M": start * u.mV} if jansen_rit else {"x": start, "y": np.float32(0.1)}
-    found = bk.simulate(net, steps, DT, initial=initial, implementation=implementation, **arguments)
-    return [np.asarray(u.get_magnitude(x)) for x in (*found.records.values(), *found.final.values())]
-
-
-def check(net, batch, **arguments):
-    with bk.testing.interpret():
-        found = run(net, "mosaic_tpu", batch, **arguments)
-    expected = run(net, "scan", batch, **arguments)
-    near(found, expected, 1e-4 if arguments.get("precision") == "fast" else 1e-5)
-
-
-def near(found, expected, tolerance=1e-5):
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape
-        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-30
-
-
-# Forward ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("delays", [None, "one step", "one", "all different", "longer than the run"])
-def test_it_is_the_scan(delays):
-    check(network(5, delays), 3, every=3, transient=5)
-
-
-def test_fast_products():
-    check(network(5), 3, precision="fast")
-
-
-@pytest.mark.parametrize("delays", [None, "longer than the run"])
-def test_one_region(delays):
-    check(network(1, delays), 1)
-
-
-@pytest.mark.parametrize("coupling", ["additive", "sigmoidal_jansen_rit"])
-def test_couplings(coupling):
-    check(network(9, "one", coupling), 1, steps=14, every=7)
-
-
-@pytest.mark.slow
-def test_a_connectome():
-    check(network(76, "longer than the run", density=0.06), 3, steps=6, every=3)
-
-
-def test_more_networks_than_lanes():
-    check(network(5), 130, steps=12, every=1)
-
-
-def test_noise_and_a_varying_input():
-    arguments = {"noise": {"y": 0.1 * u.ms**-0.5}, "inputs": {"x_inp": draw(STEPS, 3, 5)}, "key": jax.random.key(0)}
-    check(network(5, "longer than the run"), 3, every=4, **arguments)
-
-
-def test_a_run_goes_on_from_its_history():
-    net, final = network(2, "all different"), {"x": draw(2, 2), "y": np.float32(0.1)}
-    with bk.testing.interpret():
-        whole = bk.simulate(net, 6, DT, initial=final, every=6, implementation="mosaic_tpu").final
-        for _ in range(2):
-            final = bk.simulate(net, 3, DT, initial=final, every=3, implementation="mosaic_tpu").final
-    for name in whole:
-        np.testing.assert_array_equal(whole[name], final[name])
-
-
-# Gradients ----------------------------------------------------------------------------------------------------------
-
-
-def gradients(net, implementation, batch, every, checkpoint_every, own_weights=False, rows=(), steps=STEPS):
-    regions, depth = net.regions, 0 if net.delays is None else int(net.delay_steps(1e-4).max())
-    of_records, of_history = draw(steps // every, batch, regions, seed=1), draw(depth, batch, regions, seed=2)
-    weights = jnp.asarray(net.weights)
-    if own_weights:
-        weights = jnp.stack([weights, 2 * weights])
-
-    def loss(start, weights, k, a, history, drive):
-        initial = {"x": start, "y": np.float32(0.1), **({"history": history} if depth else {})}
-        found = bk.simulate(
-            net.replace(model=bk.Hopf(a=a), weights=weights, k=k), steps, DT, initial=initial, record="x", every=every,
-            inputs={"x_inp": drive}, checkpoint_every=checkpoint_every, implementation=implementation,
-        )  # fmt: skip
-        total = jnp.sum(found["x"] * of_records) + jnp.sum(found.final["y"] ** 2)
-        return total + jnp.sum(found.final["history"] * of_history) if depth else total
-
-    at = draw(batch, regions), weights, jnp.full((batch, 1), 0.2, jnp.float32), jnp.float32(0.1)
-    at = (*at, draw(depth, batch, regions, seed=3), draw(steps, *rows, seed=4))
-    found = jax.jit(jax.grad(loss, argnums=range(6)))(*at)
-    return [np.asarray(x) for x in found]
-
-
-@pytest.mark.parametrize(
-    ("regions", "delays", "every", "checkpoint_every", "more"),
-    [
-        (5, None, 3, 7, {"steps": 12}),
-        # What was sent is moved back every 64 steps or more.
-        pytest.param(2, "one step", 35, 40, {"steps": 70}, marks=pytest.mark.slow),
-        (4, "all different", 3, None, {"own_weights": True, "steps": 12}),
-        pytest.param(3, "longer than the run", 5, 4, {"rows": (2, 3), "steps": 12}, marks=pytest.mark.slow),
-    ],
-)
-def test_gradients_are_those_of_the_scan(regions, delays, every, checkpoint_every, more):
-    net, common = network(regions, delays), {"batch": 2, "every": every, "checkpoint_every": checkpoint_every, **more}
-    with bk.testing.interpret():
-        found = gradients(net, "mosaic_tpu", **common)
-    near(found, gradients(net, "scan", **common))
-
-
-# Several couplings --------------------------------------------------------------------------------------------------
+    return bk.Network(bk.Hopf(a=0.1), np.float32(weights), coupling="diffusive", source="x", k=np.float32(0.2), **given)
 
 
 def several(delayed, weights=None, k: Any = 0.2, strength: Any = 0.3):
@@ -169,54 +88,6 @@ def several(delayed, weights=None, k: Any = 0.2, strength: Any = 0.3):
         bk.Coupling(second, kind="kuramoto", source="y", target="y_inp", k=strength, **whole),
     ]
     return bk.Network(bk.Hopf(a=0.1), couplings=couplings)
-
-
-def of_several(net, steps, implementation, start, history, **arguments):
-    initial = {"x": start, "y": draw(2, 5, seed=1)} | ({"history": history} if history else {})
-    found = bk.simulate(net, steps, DT, initial=initial, implementation=implementation, **arguments)
-    return {**found.records}, {**found.final}
-
-
-def histories(delayed):
-    net, scan = several(delayed), bk.simulate(several(delayed), 1, DT, implementation="scan")
-    assert len(net.sent()) == 3
-    depths = {name: len(x) for name, x in scan.final.get("history", {}).items()}
-    assert not delayed or len({*depths.values()}) == 2, "of their own depths"
-    return {name: draw(depth, 2, 5, seed=i) for i, (name, depth) in enumerate(depths.items())}
-
-
-@pytest.mark.parametrize("delayed", [False, True])
-def test_gradients_of_several_couplings_are_those_of_the_scan(delayed):
-    def loss(weights, k, strength, start, history, implementation):
-        net = several(delayed, weights, k, strength)
-        records, final = of_several(net, 6, implementation, start, history, record="x", every=2, checkpoint_every=3)
-        seen = jax.tree.leaves((records, final))
-        return sum(jnp.sum(x * draw(*x.shape, seed=i)) for i, x in enumerate(seen)), seen
-
-    def both(implementation):
-        of = functools.partial(loss, implementation=implementation)
-        at = (*draw(2, 5, 5),), jnp.full((2, 1), 0.2, jnp.float32), jnp.float32(0.3), draw(2, 5), histories(delayed)
-        return [np.asarray(x) for x in jax.tree.leaves(jax.jit(jax.grad(of, range(5), has_aux=True))(*at))]
-
-    with bk.testing.interpret():
-        found = both("mosaic_tpu")
-    assert len(found) == 8 + 6 * delayed
-    near(found, both("scan"))
-
-
-@pytest.mark.parametrize("delayed", [False, True])
-def test_several_couplings_go_on_from_their_histories(delayed):
-    net, start, history = several(delayed), draw(2, 5), histories(delayed)
-    expected = of_several(net, 6, "scan", start, history, every=3)[1]
-    with bk.testing.interpret():
-        final = of_several(net, 3, "mosaic_tpu", start, history, every=3)[1]
-        found = bk.simulate(net, 3, DT, initial=final, every=3, implementation="mosaic_tpu").final
-    assert {*found.get("history", {})} == {*history}
-    found, expected = ([np.asarray(x) for x in jax.tree.leaves({**final})] for final in (found, expected))
-    near(found, expected)
-
-
-# Plans --------------------------------------------------------------------------------------------------------------
 
 
 def form(net, dt=1e-4) -> Form:
