@@ -135,3 +135,16 @@ def test_what_is_refused():
 
     with pytest.raises(bk.Unsupported, match=r"reads the delay '.*', and a fused step depends on the"):
         bk.fuse(ByIndex(mass()), DT).run(1 * u.ms)
+
+    class Coupled(Called):
+        def __init__(self, mass):
+            super().__init__(mass)
+            with brainstate.environ.context(dt=DT):
+                far = mass.prefetch_delay("rE", (np.ones((3, 3)) * u.ms, np.tile(np.arange(3), (3, 1))))
+            self.coupling = brainmass.AdditiveCoupling(far, np.ones((3, 3)))
+
+        def update(self):
+            return self.mass(self.coupling())
+
+    with pytest.raises(bk.Unsupported, match=r"Coupled reads the delay '.*', and a fused step depends on the"):
+        bk.fuse(Coupled(mass()), DT).run(1 * u.ms)
