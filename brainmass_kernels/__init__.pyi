@@ -37,6 +37,10 @@ from .functional import sigmoid as sigmoid
 from .functional import sys2nd as sys2nd
 from .fused import sigmoid_sys2nd as sigmoid_sys2nd
 from .hrf import HRF as HRF
+from .inference import likelihoods as likelihoods
+from .inference import priors as priors
+from .inference.density import LogDensity as LogDensity
+from .inference.log_density import log_density as log_density
 from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block

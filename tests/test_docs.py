@@ -21,9 +21,9 @@ from examples import gallery
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "brainmass_kernels"
 PAGES = {str(p.relative_to(DOCS)): p.read_text() for p in sorted(DOCS.rglob("*.md"))}
-# Pages whose code another test runs: tests/test_models_page.py, tests/test_gallery.py, tests/test_sweep_parts.py, and
-# below.
-ELSEWHERE = {"models.md", "errors.md", "clusters.md", *gallery.PAGES}
+# Pages whose code another test runs: tests/test_models_page.py, tests/test_gallery.py, tests/test_sweep_parts.py,
+# tests/test_log_density.py, and below.
+ELSEWHERE = {"models.md", "errors.md", "clusters.md", "posteriors.md", *gallery.PAGES}
 WITH_CODE = [name for name, text in PAGES.items() if "```python" in text and name not in ELSEWHERE]
 # What a guide shows; the pages on how the package works show emitted source, and text drawn in columns.
 WIDTH = 80
@@ -138,7 +138,7 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [bk.simulate, bk.fit, bk.sweep, bk.sensitivities, spectra.welch])
+@pytest.mark.parametrize("function", [bk.simulate, bk.fit, bk.log_density, bk.sweep, bk.sensitivities, spectra.welch])
 def test_the_site_shows_signatures_and_parameters(site, function):
     pages = "".join(page.read_text() for page in site.glob("api/*/index.html"))
     (name,) = {f"{module}.{function.__name__}" for module in ("brainmass_kernels", function.__module__)} & set(

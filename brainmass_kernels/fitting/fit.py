@@ -163,9 +163,9 @@ def fit(
     model = targets.on_host(model)
     inputs, noise = dict(targets.on_host(inputs or {})), dict(targets.on_host(noise or {}))
     frees, initial = _resolve_free(model, inputs, noise, free)
-    record = _recorded(model, former) if record is None else record
+    record = default_record(model, former) if record is None else record
     if every is None:
-        every = former.settings["every"] if former else _every(target, duration, dt, transient)
+        every = former.settings["every"] if former else default_every(target, duration, dt, transient)
     check_counts(1, steps=steps, every=every, realisations=realisations)
     check_counts(0, screen=screen, prune=prune)
     if not (math.isfinite(clip) and clip > 0):
@@ -177,7 +177,7 @@ def fit(
     }  # fmt: skip
     options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
     predict = _predicted(predict, former)
-    comparison = targets.compare(target, model, record, options, _as_band(band), bool(background), predict)
+    comparison = targets.compare(target, model, record, options, as_band(band), bool(background), predict)
     realisations = 1 if predict == targets.LINEAR else realisations
     pooling = _pooling(model, frees, priors, shared, group, regional)
     problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.recorded, options, pooling)
@@ -224,10 +224,10 @@ def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
     return starts
 
 
-def _every(target, duration, dt, transient) -> int:
+def default_every(target, duration, dt, transient) -> int:
     """The default steps between records: those that give the samples of a series, if these are whole steps apart."""
     if isinstance(target, Joint):
-        every = (_every(each, duration, dt, transient) for each in target.targets.values())
+        every = (default_every(each, duration, dt, transient) for each in target.targets.values())
         return next(
             (n for n, each in zip(every, target.targets.values()) if isinstance(each, targets.TimeSeries)), _EVERY
         )
@@ -242,7 +242,7 @@ def _every(target, duration, dt, transient) -> int:
     return next((steps // count for count in possible if count <= steps and steps % count == 0), _EVERY)
 
 
-def _recorded(model, former: Fit | None) -> str:
+def default_record(model, former: Fit | None) -> str:
     """The default record that is compared."""
     record = former.settings.get("record") if former else None
     return record or next(iter(parts_of(model)[1].recordable()))
@@ -293,7 +293,7 @@ def _pooling(model, frees, priors, shared, group, regional) -> Pooling:
     return Pooling(tuple(gaussians), groups, shared, regional)
 
 
-def _as_band(band) -> tuple[float, float]:
+def as_band(band) -> tuple[float, float]:
     try:
         low, high = (float(spectra.in_hertz(edge, "band")) for edge in band)
     except (TypeError, ValueError) as error:
@@ -314,10 +314,10 @@ def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[st
         routing.check(name, known, "name in 'free'")
     unit_of = {name: known[name].unit for name in free}
     frees = tuple(Free(name, *_bounds(name, bounds, unit_of[name]), unit_of[name]) for name, bounds in free.items())
-    return frees, {f.name: _scalar(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
+    return frees, {f.name: scalar_of(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
 
 
-def _scalar(value, free: Free) -> float:
+def scalar_of(value, free: Free) -> float:
     magnitude = np.asarray(units.strip(value, free.unit, free.name))
     if magnitude.ndim:
         raise ValueError(

@@ -1,0 +1,2 @@
+from . import likelihoods as likelihoods
+from . import priors as priors

@@ -1,0 +1,216 @@
+"""The log density of parameters given data, on unconstrained positions: all chains are lanes of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _context, dispatch
+from .._jax import is_traced
+from ..fitting.joint import OfJoint
+from ..fitting.problem import Problem
+from ..fitting.targets import Comparison, OfFunction
+from ..models.base import check_name
+from ..simulation import simulate
+from ..units import strip
+from .likelihoods import Likelihood
+from .positions import Position
+from .priors import Prior
+
+
+class Part(NamedTuple):
+    """The likelihood of one target; ``prefix`` is before the names of its inferred fields."""
+
+    prefix: str
+    likelihood: Likelihood
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["data", "keys"],
+    meta_fields=["problem", "positions", "parts", "start"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogDensity:
+    """The log density of unconstrained positions: ``density(z)``, made by `log_density`.
+
+    z is a dict of real numbers by name, each with the same leading axes, or with axes that broadcast: chains, which run
+    as lanes of one simulation. Under ``jax.vmap`` they fold into lanes too. It is a pytree, and ``jit``, ``grad`` and
+    ``vmap`` go through it; a sampler takes it as it is.
+
+    Attributes
+    ----------
+    problem, positions, parts, data, keys, start : how the density is computed
+    """
+
+    problem: Problem
+    positions: tuple[Position, ...]
+    parts: tuple[Part, ...]
+    data: tuple[Any, ...]
+    keys: Any
+    start: tuple[float, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of z: the free ones, then those of the likelihood, as ``"likelihood.sigma"``."""
+        return tuple(p.name for p in self.positions)
+
+    @property
+    def initial(self) -> dict[str, jax.Array]:
+        """The position of the values in the arguments; of a likelihood's parameter, near the middle of its prior."""
+        return {name: jnp.asarray(z) for name, z in zip(self.names, self.start)}
+
+    def __call__(self, z: Mapping[str, Any]):
+        """The log density at positions, without the constant that does not depend on them; in the shape of their axes.
+
+        A run that is not finite has the density 0, and its logarithm is -inf.
+
+        Raises
+        ------
+        ValueError : a name that is unknown or missing
+        """
+        return _log_density(self, self._checked(z), _where())
+
+    def log_prior(self, z: Mapping[str, Any]):
+        """The log density of the priors at positions, with that of the change of variables; it needs no run."""
+        return _log_prior(self, self._checked(z))
+
+    def log_likelihood(self, z: Mapping[str, Any]):
+        """The log density of the data at positions, as tempered samplers take it beside `log_prior`."""
+        return _log_likelihood(self, self._checked(z), _where())
+
+    def to_parameters(self, z: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of positions, with their units; any shape."""
+        z = self._checked(z)
+        return {p.name: p.attached(jnp.asarray(z[p.name])) for p in self.positions}
+
+    def to_position(self, parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The positions of parameters, the inverse of `to_parameters` to float precision.
+
+        Raises
+        ------
+        ValueError : a name that is unknown or missing, a wrong unit, or a value outside the support
+        """
+        self._checked(parameters)
+        found = {}
+        for p in self.positions:
+            value = parameters[p.name]
+            value = jnp.asarray(strip(value, p.unit, p.name) if isinstance(value, u.Quantity) else value, float)
+            if not is_traced(value) and p.outside_support(value).any():
+                raise ValueError(
+                    f"'parameters' got {p.name} = {np.asarray(value)}, outside of {p.low:g} to {p.high:g} {p.unit}"
+                )
+            found[p.name] = p.of_value(value)
+        return found
+
+    def sample_prior(self, key, shape: tuple[int, ...] = ()) -> dict[str, jax.Array]:
+        """Positions drawn from the priors, each of this shape."""
+        keys = jax.random.split(key, len(self.positions))
+        return {p.name: p.sample(one, tuple(shape)) for p, one in zip(self.positions, keys)}
+
+    def _checked(self, z) -> dict[str, Any]:
+        if not isinstance(z, Mapping):
+            raise TypeError(f"'z' got {type(z).__name__}, but takes a dict by name: {', '.join(self.names)}")
+        for name in z:
+            check_name(name, dict.fromkeys(self.names), "name in 'z'")
+        if missing := [name for name in self.names if name not in z]:
+            raise ValueError(f"'z' has nothing for {missing[0]!r}, but takes a number for each of "
+                             f"{', '.join(self.names)}")  # fmt: skip
+        return {name: z[name] for name in self.names}
+
+    # Lanes ----------------------------------------------------------------------------------------------------------
+
+    def _flat(self, z) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Each position ``(B,)`` in the precision of runs, and the shape of the batch."""
+        z = {name: jnp.asarray(x).astype(jnp.result_type(float)) for name, x in z.items()}
+        shape = np.broadcast_shapes(*(x.shape for x in z.values()))
+        return {name: _broadcast(x, shape).reshape(-1) for name, x in z.items()}, shape
+
+    def _prior(self, z):
+        return functools.reduce(jnp.add, [p.log_prior(z[p.name]) for p in self.positions])
+
+    def _likelihood(self, z):
+        """``(B,)``; NaN where a run was not finite."""
+        problem = self.problem
+        lanes = {f.name: z[f.name][None] for f in problem.frees}
+        if isinstance(problem.comparison, OfFunction):
+            return _of_function(problem.comparison, problem.run(lanes, self.keys, simulate))
+        prediction, every = problem.predict(lanes, self.keys), []
+        values = {p.name: p.value(z[p.name]) for p in self.positions}
+        for part, data, (comparison, own) in zip(self.parts, self.data, split(problem.comparison, prediction)):
+            fields = {f.name: getattr(part.likelihood, f.name) for f in dataclasses.fields(part.likelihood)}
+            fields = {n: values[part.prefix + n] if isinstance(x, Prior) else x for n, x in fields.items()}
+            every.append(part.likelihood.log_prob(comparison, own, data.astype(own.dtype), fields))
+        return functools.reduce(jnp.add, every)
+
+
+def split(comparison: Comparison, prediction=None) -> list[tuple[Comparison, Any]]:
+    """The comparison of each target and its prediction."""
+    if not isinstance(comparison, OfJoint):
+        return [(comparison, prediction)]
+    if prediction is None:
+        return [(part, None) for part in comparison.parts.values()]
+    return [(part, x) for _, part, x in comparison.split(prediction)]
+
+
+def _of_function(comparison: OfFunction, result):
+    """The logarithm of the mean likelihood over realisations, by the user's function, ``(B,)``."""
+    lanes = np.shape(next(iter(result.final.values())))[:3]
+    returned = comparison.target(result)
+    if not u.get_unit(returned).is_unitless:
+        raise TypeError(f"'target' returned {u.get_unit(returned)}, but a log likelihood is a plain number")
+    values = u.get_magnitude(returned)
+    if np.shape(values) != lanes:
+        raise TypeError(
+            f"'target' returned shape {np.shape(values)}, but takes a log likelihood for each lane, {lanes}"
+        )
+    return jax.nn.logsumexp(values[0], axis=-1) - math.log(lanes[2])
+
+
+def _broadcast(x, shape: tuple[int, ...]):
+    return jnp.broadcast_to(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), shape)
+
+
+def _finite(likelihood):
+    return jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood)
+
+
+def _where() -> tuple:
+    """What chooses the implementation beside the arguments, which a compiled program keeps."""
+    return dispatch.platform(), _context.INTERPRETED.get(), _context.ABSENT.get(), _context.TARGET.get()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _log_density(density: LogDensity, z, where):
+    z, shape = density._flat(z)
+    return (_finite(density._likelihood(z)) + density._prior(z)).reshape(shape)
+
+
+@jax.jit
+def _log_prior(density: LogDensity, z):
+    z, shape = density._flat(z)
+    return density._prior(z).reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _log_likelihood(density: LogDensity, z, where):
+    z, shape = density._flat(z)
+    return _finite(density._likelihood(z)).reshape(shape)
+
+
+def raw_log_likelihood(density: LogDensity, z) -> float:
+    """At a position without batch axes; NaN where the run was not finite."""
+    return float(_raw(density, z, _where()))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _raw(density: LogDensity, z, where):
+    return density._likelihood(density._flat(z)[0])[0]

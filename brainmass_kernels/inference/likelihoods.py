@@ -1,0 +1,324 @@
+"""How likely data are, given what a run predicts: each a density of the data, one number for each lane.
+
+A field of a likelihood is a number, or a prior: then it is inferred with the model's parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..fitting.dynamics import OfDynamics
+from ..fitting.targets import Comparison, OfConnectivity, OfSeries, OfSpectra, plain
+from .priors import Prior
+
+POSITIVE, ANY = (0.0, math.inf), (-math.inf, math.inf)
+#: Fisher's z of a correlation of 1 is infinite.
+_MOST = 1 - 1e-6
+_LOG_10 = math.log(10.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """The density of data given a prediction. Each kind below is for one kind of target."""
+
+    #: The kind of comparison, and of target in words.
+    of: ClassVar[type[Comparison]] = Comparison
+    data_of: ClassVar[str] = ""
+
+    def data(self, comparison) -> np.ndarray:
+        """What is compared, in float64."""
+        raise NotImplementedError
+
+    def log_prob(self, comparison, prediction, data, values: dict[str, Any]):
+        """The log density of the data in each lane, ``(B,)``.
+
+        Parameters
+        ----------
+        prediction : ``(1, B, ...)``, as the comparison predicts
+        data : as `data` gives it, in the precision of the run
+        values : of the fields by name, plain numbers or ``(B,)``
+        """
+        raise NotImplementedError
+
+    def places(self, comparison) -> dict[str, tuple[Any, tuple[float, float]]]:
+        """The unit of each field and where it may be, by name."""
+        raise NotImplementedError
+
+    def resolved(self, comparison, name: str) -> Likelihood:
+        """The same likelihood in plain numbers in the units of the data.
+
+        Raises
+        ------
+        ValueError, TypeError : a number that is not where it may be, or a wrong unit, naming the field
+        """
+        fields = {}
+        for field, (unit, (low, high)) in self.places(comparison).items():
+            value = getattr(self, field)
+            if value is None or isinstance(value, Prior):
+                fields[field] = value and value.plain(unit, field)
+                continue
+            number = np.asarray(u.get_magnitude(value))
+            what = f"'{field}' of {type(self).__name__} for {name}"
+            if number.ndim or number.dtype.kind not in "fiu":
+                raise TypeError(f"{what} got {value!r}, but takes a number or one of bk.priors")
+            number = float(plain(value, unit, f"{type(self).__name__}.{field}"))
+            if not (math.isfinite(number) and low < number < high) and not (number == 0 and field in self.may_be_zero):
+                where = "a positive number" if (low, high) == POSITIVE else f"a number from {low:g} to {high:g}"
+                raise ValueError(f"{what} got {value}, but takes {where}, or one of bk.priors")
+            fields[field] = number
+        return dataclasses.replace(self, **fields)
+
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Independent or autocorrelated Gaussian noise in the samples of a `TimeSeries`.
+
+    A sample is ``gain * prediction + offset + e_t``. The residuals ``e_t`` of each region have the standard deviation
+    sigma; with rho they are a stationary process ``e_t = rho e_{t-1} + sigma sqrt(1 - rho**2) n_t``.
+
+    Attributes
+    ----------
+    sigma : standard deviation of a sample, in the unit of the record; a number, or a prior
+    rho : correlation of successive residuals, between -1 and 1, a number or a prior; ``None``, independent
+    gain : of the sensor, a plain number or a prior
+    offset : in the unit of the record, a number or a prior
+    """
+
+    sigma: Any
+    rho: Any = None
+    gain: Any = 1.0
+    offset: Any = 0.0
+
+    of, data_of = OfSeries, "a TimeSeries"
+
+    def places(self, comparison):
+        unit = comparison.data_unit
+        return {
+            "sigma": (unit, POSITIVE),
+            "rho": (u.UNITLESS, (-1.0, 1.0)),
+            "gain": (u.UNITLESS, ANY),
+            "offset": (unit, ANY),
+        }
+
+    def data(self, comparison):
+        target = comparison.target
+        if target.scale or target.offset:
+            which = "scale" if target.scale else "offset"
+            raise ValueError(
+                f"'{which}' of {target.name} got True, which solves for it as a fit does; a posterior takes it as a "
+                "parameter: leave it out, and give bk.likelihoods.Gaussian(sigma, gain=, offset=) priors"
+            )
+        values = np.asarray(plain(target.values, comparison.data_unit, "values"), float)[0]
+        return values.reshape(len(values), -1)
+
+    def log_prob(self, comparison, prediction, data, values):
+        predicted = prediction[0].reshape(-1, *data.shape)
+        sigma, rho, gain, offset = (_column(values[name]) for name in ("sigma", "rho", "gain", "offset"))
+        residuals = data[None] - gain * predicted - offset
+        if rho is None:
+            return _sum(_log_normal(residuals, sigma))
+        first = _log_normal(residuals[:, :1], sigma)
+        later = _log_normal(residuals[:, 1:] - rho * residuals[:, :-1], sigma * jnp.sqrt(1 - rho**2))
+        return _sum(first) + _sum(later)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfPower(Likelihood):
+    """Of a spectrum whose expected density is ``gain * P_model(f) + background * f**-exponent``, f in Hz."""
+
+    of, data_of = OfSpectra, "a PowerSpectrum"
+    may_be_zero = ("background",)
+
+    def data(self, comparison):
+        if len(comparison.target.freqs) < 1:
+            raise ValueError(f"{comparison.name} has no frequency in 'band'")
+        return np.log(comparison.target.power[0])
+
+    def places(self, comparison):
+        fields = {f.name: (u.UNITLESS, POSITIVE) for f in dataclasses.fields(self)}
+        return fields | {"exponent": (u.UNITLESS, ANY)}
+
+    def expected(self, comparison, prediction, values):
+        """The logarithm of the expected density, ``(B, F)``."""
+        log_power = comparison.log_model(prediction, 1)[0] * _LOG_10
+        log_power = log_power + jnp.log(_row(values["gain"]))
+        if isinstance(values["background"], float) and values["background"] == 0:
+            return log_power
+        log_freqs = jnp.asarray(comparison.log_freqs * _LOG_10, log_power.dtype)[None]
+        background = jnp.log(_row(values["background"])) - _row(values["exponent"]) * log_freqs
+        return jnp.logaddexp(log_power, background)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whittle(_OfPower):
+    """The likelihood of a Welch spectrum: at each frequency a gamma density about what is expected.
+
+    The mean of L independent periodograms of a stationary process is ``S / L`` times a gamma variable of shape L, and
+    frequencies are independent. S is ``gain * P_model(f) + background * f**-exponent``, f in Hz, in the unit of the
+    target's power.
+
+    Attributes
+    ----------
+    segments : L, a number or a prior, not always whole: segments that overlap by half under a Hann window count for
+        about 0.95 of their number, and a window that is shorter than a frequency's spacing for less
+    gain : of the sensor, squared; a plain number or a prior
+    background, exponent : of a power law beside the model, its density at 1 Hz and its slope; numbers or priors
+
+    Whittle 1953, Arkiv för Matematik 2:423-434; Welch 1967, IEEE Transactions on Audio and Electroacoustics 15:70-73.
+    """
+
+    segments: Any
+    gain: Any = 1.0
+    background: Any = 0.0
+    exponent: Any = 1.0
+
+    def log_prob(self, comparison, prediction, data, values):
+        shape = jnp.asarray(_row(values["segments"]), prediction.dtype)
+        ratio = data[None] - self.expected(comparison, prediction, values)
+        density = shape * (jnp.log(shape) + ratio - jnp.exp(ratio)) - jax.scipy.special.gammaln(shape) - data[None]
+        return jnp.sum(density, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentT(_OfPower):
+    """A robust likelihood of a spectrum: residuals of log10 power with the tails of Student's t.
+
+    A frequency that the model cannot explain, such as a line artefact, counts for little. The expected density is
+    ``gain * P_model(f) + background * f**-exponent``, f in Hz, in the unit of the target's power.
+
+    Attributes
+    ----------
+    sigma : the scale of the residuals in log10 power, a plain number or a prior
+    degrees : of freedom, a number or a prior; many make it a Gaussian
+    gain : of the sensor, squared; a plain number or a prior
+    background, exponent : of a power law beside the model, its density at 1 Hz and its slope; numbers or priors
+    """
+
+    sigma: Any
+    degrees: Any = 4.0
+    gain: Any = 1.0
+    background: Any = 0.0
+    exponent: Any = 1.0
+
+    def log_prob(self, comparison, prediction, data, values):
+        residuals = (data[None] - self.expected(comparison, prediction, values)) / _LOG_10
+        sigma, degrees = (jnp.asarray(_row(values[name]), residuals.dtype) for name in ("sigma", "degrees"))
+        gammaln = jax.scipy.special.gammaln
+        constant = gammaln((degrees + 1) / 2) - gammaln(degrees / 2) - 0.5 * jnp.log(degrees * math.pi) - jnp.log(sigma)
+        density = constant - (degrees + 1) / 2 * jnp.log1p((residuals / sigma) ** 2 / degrees)
+        return jnp.sum(density, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FisherZ(Likelihood):
+    """Gaussian noise in Fisher's z of each correlation of a `Connectivity`, ``z = arctanh(r)``, above the diagonal.
+
+    Pairs count as independent, which those of one region are not: a posterior that looks too narrow is.
+
+    Attributes
+    ----------
+    sigma : standard deviation of z, a plain number or a prior. Of n independent samples it is ``1 / sqrt(n - 3)``; of
+        autocorrelated ones n is smaller than their number
+
+    Fisher 1921, Metron 1:3-32.
+    """
+
+    sigma: Any
+
+    of, data_of = OfConnectivity, "a Connectivity"
+
+    def places(self, comparison):
+        return {"sigma": (u.UNITLESS, POSITIVE)}
+
+    def data(self, comparison):
+        values = np.asarray(comparison.data, float)[0, 0]
+        if (np.abs(values) > _MOST).any():
+            raise ValueError(
+                f"'values' of {comparison.name} got {values[np.abs(values).argmax()]:g} beside the diagonal, whose "
+                "Fisher's z is infinite: leave out one of two regions that are the same"
+            )
+        return np.arctanh(values)
+
+    def log_prob(self, comparison, prediction, data, values):
+        predicted = jnp.arctanh(jnp.clip(prediction[0], -_MOST, _MOST))
+        return jnp.sum(_log_normal(data[None] - predicted, _row(values["sigma"])), -1)
+
+
+def default(comparison) -> Likelihood:
+    """The likelihood of a target that says how noisy it is itself.
+
+    Raises
+    ------
+    ValueError, TypeError : a target that does not say
+    """
+    if isinstance(comparison, OfSeries):
+        sigma = comparison.target.sigma
+        if sigma is None:
+            raise ValueError(
+                f"'likelihood' is missing: {comparison.name} says no 'sigma'. Take bk.TimeSeries(values, sigma=...) or "
+                "bk.likelihoods.Gaussian(sigma), where sigma is a number or a prior"
+            )
+        return Gaussian(plain(sigma, comparison.data_unit, "sigma") * comparison.data_unit)
+    if isinstance(comparison, OfConnectivity):
+        return FisherZ(comparison.sigma)
+    if isinstance(comparison, OfSpectra):
+        raise ValueError(
+            f"'likelihood' is missing: of how many segments {comparison.name} is the mean is not in it. Take "
+            "bk.likelihoods.Whittle(segments), or the robust bk.likelihoods.StudentT(sigma)"
+        )
+    raise _unknown(comparison)
+
+
+def check(likelihood, comparison) -> Likelihood:
+    """A likelihood of this kind of data.
+
+    Raises
+    ------
+    TypeError : what is none, or of another kind of target
+    """
+    if isinstance(comparison, OfDynamics):
+        raise _unknown(comparison)
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(
+            f"'likelihood' got {likelihood!r} for {comparison.name}, but takes one of bk.likelihoods (Gaussian, "
+            "Whittle, StudentT, FisherZ); a function of yours is the 'target', and returns log likelihoods"
+        )
+    if not isinstance(comparison, likelihood.of):
+        raise TypeError(
+            f"'likelihood' got {type(likelihood).__name__} for {comparison.name}, but that is of {likelihood.data_of}"
+        )
+    return likelihood
+
+
+def _unknown(comparison) -> TypeError:
+    return TypeError(
+        f"'target' got {comparison.name}, of which no likelihood is known: take a function of a Result that returns "
+        "the log likelihood of each lane"
+    )
+
+
+def _column(value) -> Any:
+    """A number, or one for each lane, against ``(B, K, N)``."""
+    return value if value is None or isinstance(value, float) else value[:, None, None]
+
+
+def _row(value):
+    """A number, or one for each lane, against ``(B, M)``."""
+    return value if isinstance(value, float) else value[:, None]
+
+
+def _sum(x):
+    return jnp.sum(x, (1, 2))
+
+
+def _log_normal(x, sigma):
+    return -0.5 * (x / sigma) ** 2 - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,223 @@
+"""`log_density`: its arguments, read and checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import brainunit as u
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import routing
+from ..errors import check_counts
+from ..fitting import targets
+from ..fitting.fit import as_band, default_every, default_record, scalar_of
+from ..fitting.joint import Joint
+from ..fitting.problem import Problem
+from ..fitting.targets import LINEAR, SIMULATION, OfFunction
+from ..models.base import check_model
+from ..network import parts_of
+from ..noise import check_key
+from . import likelihoods
+from .density import LogDensity, Part, raw_log_likelihood, split
+from .positions import Position
+from .priors import Prior, Uniform, as_prior
+
+_REALISATIONS = 4
+_LIKELIHOOD = "likelihood."
+
+
+def log_density(
+    model,
+    target,
+    free: Mapping[str, Any],
+    *,
+    priors: Mapping[str, Any] | None = None,
+    likelihood: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    key=None,
+    duration=9 * u.second,
+    dt=1 * u.ms,
+    every: int | None = None,
+    transient=1 * u.second,
+    realisations: int | None = None,
+    record: Any = None,
+    band: tuple[float, float] = (2.0, 40.0),
+    scheme: str | None = None,
+    implementation: str | None = None,
+    gradient_horizon=None,
+    predict: str = SIMULATION,
+) -> LogDensity:
+    """The log posterior density of parameters given data, up to a constant, for a sampler of your choice.
+
+    ``density(z)`` is a function of unconstrained positions, a dict of real numbers by name. It is differentiable, and
+    any number of chains is one simulation forward and one backward. NumPyro (``numpyro.factor``) and BlackJAX take it
+    as it is.
+
+    Parameters
+    ----------
+    model : a model with scalar fields, or a `Network` of one. Its values are where the density is tried first
+    target : one `PowerSpectrum`, `TimeSeries` or `Connectivity`, or a `Joint` of these; or a function of a `Result`
+        whose lanes are ``(1, chains, realisations)`` that returns the log likelihood of each lane
+    free : name to (low, high), as in `fit`; or to ``None``, without bounds: the support of its prior
+    priors : name to one of `bk.priors`, or to a pair (centre, width) of a Gaussian; within bounds it is cut off and
+        normalised. By default uniform between the bounds
+    likelihood : one of `bk.likelihoods`, of a `Joint` a dict by its names. ``None``: of a series and of connectivity
+        Gaussian, with the ``sigma`` of the target. A field of a likelihood that is a prior is one more name of z,
+        ``"likelihood.sigma"``, or ``"likelihood.eeg.sigma"`` of a joint target
+    inputs, noise : as `simulate` takes them; a free input or intensity needs a value here
+    key : of `jax.random`; fixes the noise, the same for all positions. Needed where there is noise
+    duration, dt, transient, scheme, implementation, gradient_horizon : as `simulate` takes them
+    every, record, band : as `fit` takes them
+    realisations : runs with different noise, whose prediction is averaged; the likelihoods that a function returns are
+        averaged themselves. ``None``, 4 with noise and else 1
+    predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form, as in `fit`
+
+    Returns
+    -------
+    `LogDensity`
+
+    Raises
+    ------
+    ValueError, TypeError
+        naming the argument: an unknown name, a prior that does not cover the bounds, a likelihood of another kind of
+        target or with a sigma that is not positive, several targets, noise without a key
+    FloatingPointError
+        a likelihood that is NaN at the values in the arguments, with these
+    """
+    check_model(parts_of(model)[1], ", or a bk.Network of one")
+    check_key(key)
+    target = targets.as_target(target)
+    inputs, noise = dict(inputs or {}), dict(noise or {})
+    positions, initial = _free_positions(model, inputs, noise, free, priors)
+    record = default_record(model, None) if record is None else record
+    every = default_every(target, duration, dt, transient) if every is None else every
+    if predict not in (SIMULATION, LINEAR):
+        raise ValueError(f"'predict' got {predict!r}, but takes 'simulation' or 'linear'")
+    noisy = predict == SIMULATION and bool(noise or any(p.name.startswith(routing.NOISE) for p in positions))
+    if noisy and key is None:
+        raise ValueError("'key' is missing, but this model has noise: take key=jax.random.key(0)")
+    realisations = (_REALISATIONS if noisy else 1) if realisations is None else realisations
+    check_counts(1, every=every, realisations=realisations)
+    realisations = 1 if predict == LINEAR else realisations
+    options = {
+        "duration": duration, "dt": dt, "every": every, "transient": transient, "scheme": scheme,
+        "implementation": implementation,
+    }  # fmt: skip
+    options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
+    comparison = targets.compare(target, model, record, options, as_band(band), False, predict)
+    parts, data, own = _parts(comparison, likelihood)
+    problem = Problem(model, inputs, noise, positions, comparison, realisations, comparison.recorded, options)
+    keys = problem.keys(jax.random.key(0) if key is None else key)
+    start = _starting(positions, initial) + (0.0,) * len(own)
+    density = LogDensity(problem, (*positions, *own), parts, data, keys, start)
+    _try(density, initial)
+    return density
+
+
+def _free_positions(model, inputs, noise, free, priors) -> tuple[tuple[Position, ...], dict[str, float]]:
+    """The positions of the free quantities, and the values that they have in the arguments."""
+    if not isinstance(free, Mapping):
+        raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to (low, high) or None")
+    if not free:
+        raise ValueError("'free' names no parameter, but takes at least one as name to (low, high) or None")
+    known, values = routing.places(model, inputs), routing.quantities(model, inputs, noise)
+    for name in free:
+        routing.check(name, known, "name in 'free'")
+    priors = dict(priors or {})
+    for name in priors:
+        routing.check(name, dict.fromkeys(free), "free name in 'priors'")
+    positions, initial = [], {}
+    for name, bounds in free.items():
+        unit = known[name].unit
+        bounds = None if bounds is None else _bounds(name, bounds, unit)
+        if name not in priors and bounds is None:
+            raise ValueError(f"'priors' has nothing for {name!r}, which has no bounds in 'free': it takes one of these")
+        prior = as_prior(priors[name], name) if name in priors else Uniform(*(x * unit for x in bounds or ()))
+        natural = likelihoods.POSITIVE if name.startswith(routing.NOISE) else likelihoods.ANY
+        positions.append(Position.of(name, prior, unit, bounds, natural, "'priors'"))
+        value = values[name][1] if name in values else 0.0 * unit
+        initial[name] = scalar_of(value, positions[-1])
+    return tuple(positions), initial
+
+
+def _bounds(name: str, bounds, unit) -> tuple[float, float]:
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"'free' got {bounds!r} for {name!r}, but takes a pair (low, high), or None")
+    low, high = (float(targets.plain(bound, unit, f"free: {name}")) for bound in bounds)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"'free' got {low:g} and {high:g} for {name!r}, but takes finite bounds, low < high, or None, for the "
+            "support of its prior"
+        )
+    if name.startswith(routing.NOISE) and low < 0:
+        raise ValueError(f"'free' got {low:g} for {name!r}, but a noise intensity is not negative")
+    return low, high
+
+
+def _parts(comparison, likelihood) -> tuple[tuple[Part, ...], tuple[Any, ...], tuple[Position, ...]]:
+    """The likelihood of each target, its data, and the positions of the parameters that are inferred."""
+    if isinstance(comparison, OfFunction):
+        if likelihood is not None:
+            raise TypeError(f"'likelihood' got {likelihood!r}, but the function {comparison.name} returns it itself")
+        return (), (), ()
+    if comparison.count != 1:
+        raise ValueError(
+            f"'target' got {comparison.count} of {comparison.name}, but a density is of one: make one for each, or "
+            "take their mean"
+        )
+    every = _by_name(comparison, likelihood)
+    parts, data, own = [], [], []
+    for (name, chosen), (each, _) in zip(every, split(comparison)):
+        chosen = likelihoods.default(each) if chosen is None else likelihoods.check(chosen, each)
+        chosen = chosen.resolved(each, each.name)
+        prefix = f"{_LIKELIHOOD}{name}." if name else _LIKELIHOOD
+        parts.append(Part(prefix, chosen))
+        data.append(jnp.asarray(chosen.data(each), jnp.result_type(float)))
+        for field, (unit, natural) in chosen.places(each).items():
+            prior = getattr(chosen, field)
+            if isinstance(prior, Prior):
+                bounds = natural if np.isfinite(natural).all() and not np.isfinite(prior.support).all() else None
+                bounds = bounds and prior.within(*bounds)
+                what = f"'{field}' of {type(chosen).__name__}"
+                own.append(Position.of(prefix + field, prior, unit, bounds, natural, what))
+    return tuple(parts), tuple(data), tuple(own)
+
+
+def _by_name(comparison, likelihood) -> list[tuple[str, Any]]:
+    """The likelihood of each target by its name, which one alone has not."""
+    if not isinstance(comparison.target, Joint):
+        return [("", likelihood)]
+    names = list(comparison.parts)
+    if likelihood is not None and not isinstance(likelihood, Mapping):
+        raise TypeError(f"'likelihood' got {likelihood!r}, but of a Joint takes a dict by name: {', '.join(names)}")
+    for name in likelihood or {}:
+        routing.check(name, dict.fromkeys(names), "target in 'likelihood'")
+    if any(weight != 1 for weight in comparison.weights):
+        raise ValueError(f"'weights' of {comparison.name} got {comparison.target.weights}, but likelihoods have none: "
+                         "how noisy a target is says its sigma")  # fmt: skip
+    return [(name, (likelihood or {}).get(name)) for name in names]
+
+
+def _starting(positions, initial) -> tuple[float, ...]:
+    """The positions of the values in the arguments, of those outside the support the middle, z = 0."""
+    start = []
+    for p in positions:
+        value = np.asarray(initial[p.name], float)
+        start.append(0.0 if np.any(p.outside_support(value)) else float(p.of_value(value)))
+    return tuple(start)
+
+
+def _try(density: LogDensity, initial: Mapping[str, float]) -> None:
+    """Raise FloatingPointError if the likelihood is NaN where the chains may start."""
+    likelihood = raw_log_likelihood(density, density.initial)
+    if np.isnan(likelihood):
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in density.to_parameters(density.initial).items())
+        function = isinstance(density.problem.comparison, OfFunction)
+        why = f"{density.problem.comparison.name} returned it" if function else "the simulation there is not finite"
+        raise FloatingPointError(f"the log likelihood is NaN at the start, {at}: {why}. Take a smaller dt, or others "
+                                 "of these values in the arguments")  # fmt: skip

@@ -1,0 +1,199 @@
+"""Likelihoods against scipy's densities, of predictions that are computed apart."""
+
+import math
+from typing import Any
+
+import brainunit as u
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from test_fit import FREQS, SHAKEN, Resonator, resonance
+from test_fit_targets import RUN, STEPS
+
+import brainmass_kernels as bk
+from brainmass_kernels import spectra
+from brainmass_kernels.inference import priors
+from brainmass_kernels.inference.likelihoods import FisherZ, Gaussian, StudentT, Whittle
+
+F0 = {"f0": (6.0, 16.0)}
+LINEAR: dict[str, Any] = {
+    "noise": {"drive": 1.0 * SHAKEN},
+    "predict": "linear",
+    "duration": 4 * u.second,
+    "dt": 2 * u.ms,
+}
+# One position, and what the likelihood takes by it.
+Z = {"f0": 0.1}
+
+
+def spectrum() -> bk.PowerSpectrum:
+    rng = np.random.default_rng(0)
+    return bk.PowerSpectrum(FREQS, 0.7 * resonance(9.0, 0.15) * rng.gamma(5.0, 0.2, FREQS.shape))
+
+
+def expected(f0) -> np.ndarray:
+    """A one-sided density, of white noise of intensity 1 filtered by the resonator."""
+    return 2 * resonance(f0, 0.15)
+
+
+def value(density, name, z):
+    return float(u.get_magnitude(density.to_parameters(z)[name]))
+
+
+# Spectra ------------------------------------------------------------------------------------------------------------
+
+
+def test_whittle_is_a_gamma_density(x64):
+    target = spectrum()
+    likelihood = Whittle(
+        priors.Uniform(3.0, 8.0), gain=priors.LogNormal(0.5, 0.3), background=priors.HalfNormal(2.0),
+        exponent=priors.Normal(1.0, 0.4),
+    )  # fmt: skip
+    density = bk.log_density(Resonator(), target, F0, likelihood=likelihood, **LINEAR)
+    z = {name: 0.1 * n - 0.2 for n, name in enumerate(density.names)}
+    L, gain, level, exponent = (
+        value(density, f"likelihood.{n}", z) for n in ("segments", "gain", "background", "exponent")
+    )
+    S = gain * expected(value(density, "f0", z)) + level * FREQS**-exponent
+    want = scipy.stats.gamma(L, scale=S / L).logpdf(target.power[0]).sum()
+    assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_gain_and_no_background(x64):
+    density = bk.log_density(Resonator(), spectrum(), F0, likelihood=Whittle(5, gain=0.3), **LINEAR)
+    S = 0.3 * expected(value(density, "f0", Z))
+    want = scipy.stats.gamma(5, scale=S / 5).logpdf(spectrum().power[0]).sum()
+    assert density.names == ("f0",)
+    assert float(density.log_likelihood(Z)) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_robust_likelihood_is_student_s(x64):
+    likelihood = StudentT(priors.HalfNormal(0.2), degrees=3.0, gain=0.4, background=0.1, exponent=1.5)
+    density = bk.log_density(Resonator(), spectrum(), F0, likelihood=likelihood, **LINEAR)
+    z = Z | {"likelihood.sigma": -0.3}
+    S = 0.4 * expected(value(density, "f0", z)) + 0.1 * FREQS**-1.5
+    residuals = np.log10(spectrum().power[0]) - np.log10(S)
+    want = scipy.stats.t(3.0, scale=value(density, "likelihood.sigma", z)).logpdf(residuals).sum()
+    assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_small_power_keeps_its_digits():
+    """As of MEG, 1e-26 T^2/Hz, in float32."""
+    target = bk.PowerSpectrum(FREQS, 1e-26 * spectrum().power[0])
+    density = bk.log_density(Resonator(), target, F0, likelihood=Whittle(5, gain=3e-27), **LINEAR)
+    S = 3e-27 * expected(value(density, "f0", Z))
+    want = scipy.stats.gamma(5, scale=S / 5).logpdf(target.power[0]).sum()
+    assert float(density.log_likelihood(Z)) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_simulated_spectrum_is_the_mean_over_realisations():
+    run = {"noise": {"drive": 1.0 * SHAKEN}, "duration": 4 * u.second, "transient": 1 * u.second, "dt": 2 * u.ms}
+    key = jax.random.key(1)
+    density = bk.log_density(
+        Resonator(), spectrum(), F0, likelihood=Whittle(5), key=key, realisations=2, every=5, **run
+    )  # fmt: skip
+    model = Resonator(f0=density.to_parameters(Z)["f0"])
+    signal = bk.simulate(model, run["duration"], run["dt"], noise=run["noise"], transient=run["transient"], every=5,
+                         key=jax.random.split(key, 2))["eeg"] / u.mV  # fmt: skip
+    freqs, power = spectra.welch(signal, 0.01, 200)
+    S = np.asarray(power, float).mean(1)[np.isin(np.round(np.asarray(freqs), 6), FREQS)]
+    want = scipy.stats.gamma(5, scale=S / 5).logpdf(spectrum().power[0]).sum()
+    assert float(density.log_likelihood(Z)) == pytest.approx(want, rel=1e-3)
+
+
+# Series -------------------------------------------------------------------------------------------------------------
+
+
+def series(rng=3) -> tuple[bk.TimeSeries, Any]:
+    values = np.random.default_rng(rng).normal(0.0, 0.1, STEPS // RUN["every"])
+    return bk.TimeSeries(values * u.mV, sigma=0.1 * u.mV), values
+
+
+def predicted(f0) -> np.ndarray:
+    model = Resonator(f0=f0 * u.Hz)
+    return np.asarray(bk.simulate(model, STEPS, RUN["dt"], inputs=RUN["inputs"], every=RUN["every"])["eeg"] / u.mV)
+
+
+@pytest.mark.parametrize("rho", [0.6, -0.3, priors.Uniform(-0.9, 0.9), None])
+def test_autocorrelated_residuals_are_a_gaussian_process(x64, rho):
+    target, values = series()
+    likelihood = Gaussian(0.08 * u.mV, rho=rho, gain=priors.Normal(1.0, 0.5), offset=20e-6 * u.volt)
+    density = bk.log_density(Resonator(), target, {"f0": (3.0, 8.0)}, likelihood=likelihood, **RUN)
+    z = {name: 0.1 * n - 0.2 for n, name in enumerate(density.names)}
+    known = 0.0 if rho is None else rho if isinstance(rho, float) else value(density, "likelihood.rho", z)
+    gain = value(density, "likelihood.gain", z)
+    lags = np.abs(np.subtract.outer(np.arange(len(values)), np.arange(len(values))))
+    covariance = 0.08**2 * np.where(lags, np.float64(known) ** lags, 1.0)
+    mean = gain * predicted(value(density, "f0", z)) + 0.02
+    want = scipy.stats.multivariate_normal(mean, covariance).logpdf(values)
+    assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_unit_of_the_data_is_read(x64):
+    target, values = series()
+    same = bk.TimeSeries(values * 1e-3 * u.volt, sigma=1e-4 * u.volt)
+    one, other = (bk.log_density(Resonator(), x, {"f0": (3.0, 8.0)}, **RUN) for x in (target, same))
+    want = scipy.stats.norm(predicted(value(one, "f0", Z)), 0.1).logpdf(values).sum()
+    assert float(one.log_likelihood(Z)) == pytest.approx(want, rel=1e-6)
+    assert float(other.log_likelihood(Z)) == pytest.approx(want, rel=1e-6)
+
+
+# Networks -----------------------------------------------------------------------------------------------------------
+
+NETWORK = bk.Network(Resonator(), np.ones((3, 3)) - np.eye(3), source="eeg", target="drive", k=0.2)
+CORRELATIONS = np.array([[1.0, 0.3, 0.5], [0.3, 1.0, -0.2], [0.5, -0.2, 1.0]])
+NETWORK_RUN: dict[str, Any] = {
+    "noise": {"drive": 1.0 * SHAKEN}, "duration": 400, "dt": 5 * u.ms, "every": 5, "transient": None,
+    "key": jax.random.key(1), "realisations": 1,
+}  # fmt: skip
+
+
+def recorded(density) -> np.ndarray:
+    """(K, 3) of the density's own noise."""
+    run = {n: x for n, x in NETWORK_RUN.items() if n not in ("key", "realisations", "duration", "dt")}
+    network = NETWORK.replace(k=density.to_parameters({"coupling.k": 0.1})["coupling.k"])
+    keys = jax.random.split(NETWORK_RUN["key"], (1, 3))
+    return np.asarray(bk.simulate(network, 400, 5 * u.ms, key=keys, **run)["eeg"][:, 0] / u.mV, float)
+
+
+def test_connectivity_and_a_joint_target():
+    target = bk.Connectivity(CORRELATIONS, sigma=0.2)
+    samples = np.random.default_rng(0).normal(0.0, 0.1, (80, 3))
+    joint = bk.Joint({"fc": target, "eeg": bk.TimeSeries(samples * u.mV, sigma=0.1 * u.mV)})
+    k = {"coupling.k": (0.05, 0.4)}
+    density = bk.log_density(
+        NETWORK, joint, k, likelihood={"fc": FisherZ(priors.HalfNormal(0.3))}, record="eeg", **NETWORK_RUN
+    )
+    z = {"coupling.k": 0.1, "likelihood.fc.sigma": -0.5}
+    assert density.names == tuple(z)
+    alone = bk.log_density(NETWORK, target, k, **NETWORK_RUN)
+    signal = recorded(alone)
+    above = np.triu_indices(3, 1)
+    fisher, data = np.arctanh(np.corrcoef(signal.T)[above]), np.arctanh(CORRELATIONS[above])
+    want = scipy.stats.norm(fisher, 0.2).logpdf(data).sum()
+    assert float(alone.log_likelihood({"coupling.k": 0.1})) == pytest.approx(want, rel=1e-3)
+    want = scipy.stats.norm(fisher, 0.3 * math.exp(-0.5)).logpdf(data).sum()
+    want += scipy.stats.norm(signal, 0.1).logpdf(samples).sum()
+    assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-3)
+
+
+def test_of_a_joint_target_what_is_not_known_is_named():
+    parts = {"fc": bk.Connectivity(CORRELATIONS), "eeg": bk.TimeSeries(np.eye(80, 3) * u.mV, sigma=0.1 * u.mV)}
+    k = {"coupling.k": (0.05, 0.4)}
+    with pytest.raises(TypeError, match="of a Joint takes a dict by name: fc, eeg"):
+        bk.log_density(NETWORK, bk.Joint(parts), k, likelihood=FisherZ(0.1), record="eeg", **NETWORK_RUN)
+    with pytest.raises(ValueError, match="unknown target in 'likelihood' 'cf'; did you mean 'fc'"):
+        bk.log_density(NETWORK, bk.Joint(parts), k, likelihood={"cf": FisherZ(0.1)}, record="eeg", **NETWORK_RUN)
+    with pytest.raises(ValueError, match=r"'weights' of joint targets got .*, but likelihoods have none"):
+        bk.log_density(NETWORK, bk.Joint(parts, {"fc": 2.0}), k, record="eeg", **NETWORK_RUN)
+    twins = np.where(np.eye(3)[[1, 0, 2]] > 0, 1.0, CORRELATIONS)
+    with pytest.raises(ValueError, match="got 1 beside the diagonal, whose Fisher's z is infinite"):
+        bk.log_density(NETWORK, bk.Connectivity(np.maximum(twins, twins.T)), k, **NETWORK_RUN)
+
+
+def test_dynamics_have_no_likelihood():
+    values = np.full((4, 4), 0.2) + 0.8 * np.eye(4)
+    dynamics = bk.ConnectivityDynamics(values, 0.5 * u.second, 0.5 * u.second)
+    with pytest.raises(TypeError, match="of which no likelihood is known: take a function of a Result"):
+        bk.log_density(NETWORK, dynamics, {"coupling.k": (0.05, 0.4)}, record="eeg", **NETWORK_RUN)
