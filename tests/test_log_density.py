@@ -139,9 +139,11 @@ def test_a_function_returns_log_likelihoods(noisy):
 
 def test_a_run_that_is_not_finite_has_no_density():
     density = bk.log_density(Follower(), data(), {"gain": (1.0, 1e37)}, **RUN)
-    got = density({"gain": jnp.asarray([-20.0, 30.0])})
+    got, gradient = jax.vmap(jax.value_and_grad(density))({"gain": jnp.asarray([-20.0, 30.0])})
     assert np.isfinite(got[0])
     assert got[1] == -np.inf
+    # The other chain has its gradient.
+    assert np.isfinite(gradient["gain"][0])
 
 
 # Kernels ------------------------------------------------------------------------------------------------------------
@@ -186,6 +188,46 @@ def test_blackjax_takes_it():
     z, divergent = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 4), {"gain": jnp.full(4, 0.6)})
     assert not divergent.any()
     assert_posterior(density.to_parameters({"gain": z[:, 20:]})["gain"])
+
+
+def test_two_parameters_against_a_grid(x64):
+    """Means within 0.15 standard deviations, widths within 15%."""
+    blackjax = pytest.importorskip("blackjax", reason="blackjax is not installed")
+    true = bk.simulate(Resonator(f0=4.5 * u.Hz, damping=0.3), STEPS, RUN["dt"], inputs=RUN["inputs"], every=5)["eeg"]
+    noise = np.random.default_rng(1).normal(0.0, 0.3, true.shape)
+    target = bk.TimeSeries((np.asarray(true / u.mV) + noise) * u.mV, sigma=0.3 * u.mV)
+    density = bk.log_density(
+        Resonator(f0=4.5 * u.Hz), target, {"f0": None, "damping": (0.05, 0.6)},
+        priors={"f0": bk.priors.LogNormal(5 * u.Hz, 0.1), "damping": bk.priors.Beta(2, 2)}, **RUN,
+    )  # fmt: skip
+    axis = jnp.linspace(-9.0, 9.0, 201)
+    logs = density({"f0": axis[:, None], "damping": axis})
+    weights = np.exp(np.asarray(logs) - logs.max())
+    assert weights[[0, -1]].max() < 1e-4 > weights[:, [0, -1]].max()
+    marginals = {"f0": weights.sum(1), "damping": weights.sum(0)}
+    warmup = blackjax.window_adaptation(blackjax.nuts, density)
+
+    def chain(key, z):
+        warm, draw = jax.random.split(key)
+        (state, parameters), _ = warmup.run(warm, z, num_steps=200)
+        kernel = blackjax.nuts(density, **parameters).step
+
+        def step(state, key):
+            return (state := kernel(key, state)[0]), state.position
+
+        return jax.lax.scan(step, state, jax.random.split(draw, 300))[1]
+
+    # BlackJAX itself promotes types.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        start = density.sample_prior(jax.random.key(1), (8,))
+        draws = density.to_parameters(jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 8), start))
+    at = density.to_parameters(dict.fromkeys(density.names, axis))
+    for name, marginal in marginals.items():
+        values, known = (np.asarray(u.get_magnitude(x[name])) for x in (draws, at))
+        mean = np.average(known, weights=marginal)
+        sd = np.sqrt(np.average((known - mean) ** 2, weights=marginal))
+        assert abs(values.mean() - mean) < 0.15 * sd, name
+        assert 0.85 < values.std() / sd < 1.15, name
 
 
 @needs.numba

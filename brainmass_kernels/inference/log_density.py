@@ -92,7 +92,8 @@ def log_density(
     check_model(parts_of(model)[1], ", or a bk.Network of one")
     check_key(key)
     target = targets.as_target(target)
-    inputs, noise = dict(inputs or {}), dict(noise or {})
+    model = targets.on_host(model)
+    inputs, noise = dict(targets.on_host(inputs or {})), dict(targets.on_host(noise or {}))
     positions, initial = _free_positions(model, inputs, noise, free, priors)
     record = default_record(model, None) if record is None else record
     every = default_every(target, duration, dt, transient) if every is None else every
