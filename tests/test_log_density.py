@@ -1,5 +1,6 @@
 """The log density of parameters: an exact posterior, gradients, lanes, kernels, others' samplers, refusals."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -58,6 +59,28 @@ def test_a_conjugate_posterior_is_exact(x64):
     np.testing.assert_allclose(got, whole + np.log(0.5), rtol=1e-6)
     parts = density.log_prior({"gain": 0.3}) + density.log_likelihood({"gain": 0.3})
     assert float(density({"gain": 0.3})) == pytest.approx(float(parts))
+
+
+def test_it_is_calibrated():
+    """Parameters from the prior, data from these: the ranks in the posteriors are uniform, and not if rho is left out.
+
+    The data are a leaf of the density, so that all posteriors are one run.
+    """
+    noise, z = np.random.default_rng(2).normal(0.0, 1.0, (300, len(response()))), jnp.linspace(-7.0, 7.0, 141)
+    for t in range(1, noise.shape[1]):
+        noise[:, t] = 0.6 * noise[:, t - 1] + 0.8 * noise[:, t]
+    chosen = {"free": {"gain": (0.2, 3.0)}, "priors": {"gain": priors.Beta(2, 3)}, **RUN}
+    for rho, calibrated in ((0.6, True), (None, False)):
+        likelihood = likelihoods.Gaussian(0.3 * u.mV, rho=rho)
+        density = bk.log_density(Follower(), data(), likelihood=likelihood, **chosen)
+        true = density.sample_prior(jax.random.key(0), (300,))["gain"]
+        gain = np.asarray(density.to_parameters({"gain": true})["gain"])
+        values = jnp.asarray(gain[:, None] * response() + 0.3 * noise, jnp.float32)[..., None]
+        logs = jax.vmap(lambda y, d=density: dataclasses.replace(d, data=(y,))({"gain": z}))(values)
+        weights = np.exp(np.asarray(logs) - np.asarray(logs).max(1, keepdims=True))
+        below = np.asarray(z) + 0.05 < np.asarray(true)[:, None]
+        ranks = (weights * below).sum(1) / weights.sum(1)
+        assert (scipy.stats.kstest(ranks, "uniform").pvalue > 1e-3) == calibrated
 
 
 def test_a_gradient_is_that_of_differences(x64):

@@ -48,7 +48,9 @@ class LogDensity:
 
     Attributes
     ----------
-    problem, positions, parts, data, keys, start : how the density is computed
+    data : the numbers of each target, leaves of the tree: ``dataclasses.replace(density, data=...)`` is of other data
+    keys : of the realisations, leaves too
+    problem, positions, parts, start : how the density is computed
     """
 
     problem: Problem
@@ -69,7 +71,7 @@ class LogDensity:
         return {name: jnp.asarray(z) for name, z in zip(self.names, self.start)}
 
     def __call__(self, z: Mapping[str, Any]):
-        """The log density at positions, without the constant that does not depend on them; in the shape of their axes.
+        """The log density of data and positions, in the shape of their axes: the posterior's up to a constant.
 
         A run that is not finite has the density 0, and its logarithm is -inf.
 

@@ -168,8 +168,9 @@ class Whittle(_OfPower):
 
     Attributes
     ----------
-    segments : L, a number or a prior, not always whole: segments that overlap by half under a Hann window count for
-        about 0.95 of their number, and a window that is shorter than a frequency's spacing for less
+    segments : L, a number or a prior, not always whole: under a Hann window, segments that overlap by half count for
+        about 0.95 of their number. Its neighbouring frequencies have a correlation of 0.44 in power, and a spectrum at
+        the resolution of its segments says half of what it seems to: take every second frequency, or L / 2
     gain : of the sensor, squared; a plain number or a prior
     background, exponent : of a power law beside the model, its density at 1 Hz and its slope; numbers or priors
 
