@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ... import noise
 from ...codegen.source import SourceBuilder
-from ...codegen.writer import OpTable, Writer, words
+from ...codegen.writer import OpTable, Writer
 from ...pointwise import Program, specialized
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
+from .lanes import Group, LaneLoop
 from .layout import PLAN, STAGED, TOGETHER, Layout, Rows, operations
 from .masses import Uncoupled
-from .optable import NUMBA, NUMBA_FAST, TYPES
+from .optable import NUMBA, NUMBA_FAST
 
 # Stand in lines for where the rows end in the scratch, and the words behind them, until all rows are known.
 _ROWS_END, WORDS_END = "<end of rows>", "<end of words>"
@@ -160,20 +160,6 @@ class BlockKernel(SourceBuilder):
         if name not in self.rows.names:
             self.rows.add(name)
         return name
-
-
-class Group(NamedTuple):
-    """The lanes of a network whose equations are those of one model, within whole vectors.
-
-    Attributes
-    ----------
-    inside : what is true in a lane of the group, as source; ``""`` where all lanes are one
-    first, end : regions of the network, from the first to before the end
-    """
-
-    inside: str
-    first: int
-    end: int
 
 
 class Kernel(BlockKernel):
@@ -330,92 +316,6 @@ class Kernel(BlockKernel):
 
     def next_record(self) -> None:
         self.line("records += 1", "due = due + every if records < count else 0")
-
-
-class LaneLoop:
-    """A loop over the lanes of a block: what is stored of each.
-
-    Slow functions have loops of their own where the loop is ``staged``: what they keep in registers leaves room for
-    nothing else, and one that LLVM has no SIMD for does not keep the rest from it.
-    """
-
-    def __init__(self, kernel: BlockKernel, staged: bool, group: Group | None = None):
-        self.kernel, self.staged, self.group = kernel, staged, group
-        self.writer = Writer(kernel.optable)
-        self.stores: dict[str, str] = {}
-
-    def values(self, program: Program, arguments: Sequence[str]) -> list[str]:
-        """Outputs of a program in the kernel's dtype: one may be a constant of another."""
-        dtype, outputs = self.kernel.layout.dtype, self.writer.write(program, arguments)
-        return [
-            value if TYPES[aval.dtype.name] == dtype else f"{dtype}({value})"
-            for value, aval in zip(outputs, program.out_avals)
-        ]
-
-    def store(self, names: Sequence[str], values: Sequence[str]) -> None:
-        """Store values, in lanes of the loop's group alone."""
-        if self.group is not None:
-            pairs = [(name, value) for name, value in zip(names, values, strict=True) if name != value]
-            inside, select = self.writer.define("inside", self.group.inside), self.writer.optable.select
-            names = [name for name, _ in pairs]
-            values = [self.writer.define("own", select.format(inside, value, name)) for name, value in pairs]
-        self.store_everywhere(names, values)
-
-    def store_everywhere(self, names: Sequence[str], values: Sequence[str]) -> None:
-        self.stores |= {self.kernel.at(name): value for name, value in zip(names, values, strict=True)}
-
-    def add(self, names: Sequence[str], values: Sequence[str]) -> None:
-        """Add to what rows hold, but for values that are 0 in all lanes."""
-        zero = self.writer.literal(0, np.dtype(f"float{8 * self.kernel.layout.itemsize}"))
-        sums = [(name, f"{name} + {value}") for name, value in zip(names, values, strict=True) if value != zero]
-        self.store([name for name, _ in sums], [total for _, total in sums])
-
-    def finish(self) -> None:
-        if not self.stores:
-            return
-        rows: dict[str, str] = {}
-        for stage in self.writer.stages(list(self.stores.values())) if self.staged else []:
-            rows |= self._stage(stage, rows)
-        self._loop(self.stores, rows)
-
-    def _stage(self, stage: dict[str, list[tuple[str, str]]], rows: dict[str, str]) -> dict[str, str]:
-        """Loops for some calls of slow functions; the row in which each call's value is then."""
-        kernel = self.kernel
-        calls = [call for group in stage.values() for call in group]
-        places = {name: kernel.slow_row(len(rows) + j) for j, (name, _) in enumerate(calls)}
-        self._loop({kernel.at(places[name]): argument for name, argument in calls}, rows)
-        for function, group in stage.items():
-            # Rows that follow each other are one for a function.
-            place = kernel.at(places[group[0][0]])
-            if self.group is None:
-                with kernel.block(f"for i in range({kernel.layout.block * len(group)}):"):
-                    kernel.line(f"{place} = {function.format(place)}")
-                continue
-            for name, _ in group:
-                place = kernel.at(places[name])
-                with kernel.block(self.head):
-                    kernel.line(f"{place} = {function.format(place)}")
-        return places
-
-    @property
-    def head(self) -> str:
-        """Of a loop over the lanes."""
-        block = self.kernel.layout.block
-        if self.group is None:
-            return f"for i in range({block}):"
-        if self.kernel.layout.parts:
-            return f"for i in range(max(0, {self.group.first} - lane), min({block}, {self.group.end} - lane)):"
-        return f"for i in range({self.group.first}, {self.group.end}):"
-
-    def _loop(self, stores: dict[str, str], rows: dict[str, str]) -> None:
-        """One loop, in which the values that have ``rows`` are known."""
-        kernel, lines = self.kernel, self.writer.lines(list(stores.values()), rows)
-        used = words([*lines, *stores.values()])
-        with kernel.block(self.head):
-            for names in (kernel.rows.names, kernel.tape.names, kernel.words.names):
-                kernel.line(*(f"{name} = {kernel.at(name)}" for name in names if name in used))
-            kernel.line(*(f"{name} = {kernel.at(row)}" for name, row in rows.items() if name in used))
-            kernel.line(*lines, *(f"{place} = {value}" for place, value in stores.items()))
 
 
 class ForwardKernel(Kernel):
