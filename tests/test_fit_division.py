@@ -164,7 +164,7 @@ def problem_of(target, realisations: int, record: str = "eeg", model: Any = None
     unit = {"f0": u.Hz, "be": u.Hz, "bi": u.Hz}
     frees = tuple(Free(name, *bounds, unit.get(name, u.UNITLESS)) for name, bounds in free.items())
     noise = {"drive": 1.0 * SHAKEN} if noise is None else noise
-    return Problem(model, {}, noise, frees, comparison, realisations, record, options)
+    return Problem(model, {}, noise, frees, comparison, realisations, comparison.recorded, options)
 
 
 def network_problem(band=None) -> Problem:
