@@ -434,6 +434,12 @@ def expected_gradient(case: Case) -> dict[str, Any]:
 LIVE: Any = pytest.mark.where(lambda suite: suite.live)
 
 
+SIZES = [68] + [
+    pytest.param(n, marks=[pytest.mark.slow, pytest.mark.where(lambda suite, n=n: suite.largest >= n)])
+    for n in (192, 1000)
+]  # fmt: skip
+
+
 class NetworkSuite:
     """What an implementation that runs networks keeps.
 
@@ -444,6 +450,7 @@ class NetworkSuite:
     double : whether it is held to the loop in float64, within `exact`, or in float32 by the contract
     live : whether it takes live delays
     most : steps of a case
+    largest : regions of a network with delays
     long : tests that are marked slow, as they take long here
     """
 
@@ -452,6 +459,7 @@ class NetworkSuite:
     double = True
     live = True
     most = 40
+    largest = 1000
     long: tuple[str, ...] = ()
 
     @pytest.fixture(autouse=True)
@@ -574,7 +582,7 @@ class NetworkSuite:
         with jax.enable_x64(False):
             self.check(self.case("different delays"))
 
-    @pytest.mark.parametrize("n", slow_but({68}, [68, 192, 1000]))
+    @pytest.mark.parametrize("n", SIZES)
     def test_sizes(self, n):
         """In float32, without a gradient and without a past."""
         case = one("additive", "several", n=n, steps=20, past=False)

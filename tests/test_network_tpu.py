@@ -28,6 +28,7 @@ class TestMosaicTPU(NetworkSuite):
     double = False
     live = False
     most = 12
+    largest = 192
     long = (
         *loops_but("one region that waits"), "test_permuted_regions_and_couplings_permute_the_result",
         "test_a_history_in_each_form", "test_a_run_continues_exactly_from_its_histories[three couplings]",
