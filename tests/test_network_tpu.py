@@ -54,7 +54,7 @@ class TestMosaicTPU(NetworkSuite):
     @pytest.mark.slow
     def test_what_was_sent_is_moved_back(self):
         """Every 64 steps or more."""
-        self.check(one("diffusive", "one step", n=2, steps=70, networks=2))
+        self.check(one("diffusive", "one step", n=3, steps=70))
 
 
 # Plans --------------------------------------------------------------------------------------------------------------
