@@ -262,6 +262,7 @@ CASES = {
     ),
     "zero delays": one("diffusive", "zero", scheme="heun"),
     "one step": one("diffusive", "one step"),
+    "one step in a batch": one("diffusive", "one step", networks=2),
     "equal delays": one("diffusive", "equal"),
     "different delays": one("diffusive", "different", scheme="heun", itself=True, steps=30),
     "delays about a tile": one("additive", "about a tile", steps=40),
@@ -502,13 +503,16 @@ class NetworkSuite:
         """Of `bk.simulate`, which then records every step."""
         network, initial = self.network(case, theta), self.split(case, {n: theta[n] for n in "xy"})
         if "past.x" in theta:
-            held = {n: theta[f"past.{n}"] for n in "xy"}
+            # Steps follow the networks there.
+            held = {n: jnp.moveaxis(theta[f"past.{n}"], 0, -2) for n in "xy"}
             constants = {
-                way.kind: SimpleNamespace(**{n: theta[f"{way.kind}.{n}"] for n in KINDS[way.kind].constants})
+                way.kind: SimpleNamespace(
+                    **{n: jnp.asarray(theta[f"{way.kind}.{n}"])[..., None] for n in KINDS[way.kind].constants}
+                )
                 for way in case.ways
             }
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                past = histories(jnp, case, constants, held)
+                past = {n: jnp.moveaxis(x, -2, 0) for n, x in histories(jnp, case, constants, held).items()}
             initial["history"] = past if len(network.sent()) > 1 else next(iter(past.values()))
         noisy = [*self.split(case, {"x_inp": theta["x_inp"]})][-1]
         noise = {"noise": {noisy: theta["sigma"] * u.ms**0.5}, "key": jax.random.key(0)} if case.noisy else {}

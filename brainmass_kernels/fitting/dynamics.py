@@ -66,6 +66,7 @@ class ConnectivityDynamics(Target):
         return window, step
 
     def comparison(self, model, record, options, band, background):
+        """How `fit` compares runs with it."""
         regions, _, _ = recorded_network(self, model, record, options)
         return OfDynamics(self, record, regions)
 

@@ -61,6 +61,7 @@ class Joint(Target):
         object.__setattr__(self, "weights", {name: float(weights.get(name, 1.0)) for name in parts})
 
     def comparison(self, model, record, options, band, background):
+        """How `fit` compares runs with it."""
         records = record if isinstance(record, Mapping) else dict.fromkeys(self.targets, record)
         for name in records:
             check_name(name, self.targets, "target in 'record'")
