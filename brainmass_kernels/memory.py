@@ -53,7 +53,7 @@ def sent(run: Run) -> int:
 
     It includes what cotangents of the weights need, as it is not known whether they are wanted.
     """
-    if not run.spec.is_network:
+    if not run.spec.links:
         return 0
     steps = run.schedule.steps
     if run.native_autodiff:

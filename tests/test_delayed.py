@@ -478,3 +478,18 @@ def test_what_takes_no_delays():
             Late(), target, {"a": (1.0, 2.0)}, duration=10, dt=DT * u.ms, transient=0, every=1, key=jax.random.key(0),
             optimiser="levenberg_marquardt",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", ["scan", pytest.param("numba", marks=needs.numba)])
+def test_a_gradient_counts_what_is_stored_of_the_past(implementation):
+    """At least what was sent in each step of a segment, and the histories; as a compiled gradient takes, in order."""
+    lanes, steps = 512, 400
+    model, settings = Late(a=jnp.full(lanes, 1.3)), {"duration": steps, "dt": DT * u.ms, "record": "o"}
+    planned = bk.explain(model, implementation=implementation, **settings).bytes_gradient
+
+    def loss(a):
+        result = bk.simulate(Late(a=a), every=steps, implementation=implementation, **settings)
+        return jnp.sum(result["o"].mantissa ** 2)
+
+    stored = jax.jit(jax.grad(loss)).lower(model.a).compile().memory_analysis().temp_size_in_bytes
+    assert 0.3 < planned / stored < 3
