@@ -79,7 +79,38 @@ class Sampling(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduction:
+class Observation:
+    """What is made of the records of a run as they come, a statistic or a signal."""
+
+    of: Any = dataclasses.field(default="", kw_only=True)
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the result's name, after the quantity's."""
+        return type(self).__name__.lower()
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise ValueError if the records of a run cannot give it."""
+        if sampling.count < 1:
+            raise ValueError(f"{type(self).__name__} needs a record, but the transient leaves none")
+
+    def unit(self, unit) -> Any:
+        """Its unit, from the quantity's."""
+        return unit
+
+    def bound(self, of, unit) -> Any:
+        """The same of a quantity that has this unit."""
+        bound = copy.copy(self)
+        object.__setattr__(bound, "of", of)
+        return bound
+
+    def shared(self, sampling: Sampling) -> int:
+        """Values that all lanes share, such as tables."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction(Observation):
     """A statistic of all records of one quantity, updated with each block of records.
 
     Parameters
@@ -88,38 +119,12 @@ class Reduction:
         first observable by default
     """
 
-    of: Any = dataclasses.field(default="", kw_only=True)
-
     #: Whether the statistic is of all regions of a network together.
     across: ClassVar[bool] = False
-
-    @property
-    def suffix(self) -> str:
-        """The ending of the result's name, after the quantity's."""
-        return type(self).__name__.lower()
-
-    def check(self, sampling: Sampling) -> None:
-        """Raise ValueError if the records of a run cannot give this statistic."""
-        if sampling.count < 1:
-            raise ValueError(f"{type(self).__name__} needs a record, but the transient leaves none")
-
-    def unit(self, unit) -> Any:
-        """The result's unit, from the quantity's."""
-        return unit
-
-    def bound(self, of, unit) -> Any:
-        """The statistic of a quantity that has this unit."""
-        bound = copy.copy(self)
-        object.__setattr__(bound, "of", of)
-        return bound
 
     def size(self, sampling: Sampling) -> int:
         """Values a lane in the carry."""
         return 1
-
-    def shared(self, sampling: Sampling) -> int:
-        """Values that all lanes share, such as tables."""
-        return 0
 
     def multiple(self, sampling: Sampling) -> int:
         """The records that each block but the last must be a multiple of."""

@@ -6,7 +6,6 @@ one entry of ``record=`` and its statistic, block by block, so no signal is stor
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -20,11 +19,11 @@ from jax import lax
 from . import recording
 from .hrf import HRF
 from .models.base import check_name
-from .recording import Average, Reduction, Sampling
+from .recording import Average, Observation, Reduction, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Signal:
+class Signal(Observation):
     """A quantity over time that is made of the records of another, block by block.
 
     Parameters
@@ -32,32 +31,10 @@ class Signal:
     of : the observable or state, or another signal; the model's first observable by default
     """
 
-    of: Any = dataclasses.field(default="", kw_only=True)
-
     #: Whether each value is made of records before its own too.
     remembers: ClassVar[bool] = False
     #: Whether its lanes are others than those of the records.
     regional: ClassVar[bool] = False
-
-    @property
-    def suffix(self) -> str:
-        """The ending of the result's name, after the quantity's."""
-        return type(self).__name__.lower()
-
-    def check(self, sampling: Sampling) -> None:
-        """Raise ValueError if the records of a run cannot give this signal."""
-        if sampling.count < 1:
-            raise ValueError(f"{type(self).__name__} needs a record, but the transient leaves none")
-
-    def unit(self, unit) -> Any:
-        """The signal's unit, from the quantity's."""
-        return unit
-
-    def bound(self, of, unit) -> Any:
-        """The signal of a quantity that has this unit."""
-        bound = copy.copy(self)
-        object.__setattr__(bound, "of", of)
-        return bound
 
     def per(self, sampling: Sampling) -> int:
         """Records of one value."""
@@ -79,10 +56,6 @@ class Signal:
 
     def size(self, sampling: Sampling) -> int:
         """Values a lane in the carry."""
-        return 0
-
-    def shared(self, sampling: Sampling) -> int:
-        """Values that all lanes share, such as tables."""
         return 0
 
     def start(self, like, sampling: Sampling) -> Any:

@@ -198,7 +198,7 @@ class Step:
         """Flat arguments as constants, parameters in the units of the equations, the state, and the rest."""
         spec = self.spec
         known, n = spec.unchanging(flat), len(spec.hoisted)
-        p = SimpleNamespace(**_inside(known.parameters, self.factors.parameters))
+        p = SimpleNamespace(**units.inside(known.parameters, self.factors.parameters))
         state = dict(zip(spec.model.states, flat[n:]))
         return known, p, state, flat[n + len(state) :]
 
@@ -225,7 +225,7 @@ class Step:
         normals = rest[len(spec.arriving) :]
         noise = {n: sigma / jnp.sqrt(known.dt) * z for (n, sigma), z in zip(known.noise.items(), normals)}
         inputs |= {n: inputs[n] + x for n, x in noise.items() if n in inputs}
-        on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
+        on_states = units.inside({n: x for n, x in noise.items() if n not in inputs}, self.factors.states)
         model = Noisy(spec.model, on_states) if on_states else spec.model
         stepped = scheme_step(model, state, p, self._arriving(known, clock, inputs), known.dt)
         return [*(stepped[n] for n in spec.model.states), *moved]
@@ -234,14 +234,14 @@ class Step:
         """The inputs of a step as the equations take them; with stimuli, those of each of its stages."""
         spec = self.spec
         if not spec.stimuli:
-            return SimpleNamespace(**_inside(inputs, self.factors.inputs))
+            return SimpleNamespace(**units.inside(inputs, self.factors.inputs))
 
         def at(stage: float) -> dict[str, Any]:
             found = dict(inputs)
             for form in spec.stimuli:
                 values = {label: known.stimuli[f"{form.name} {label}"] for label in form.labels(spec.digits)}
                 found[form.input] += form.value(values, clock, known.dt, spec.model.time_unit, stage)
-            return _inside(found, self.factors.inputs)
+            return units.inside(found, self.factors.inputs)
 
         return Staged(at)
 
@@ -254,7 +254,7 @@ class Step:
         """Everything that can be recorded, in declared units."""
         state = SCHEMES[self.spec.scheme].exit(self.spec.model, state, p, known.dt)
         observed = self.spec.model.observe(SimpleNamespace(**state), p)
-        return _outside(state, self.factors.states) | _outside(observed, self.factors.observables)
+        return units.outside(state, self.factors.states) | units.outside(observed, self.factors.observables)
 
     def _send(self, *flat):
         known, p, state, _ = self._named(flat)
@@ -274,7 +274,7 @@ class Step:
     def growth(self, hoisted):
         """The largest ``a dt`` of any block and lane; an inverse step multiplies rounding errors by its exponential."""
         known = self.spec.unchanging(hoisted)
-        values = _inside(known.parameters, self.factors.parameters)
+        values = units.inside(known.parameters, self.factors.parameters)
         rates = [jnp.max(jnp.abs(values[name] * known.dt)) for name in self._rates]
         return functools.reduce(jnp.maximum, rates)
 
@@ -289,22 +289,12 @@ class Step:
 
         def transform(*flat):
             known, p, state, _ = self._named(flat)
-            state = _inside(state, self.factors.states) if name == "enter" else state
+            state = units.inside(state, self.factors.states) if name == "enter" else state
             state = getattr(SCHEMES[self.spec.scheme], name)(self.spec.model, state, p, known.dt)
-            state = _outside(state, self.factors.states) if name == "exit" else state
+            state = units.outside(state, self.factors.states) if name == "exit" else state
             return [state[n] for n in self.spec.model.states]
 
         return transform
-
-
-def _inside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
-    """From declared units to those of the model's equations; see `Model.time_factors`."""
-    return {n: units.scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
-
-
-def _outside(values: dict[str, Any], factors: dict[str, float]) -> dict[str, Any]:
-    """The inverse of `_inside`."""
-    return {n: units.scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
 
 
 class _Steps(Programs[Step]):

@@ -92,7 +92,7 @@ class System:
     @property
     def past(self) -> Mapping[str, Any]:
         """The delays inside a mass, by the name under which its equations read them."""
-        return getattr(self.model, "delayed", {})
+        return self.model.delayed
 
     @property
     def quantities(self) -> int:
@@ -233,7 +233,7 @@ def _paths(mass, network, found, batch, count: int, dtype, scale: float):
         paths.append(Path(reads, ends, None, delayed, (flags[0], flags[1])))
         connections.append(tuple(arrays))
     first = len(wiring(links)[0])
-    for k, past in enumerate(getattr(mass, "delayed", {}).values()):
+    for k, past in enumerate(mass.delayed.values()):
         factor = float(past.factor) * mass.time_factors().parameters.get(past.by, 1.0)
         paths.append(Path((first + k,), None, (past.by, factor), True))
         connections.append((np.zeros((), dtype), np.zeros((), dtype)))
@@ -257,21 +257,12 @@ def _active(mass: Model, regions: int) -> Static:
 # One region -----------------------------------------------------------------------------------------------------------
 
 
-def _inside(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
-    """From declared units to those of the equations."""
-    return {n: units.scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
-
-
-def _outside(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
-    return {n: units.scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
-
-
 def _known(system: System, regional, x):
     """The parameters and the state as the equations take them, and all that can be recorded, in declared units."""
-    p = SimpleNamespace(**_inside(regional[0], system.factors.parameters))
+    p = SimpleNamespace(**units.inside(regional[0], system.factors.parameters))
     state = dict(zip(system.model.states, x))
-    s = SimpleNamespace(**_inside(state, system.factors.states))
-    return p, s, {**state, **_outside(system.model.observe(s, p), system.factors.observables)}
+    s = SimpleNamespace(**units.inside(state, system.factors.states))
+    return p, s, {**state, **units.outside(system.model.observe(s, p), system.factors.observables)}
 
 
 def rates(system: System, regional, x, totals, push):
@@ -297,14 +288,14 @@ def rates(system: System, regional, x, totals, push):
         late[name] = units.scaled(next(arriving), shown.get(past.of, 1.0))
     noise = {n: sigma * z for (n, sigma), z in zip(sigmas.items(), push)}
     inputs = {n: x + noise[n] if n in noise else x for n, x in inputs.items()}
-    given = SimpleNamespace(**_inside(inputs, system.factors.inputs), **late)
+    given = SimpleNamespace(**units.inside(inputs, system.factors.inputs), **late)
     drift = dict(system.model.drift(s, p, given))
-    on_states = _inside({n: x for n, x in noise.items() if n not in inputs}, system.factors.states)
+    on_states = units.inside({n: x for n, x in noise.items() if n not in inputs}, system.factors.states)
     if on_states:
         factors = system.model.diffusion(s, p)
         for n, x in on_states.items():
             drift[n] = drift[n] + (x * factors[n] if n in factors else x)
-    drift = _outside(drift, system.factors.states)
+    drift = units.outside(drift, system.factors.states)
     return jnp.stack([jnp.asarray(drift[n], system.dtype) for n in system.model.states])
 
 

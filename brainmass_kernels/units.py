@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import brainunit as u
@@ -110,6 +111,16 @@ def scaled(x, factor: float):
     if factor == 1.0:
         return x
     return x * factor if factor > 1.0 else x / (1.0 / factor)
+
+
+def inside(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+    """From declared units to those of a model's equations, by name; see `Model.time_factors`."""
+    return {n: scaled(x, factors[n]) if n in factors else x for n, x in values.items()}
+
+
+def outside(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
+    """The inverse of `inside`."""
+    return {n: scaled(x, 1.0 / factors[n]) if n in factors else x for n, x in values.items()}
 
 
 def parsed(text: str) -> Any:

@@ -280,7 +280,6 @@ def test_is_stable_agrees_with_eigenvalues():
     assert 80 < (shifts < 0).sum() < 120
 
 
-@pytest.mark.skipif(not hasattr(bk, "Delayed"), reason="there are no delays inside a mass")
 def test_a_delay_inside_a_mass(x64):
     @bk.model
     class Late(bk.Model):
@@ -291,7 +290,7 @@ def test_a_delay_inside_a_mass(x64):
         t0: object = 40.0 * u.ms
         states = {"x": u.mV}
         inputs = {"x_inp": 0.0 * u.mV / u.second}
-        delayed = {"late": bk.Delayed("x", by="t0")}  # pyright: ignore[reportAttributeAccessIssue]
+        delayed = {"late": bk.Delayed("x", by="t0")}
 
         @staticmethod
         def drift(s, p, i):

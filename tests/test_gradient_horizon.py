@@ -13,6 +13,7 @@ import brainmass_kernels as bk
 
 DT, STEPS, HORIZON = 0.1 * u.ms, 50, 12
 KEY = jax.random.key(1)
+pytestmark = pytest.mark.usefixtures("x64")
 rng = np.random.default_rng(0)
 SIGNAL = rng.uniform(-0.2, 0.2, STEPS)
 
@@ -20,14 +21,6 @@ SIGNAL = rng.uniform(-0.2, 0.2, STEPS)
 @pytest.fixture(params=["scan", pytest.param("numba", marks=needs.numba)])
 def implementation(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = jax.config.jax_enable_x64  # pyright: ignore
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 @bk.model

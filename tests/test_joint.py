@@ -55,6 +55,18 @@ def test_the_error_is_the_weighted_sum_of_those_of_each():
     assert set(nuisances) == {"rhythm.log_scale", "rhythm.log_background", "rhythm.chi"}
 
 
+def test_a_name_may_have_a_dot():
+    target = bk.Joint({"a": bk.PowerSpectrum(FREQS, POWER), "a.b": bk.PowerSpectrum(FREQS, POWER[::-1])})
+    comparison = targets.compare(target, network(), "eeg", OPTIONS, BAND, True)
+    signal = some_result(1, 1)
+    prediction = comparison.predict({"a": signal, "a.b": signal})
+    nuisances = {n: np.asarray(x) for n, x in comparison.residuals(prediction, comparison.data)[1].items()}
+    assert len(nuisances) == 6
+    seen = comparison.like_target(prediction, nuisances, (np.array([0]), np.array([0])))
+    assert not np.allclose(seen.targets["a"].power, seen.targets["a.b"].power)
+    assert set(comparison.nuisances_in_units(nuisances)) == set(nuisances)
+
+
 def test_a_spectrum_of_a_network_is_the_mean_over_its_regions():
     signal = some_result()
     one = compared(bk.PowerSpectrum(FREQS, POWER))

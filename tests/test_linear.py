@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import sparse
+from test_fixed_points import Escaping
 
 import brainmass_kernels as bk
 from brainmass_kernels import linear
@@ -266,16 +267,6 @@ def test_a_loop_with_a_delay_is_unstable_where_it_turns(x64):
     with pytest.raises(ValueError, match="unstable") as told:
         of(1.01 * critical)
     assert float(re.findall(r"at ([\d.]+) Hz", str(told.value))[0]) == pytest.approx(turning / 2 / np.pi, rel=0.01)
-
-
-@bk.model
-class Escaping(bk.Model):
-    states = {"x": u.UNITLESS}
-    inputs = {"x_inp": 1.0}
-
-    @staticmethod
-    def drift(s, p, i):
-        return {"x": i.x_inp + s.x**2}
 
 
 def test_a_model_without_a_fixed_point():

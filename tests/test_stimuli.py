@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import needs
 import numpy as np
 import pytest
+from test_schemes import Bare
 
 import brainmass_kernels as bk
 from brainmass_kernels import run, timing
@@ -40,22 +41,6 @@ class Leak(bk.Model):
     @staticmethod
     def drift(s, p, i):
         return {"x": i.drive - p.rate * s.x}
-
-
-@bk.model
-class Block(bk.SecondOrderModel):
-    """A second-order block that is driven by its input."""
-
-    A: object = 3.0 * u.mV
-    a: object = 80.0 * u.Hz
-
-    states = {"x": u.mV, "v": u.mV / u.second}
-    inputs = {"drive": 0.0 * u.Hz}
-    blocks = (bk.Block("x", "v", "A", "a"),)
-
-    @staticmethod
-    def drive(s, p, i):
-        return {"x": i.drive}
 
 
 def interpreted(implementation: str):
@@ -175,8 +160,8 @@ def test_strang_and_exact_take_the_middle_of_a_step(x64):
     streamed = (100.0 + formula((np.arange(120) + 0.5) * 0.5 * MS)) * u.Hz
     for scheme in ("strang", "exact"):
         call = {"record": "x", "scheme": scheme, "implementation": "scan"}
-        one = bk.simulate(Block(), 120, DT, inputs={"drive": 100 * u.Hz + stimulus}, **call)["x"]
-        other = bk.simulate(Block(), 120, DT, inputs={"drive": streamed}, **call)["x"]
+        one = bk.simulate(Bare(), 120, DT, inputs={"drive": 100 * u.Hz + stimulus}, **call)["x"]
+        other = bk.simulate(Bare(), 120, DT, inputs={"drive": streamed}, **call)["x"]
         np.testing.assert_allclose(one.to_decimal(u.mV), other.to_decimal(u.mV), rtol=1e-10)
 
 
@@ -210,7 +195,7 @@ def measure(values, implementation):
     drive += bk.Sine(values["frequency"] * u.Hz, 30 * u.Hz) + bk.GammaBump(onset, width, 40 * u.Hz)
     drive += bk.PulseTrain(onset, 2 * u.ms, values["period"] * u.ms, 60 * u.Hz, count=2, edge=0.5 * u.ms)
     drive += bk.Pulse(3 * u.ms, 2 * u.ms, 20 * u.Hz) + bk.Ramp(onset, width, 30 * u.Hz)
-    result = bk.simulate(Block(), 24, 1 * u.ms, inputs={"drive": drive}, record="x", every=4, scheme="strang",
+    result = bk.simulate(Bare(), 24, 1 * u.ms, inputs={"drive": drive}, record="x", every=4, scheme="strang",
                          implementation=implementation)  # fmt: skip
     return jnp.sum(result["x"].to_decimal(u.mV) ** 2 * jnp.arange(6, dtype=float)[:, None])
 

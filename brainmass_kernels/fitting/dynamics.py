@@ -74,8 +74,6 @@ class ConnectivityDynamics(Target):
 class OfDynamics(Comparison):
     """Quantiles of functional connectivity dynamics."""
 
-    axis = 0
-
     def __init__(self, target: ConnectivityDynamics, record: str, regions: int | None):
         values = np.asarray(u.get_magnitude(target.values), float)
         values = values[None] if values.ndim == 2 else values
@@ -86,6 +84,9 @@ class OfDynamics(Comparison):
         self.data = np.moveaxis(np.quantile(np.asarray(pairs(values)), LEVELS, axis=-1), 0, -1)[:, None]
         self.windows = target.seconds
         self.settings = {"record": record, "windows": list(self.windows), "sigma": self.sigma}
+
+    def axis_of(self, record):
+        return 0
 
     @property
     def records(self):
@@ -115,7 +116,7 @@ class OfDynamics(Comparison):
         """Of its values the quantiles."""
         window, step = self.target.window, self.target.step
         quantiles = np.asarray(prediction, float)[lane]
-        return unchecked(ConnectivityDynamics, quantiles, window=window, step=step, sigma=self.sigma)
+        return unchecked(ConnectivityDynamics, values=quantiles, window=window, step=step, sigma=self.sigma)
 
     def same(self, other) -> bool:
         return isinstance(other, ConnectivityDynamics) and np.array_equal(

@@ -305,16 +305,22 @@ def as_band(band) -> tuple[float, float]:
 
 def _resolve_free(model, inputs, noise, free) -> tuple[tuple[Free, ...], dict[str, float]]:
     """The free quantities with bounds in their units, and the values they have in the arguments."""
+    known, values = known_free(model, inputs, noise, free)
+    unit_of = {name: known[name].unit for name in free}
+    frees = tuple(Free(name, *bounds_of(name, bounds, unit_of[name]), unit_of[name]) for name, bounds in free.items())
+    return frees, {f.name: scalar_of(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
+
+
+def known_free(model, inputs, noise, free, takes: str = "(low, high)") -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The places of all quantities and the values that these have, if the names in ``free`` are some of them."""
     if not isinstance(free, Mapping):
-        raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to (low, high)")
+        raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to {takes}")
     if not free:
-        raise ValueError("'free' names no parameter, but takes at least one as name to (low, high)")
+        raise ValueError(f"'free' names no parameter, but takes at least one as name to {takes}")
     known, values = routing.places(model, inputs), routing.quantities(model, inputs, noise)
     for name in free:
         routing.check(name, known, "name in 'free'")
-    unit_of = {name: known[name].unit for name in free}
-    frees = tuple(Free(name, *_bounds(name, bounds, unit_of[name]), unit_of[name]) for name, bounds in free.items())
-    return frees, {f.name: scalar_of(values[f.name][1] if f.name in values else 0.0 * f.unit, f) for f in frees}
+    return known, values
 
 
 def scalar_of(value, free: Free) -> float:
@@ -326,12 +332,15 @@ def scalar_of(value, free: Free) -> float:
     return float(magnitude)
 
 
-def _bounds(name, bounds, unit) -> tuple[float, float]:
+def bounds_of(name, bounds, unit, or_none: tuple[str, str] = ("", "")) -> tuple[float, float]:
+    """Plain bounds of a quantity; ``or_none`` is what errors add where there may be none."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"'free' got {bounds!r} for {name!r}, but takes a pair (low, high)")
+        raise TypeError(f"'free' got {bounds!r} for {name!r}, but takes a pair (low, high){or_none[0]}")
     low, high = (float(targets.plain(bound, unit, f"free: {name}")) for bound in bounds)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"'free' got {low:g} and {high:g} for {name!r}, but takes finite bounds, low < high")
+        raise ValueError(
+            f"'free' got {low:g} and {high:g} for {name!r}, but takes finite bounds, low < high{or_none[1]}"
+        )
     if name.startswith(routing.NOISE) and low < 0:
         raise ValueError(f"'free' got {low:g} for {name!r}, but a noise intensity is not negative")
     return low, high

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..models.base import check_name
 from . import targets
-from .targets import Comparison, Target
+from .targets import Comparison, Target, unchecked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +87,6 @@ class OfJoint(Comparison):
         self.data = tuple(part.data for part in parts.values())
         self.weights = [self.target.weights[name] for name in parts]  # pyright: ignore[reportOptionalSubscript]
         self.record = {name: part.settings["record"] for name, part in parts.items()}
-        self.axis = {name: part.axis for name, part in parts.items()}
         self.settings = {
             "joint": {name: part.settings for name, part in parts.items()},
             "weights": dict(self.target.weights or {}),
@@ -97,6 +96,9 @@ class OfJoint(Comparison):
     @property
     def records(self):
         return {name: part.records for name, part in self.parts.items()}
+
+    def axis_of(self, record):
+        return self.parts[record].axis_of(record)
 
     def read(self):
         return OfJoint, tuple((name, part.read()) for name, part in self.parts.items()), tuple(self.weights)
@@ -130,15 +132,14 @@ class OfJoint(Comparison):
     def like_target(self, prediction, nuisances, lane) -> Joint:
         every = {}
         for name, part, x in self.split(np.asarray(prediction)):
-            own = {n.partition(".")[2]: value for n, value in nuisances.items() if n.partition(".")[0] == name}
-            every[name] = part.like_target(x, own, lane)
-        return unchecked(every, self.target.weights)
+            every[name] = part.like_target(x, _own(nuisances, name), lane)
+        return unchecked(Joint, targets=every, weights=self.target.weights)
 
     def nuisances_in_units(self, nuisances):
         found = {}
         for name, part in self.parts.items():
-            own = {n.partition(".")[2]: value for n, value in nuisances.items() if n.partition(".")[0] == name}
-            found |= {f"{name}.{n}": value for n, value in part.nuisances_in_units(own).items()}
+            own = part.nuisances_in_units(_own(nuisances, name))
+            found |= {f"{name}.{n}": value for n, value in own.items()}
         return found
 
     def same(self, other):
@@ -150,9 +151,7 @@ class OfJoint(Comparison):
         )
 
 
-def unchecked(parts: Mapping[str, Any], weights) -> Joint:
-    """Predictions in the form of their targets, unchecked: they may be at rest or have diverged."""
-    joint = object.__new__(Joint)
-    for name, value in {"targets": dict(parts), "weights": weights, "name": "fit"}.items():
-        object.__setattr__(joint, name, value)
-    return joint
+def _own(nuisances: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of one target, by their own names."""
+    pairs = ((full.rpartition("."), value) for full, value in nuisances.items())
+    return {own: value for (target, _, own), value in pairs if target == name}

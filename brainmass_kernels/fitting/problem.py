@@ -312,8 +312,8 @@ class Problem:
         """The prediction of a run, target by target where that keeps the bits."""
         if not self.one_by_one:
             return self.comparison.predict(result)
-        names, axis = [self.record] if isinstance(self.record, str) else list(self.record), self.comparison.axis
-        axes = [axis[name] if isinstance(axis, dict) else axis for name in names]
+        names = [self.record] if isinstance(self.record, str) else list(self.record)
+        axes = [self.comparison.axis_of(name) for name in names]
         unit_of = {name: u.get_unit(result[name]) for name in names}
 
         def one(*records):

@@ -19,7 +19,7 @@ from ..network import Network, parts_of
 from ..notices import warn
 from ..spectra import PowerSpectrum
 from ..waveforms import of_kinds
-from . import joint, targets
+from . import targets
 from .dynamics import ConnectivityDynamics
 from .joint import Joint
 from .problem import Free, Problem, fingerprint
@@ -292,24 +292,28 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
         if not checked:
-            return targets.unchecked(targets.TimeSeries, values)
+            return targets.unchecked(targets.TimeSeries, values=values)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
         if not checked:
-            return targets.unchecked(targets.Connectivity, array(saved["values"]), band=band, sigma=saved["sigma"])
+            return targets.unchecked(
+                targets.Connectivity, values=array(saved["values"]), band=band, sigma=saved["sigma"]
+            )
         return targets.Connectivity(np.array(saved["values"]), band, saved["sigma"], saved["name"])
     if kind == "dynamics":
         window, step = (x * u.second for x in saved["times_s"])
         if not checked:
             fields = {"window": window, "step": step, "sigma": saved["sigma"]}
-            return targets.unchecked(ConnectivityDynamics, array(saved["values"]), **fields)
+            return targets.unchecked(ConnectivityDynamics, values=array(saved["values"]), **fields)
         return ConnectivityDynamics(np.array(saved["values"]), window, step, saved["sigma"], saved["name"])
     if kind == "joint":
         unit = unit or {}
         every = {name: _decode_target(each, unit.get(name), checked) for name, each in saved["targets"].items()}
-        return Joint(every, saved["weights"], saved["name"]) if checked else joint.unchecked(every, saved["weights"])
+        if not checked:
+            return targets.unchecked(Joint, targets=every, weights=saved["weights"])
+        return Joint(every, saved["weights"], saved["name"])
     if kind == "function":
         return _Absent(saved["name"])
     return np.array(saved["values"])

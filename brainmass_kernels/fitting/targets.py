@@ -137,7 +137,6 @@ class Comparison:
     data : arrays ``(n, 1, ...)``
     sigma : of a residual, which weighs the data against priors
     record : the name of what is compared in a result; of a function, whatever `simulate` takes
-    axis : of the targets, in what is recorded; of several records a dict by name
     settings : what a resumed fit must have in common with this one, ready for JSON
     """
 
@@ -149,7 +148,9 @@ class Comparison:
     record: Any
     settings: dict[str, Any]
 
-    axis: Any = 1
+    def axis_of(self, record: str) -> int:
+        """The axis of the targets in what is recorded under this name: after that of time, or the first of a matrix."""
+        return 1
 
     @property
     def records(self) -> Any:
@@ -387,7 +388,7 @@ class OfSeries(Comparison):
         values = values * columns["scale"] if "scale" in columns else values
         values = values + columns["offset"] if "offset" in columns else values
         values = values.reshape(len(values), *np.shape(self.target.values)[1:])
-        return unchecked(TimeSeries, units.attach(values, self.data_unit))
+        return unchecked(TimeSeries, values=units.attach(values, self.data_unit))
 
     def same(self, other) -> bool:
         values = np.asarray(u.get_magnitude(self.target.values))
@@ -409,11 +410,14 @@ class OfConnectivity(Comparison):
         self.above = np.triu_indices(values.shape[-1], 1)
         self.data = values[:, None, *self.above]
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
-        self.band, self.axis = band, 0 if band is None else 1
+        self.band = band
         self.settings = {"record": record, "amplitudes of": band, "sigma": self.sigma}
 
     def read(self):
         return OfConnectivity, self.record, self.sampling, self.band, self.count, self.sigma
+
+    def axis_of(self, record):
+        return 0 if self.band is None else 1
 
     @property
     def records(self):
@@ -442,7 +446,7 @@ class OfConnectivity(Comparison):
         values = np.broadcast_to(np.eye(regions), (len(chosen), regions, regions)).copy()
         values[:, *self.above] = chosen
         values[:, *self.above[::-1]] = chosen
-        return unchecked(Connectivity, np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
+        return unchecked(Connectivity, values=np.clip(values, -1.0, 1.0), band=self.target.band, sigma=self.sigma)
 
     def same(self, other) -> bool:
         return isinstance(other, Connectivity) and np.array_equal(
@@ -505,11 +509,11 @@ class OfFunction(Comparison):
         return other is self.target or name_of(other) == self.name
 
 
-def unchecked(kind: type, values, **fields):
+def unchecked(kind: type, **fields):
     """A prediction in the form of its target, unchecked: it may be at rest or have diverged."""
     defaults = {f.name: f.default for f in dataclasses.fields(kind)}
     prediction = object.__new__(kind)
-    for name, value in (defaults | {"values": values, "name": "fit"} | fields).items():
+    for name, value in (defaults | {"name": "fit"} | fields).items():
         object.__setattr__(prediction, name, value)
     return prediction
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from .. import routing
 from ..errors import check_counts
 from ..fitting import targets
-from ..fitting.fit import as_band, default_every, default_record, scalar_of
+from ..fitting.fit import as_band, bounds_of, default_every, default_record, known_free, scalar_of
 from ..fitting.joint import Joint
 from ..fitting.problem import Problem
 from ..fitting.targets import LINEAR, SIMULATION, OfFunction
@@ -25,6 +24,9 @@ from . import likelihoods
 from .density import LogDensity, Part, raw_log_likelihood, split
 from .positions import Position
 from .priors import Prior, Uniform, as_prior
+
+# Where a prior may have a support of its own.
+OR_NONE = (", or None", ", or None, for the support of its prior")
 
 _REALISATIONS = 4
 _LIKELIHOOD = "likelihood."
@@ -122,20 +124,14 @@ def log_density(
 
 def _free_positions(model, inputs, noise, free, priors) -> tuple[tuple[Position, ...], dict[str, float]]:
     """The positions of the free quantities, and the values that they have in the arguments."""
-    if not isinstance(free, Mapping):
-        raise TypeError(f"'free' got {type(free).__name__}, but takes a dict of name to (low, high) or None")
-    if not free:
-        raise ValueError("'free' names no parameter, but takes at least one as name to (low, high) or None")
-    known, values = routing.places(model, inputs), routing.quantities(model, inputs, noise)
-    for name in free:
-        routing.check(name, known, "name in 'free'")
+    known, values = known_free(model, inputs, noise, free, "(low, high) or None")
     priors = dict(priors or {})
     for name in priors:
         routing.check(name, dict.fromkeys(free), "free name in 'priors'")
     positions, initial = [], {}
     for name, bounds in free.items():
         unit = known[name].unit
-        bounds = None if bounds is None else _bounds(name, bounds, unit)
+        bounds = None if bounds is None else bounds_of(name, bounds, unit, OR_NONE)
         if name not in priors and bounds is None:
             raise ValueError(f"'priors' has nothing for {name!r}, which has no bounds in 'free': it takes one of these")
         prior = as_prior(priors[name], name) if name in priors else Uniform(*(x * unit for x in bounds or ()))
@@ -144,20 +140,6 @@ def _free_positions(model, inputs, noise, free, priors) -> tuple[tuple[Position,
         value = values[name][1] if name in values else 0.0 * unit
         initial[name] = scalar_of(value, positions[-1])
     return tuple(positions), initial
-
-
-def _bounds(name: str, bounds, unit) -> tuple[float, float]:
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"'free' got {bounds!r} for {name!r}, but takes a pair (low, high), or None")
-    low, high = (float(targets.plain(bound, unit, f"free: {name}")) for bound in bounds)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(
-            f"'free' got {low:g} and {high:g} for {name!r}, but takes finite bounds, low < high, or None, for the "
-            "support of its prior"
-        )
-    if name.startswith(routing.NOISE) and low < 0:
-        raise ValueError(f"'free' got {low:g} for {name!r}, but a noise intensity is not negative")
-    return low, high
 
 
 def _parts(comparison, likelihood) -> tuple[tuple[Part, ...], tuple[Any, ...], tuple[Position, ...]]:
