@@ -64,8 +64,11 @@ def check(name: str, known: Mapping[str, Any], what: str) -> None:
 
 def noise_unit(model: Model | type[Model], name: str) -> Any:
     """The unit of the intensity of white noise on an input or a state, in the model's unit of time."""
-    root = model.time_unit**0.5
-    return units.unit_of(model.inputs[name]) * root if name in model.inputs else model.states[name] / root
+    of_input = name in model.inputs
+    unit = units.unit_of(model.inputs[name]) if of_input else model.states[name]
+    root = model.time_unit ** (0.5 if of_input else -0.5)
+    # A product with no unit would lose the name, ms^0.5.
+    return root if unit.is_unitless else unit * root
 
 
 def put(model: Model | Network, inputs: Mapping, noise: Mapping, values: Mapping[str, Any]) -> tuple[Any, dict, dict]:

@@ -116,6 +116,19 @@ def test_a_fit_prints_a_table(found):
     assert max(map(len, text.splitlines())) < 120
 
 
+def test_a_table_shows_once_what_targets_share_and_keeps_columns_apart(found):
+    value = 1.234567e10 * u.Hz
+    shared = u.math.stack([value, value])
+    (row,) = (line for line in str(replace(found, {"f0": shared})).splitlines() if line.strip().startswith("f0"))
+    assert row.split() == ["f0", "1.235e+10", "Hz", "6", "to", "16"]
+    (row,) = (line for line in str(replace(found, {"f0": -shared * [1, 1.1]})).splitlines() if "f0" in line)
+    assert row.endswith("to -1.23e+10) Hz 6 to 16")
+
+
+def replace(found, parameters):
+    return dataclasses.replace(found, parameters=found.parameters | parameters)
+
+
 def test_a_fit_is_short_where_it_is_echoed(found):
     text = repr(found)
     assert text.startswith("Fit(f0, damping of Resonator to two resonances (2): rms ")

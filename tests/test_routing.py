@@ -72,6 +72,12 @@ def test_noise_on_a_state_can_be_free():
     assert "noise.x" not in quantities(Slow(), {}, {})
 
 
+def test_noise_on_what_has_no_unit_keeps_the_name_of_its_own():
+    known = places(bk.Hopf())
+    assert [str(known[name].unit) for name in ("noise.x_inp", "noise.x")] == ["ms^0.5", "1 / ms^0.5"]
+    assert (known["noise.x_inp"].unit, known["noise.x"].unit) == (u.ms**0.5, u.ms**-0.5)
+
+
 @pytest.mark.parametrize("name", ["noise.y", "coupling.k", "speed"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown name in 'free' '{name}'"):

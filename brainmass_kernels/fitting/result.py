@@ -350,12 +350,12 @@ def _plan(problem: Problem, key, optimiser, starts: int, steps: int = 1) -> Plan
 
 
 def _row(name: str, value: str, note: str) -> str:
-    return f"  {name:<24}{value:<36}{note}"
+    return f"  {name:<23} {value:<35} {note}"
 
 
 def _spread(values, unit="") -> str:
-    """One value, or the median and the range of several."""
+    """One value, or the median and the range of several that differ."""
     unit = "" if str(unit) in ("", "1") else f" {unit}"
-    if len(values) == 1:
+    if np.all(values == values[0]):
         return f"{values[0]:.4g}{unit}"
     return f"{np.median(values):.4g} ({np.min(values):.3g} to {np.max(values):.3g}){unit}"
