@@ -26,6 +26,7 @@ from ..base import Connections, of_depth, of_own_depths
 from .language import PACK as TILE
 from .layout import PLAN
 from .masses import Uncoupled
+from .network_runtime import WINDOW, columns_of
 from .source import WORDS_END, AdjointKernel, ForwardKernel, Kernel
 
 # Steps that the window of a forward run has at least, beyond the longest delay.
@@ -123,13 +124,26 @@ class _Coupled(Uncoupled):
         areas = {}
         for area in self.lists:
             rows = self.rows_of(area)
-            head = 8 * (3 * rows + 1)
+            head = 8 * (3 * rows + 2)
             size = (head + (8 + self.size) * self.edges + 63) // 64 * 64
             areas[area] = f"({head} + {8 + self.size} * edges + 63) // 64 * 64", size
         if self.joined:
             each = 2 * self.size * self.sent_rows
             areas[self.row_of_all] = f"{each} * width", each * self.width
+        if self.in_time:
+            size = WINDOW * self.columns * self.size
+            areas["window"] = str(size), size
         return areas
+
+    @property
+    def in_time(self) -> bool:
+        """Whether what is sent is written to rows of time."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> int:
+        """Of a row of the window, which has what all regions write in a step."""
+        return columns_of(self.sent_rows * self.regions)
 
     def rows_of(self, area: str) -> int:
         """The rows of a list: of all sums, or of all that is sent."""
@@ -152,7 +166,7 @@ class _Coupled(Uncoupled):
     @property
     def bytes_of_sum(self) -> int:
         lanes = self.kernel.layout.block if self.parts else self.regions
-        return (lanes + 1) * TILE * self.size
+        return (columns_of(lanes) + TILE) * TILE * self.size
 
     @property
     def counts_of_sums(self) -> dict[str, int]:
@@ -248,7 +262,7 @@ class _Coupled(Uncoupled):
         """List the connections by the region they are ``of``."""
         rows = self.rows_of(area)
         self.kernel.call(
-            "list_connections", area, of, others, "delays", "weights", "edges", rows, nearest, stride, sign
+            "list_connections", area, of, others, "delays", "weights", "edges", rows, nearest, stride, sign, self.columns
         )
 
     def sum_far(self, area: str, source: str, start: str, sums: str) -> None:
@@ -258,12 +272,31 @@ class _Coupled(Uncoupled):
             place = self.area_of_sums(sums, k)
             self.kernel.call("sum_far", area, rows, "edges", source, start, place, *self.span(k))
 
-    def sum_near(self, area: str, source: str, now: str, sums: str, phase: str, to: list[str]) -> None:
+    def sum_near(self, area: str, step: str, sums: str, phase: str, to: list[str]) -> None:
         """The sums of one step of the tile, with the connections of shorter delays, in rows."""
         for k, name in enumerate(to):
-            place, row = self.area_of_sums(sums, k), self.kernel.row(name)
-            rows = self.rows_of(area)
-            self.kernel.call("sum_near", area, rows, "edges", source, now, place, phase, row, *self.span(k))
+            tile, row = self.area_of_sums(sums, k), self.kernel.row(name)
+            window = "window", step, self.columns
+            self.kernel.call("sum_near", area, self.rows_of(area), "edges", *window, tile, phase, row, *self.span(k))
+
+    def in_window(self, step: str, k: int = 0) -> str:
+        """Where the row of a step has the ``k``-th numbers of the regions of this block."""
+        lane = "lane" if self.parts else "0"
+        return f"window + {self.size} * (({step} & {WINDOW - 1}) * {self.columns} + {k * self.regions} + {lane})"
+
+    def write_to_window(self, rows: list[str], step: str) -> None:
+        for k, name in enumerate(rows):
+            self.kernel.call("gather", self.in_window(step, k), self.kernel.row(name), self.count)
+
+    def turn(self, count: int, step: str, way: int, area: str, stride: str, at: str, some: str = "") -> None:
+        """Write a tile of steps, or ``some`` of its first, from the window to rows of time.
+
+        ``step`` is the first of the tile, or, where steps go back in time, the last.
+        """
+        for k in range(count):
+            target = f"{self.own(area, stride, k)} + {self.size} * ({at})"
+            tile = self.in_window(step, k), way * self.columns, target, stride, self.count
+            self.kernel.call(*(("turn_some", *tile, 0, some) if some else ("turn", *tile)))
 
     def send_now(self, rows: list[str], now: str) -> None:
         """Without delays: write rows of this block to where others read them."""
@@ -309,6 +342,10 @@ class ForwardCoupling(_Coupled):
         window = {} if self.saving else {"all_sent": (f"{rows} * stride", rows * self.stride)}
         return super().shared_areas() | window
 
+    @property
+    def in_time(self) -> bool:
+        return bool(self.depth) or self.saving
+
     def saved(self, results: Mapping[str, Any]) -> jax.Array | None:
         return results.get("all_sent")
 
@@ -331,6 +368,7 @@ class ForwardCoupling(_Coupled):
                     target = self.own("all_sent", "stride", k)
                     history = self.of_lane("first_history", k)
                     kernel.call("move", history, "depth", 0, target, "stride", 0, self.count, "depth")
+                    kernel.call("remember", self.in_window("0", k), self.columns, history, "depth", self.count)
         self.meet()
 
     def depart(self) -> None:
@@ -349,9 +387,10 @@ class ForwardCoupling(_Coupled):
         kernel = self.kernel
         with kernel.lanes() as lanes:
             lanes.store(self.sent, lanes.values(self.send_program, [*kernel.coefs, *kernel.state]))
-        if self.depth or self.saving:
-            for k, name in enumerate(self.sent):
-                kernel.call("scatter", kernel.row(name), self.own("all_sent", "stride", k), "stride", "now", self.count)
+        if self.in_time:
+            self.write_to_window(self.sent, "n")
+            with kernel.block(f"if phase == {TILE - 1}:"):
+                self.turn(self.sources, "(n - phase)", 1, "all_sent", "stride", "now - phase")
         if not self.depth:
             self.send_now(self.sent, "n")
 
@@ -361,7 +400,7 @@ class ForwardCoupling(_Coupled):
             return
         with self.kernel.block("if phase == 0:"):
             self.sum_far("list_to", "all_sent", "now", "sums")
-        self.sum_near("list_to", "all_sent", "now", "sums", "phase", self.sum)
+        self.sum_near("list_to", "n", "sums", "phase", self.sum)
 
     def move_history(self, k: int, target: str, stride: str) -> None:
         """Copy what was sent of a quantity in the last steps, as many as the longest delay has."""
@@ -373,6 +412,10 @@ class ForwardCoupling(_Coupled):
 
     def end(self) -> None:
         with self.kernel.each_block():
+            if self.in_time:
+                with self.kernel.block("if phase > 0:"):
+                    begin = "(steps - phase)", 1, "all_sent", "stride", "now - phase"
+                    self.turn(self.sources, *begin, some="phase")
             for k in range(self.sources):
                 self.move_history(k, self.of_lane("history", k), "depth")
 
@@ -405,6 +448,10 @@ class ReverseCoupling(_Coupled):
     @property
     def plan(self) -> dict[str, int]:
         return super().plan | {"ct_stride": self.ct_stride}
+
+    @property
+    def in_time(self) -> bool:
+        return True
 
     @property
     def sent_rows(self) -> int:
@@ -446,6 +493,7 @@ class ReverseCoupling(_Coupled):
                 kernel.call("fill", kernel.row(name), "block")
         kernel.line("phase = 0")
         with self.alone():
+            kernel.call("fill", "window", WINDOW * self.columns)
             # All that was sent is known: no connection is near.
             self.sort("list_to", "rows", "columns", 0, "stride", -1)
         if not self.by_matrix:
@@ -457,15 +505,16 @@ class ReverseCoupling(_Coupled):
         kernel = self.kernel
         with kernel.block(f"if j % {TILE} == 0:"):
             self.sum_far("list_to", "all_sent", "depth + n", "sums")
-        self.sum_near("list_to", "all_sent", "depth + n", "sums", f"j % {TILE}", self.sum)
+        # None is near.
+        self.sum_near("list_to", "n", "sums", f"j % {TILE}", self.sum)
         with kernel.lanes() as lanes:
             lanes.store(self.of_send, lanes.values(self.pullback.keep, [*kernel.coefs, *kernel.state]))
 
     def send_back(self) -> None:
         kernel = self.kernel
-        for k, name in enumerate(kernel.ct_arrived):
-            target = self.own("ct_arrived", "ct_stride", k)
-            kernel.call("scatter", kernel.row(name), target, "ct_stride", "n", self.count)
+        self.write_to_window(kernel.ct_arrived, "(steps - 1 - n)")
+        with kernel.block(f"if phase == {TILE - 1}:"):
+            self.turn(self.totals, "(steps - 1 - n)", -1, "ct_arrived", "ct_stride", "n")
         if not self.depth:
             self.send_now(kernel.ct_arrived, "n")
 
@@ -484,7 +533,7 @@ class ReverseCoupling(_Coupled):
         kernel = self.kernel
         with kernel.block("if phase == 0:"):
             self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums")
-        self.sum_near("list_from", "ct_arrived", "n", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
+        self.sum_near("list_from", "(steps - 1 - n)", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
         with kernel.block("if n >= steps - depth:"):
             for k, name in enumerate(self.ct_sent):
                 final = self.own(f"ct_last{k}", "depth")
@@ -495,6 +544,8 @@ class ReverseCoupling(_Coupled):
 
     def end(self) -> None:
         kernel, edges = self.kernel, ("rows", "columns", "delays")
+        with kernel.each_block(), kernel.block("if phase > 0:"):
+            self.turn(self.totals, "(steps - 1)", -1, "ct_arrived", "ct_stride", "0", some="phase")
         if self.depth:
             with kernel.each_block():
                 for k in range(self.sources):
