@@ -96,6 +96,14 @@ def put(scope: Function, cells: Value, index: Value, pack: Value) -> None:
 
 
 @Intrinsic
+def pack_at(scope: Function, cells: Value, index: Value) -> Value:
+    """The numbers from a place on."""
+    kind, address = scope.cell(cells, index)
+    kind = f"pack:{kind}"
+    return scope.op(kind, f"load {llvm_type(kind)}, ptr {address}, align {int(kind[6:]) // 8}")
+
+
+@Intrinsic
 def add_packs(scope: Function, a: Value, b: Value) -> Value:
     return scope.op(a.type, f"fadd {llvm_type(a.type)} {a.text}, {b.text}")
 

@@ -15,7 +15,7 @@ near is read from it.
 # pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
-from .intrinsics import add_packs, f32_at, f64_at, fma, i32_at, i64_at, multiply_add, put, turn_tile, zeros
+from .intrinsics import add_packs, f32_at, f64_at, fma, i32_at, i64_at, multiply_add, pack_at, put, turn_tile, zeros
 from .language import PACK, f32, f64, reordering
 from .runtime import named
 
@@ -44,6 +44,17 @@ def next_nears(area, regions):
 
 def weights_at(area, regions, edges):
     return area + 8 * (3 * regions + 2) + 8 * edges
+
+
+def copy(to, numbers, begin, count):
+    """Copy numbers, by packs, of which the last may have some of those before."""
+    if count < TILE:
+        for i in range(count):
+            to[i] = numbers[begin + i]
+    else:
+        for i in range(0, count, TILE):
+            place = min(i, count - TILE)
+            put(to, place, pack_at(numbers, begin + place))
 
 
 def _lists(kind: str, at, one):
@@ -111,9 +122,7 @@ def _sums(kind: str, at, one):
         first, near, reads = places(area, regions)
         next_near = next_nears(area, regions)
         weight, sent, total, row = at(weights_at(area, regions, edges)), at(window), at(sums), at(to)
-        at_step = phase * columns_of(end - begin)
-        for i in range(end - begin):
-            row[i] = total[at_step + i]
+        copy(row, total, phase * columns_of(end - begin), end - begin)
         now, all_rows = (step & (WINDOW - 1)) * columns, WINDOW * columns
         i = next_near[begin]
         while i < end:
@@ -166,6 +175,9 @@ def _sums(kind: str, at, one):
 def _moves(kind: str, at, one):
     """What is sent, from and to rows of time."""
 
+    def to_window(window, row, regions):
+        copy(at(window), at(row), 0, regions)
+
     def turn(window, step, target, stride, regions):
         """Write a tile of steps, rows of regions that begin every ``step`` numbers, to rows of time."""
         rows, to = at(window), at(target)
@@ -211,7 +223,7 @@ def _moves(kind: str, at, one):
         for j in range(regions):
             to[j] += ct[j * depth + place]
 
-    return turn, turn_some, remember, move, fill, add_final
+    return to_window, turn, turn_some, remember, move, fill, add_final
 
 
 def _cotangents(kind: str, at, one):

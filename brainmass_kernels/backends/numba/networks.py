@@ -286,7 +286,7 @@ class _Coupled(Uncoupled):
 
     def write_to_window(self, rows: list[str], step: str) -> None:
         for k, name in enumerate(rows):
-            self.kernel.call("gather", self.in_window(step, k), self.kernel.row(name), self.count)
+            self.kernel.call("to_window", self.in_window(step, k), self.kernel.row(name), self.count)
 
     def turn(self, count: int, step: str, way: int, area: str, stride: str, at: str, some: str = "") -> None:
         """Write a tile of steps, or ``some`` of its first, from the window to rows of time.
