@@ -103,13 +103,8 @@ def pack_at(scope: Function, cells: Value, index: Value) -> Value:
     return scope.op(kind, f"load {llvm_type(kind)}, ptr {address}, align {int(kind[6:]) // 8}")
 
 
-@Intrinsic
-def add_packs(scope: Function, a: Value, b: Value) -> Value:
-    return scope.op(a.type, f"fadd {llvm_type(a.type)} {a.text}, {b.text}")
-
-
 def _two_masks(first: Callable[[int], Sequence[int]], others: Callable[[int], Sequence[int]]) -> list[str]:
-    """How two packs make two others: for each quarter of a pack, the places in both, those in the second from `PACK`."""
+    """How two packs make two others: for each quarter of a pack the places in both, those of the second from `PACK`."""
     every = ([k for q in range(0, PACK, PACK // 4) for k in of(q)] for of in (first, others))
     return [f"<{PACK} x i32> <{', '.join(f'i32 {k}' for k in places)}>" for places in every]
 
@@ -143,9 +138,7 @@ def turn_tile(
         return [scope.cell(cells, start)[1] for start in starts]
 
     def shuffled(a: Value, b: Value, number: int) -> list[Value]:
-        return [
-            scope.op(a.type, f"shufflevector {pack} {a.text}, {pack} {b.text}, {mask}") for mask in _ROUNDS[number]
-        ]
+        return [scope.op(a.type, f"shufflevector {pack} {a.text}, {pack} {b.text}, {mask}") for mask in _ROUNDS[number]]
 
     rows = [scope.op(f"pack:{kind}", f"load {pack}, ptr {at}, align {size}") for at in each(source, first, step)]
     # Of each four rows four packs, the columns of one number in each quarter.

@@ -26,7 +26,7 @@ from ..base import Connections, of_depth, of_own_depths
 from .language import PACK as TILE
 from .layout import PLAN
 from .masses import Uncoupled
-from .network_runtime import WINDOW, columns_of
+from .network_runtime import LONG, WINDOW, columns_of
 from .source import WORDS_END, AdjointKernel, ForwardKernel, Kernel
 
 # Steps that the window of a forward run has at least, beyond the longest delay.
@@ -64,7 +64,7 @@ class _Coupled(Uncoupled):
         # Regions of a row of all of them.
         self.width = kernel.layout.block * (self.parts or 1)
         # All that a region sends in a run, and what is read of tiles beyond its end.
-        self.stride = self.depth + self.steps + TILE
+        self.stride = self.depth + self.steps + LONG
         self.sum = kernel.rows.add(*kernel.inputs[-self.totals :])
 
     def join_terms(self) -> None:
@@ -124,7 +124,7 @@ class _Coupled(Uncoupled):
         areas = {}
         for area in self.lists:
             rows = self.rows_of(area)
-            head = 8 * (3 * rows + 2)
+            head = 32 * (rows + 1)
             size = (head + (8 + self.size) * self.edges + 63) // 64 * 64
             areas[area] = f"({head} + {8 + self.size} * edges + 63) // 64 * 64", size
         if self.joined:
@@ -166,7 +166,7 @@ class _Coupled(Uncoupled):
     @property
     def bytes_of_sum(self) -> int:
         lanes = self.kernel.layout.block if self.parts else self.regions
-        return (columns_of(lanes) + TILE) * TILE * self.size
+        return ((columns_of(lanes) + TILE) * TILE + lanes * LONG) * self.size
 
     @property
     def counts_of_sums(self) -> dict[str, int]:
@@ -258,19 +258,22 @@ class _Coupled(Uncoupled):
         if self.parts:
             self.kernel.line("times = meet(job, threads, times)")
 
-    def sort(self, area: str, of: str, others: str, nearest: int, stride: str, sign: int) -> None:
+    def sort(self, area: str, of: str, others: str, nearest: int, longest: int, stride: str, sign: int) -> None:
         """List the connections by the region they are ``of``."""
-        rows = self.rows_of(area)
-        self.kernel.call(
-            "list_connections", area, of, others, "delays", "weights", "edges", rows, nearest, stride, sign, self.columns
-        )
+        ends, kinds = (of, others, "delays", "weights", "edges"), (nearest, longest)
+        self.kernel.call("list_connections", area, *ends, self.rows_of(area), *kinds, stride, sign, self.columns)
 
-    def sum_far(self, area: str, source: str, start: str, sums: str) -> None:
-        """The sums of a tile over the connections of a list whose delays are a tile or longer."""
-        rows = self.rows_of(area)
+    def sum_long(self, area: str, source: str, start: str, sums: str, tiles: str = str(LONG // TILE)) -> None:
+        """The sums of some tiles over the connections of a list whose delays are as long as `LONG`."""
         for k in range(self.counts_of_sums[sums]):
-            place = self.area_of_sums(sums, k)
-            self.kernel.call("sum_far", area, rows, "edges", source, start, place, *self.span(k))
+            ends = self.area_of_sums(sums, k), tiles, *self.span(k)
+            self.kernel.call("sum_long", area, self.rows_of(area), "edges", source, start, *ends)
+
+    def sum_far(self, area: str, source: str, start: str, sums: str, tile: str) -> None:
+        """The sums of a tile, one of those with long sums, with the connections whose delays are a tile or longer."""
+        for k in range(self.counts_of_sums[sums]):
+            ends = self.area_of_sums(sums, k), tile, *self.span(k)
+            self.kernel.call("sum_far", area, self.rows_of(area), "edges", source, start, *ends)
 
     def sum_near(self, area: str, step: str, sums: str, phase: str, to: list[str]) -> None:
         """The sums of one step of the tile, with the connections of shorter delays, in rows."""
@@ -361,7 +364,7 @@ class ForwardCoupling(_Coupled):
         kernel.line("now, phase = depth, 0")
         if not self.by_matrix:
             with self.alone():
-                self.sort("list_to", "rows", "columns", TILE, "stride" if self.depth else "1", -1)
+                self.sort("list_to", "rows", "columns", TILE, LONG, "stride" if self.depth else "1", -1)
         if self.depth:
             with kernel.each_block():
                 for k in range(self.sources):
@@ -399,7 +402,9 @@ class ForwardCoupling(_Coupled):
             self.sum_now("list_to", self.sent, "n", self.sum)
             return
         with self.kernel.block("if phase == 0:"):
-            self.sum_far("list_to", "all_sent", "now", "sums")
+            with self.kernel.block(f"if n % {LONG} == 0:"):
+                self.sum_long("list_to", "all_sent", "now", "sums")
+            self.sum_far("list_to", "all_sent", "now", "sums", f"n % {LONG} // {TILE}")
         self.sum_near("list_to", "n", "sums", "phase", self.sum)
 
     def move_history(self, k: int, target: str, stride: str) -> None:
@@ -437,7 +442,7 @@ class ReverseCoupling(_Coupled):
         self.pullback = kernel.pullbacks.send
         self.of_send = kernel.tape.add(*kernel.names("s", self.pullback.n_kept))
         # Cotangents of all sums, the history before them, and what is read of tiles beyond the end.
-        self.ct_stride = self.steps + self.depth + TILE
+        self.ct_stride = self.steps + self.depth + LONG
         self.take_connections(())
         kernel.take_one("all_sent", kernel.saved_by_coupling)
         kernel.take_one("ct_last", self.by_lane(kernel.cotangents.final.history))
@@ -495,16 +500,19 @@ class ReverseCoupling(_Coupled):
         with self.alone():
             kernel.call("fill", "window", WINDOW * self.columns)
             # All that was sent is known: no connection is near.
-            self.sort("list_to", "rows", "columns", 0, "stride", -1)
+            self.sort("list_to", "rows", "columns", 0, 0, "stride", -1)
         if not self.by_matrix:
             with self.alone("if me == threads - 1:"):
-                self.sort("list_from", "columns", "rows", TILE, "ct_stride" if self.depth else "1", 1)
+                self.sort("list_from", "columns", "rows", TILE, LONG, "ct_stride" if self.depth else "1", 1)
         self.meet()
 
     def replay(self) -> None:
         kernel = self.kernel
         with kernel.block(f"if j % {TILE} == 0:"):
-            self.sum_far("list_to", "all_sent", "depth + n", "sums")
+            with kernel.block(f"if j % {LONG} == 0:"):
+                rest = f"min({LONG // TILE}, (length - j + {TILE - 1}) // {TILE})"
+                self.sum_long("list_to", "all_sent", "depth + n", "sums", rest)
+            self.sum_far("list_to", "all_sent", "depth + n", "sums", f"j % {LONG} // {TILE}")
         # None is near.
         self.sum_near("list_to", "n", "sums", f"j % {TILE}", self.sum)
         with kernel.lanes() as lanes:
@@ -532,7 +540,10 @@ class ReverseCoupling(_Coupled):
         """The cotangents of what is sent at step ``n``, from those of later sums and of the last history."""
         kernel = self.kernel
         with kernel.block("if phase == 0:"):
-            self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums")
+            with kernel.block(f"if (steps - 1 - n) % {LONG} == 0:"):
+                self.sum_long("list_from", "ct_arrived", f"n - {LONG - 1}", "ct_sums")
+            tile = f"{LONG // TILE - 1} - (steps - 1 - n) % {LONG} // {TILE}"
+            self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums", tile)
         self.sum_near("list_from", "(steps - 1 - n)", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
         with kernel.block("if n >= steps - depth:"):
             for k, name in enumerate(self.ct_sent):
