@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from .language import PACK, Function, Intrinsic, Value, llvm_type
 
 
@@ -91,3 +93,63 @@ def put(scope: Function, cells: Value, index: Value, pack: Value) -> None:
     """Write a pack from a place on."""
     kind, address = scope.cell(cells, index)
     scope.line(f"store {llvm_type(pack.type)} {pack.text}, ptr {address}, align {int(kind[1:]) // 8}")
+
+
+@Intrinsic
+def pack_at(scope: Function, cells: Value, index: Value) -> Value:
+    """The numbers from a place on."""
+    kind, address = scope.cell(cells, index)
+    kind = f"pack:{kind}"
+    return scope.op(kind, f"load {llvm_type(kind)}, ptr {address}, align {int(kind[6:]) // 8}")
+
+
+def _two_masks(first: Callable[[int], Sequence[int]], others: Callable[[int], Sequence[int]]) -> list[str]:
+    """How two packs make two others: for each quarter of a pack the places in both, those of the second from `PACK`."""
+    every = ([k for q in range(0, PACK, PACK // 4) for k in of(q)] for of in (first, others))
+    return [f"<{PACK} x i32> <{', '.join(f'i32 {k}' for k in places)}>" for places in every]
+
+
+def _quarter(k: int, pack: int = 0) -> range:
+    return range(PACK * pack + 4 * k, PACK * pack + 4 * k + 4)
+
+
+# A tile is turned in four rounds of shuffles, each of two packs into two. In the first two all quarters of the packs do
+# the same, turning four rows by four columns; the others move whole quarters. Most are one instruction of SIMD.
+_ROUNDS = [
+    _two_masks(lambda q: (q, PACK + q, q + 1, PACK + q + 1), lambda q: (q + 2, PACK + q + 2, q + 3, PACK + q + 3)),
+    _two_masks(lambda q: (q, q + 1, PACK + q, PACK + q + 1), lambda q: (q + 2, q + 3, PACK + q + 2, PACK + q + 3)),
+    _two_masks(lambda q: _quarter(q // 4 % 2, q // 8), lambda q: _quarter(2 + q // 4 % 2, q // 8)),
+    _two_masks(lambda q: _quarter(2 * (q // 4 % 2), q // 8), lambda q: _quarter(1 + 2 * (q // 4 % 2), q // 8)),
+]
+
+
+@Intrinsic
+def turn_tile(
+    scope: Function, source: Value, first: Value, step: Value, target: Value, place: Value, stride: Value
+) -> None:
+    """Write what stands in `PACK` rows of `PACK` numbers, which begin every ``step`` numbers, as columns to rows."""
+    kind = source.type.removeprefix("cells:")
+    pack, size = llvm_type(f"pack:{kind}"), int(kind[1:]) // 8
+
+    def each(cells: Value, begin: Value, apart: Value) -> list[str]:
+        starts = [scope.cast(begin, "i64")]
+        for _ in range(PACK - 1):
+            starts.append(scope.op("i64", f"add i64 {starts[-1].text}, {scope.cast(apart, 'i64').text}"))
+        return [scope.cell(cells, start)[1] for start in starts]
+
+    def shuffled(a: Value, b: Value, number: int) -> list[Value]:
+        return [scope.op(a.type, f"shufflevector {pack} {a.text}, {pack} {b.text}, {mask}") for mask in _ROUNDS[number]]
+
+    rows = [scope.op(f"pack:{kind}", f"load {pack}, ptr {at}, align {size}") for at in each(source, first, step)]
+    # Of each four rows four packs, the columns of one number in each quarter.
+    fours = []
+    for a, b, c, d in zip(*[iter(rows)] * 4, strict=True):
+        low, high = zip(shuffled(a, b, 0), shuffled(c, d, 0), strict=True)
+        fours.append(shuffled(*low, 1) + shuffled(*high, 1))
+    columns: list[Value] = [rows[0]] * PACK
+    for k, (a, b, c, d) in enumerate(zip(*fours, strict=True)):
+        front, back = zip(shuffled(a, b, 2), shuffled(c, d, 2), strict=True)
+        columns[k], columns[k + 4] = shuffled(*front, 3)
+        columns[k + 8], columns[k + 12] = shuffled(*back, 3)
+    for column, at in zip(columns, each(target, place, stride), strict=True):
+        scope.line(f"store {pack} {column.text}, ptr {at}, align {size}")

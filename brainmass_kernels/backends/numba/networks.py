@@ -26,6 +26,7 @@ from ..base import Connections, of_depth, of_own_depths
 from .language import PACK as TILE
 from .layout import PLAN
 from .masses import Uncoupled
+from .network_runtime import LONG, WINDOW, columns_of
 from .source import WORDS_END, AdjointKernel, ForwardKernel, Kernel
 
 # Steps that the window of a forward run has at least, beyond the longest delay.
@@ -63,7 +64,7 @@ class _Coupled(Uncoupled):
         # Regions of a row of all of them.
         self.width = kernel.layout.block * (self.parts or 1)
         # All that a region sends in a run, and what is read of tiles beyond its end.
-        self.stride = self.depth + self.steps + TILE
+        self.stride = self.depth + self.steps + LONG
         self.sum = kernel.rows.add(*kernel.inputs[-self.totals :])
 
     def join_terms(self) -> None:
@@ -123,13 +124,26 @@ class _Coupled(Uncoupled):
         areas = {}
         for area in self.lists:
             rows = self.rows_of(area)
-            head = 8 * (3 * rows + 1)
+            head = 32 * (rows + 1)
             size = (head + (8 + self.size) * self.edges + 63) // 64 * 64
             areas[area] = f"({head} + {8 + self.size} * edges + 63) // 64 * 64", size
         if self.joined:
             each = 2 * self.size * self.sent_rows
             areas[self.row_of_all] = f"{each} * width", each * self.width
+        if self.in_time:
+            size = WINDOW * self.columns * self.size
+            areas["window"] = str(size), size
         return areas
+
+    @property
+    def in_time(self) -> bool:
+        """Whether what is sent is written to rows of time."""
+        raise NotImplementedError
+
+    @property
+    def columns(self) -> int:
+        """Of a row of the window, which has what all regions write in a step."""
+        return columns_of(self.sent_rows * self.regions)
 
     def rows_of(self, area: str) -> int:
         """The rows of a list: of all sums, or of all that is sent."""
@@ -152,7 +166,7 @@ class _Coupled(Uncoupled):
     @property
     def bytes_of_sum(self) -> int:
         lanes = self.kernel.layout.block if self.parts else self.regions
-        return (lanes + 1) * TILE * self.size
+        return ((columns_of(lanes) + TILE) * TILE + lanes * LONG) * self.size
 
     @property
     def counts_of_sums(self) -> dict[str, int]:
@@ -244,26 +258,48 @@ class _Coupled(Uncoupled):
         if self.parts:
             self.kernel.line("times = meet(job, threads, times)")
 
-    def sort(self, area: str, of: str, others: str, nearest: int, stride: str, sign: int) -> None:
+    def sort(self, area: str, of: str, others: str, nearest: int, longest: int, stride: str, sign: int) -> None:
         """List the connections by the region they are ``of``."""
-        rows = self.rows_of(area)
-        self.kernel.call(
-            "list_connections", area, of, others, "delays", "weights", "edges", rows, nearest, stride, sign
-        )
+        ends, kinds = (of, others, "delays", "weights", "edges"), (nearest, longest)
+        self.kernel.call("list_connections", area, *ends, self.rows_of(area), *kinds, stride, sign, self.columns)
 
-    def sum_far(self, area: str, source: str, start: str, sums: str) -> None:
-        """The sums of a tile over the connections of a list whose delays are a tile or longer."""
-        rows = self.rows_of(area)
+    def sum_long(self, area: str, source: str, start: str, sums: str, tiles: str = str(LONG // TILE)) -> None:
+        """The sums of some tiles over the connections of a list whose delays are as long as `LONG`."""
         for k in range(self.counts_of_sums[sums]):
-            place = self.area_of_sums(sums, k)
-            self.kernel.call("sum_far", area, rows, "edges", source, start, place, *self.span(k))
+            ends = self.area_of_sums(sums, k), tiles, *self.span(k)
+            self.kernel.call("sum_long", area, self.rows_of(area), "edges", source, start, *ends)
 
-    def sum_near(self, area: str, source: str, now: str, sums: str, phase: str, to: list[str]) -> None:
+    def sum_far(self, area: str, source: str, start: str, sums: str, tile: str) -> None:
+        """The sums of a tile, one of those with long sums, with the connections whose delays are a tile or longer."""
+        for k in range(self.counts_of_sums[sums]):
+            ends = self.area_of_sums(sums, k), tile, *self.span(k)
+            self.kernel.call("sum_far", area, self.rows_of(area), "edges", source, start, *ends)
+
+    def sum_near(self, area: str, step: str, sums: str, phase: str, to: list[str]) -> None:
         """The sums of one step of the tile, with the connections of shorter delays, in rows."""
         for k, name in enumerate(to):
-            place, row = self.area_of_sums(sums, k), self.kernel.row(name)
-            rows = self.rows_of(area)
-            self.kernel.call("sum_near", area, rows, "edges", source, now, place, phase, row, *self.span(k))
+            tile, row = self.area_of_sums(sums, k), self.kernel.row(name)
+            window = "window", step, self.columns
+            self.kernel.call("sum_near", area, self.rows_of(area), "edges", *window, tile, phase, row, *self.span(k))
+
+    def in_window(self, step: str, k: int = 0) -> str:
+        """Where the row of a step has the ``k``-th numbers of the regions of this block."""
+        lane = "lane" if self.parts else "0"
+        return f"window + {self.size} * (({step} & {WINDOW - 1}) * {self.columns} + {k * self.regions} + {lane})"
+
+    def write_to_window(self, rows: list[str], step: str) -> None:
+        for k, name in enumerate(rows):
+            self.kernel.call("to_window", self.in_window(step, k), self.kernel.row(name), self.count)
+
+    def turn(self, count: int, step: str, way: int, area: str, stride: str, at: str, some: str = "") -> None:
+        """Write a tile of steps, or ``some`` of its first, from the window to rows of time.
+
+        ``step`` is the first of the tile, or, where steps go back in time, the last.
+        """
+        for k in range(count):
+            target = f"{self.own(area, stride, k)} + {self.size} * ({at})"
+            tile = self.in_window(step, k), way * self.columns, target, stride, self.count
+            self.kernel.call(*(("turn_some", *tile, 0, some) if some else ("turn", *tile)))
 
     def send_now(self, rows: list[str], now: str) -> None:
         """Without delays: write rows of this block to where others read them."""
@@ -309,6 +345,10 @@ class ForwardCoupling(_Coupled):
         window = {} if self.saving else {"all_sent": (f"{rows} * stride", rows * self.stride)}
         return super().shared_areas() | window
 
+    @property
+    def in_time(self) -> bool:
+        return bool(self.depth) or self.saving
+
     def saved(self, results: Mapping[str, Any]) -> jax.Array | None:
         return results.get("all_sent")
 
@@ -324,13 +364,14 @@ class ForwardCoupling(_Coupled):
         kernel.line("now, phase = depth, 0")
         if not self.by_matrix:
             with self.alone():
-                self.sort("list_to", "rows", "columns", TILE, "stride" if self.depth else "1", -1)
+                self.sort("list_to", "rows", "columns", TILE, LONG, "stride" if self.depth else "1", -1)
         if self.depth:
             with kernel.each_block():
                 for k in range(self.sources):
                     target = self.own("all_sent", "stride", k)
                     history = self.of_lane("first_history", k)
                     kernel.call("move", history, "depth", 0, target, "stride", 0, self.count, "depth")
+                    kernel.call("remember", self.in_window("0", k), self.columns, history, "depth", self.count)
         self.meet()
 
     def depart(self) -> None:
@@ -349,9 +390,10 @@ class ForwardCoupling(_Coupled):
         kernel = self.kernel
         with kernel.lanes() as lanes:
             lanes.store(self.sent, lanes.values(self.send_program, [*kernel.coefs, *kernel.state]))
-        if self.depth or self.saving:
-            for k, name in enumerate(self.sent):
-                kernel.call("scatter", kernel.row(name), self.own("all_sent", "stride", k), "stride", "now", self.count)
+        if self.in_time:
+            self.write_to_window(self.sent, "n")
+            with kernel.block(f"if phase == {TILE - 1}:"):
+                self.turn(self.sources, "(n - phase)", 1, "all_sent", "stride", "now - phase")
         if not self.depth:
             self.send_now(self.sent, "n")
 
@@ -360,8 +402,10 @@ class ForwardCoupling(_Coupled):
             self.sum_now("list_to", self.sent, "n", self.sum)
             return
         with self.kernel.block("if phase == 0:"):
-            self.sum_far("list_to", "all_sent", "now", "sums")
-        self.sum_near("list_to", "all_sent", "now", "sums", "phase", self.sum)
+            with self.kernel.block(f"if n % {LONG} == 0:"):
+                self.sum_long("list_to", "all_sent", "now", "sums")
+            self.sum_far("list_to", "all_sent", "now", "sums", f"n % {LONG} // {TILE}")
+        self.sum_near("list_to", "n", "sums", "phase", self.sum)
 
     def move_history(self, k: int, target: str, stride: str) -> None:
         """Copy what was sent of a quantity in the last steps, as many as the longest delay has."""
@@ -373,6 +417,10 @@ class ForwardCoupling(_Coupled):
 
     def end(self) -> None:
         with self.kernel.each_block():
+            if self.in_time:
+                with self.kernel.block("if phase > 0:"):
+                    begin = "(steps - phase)", 1, "all_sent", "stride", "now - phase"
+                    self.turn(self.sources, *begin, some="phase")
             for k in range(self.sources):
                 self.move_history(k, self.of_lane("history", k), "depth")
 
@@ -394,7 +442,7 @@ class ReverseCoupling(_Coupled):
         self.pullback = kernel.pullbacks.send
         self.of_send = kernel.tape.add(*kernel.names("s", self.pullback.n_kept))
         # Cotangents of all sums, the history before them, and what is read of tiles beyond the end.
-        self.ct_stride = self.steps + self.depth + TILE
+        self.ct_stride = self.steps + self.depth + LONG
         self.take_connections(())
         kernel.take_one("all_sent", kernel.saved_by_coupling)
         kernel.take_one("ct_last", self.by_lane(kernel.cotangents.final.history))
@@ -405,6 +453,10 @@ class ReverseCoupling(_Coupled):
     @property
     def plan(self) -> dict[str, int]:
         return super().plan | {"ct_stride": self.ct_stride}
+
+    @property
+    def in_time(self) -> bool:
+        return True
 
     @property
     def sent_rows(self) -> int:
@@ -446,26 +498,31 @@ class ReverseCoupling(_Coupled):
                 kernel.call("fill", kernel.row(name), "block")
         kernel.line("phase = 0")
         with self.alone():
+            kernel.call("fill", "window", WINDOW * self.columns)
             # All that was sent is known: no connection is near.
-            self.sort("list_to", "rows", "columns", 0, "stride", -1)
+            self.sort("list_to", "rows", "columns", 0, 0, "stride", -1)
         if not self.by_matrix:
             with self.alone("if me == threads - 1:"):
-                self.sort("list_from", "columns", "rows", TILE, "ct_stride" if self.depth else "1", 1)
+                self.sort("list_from", "columns", "rows", TILE, LONG, "ct_stride" if self.depth else "1", 1)
         self.meet()
 
     def replay(self) -> None:
         kernel = self.kernel
         with kernel.block(f"if j % {TILE} == 0:"):
-            self.sum_far("list_to", "all_sent", "depth + n", "sums")
-        self.sum_near("list_to", "all_sent", "depth + n", "sums", f"j % {TILE}", self.sum)
+            with kernel.block(f"if j % {LONG} == 0:"):
+                rest = f"min({LONG // TILE}, (length - j + {TILE - 1}) // {TILE})"
+                self.sum_long("list_to", "all_sent", "depth + n", "sums", rest)
+            self.sum_far("list_to", "all_sent", "depth + n", "sums", f"j % {LONG} // {TILE}")
+        # None is near.
+        self.sum_near("list_to", "n", "sums", f"j % {TILE}", self.sum)
         with kernel.lanes() as lanes:
             lanes.store(self.of_send, lanes.values(self.pullback.keep, [*kernel.coefs, *kernel.state]))
 
     def send_back(self) -> None:
         kernel = self.kernel
-        for k, name in enumerate(kernel.ct_arrived):
-            target = self.own("ct_arrived", "ct_stride", k)
-            kernel.call("scatter", kernel.row(name), target, "ct_stride", "n", self.count)
+        self.write_to_window(kernel.ct_arrived, "(steps - 1 - n)")
+        with kernel.block(f"if phase == {TILE - 1}:"):
+            self.turn(self.totals, "(steps - 1 - n)", -1, "ct_arrived", "ct_stride", "n")
         if not self.depth:
             self.send_now(kernel.ct_arrived, "n")
 
@@ -483,8 +540,11 @@ class ReverseCoupling(_Coupled):
         """The cotangents of what is sent at step ``n``, from those of later sums and of the last history."""
         kernel = self.kernel
         with kernel.block("if phase == 0:"):
-            self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums")
-        self.sum_near("list_from", "ct_arrived", "n", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
+            with kernel.block(f"if (steps - 1 - n) % {LONG} == 0:"):
+                self.sum_long("list_from", "ct_arrived", f"n - {LONG - 1}", "ct_sums")
+            tile = f"{LONG // TILE - 1} - (steps - 1 - n) % {LONG} // {TILE}"
+            self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums", tile)
+        self.sum_near("list_from", "(steps - 1 - n)", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
         with kernel.block("if n >= steps - depth:"):
             for k, name in enumerate(self.ct_sent):
                 final = self.own(f"ct_last{k}", "depth")
@@ -495,6 +555,8 @@ class ReverseCoupling(_Coupled):
 
     def end(self) -> None:
         kernel, edges = self.kernel, ("rows", "columns", "delays")
+        with kernel.each_block(), kernel.block("if phase > 0:"):
+            self.turn(self.totals, "(steps - 1)", -1, "ct_arrived", "ct_stride", "0", some="phase")
         if self.depth:
             with kernel.each_block():
                 for k in range(self.sources):
