@@ -294,10 +294,11 @@ def test_no_array_of_all_pairs_of_regions(implementation):
         sent = bk.simulate(net.replace(weights=values), steps, DT, every=steps, implementation=implementation)["x"]
         return jnp.sum(sent)
 
-    # Pairs would be 9,000,000; what a gradient keeps grows with the regions, the edges, and the steps.
+    # Pairs would be 9,000,000; what a gradient keeps grows with the regions, the edges, and the steps. The largest is
+    # the scratch of a kernel for CPUs, in bytes: sums of 64 steps, both ways, are 512 a region.
     text = jax.jit(jax.grad(gradient)).lower(net.weights.data).as_text()
     shapes = re.findall(r"tensor<([\dx]+)x[a-z]", text)
-    assert max(np.prod([int(n) for n in shape.split("x")]) for shape in shapes) < 3000 * 900
+    assert max(np.prod([int(n) for n in shape.split("x")]) for shape in shapes) < 3000 * 1500
 
 
 @implementations
