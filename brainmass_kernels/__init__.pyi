@@ -27,10 +27,10 @@ from .errors import Unsupported as Unsupported
 from .fitting.dynamics import ConnectivityDynamics as ConnectivityDynamics
 from .fitting.fit import fit as fit
 from .fitting.joint import Joint as Joint
+from .fitting.observed import Connectivity as Connectivity
+from .fitting.observed import TimeSeries as TimeSeries
 from .fitting.result import Fit as Fit
 from .fitting.result import Profile as Profile
-from .fitting.targets import Connectivity as Connectivity
-from .fitting.targets import TimeSeries as TimeSeries
 from .functional import bounded_input as bounded_input
 from .functional import process_sequence as process_sequence
 from .functional import sigmoid as sigmoid
