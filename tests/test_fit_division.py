@@ -182,8 +182,7 @@ PROBLEMS = {
     "connectivity of amplitudes": lambda: network_problem((8.0, 12.0)),
 }
 QUICK = ("series", False)
-# A network has no derivatives carried in the loop.
-STEPS = [(name, least) for name in PROBLEMS for least in (False, True) if not (least and "connectivity" in name)]
+STEPS = [(name, least) for name in PROBLEMS for least in (False, True)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,9 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_step(name, least_squares
     compiled = function.lower(problem, z, problem.keys(key), problem.comparison.data).compile()
     needed = compiled.memory_analysis().temp_size_in_bytes
     lanes = problem.comparison.count * starts * problem.realisations
-    assert 0.6 < a_lane(problem, problem.plan(key), least_squares) * lanes / needed < 1.9
+    # Forward mode stores less of a transform than a gradient does.
+    most = 2.5 if least_squares and "amplitudes" in name else 1.9
+    assert 0.6 < a_lane(problem, problem.plan(key), least_squares) * lanes / needed < most
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ A target is one or many power spectra, time series, matrices of functional conne
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -122,7 +123,8 @@ def fit(
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
     optimiser : any of `optax`, by default Adam at 0.05 with b2 = 0.99; or "levenberg_marquardt", which needs many fewer
-        steps and carries the derivatives by each target's parameters in the loop; not for networks
+        steps and carries the derivatives by each target's parameters in the loop; those of networks, of delays inside
+        a mass and of statistics are taken by JAX through ``scan``
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
@@ -187,10 +189,12 @@ def fit(
             f"'gradient_horizon' got {gradient_horizon}, but 'levenberg_marquardt' carries its derivatives forward, "
             "over the whole run: take an optimiser of optax"
         )
+    plan = problem.plan(key)
+    if optimiser == LEVENBERG_MARQUARDT and not problem.carried:
+        plan = dataclasses.replace(plan, reason=f"{plan.reason}; derivatives by JAX's forward mode through 'scan'")
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     check_counts(1, patience=patience)
     count = count_of(problem, starts, initial, key)
-    plan = problem.plan(key)
     division = divide(problem, plan, count, optimiser == LEVENBERG_MARQUARDT, targets_at_once)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     settings["program"] = problem.program(count, key)

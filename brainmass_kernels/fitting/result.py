@@ -155,15 +155,17 @@ class Fit:
 
     @over_devices
     def standard_errors(self) -> dict[str, Any]:
-        """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
+        """The standard error of each parameter, Quantity ``(n,)`` or of a regional one ``(n, N)``, from the curvature.
 
-        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, carried in the loop, and their variance s**2. Nuisances
-        are solved for again as the parameters change, and priors count as data. Residuals are assumed independent: of
-        spectra whose segments overlap, or of samples closer than the noise's memory, the true errors are larger.
+        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, and their variance s**2. The derivatives are carried in
+        the loop; those of networks, of delays inside a mass and of statistics are taken by JAX through ``scan``,
+        whatever the fit ran on. Nuisances are solved for again as the parameters change, and priors count as data.
+        Residuals are assumed independent: of spectra whose segments overlap, of samples closer than the noise's
+        memory, or of correlations that share a region, the true errors are larger.
 
         Raises
         ------
-        TypeError : for networks, and for functions that return no residuals
+        TypeError : for functions that return no residuals
         """
         problem, z = self._problem(), self._best()
         at_best = evaluated(problem, _plan(problem, self._key(), LEVENBERG_MARQUARDT, 1), z, problem.keys(self._key()))
@@ -178,9 +180,10 @@ class Fit:
         z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
         z_error = z_error if place is None else z_error[0][place]
         errors = {}
-        for p, free in enumerate(self.free):
-            slope = np.broadcast_to(np.asarray(free.slope(z[free.name]))[:, 0], len(z_error))
-            errors[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
+        for free, at in problem.unknowns:
+            slope = np.asarray(free.slope(z[free.name]))[:, 0]
+            error = z_error[:, at] if slope.ndim == 2 else z_error[:, at.start]
+            errors[free.name] = units.attach(np.abs(np.broadcast_to(slope, error.shape)) * error, free.unit)
         return errors
 
     @interruptible

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import display, identity
+from ..errors import Unsupported
 from ..extras import needs
 from .division import Division
 from .problem import Problem
-from .targets import OfFunction
 
 #: Adam's step in z, where the width between the bounds is about 6.
 LEARNING_RATE = 0.05
@@ -69,7 +69,7 @@ def begin(problem: Problem, z, optimiser) -> State:
     n, starts = problem.comparison.count, z[problem.frees[0].name].shape[1]
     full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
     if optimiser == LEVENBERG_MARQUARDT:
-        p = len(problem.moving)
+        p = problem.unknowns[-1][1].stop if problem.moving else 0
         moments = Damped(full((n, starts), _DAMPING), full((n, starts, p, p), 0.0), full((n, starts, p), 0.0))
     else:
         moments = optimiser.init(z)
@@ -88,18 +88,13 @@ def optimiser_of(problem: Problem, optimiser):
     if optimiser is None:
         return adam()
     if isinstance(optimiser, str) and optimiser == LEVENBERG_MARQUARDT:
-        if problem.regions is not None:
-            raise TypeError(
-                f"'optimiser' got {optimiser!r}, but a network has no derivatives carried in the loop: leave it out, "
-                "or take one of optax"
+        named = problem.options["implementation"]
+        if not problem.carried and named not in (None, "scan"):
+            raise Unsupported(
+                f"'optimiser' got {optimiser!r} on '{named}', but the derivatives of networks, of delays inside a mass "
+                "and of statistics are taken by JAX through 'scan': leave 'implementation' out, or take an optimiser "
+                "of optax"
             )
-        if problem.mass.delayed:
-            raise TypeError(
-                f"'optimiser' got {optimiser!r}, but delays inside a mass have no derivatives carried in the loop: "
-                "leave it out, or take one of optax"
-            )
-        if isinstance(problem.comparison, OfFunction) and not isinstance(problem.record, str | list | tuple):
-            raise TypeError(f"'optimiser' got {optimiser!r}, which takes records that are names, not statistics")
         return optimiser
     if not hasattr(optimiser, "update"):
         got = f"str {optimiser!r}" if isinstance(optimiser, str) else type(optimiser).__name__
@@ -108,11 +103,8 @@ def optimiser_of(problem: Problem, optimiser):
 
 
 def default_optimiser(problem: Problem):
-    """Least squares if possible, else Adam."""
-    try:
-        return optimiser_of(problem, LEVENBERG_MARQUARDT)
-    except TypeError:
-        return adam()
+    """Least squares where derivatives are carried in the loop, else Adam."""
+    return LEVENBERG_MARQUARDT if problem.carried else adam()
 
 
 def optimiser_identity(problem: Problem, optimiser) -> str:
@@ -210,8 +202,8 @@ def lm_step(problem: Problem, state: State, equations: Normal) -> State:
     best_z = _where(better, state.z, state.best_z)
     step = _damped_step(problem, normal, slope, damping)
     z = dict(best_z)
-    for p, f in enumerate(problem.moving):
-        move = jnp.clip(step[: len(z[f.name]), :, p], -_LONGEST_STEP, _LONGEST_STEP)
+    for f, at in problem.unknowns:
+        move = jnp.clip(step[: len(z[f.name]), :, at], -_LONGEST_STEP, _LONGEST_STEP).reshape(z[f.name].shape)
         z[f.name] = jnp.clip(z[f.name] - move, -_LARGEST_Z, _LARGEST_Z)
     moments = Damped(damping, normal, slope)
     return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best))
@@ -239,14 +231,16 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
     count = residuals.shape[-1]
     error, normal, slope = problem.each(_means, residuals, jacobian)
     error = jnp.where(jnp.isfinite(error), error, jnp.inf)
-    moving = [f.name for f in problem.moving]
+    places = {f.name: at for f, at in problem.unknowns}
     weight = problem.comparison.sigma**2 / count
     for name, residual, by_z in problem.penalties(z):
-        if name not in moving:
+        if name not in places:
             continue
-        p, share = moving.index(name), len(error) if name in problem.pooling.shared else 1
-        normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, error.shape))
-        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, error.shape))
+        p, share = np.arange(slope.shape[-1])[places[name]], len(error) if name in problem.pooling.shared else 1
+        shape = (*error.shape, len(p))
+        residual, by_z = (x if x.ndim == 3 else x[..., None] for x in (residual, by_z))
+        normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, shape))
+        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, shape))
     finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
     total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
     normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
@@ -273,7 +267,7 @@ def joint_normal_equations(problem: Problem, normal, slope):
     place : ``(n, P)``, the unknown of each target and parameter
     """
     n, _, p, _ = normal.shape
-    shared = [i for i, f in enumerate(problem.moving) if f.name in problem.pooling.shared]
+    shared = [i for f, at in problem.unknowns if f.name in problem.pooling.shared for i in range(at.start, at.stop)]
     separate = [i for i in range(p) if i not in shared]
     place = np.zeros((n, p), int)
     place[:, separate] = np.arange(n * len(separate)).reshape(n, -1)
