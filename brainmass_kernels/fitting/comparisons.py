@@ -122,7 +122,7 @@ class Comparison:
 
 
 class OfSpectra(Comparison):
-    """Welch's spectra in log10 power; the nuisances are a gain and a background."""
+    """Welch's spectra in log10 power, or in power; the nuisances are a gain and a background."""
 
     sigma = 0.1
 
@@ -133,12 +133,15 @@ class OfSpectra(Comparison):
         self.target, self.record, self.sampling, self.samples, self.regions = target, record, sampling, samples, regions
         self.background, self.count, self.name = background, len(target), target.name
         self.settings = {"band": list(band), "background": background, "record": record}
+        self.settings |= {"compare": target.compare} if target.linear else {}
         # float32 cannot hold 1e-23 squared: the mean level is subtracted here and added to the scale at the end.
         self.level = np.log10(target.power).mean(-1)
         self.data = (np.log10(target.power) - self.level[:, None])[:, None]
 
     def read(self):
-        return OfSpectra, self.record, self.sampling, self.samples, self.target.freqs, self.background, self.count
+        linear = ["linear"] if self.target.linear else []
+        freqs = self.target.freqs
+        return OfSpectra, self.record, self.sampling, self.samples, freqs, self.background, self.count, *linear
 
     @functools.cached_property
     def nperseg(self) -> int:
@@ -163,6 +166,10 @@ class OfSpectra(Comparison):
     def log_freqs(self) -> np.ndarray:
         return np.log10(self.target.freqs)
 
+    @property
+    def how(self) -> dict[str, bool]:
+        return {"background": self.background, "linear": self.target.linear}
+
     def predict(self, result):
         signal = u.get_mantissa(result[self.record])
         power: Any = spectra.welch(signal, self.sampling, self.nperseg)[1]
@@ -178,12 +185,12 @@ class OfSpectra(Comparison):
 
     def residuals(self, prediction, data):
         log_model = self.log_model(prediction, len(data))
-        residuals, nuisance = spectra.log_residuals(log_model, data, self.log_freqs, background=self.background)
+        residuals, nuisance = spectra.log_residuals(log_model, data, self.log_freqs, **self.how)
         return residuals, nuisance._asdict()
 
     def error(self, prediction, data):
         log_model = self.log_model(prediction, len(data))
-        error, nuisance = spectra.log_error(log_model, data, self.log_freqs, background=self.background)
+        error, nuisance = spectra.log_error(log_model, data, self.log_freqs, **self.how)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisance._asdict()
 
     def like_target(self, prediction, nuisances, lane) -> PowerSpectrum:
@@ -191,8 +198,9 @@ class OfSpectra(Comparison):
         log_model = np.broadcast_to(log_model, (self.count, *log_model.shape[1:]))[lane]
         nuisance = spectra.Nuisance(**{name: np.asarray(x, float)[lane] for name, x in nuisances.items()})
         log_power = spectra.observed_log_power(log_model, self.log_freqs, nuisance) + self.level[:, None]
-        # A start without a finite spectrum is shown as next to no power.
-        return PowerSpectrum(self.target.freqs, np.where(np.isfinite(log_power), 10**log_power, 1e-300), "fit")
+        # A start without a finite spectrum is shown as next to no power, at each frequency the same.
+        power = np.where(np.isfinite(log_power), 10**log_power, 1e-300)
+        return unchecked(PowerSpectrum, freqs=self.target.freqs, power=power, compare=self.target.compare)
 
     def nuisances_in_units(self, nuisances):
         return {name: value if name == "chi" else value + self.level for name, value in nuisances.items()}
@@ -201,6 +209,8 @@ class OfSpectra(Comparison):
         if not isinstance(other, PowerSpectrum) or other.power.shape != self.target.power.shape:
             return False
         target = self.target
+        if other.compare != target.compare:
+            return False
         return np.allclose(other.freqs, target.freqs) and np.allclose(np.log(other.power), np.log(target.power))
 
 

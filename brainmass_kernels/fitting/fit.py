@@ -83,9 +83,10 @@ def fit(
 
     The error of a `PowerSpectrum` is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
-    (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
-    runs of ``duration`` each, without their transients. A `TimeSeries` is compared sample by sample with the mean
-    of the realisations, as an evoked response is; a `Connectivity` with the correlations between regions of a network.
+    (`spectra.log_error`); with ``compare="linear"`` that of power. The model's spectrum is Welch's at the resolution of
+    the target, over ``realisations`` runs of ``duration`` each, without their transients. A `TimeSeries` is compared
+    sample by sample with the mean of the realisations, as an evoked response is; a `Connectivity` with the correlations
+    between regions of a network.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ class Fit:
     parameters : name to Quantity ``(n,)``, of the best start of each target; ``(n, N)`` for regional parameters
     model, inputs, noise : with those values, as arguments of `simulate`
     rms, initial_rms : ``(n,)`` error of the fit and of start 0 (the model's values, unless starts were given), on noise
-        that the steps did not use: rms of log10 power over the band, of samples in standard deviations, or of
+        that the steps did not use: rms of log10 power over the band, of power or samples in standard deviations, or of
         correlations; of a user's function what it returns, or the mean square of its residuals
     losses : ``(steps, n, starts)`` the same error step by step, on the noise of the fit; NaN where a lane diverged or
         was dropped
@@ -140,7 +140,7 @@ class Fit:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
             parameters.append((free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
         spectral = isinstance(self.target, PowerSpectrum)
-        error = "rms error, log10 power" if spectral else "error"
+        error = f"rms error, {'power' if self.target.linear else 'log10 power'}" if spectral else "error"
         measures = [(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
         if spectral:
             target, fitted = self.peaks

@@ -262,7 +262,8 @@ def _encode_target(target) -> dict[str, Any]:
     """A target or a prediction."""
     if isinstance(target, PowerSpectrum):
         powers = listed(np.log10(target.power))
-        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
+        how = {"compare": target.compare} if target.linear else {}
+        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers, **how}
     if isinstance(target, targets.TimeSeries):
         fields = {name: getattr(target, name) for name in ("scale", "offset", "name")}
         sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
@@ -287,7 +288,11 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
     """The inverse of `_encode_target`; a prediction is not ``checked`` as a target is."""
     kind = saved["kind"]
     if kind == "spectra":
-        return PowerSpectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
+        freqs, power = np.array(saved["freqs_hz"]), 10 ** np.array(saved["log10_power"])
+        fields = {"name": saved["name"], "compare": saved.get("compare", "log")}
+        if not checked:
+            return targets.unchecked(PowerSpectrum, freqs=freqs, power=power, **fields)
+        return PowerSpectrum(freqs, power, **fields)
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
