@@ -19,11 +19,13 @@ from .connectome import Connectome as Connectome
 from .connectome import load_connectome as load_connectome
 from .coupling import Coupling as Coupling
 from .coupling import CouplingKind as CouplingKind
+from .crossspectra import CrossSpectralDensity as CrossSpectralDensity
 from .dispatch import Plan as Plan
 from .dispatch import implementations as implementations
 from .equilibria import FixedPoints as FixedPoints
 from .equilibria import fixed_points as fixed_points
 from .errors import Unsupported as Unsupported
+from .fitting.cross import CrossSpectrum as CrossSpectrum
 from .fitting.dynamics import ConnectivityDynamics as ConnectivityDynamics
 from .fitting.fit import fit as fit
 from .fitting.joint import Joint as Joint

@@ -22,6 +22,8 @@ import numpy as np
 
 from . import eeg, tables
 from .connectivity import fcd as fcd
+from .crossspectra import coherency as coherency
+from .crossspectra import csd as csd
 from .distributions import ks_distance as ks_distance
 from .distributions import pairs as pairs
 from .distributions import wasserstein as wasserstein

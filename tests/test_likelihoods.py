@@ -205,5 +205,5 @@ def test_a_spectrum_to_be_compared_in_powers_has_no_likelihood():
     with pytest.raises(ValueError, match="'compare' of spectrum got 'linear', which is how a fit compares powers"):
         bk.log_density(
             bk.JansenRit(), target, {"C": (100.0, 200.0)}, likelihood=Whittle(8), duration=2000, dt=1 * u.ms,
-            transient=None, band=(5.0, 19.0), noise={"E_inp": 2 * u.Hz * u.second**0.5},
+            transient=None, band=(5.0, 19.0), noise={"E_inp": 2 * u.Hz * u.second**0.5}, key=jax.random.key(0),
         )  # fmt: skip

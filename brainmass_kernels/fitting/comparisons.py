@@ -121,6 +121,23 @@ class Comparison:
         raise NotImplementedError
 
 
+def segment_of(freqs, samples: int, sampling: float) -> int:
+    """Records of a segment that give the model's spectrum the resolution of the target's.
+
+    Parameters
+    ----------
+    samples : records of a run
+    sampling : seconds from one to the next
+    """
+    window = float(np.clip(1 / np.median(np.diff(freqs)), 1.0, 4.0))
+    if samples * sampling < window:
+        raise ValueError(
+            f"'duration' leaves {samples * sampling:g} s after the transient, but the target's resolution takes "
+            f"{window:.3g} s at least"
+        )
+    return round(window / sampling)
+
+
 class OfSpectra(Comparison):
     """Welch's spectra in log10 power, or in power; the nuisances are a gain and a background."""
 
@@ -146,13 +163,7 @@ class OfSpectra(Comparison):
     @functools.cached_property
     def nperseg(self) -> int:
         """Samples of a segment that give the model's spectrum the resolution of the target's."""
-        window = float(np.clip(1 / np.median(np.diff(self.target.freqs)), 1.0, 4.0))
-        if self.samples * self.sampling < window:
-            raise ValueError(
-                f"'duration' leaves {self.samples * self.sampling:g} s after the transient, but the target's "
-                f"resolution takes {window:.3g} s at least"
-            )
-        return round(window / self.sampling)
+        return segment_of(self.target.freqs, self.samples, self.sampling)
 
     @functools.cached_property
     def onto(self) -> np.ndarray:

@@ -286,8 +286,8 @@ class Fit:
         options |= {"every": fields["every"], "scheme": fields["scheme"], "implementation": None}
         record, band, background = fields["record"], fields.get("band"), fields.get("background")
         if "joint" in fields:
-            of_spectra = next((part for part in fields["joint"].values() if "band" in part), {})
-            band, background = of_spectra.get("band"), of_spectra.get("background")
+            every = fields["joint"].values()
+            band, background = (next((x[n] for x in every if n in x), None) for n in ("band", "background"))
         if "gradient_horizon" in fields:
             options["gradient_horizon"] = fields["gradient_horizon"] * u.second
         predict = fields.get("predict", targets.SIMULATION)

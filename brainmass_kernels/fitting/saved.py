@@ -20,6 +20,7 @@ from ..notices import warn
 from ..spectra import PowerSpectrum
 from ..waveforms import of_kinds
 from . import targets
+from .cross import CrossSpectrum
 from .dynamics import ConnectivityDynamics
 from .joint import Joint
 from .problem import Free, Problem, fingerprint
@@ -276,6 +277,11 @@ def _encode_target(target) -> dict[str, Any]:
     if isinstance(target, ConnectivityDynamics):
         return {"kind": "dynamics", "name": target.name, "values": listed(target.values), "times_s": [*target.seconds],
                 "sigma": target.sigma}  # fmt: skip
+    if isinstance(target, CrossSpectrum):
+        parts = {"real": listed(target.values.real), "imaginary": listed(target.values.imag)}
+        lead = None if target.lead_field is None else listed(target.lead_field)
+        return {"kind": "cross-spectra", "name": target.name, "freqs_hz": listed(target.freqs), **parts,
+                "compare": target.compare, "lead_field": lead, "sigma": target.sigma}  # fmt: skip
     if isinstance(target, Joint):
         every = {name: _encode_target(each) for name, each in target.targets.items()}
         return {"kind": "joint", "name": target.name, "targets": every, "weights": target.weights}
@@ -313,6 +319,11 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
             fields = {"window": window, "step": step, "sigma": saved["sigma"]}
             return targets.unchecked(ConnectivityDynamics, values=array(saved["values"]), **fields)
         return ConnectivityDynamics(np.array(saved["values"]), window, step, saved["sigma"], saved["name"])
+    if kind == "cross-spectra":
+        fields = {"freqs": np.array(saved["freqs_hz"]), "values": array(saved["real"]) + 1j * array(saved["imaginary"])}
+        lead = None if saved["lead_field"] is None else np.array(saved["lead_field"])
+        fields |= {"compare": saved["compare"], "lead_field": lead, "sigma": saved["sigma"]}
+        return CrossSpectrum(**fields, name=saved["name"]) if checked else targets.unchecked(CrossSpectrum, **fields)
     if kind == "joint":
         unit = unit or {}
         every = {name: _decode_target(each, unit.get(name), checked) for name, each in saved["targets"].items()}
