@@ -401,19 +401,25 @@ class _Measured(NamedTuple):
 
 def _measured(problem: Problem, z, key, division: Division, start: int | None = None) -> _Measured:
     """Every lane measured; what is large, of the best start of each target or of a ``start``."""
-    parts = []
+    apart, each, parts = problem.apart, problem.spread(z), []
     for rows in division.chunks():
-        prediction = problem.unseen(rows.of(z), key, division.call)
-        error, nuisances = measured(problem, prediction, rows.of(problem.comparison.data))
-        best = np.asarray(problem.score(error)).argmin(1) if start is None else np.full(len(error), start)
-        lane = np.arange(len(best)), best
+        prediction = apart.unseen(rows.of(each), key, division.call)
+        error, nuisances = measured(apart, prediction, rows.of(problem.comparison.data))
+        part = rows.without_repeats(jax.device_get((error, prediction, nuisances)))
+        # Targets that share a start are judged together.
+        parts.append(part if problem.pooling.bind else _of_best(problem, start, *part))
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return _of_best(problem, start, *whole) if problem.pooling.bind else whole
 
-        def chosen(x, lane=lane, lanes=error.shape):
-            return np.broadcast_to(x, (*lanes, *x.shape[2:]))[lane][:, None]
 
-        part = _Measured(np.asarray(error), *jax.tree.map(chosen, (prediction, nuisances)))
-        parts.append(rows.without_repeats(part))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+def _of_best(problem: Problem, start: int | None, error, prediction, nuisances) -> _Measured:
+    best = np.asarray(problem.score(error)).argmin(1) if start is None else np.full(len(error), start)
+    lane = np.arange(len(best)), best
+
+    def chosen(x):
+        return np.broadcast_to(x, (*error.shape, *x.shape[2:]))[lane][:, None]
+
+    return _Measured(np.asarray(error), *jax.tree.map(chosen, (prediction, nuisances)))
 
 
 def _say_if_nothing_improved(fit: Fit) -> None:

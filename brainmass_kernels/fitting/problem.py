@@ -228,6 +228,26 @@ class Problem:
             **self.comparison.settings,
         }
 
+    @functools.cached_property
+    def apart(self) -> Problem:
+        """The same with each target by itself, where targets share a start but not every value.
+
+        What is known of several targets together is added to what is found of each (`steps.evaluated`).
+        """
+        shared = all(f.name in self.pooling.shared for f in self.frees)
+        if not self.pooling.bind or shared or self.comparison.count == 1:
+            return self
+        return dataclasses.replace(
+            self, pooling=NO_POOLING._replace(regional=self.pooling.regional, frozen=self.pooling.frozen)
+        )
+
+    def spread(self, z) -> dict[str, Any]:
+        """z as `apart` takes it: a row for each target of what they share."""
+        if self.apart is self:
+            return z
+        n = self.comparison.count
+        return {name: np.broadcast_to(np.asarray(x), (n, *x.shape[1:])) for name, x in z.items()}
+
     @property
     def dt(self) -> float:
         return units.concrete(units.strip(self.options["dt"], u.second, "dt"), "dt")

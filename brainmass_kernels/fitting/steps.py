@@ -145,7 +145,7 @@ def gradients_at(problem: Problem, z, keys, data) -> Gradient:
     """The gradient of every lane."""
 
     def objective(z):
-        z = {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
+        z = _frozen(problem, z)
         prediction = problem.predict(z, keys)
         error, _ = problem.error(prediction, data)
         count = math.prod(prediction.shape[2:])
@@ -155,6 +155,25 @@ def gradients_at(problem: Problem, z, keys, data) -> Gradient:
 
     slopes, (error, total) = jax.grad(objective, has_aux=True)(z)
     return Gradient(slopes, error, total)
+
+
+def _frozen(problem: Problem, z):
+    return {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pooled_gradient(problem: Problem, z, apart: Gradient) -> Gradient:
+    """The gradient of every lane, from that of each target by itself: with priors, sums and the mean of the group."""
+    shape, count = apart.error.shape, problem.comparison.width
+
+    def objective(z):
+        penalty = jnp.broadcast_to(problem.penalty(_frozen(problem, z), count).astype(apart.error.dtype), shape)
+        return jnp.sum(penalty), penalty
+
+    slopes, penalty = jax.grad(objective, has_aux=True)(z)
+    for name, own in apart.slopes.items():
+        slopes[name] = slopes[name] + (own.sum(0, keepdims=True) if name in problem.pooling.shared else own)
+    return Gradient(slopes, apart.error, apart.error + penalty)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -231,6 +250,12 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
     count = residuals.shape[-1]
     error, normal, slope = problem.each(_means, residuals, jacobian)
     error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+    return _with_penalties(problem, z, Normal(error, error, normal, slope, jnp.full(error.shape, count)), count)
+
+
+def _with_penalties(problem: Problem, z, found: Normal, count: int) -> Normal:
+    """The normal equations of ``count`` residuals, with the priors and the group."""
+    error, total, normal, slope, counts = found
     places = {f.name: at for f, at in problem.unknowns}
     weight = problem.comparison.sigma**2 / count
     for name, residual, by_z in problem.penalties(z):
@@ -241,10 +266,13 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
         residual, by_z = (x if x.ndim == 3 else x[..., None] for x in (residual, by_z))
         normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, shape))
         slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, shape))
-    finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
+    finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(total)
     total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
     normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
-    return Normal(error, total, normal, slope, jnp.full(error.shape, count))
+    return Normal(error, total, normal, slope, counts)
+
+
+pooled_normal_equations = jax.jit(_with_penalties, static_argnums=(0, 3))
 
 
 def _means(residuals, jacobian):
@@ -411,24 +439,30 @@ def evaluated(problem: Problem, plan: Plan, z, keys, part=None, save=None) -> An
     part : that of the first targets, if they are done
     save : a function of such a part, called after each chunk but the last
     """
-    function = normal_equations_at if plan.least_squares else gradients_at
-    parts = [] if part is None else [part]
+    function, apart = normal_equations_at if plan.least_squares else gradients_at, problem.apart
+    each, parts = problem.spread(z), [] if part is None else [part]
     for rows in plan.division.chunks(0 if part is None else len(part.error)):
-        found = plan.division.call(function, problem, rows.of(z), keys, rows.of(problem.comparison.data))
+        found = plan.division.call(function, apart, rows.of(each), keys, rows.of(problem.comparison.data))
         # Waiting here can be interrupted; computing with what is not ready may not.
         parts.append(rows.without_repeats(jax.block_until_ready(found)))
         if len(parts) > 1:
             parts = [jax.tree.map(lambda *x: np.concatenate(x), *parts)]
         if save and rows.stop < plan.division.count:
             save(parts[0])
-    return parts[0]
+    if apart is problem:
+        return parts[0]
+    # Of all targets at once, so that sums over them do not depend on the chunks.
+    if plan.least_squares:
+        return pooled_normal_equations(problem, z, parts[0], int(np.max(parts[0].count)))
+    return pooled_gradient(problem, z, parts[0])
 
 
 def trace(problem: Problem, plan: Plan, z, key) -> None:
     """Trace and lower the programs of `descend` from z of this shape, which then only compiles them."""
     rows = next(plan.division.chunks())
     function = normal_equations_at if plan.least_squares else gradients_at
-    plan.division.lower(function, problem, rows.of(z), problem.keys(key), rows.of(problem.comparison.data))
+    keys, data = problem.keys(key), rows.of(problem.comparison.data)
+    plan.division.lower(function, problem.apart, rows.of(problem.spread(z)), keys, data)
 
 
 def _lowest(history) -> np.ndarray:
