@@ -165,6 +165,18 @@ def test_what_a_run_cannot_give_is_refused(model, what, says):
         bk.simulate(model, 400, 1 * u.ms, every=2, record=what)
 
 
+@pytest.mark.parametrize("ending", [".npz", pytest.param(".zarr", marks=pytest.mark.slow)])
+def test_in_a_sweep(ending, tmp_path):
+    record = {"cross": bk.CrossSpectralDensity(64 * u.ms, of="x")}
+    call = {"record": record, "key": jax.random.key(0), **CALL}
+    grid = bk.sweep(network(), {"coupling.k": [0.05, 0.1]}, 400, out=tmp_path / f"grid{ending}", **call)
+    assert np.asarray(u.get_magnitude(grid["cross"])).shape == (17, 2, N, N)
+    loaded = bk.Sweep.load(tmp_path / f"grid{ending}")
+    np.testing.assert_array_equal(u.get_magnitude(loaded["cross"]), u.get_magnitude(grid["cross"]))
+    with pytest.raises(ValueError, match=r"a \.nc holds no complex numbers, as of cross: take \.npz or \.zarr"):
+        bk.sweep(network(), {"coupling.k": [0.05, 0.1]}, 400, out=tmp_path / "grid.nc", **call)
+
+
 # --- as a target ---
 
 SECOND = {"dt": 2 * u.ms, "every": 2, "noise": {"x_inp": 0.05 * u.ms**0.5}, "transient": None, "duration": 520}
