@@ -277,6 +277,8 @@ def test_a_fit_finds_what_made_it_and_survives_json(compare, tmp_path):
     more = bk.fit(network(), resume=loaded, optimiser="levenberg_marquardt", steps=1, **{**call, "starts": None})
     assert len(more.losses) == 8
     assert len(found.plot().axes) >= 1
+    found.report(tmp_path / "fit.html")
+    assert "cross-spectrum" in (tmp_path / "fit.html").read_text()
 
 
 @pytest.mark.slow
