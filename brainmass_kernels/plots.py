@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
     from .fitting.result import Fit
     from .result import Result
-    from .sweeps import Sweep
+    from .sweep_results import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
