@@ -19,11 +19,14 @@ from ..fitting.joint import OfJoint
 from ..fitting.problem import Problem
 from ..fitting.targets import Comparison, OfFunction
 from ..models.base import check_name
-from ..simulation import simulate
+from ..simulation import explain, simulate
 from ..units import strip
 from .likelihoods import Likelihood
 from .positions import Position
 from .priors import Prior
+
+#: Chains that an implementation is chosen for: `jax.vmap` shows one to whoever traces, and then runs all as lanes.
+CHAINS = 8
 
 
 class Part(NamedTuple):
@@ -141,8 +144,8 @@ class LogDensity:
 
     def _likelihood(self, z):
         """``(B,)``; NaN where a run was not finite."""
-        problem = self.problem
-        lanes = {f.name: z[f.name][None] for f in problem.frees}
+        lanes = {f.name: z[f.name][None] for f in self.problem.frees}
+        problem = self._for_chains(lanes)
         if isinstance(problem.comparison, OfFunction):
             return _of_function(problem.comparison, problem.run(lanes, self.keys, simulate))
         prediction, every = problem.predict(lanes, self.keys), []
@@ -152,6 +155,15 @@ class LogDensity:
             fields = {n: values[part.prefix + n] if isinstance(x, Prior) else x for n, x in fields.items()}
             every.append(part.likelihood.log_prob(comparison, own, data.astype(own.dtype), fields))
         return functools.reduce(jnp.add, every)
+
+    def _for_chains(self, lanes) -> Problem:
+        """The problem, run by what is fastest for several chains, even where the trace sees one."""
+        problem = self.problem
+        if problem.linear or problem.options["implementation"] is not None:
+            return problem
+        several = {name: jnp.broadcast_to(x[:, :1], (1, max(CHAINS, x.shape[1]))) for name, x in lanes.items()}
+        chosen = problem.run(several, self.keys, explain).implementation
+        return dataclasses.replace(problem, options={**problem.options, "implementation": chosen})
 
 
 def split(comparison: Comparison, prediction=None) -> list[tuple[Comparison, Any]]:
