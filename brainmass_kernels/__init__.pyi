@@ -41,6 +41,8 @@ from .inference import likelihoods as likelihoods
 from .inference import priors as priors
 from .inference.density import LogDensity as LogDensity
 from .inference.log_density import log_density as log_density
+from .inference.posterior import Posterior as Posterior
+from .inference.sample import sample as sample
 from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block
