@@ -43,6 +43,8 @@ from .inference.bank import SimulationBank as SimulationBank
 from .inference.bank import simulation_bank as simulation_bank
 from .inference.density import LogDensity as LogDensity
 from .inference.log_density import log_density as log_density
+from .inference.posterior import Posterior as Posterior
+from .inference.sample import sample as sample
 from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block
