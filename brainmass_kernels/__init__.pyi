@@ -41,8 +41,12 @@ from .fused import sigmoid_sys2nd as sigmoid_sys2nd
 from .hrf import HRF as HRF
 from .inference import likelihoods as likelihoods
 from .inference import priors as priors
+from .inference.bank import SimulationBank as SimulationBank
+from .inference.bank import simulation_bank as simulation_bank
 from .inference.density import LogDensity as LogDensity
 from .inference.log_density import log_density as log_density
+from .inference.posterior import Posterior as Posterior
+from .inference.sample import sample as sample
 from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block
@@ -105,8 +109,8 @@ from .spectra import PowerSpectrum as PowerSpectrum
 from .spectra import load_spectrum as load_spectrum
 from .stimuli import Drive as Drive
 from .stimuli import Stimulus as Stimulus
-from .sweeps import Sweep as Sweep
-from .sweeps import SweepPart as SweepPart
+from .sweep_results import Sweep as Sweep
+from .sweep_results import SweepPart as SweepPart
 from .sweeps import sweep as sweep
 from .waveforms import GammaBump as GammaBump
 from .waveforms import Pulse as Pulse

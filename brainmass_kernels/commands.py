@@ -143,7 +143,7 @@ def set_values(model, values: dict[str, float]) -> tuple[Any, dict, dict]:
 @_with_programs_kept
 def sweep(arguments) -> int:
     from . import report
-    from .sweeps import SweepPart
+    from .sweep_results import SweepPart
     from .sweeps import sweep as run_sweep
 
     model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)

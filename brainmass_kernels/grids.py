@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import routing, units
+from . import identity, routing, units
 from .models.base import Model, check_model
 from .network import Network, parts_of
 
@@ -47,8 +47,13 @@ class Grid:
             if values.ndim != 1 or not len(values):
                 raise ValueError(f"'{name}' got values of shape {values.shape}, but takes one or several, (n,)")
             axes[name] = units.attach(values, unit)
-        _check_single(network, mass, over)
+        check_single(network, mass, over, "over")
         return cls(axes, (network.regions,) if network else ())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the quantities that differ between points."""
+        return tuple(self.axes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,12 +80,30 @@ class Grid:
         each = jax.vmap(jax.random.fold_in, (None, 0))
         return jax.vmap(each, (0, None))(keys, jnp.arange(self.regions[0]))
 
+    def beside(self, places: np.ndarray) -> dict[str, Any]:
+        """What is kept with the records of some places: nothing, as the axes tell the values."""
+        return {}
 
-def _check_single(network: Network | None, mass: Model, over: Mapping[str, Any]) -> None:
-    """Raise ValueError if the model is a batch already; each region of a network may have its value."""
+    def identity(self) -> dict[str, str]:
+        """What tells these points from others, by name."""
+        values = {n: f"{identity.of_array(u.get_magnitude(x))} {units.unit_of(x)}" for n, x in self.axes.items()}
+        return {"over": ", ".join(self.axes), **{f"over {n}": x for n, x in values.items()}}
+
+    def about(self) -> dict[str, Any]:
+        """What a file says of them beside the axes, ready for JSON."""
+        return {}
+
+
+def check_single(network: Network | None, mass: Model, over, argument: str) -> None:
+    """Raise ValueError if the model is a batch already; each region of a network may have its value.
+
+    Parameters
+    ----------
+    over : the names of what differs between points, given by the argument of the name ``argument``
+    """
     for name, x in mass.magnitudes().items():
         if np.ndim(x) and name not in over and not (network and np.ndim(x) == 1):
-            raise ValueError(f"'model' has {np.shape(x)} values of {name}: give them in over={{'{name}': ...}}")
+            raise ValueError(f"'model' has {np.shape(x)} values of {name}: give them in {argument}={{'{name}': ...}}")
     if network is None:
         return
     for coupling in network.couplings:
@@ -90,7 +113,7 @@ def _check_single(network: Network | None, mass: Model, over: Mapping[str, Any])
     for name, x in network.parameters.items():
         if np.ndim(u.get_magnitude(x)) > 1 and routing.COUPLING + name not in over:
             full = routing.COUPLING + name
-            raise ValueError(f"'model' has {np.shape(x)} values of {full}: give them in over={{'{full}': ...}}")
+            raise ValueError(f"'model' has {np.shape(x)} values of {full}: give them in {argument}={{'{full}': ...}}")
 
 
 @dataclasses.dataclass(frozen=True)

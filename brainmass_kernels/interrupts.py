@@ -26,7 +26,8 @@ _RETRY = 0.05
 #: Functions that no exception leaves: Python drops it there, or C++ turns it into another.
 _SWALLOWING = {"__del__", "__hash__", "__eq__", "_xla_gc_callback"}
 #: Packages whose code may lose an interrupt, but never handles one.
-_WITHOUT_HANDLERS = {"brainmass_kernels", "brainunit", "jax", "jaxlib", "llvmlite", "numba", "numpy", "optax"}
+_WITHOUT_HANDLERS = {"blackjax", "brainmass_kernels", "brainunit", "jax", "jaxlib", "llvmlite", "numba", "numpy"}
+_WITHOUT_HANDLERS |= {"optax"}
 _interrupted = False
 
 

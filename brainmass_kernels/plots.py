@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .bench import Measured, Point, Rival
     from .fitting.result import Fit
     from .result import Result
-    from .sweeps import Sweep
+    from .sweep_results import Sweep
 
 _TARGET, _START, _FIT, _FAINT = "#22262b", "#9aa4af", "#d1495b", "#e6e9ed"
 _POWER = "log10 power"
@@ -85,7 +85,7 @@ def figure(fit: Fit, *, which=None):
         raise ValueError(f"'which' got {which}, but takes numbers from 0 to {count - 1}")
     views = _views(fit)
     sizes = [_size(view, len(shown)) for view in views]
-    page = _page(max(width for width, _ in sizes), sum(height for _, height in sizes))
+    page = empty_page(max(width for width, _ in sizes), sum(height for _, height in sizes))
     places: Any = [page]
     if len(views) > 1:
         places = page.subfigures(len(views), 1, height_ratios=[height for _, height in sizes])
@@ -131,7 +131,7 @@ def _draw_spectra(page, fit: Fit, shown: Sequence[int]) -> None:
         _share_labels(page, fit, axes[0])
 
 
-def _page(width: float, height: float):
+def empty_page(width: float, height: float):
     """An empty figure."""
     needs("matplotlib.figure")
     from .page import Figure
@@ -139,7 +139,7 @@ def _page(width: float, height: float):
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _style(ax):
+def style(ax):
     ax.grid(color=_FAINT, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -156,7 +156,7 @@ def _panel(ax, fit: Fit, i: int, *, alone: bool):
     low, high = min(level.min() for level in levels), max(max(level.max() for level in levels), top)
     ax.set_ylim(low - 0.12 * (high - low), high + 0.14 * (high - low))
     ax.set_xlim(fit.target.freqs[0], fit.target.freqs[-1])
-    _style(ax)
+    style(ax)
     ax.set_axisbelow(True)
     ax.tick_params(length=2.5, labelsize=9 if alone else 7)
     if alone:
@@ -180,7 +180,7 @@ def _draw_others(page, fit: Fit, shown: Sequence[int]) -> None:
     else:
         for ax, i in zip(panels[:, 0], shown):
             _over_time(ax, fit, i) if isinstance(fit.target, TimeSeries) else _over_steps(ax, fit, i)
-            _style(ax)
+            style(ax)
             ax.legend(frameon=False, fontsize=8, loc="upper right")
     page.suptitle(f"{fit.settings['model']} fitted to {fit.name}", fontsize=10, x=0.01, ha="left")
 
@@ -208,7 +208,7 @@ def steps_figure(fit: Fit):
     -------
     matplotlib ``Figure``
     """
-    page = _page(6.8, 3.0)
+    page = empty_page(6.8, 3.0)
     ax = page.subplots()
     if len(fit.rms) == 1:
         _over_steps(ax, fit, 0)
@@ -217,7 +217,7 @@ def steps_figure(fit: Fit):
         ax.plot(np.take_along_axis(fit.losses, fit.best_start[None, :, None], 2)[..., 0], color=_FIT, lw=0.8, alpha=0.6)
         ax.set(xlabel="step", ylabel="error of the best start")
     ax.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
-    _style(ax)
+    style(ax)
     return page
 
 
@@ -271,7 +271,7 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
     -------
     matplotlib ``Figure``
     """
-    page = _page(9.6, 4.2)
+    page = empty_page(9.6, 4.2)
     speed, work = page.subplots(1, 2)
     forward = [m for m in measured if not m.case.gradient and not m.case.noisy]
     lanes = [m.case.lanes for m in forward]
@@ -291,7 +291,7 @@ def speed_figure(measured: Sequence[Measured], points: Sequence[Point], rivals: 
             work.plot(p.seconds, p.rms, "o", ms=12, mfc="none", mec=_TARGET, label="brainmass's setting")
     work.set(xlabel="seconds for one second of simulation", ylabel="rms error (mV)", title="error over time")
     for ax in (speed, work):
-        _style(ax)
+        style(ax)
         ax.legend(frameon=False, fontsize=8)
     return page
 
@@ -318,7 +318,7 @@ def sweep_figure(sweep: Sweep):
     columns = 1 if flat else min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = (6.4, 1.9 * rows + 0.6) if flat else (3.9 * columns + 0.4, 3.4 * rows + 0.3)
-    page = _page(*size)
+    page = empty_page(*size)
     panels = np.asarray(page.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     axes = [(frames.labelled(name, x), np.asarray(u.get_magnitude(x))) for name, x in sweep.axes.items()]
     for ax, (title, values) in zip(panels, shown.items()):
@@ -326,7 +326,7 @@ def sweep_figure(sweep: Sweep):
         if flat:
             ax.plot(axes[0][1], values, color=_FIT, lw=1.6)
             ax.set_ylabel(title)
-            _style(ax)
+            style(ax)
         else:
             # The first parameter upwards, the second to the right, like rows and columns of the records.
             drawn = ax.pcolormesh(axes[1][1], axes[0][1], values, cmap="viridis", shading="nearest", rasterized=True)
@@ -412,14 +412,14 @@ def result_figure(result: Result, kind: str | None = None):
         raise ValueError(f"'kind' got {kind!r}, which takes {needed}, but the run recorded {recorded}")
     lanes = _Lanes(result)
     widths = [*([2.2] if left else []), *([1.3] if right else [])]
-    page = _page(max(3.0 * sum(widths), 5.4), max(1.5 * len(left), 2.1 * len(right), 2.6) + 0.9)
+    page = empty_page(max(3.0 * sum(widths), 5.4), max(1.5 * len(left), 2.1 * len(right), 2.6) + 0.9)
     sides = page.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for ax, name in zip(_column(sides[0], len(left)), left):
         _record(ax, result, name, lanes.of(name))
     for ax, draw in zip(_column(sides[-1], len(right)), right):
         draw(ax, result, over_time, lanes)
     for ax in page.axes:
-        _style(ax)
+        style(ax)
         ax.tick_params(length=2.5, labelsize=8)
     _name_lanes(page, result, lanes)
     return page

@@ -29,7 +29,7 @@ from .network import Network
 
 if TYPE_CHECKING:
     from .fitting.result import Fit
-    from .sweeps import Sweep
+    from .sweep_results import Sweep
 
 #: Packages that every installation has, then those of extras; another version of them may be why something fails.
 _PACKAGES = ("jax", "jaxlib", "brainunit", "numpy", "llvmlite")

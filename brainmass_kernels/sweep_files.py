@@ -172,17 +172,22 @@ def opened(path: Path):
     return needs("xarray", "sweep").open_dataset(path, decode_times=False, decode_timedelta=False, **options)
 
 
-def digest_in(path: Path) -> str | None:
-    """The digest of the sweep that a file says it holds; ``None`` of anything else, damaged files included."""
+def about_in(path: Path) -> dict[str, Any] | None:
+    """What the sweep in a file says of itself; ``None`` of anything else, damaged files included."""
     try:
         with files.damaged(path, _WHAT, _REMEDY):
             if kind_of(path, "path") == ".npz":
                 with open(path, "rb") as file, np.load(file) as archive:
-                    return json.loads(str(archive["about"]))["about"].get("digest")
+                    return dict(json.loads(str(archive["about"]))["about"])
             with opened(path) as data:
-                return json.loads(data.attrs["about"]).get("digest")
+                return dict(json.loads(data.attrs["about"]))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def digest_in(path: Path) -> str | None:
+    """The digest of the sweep that a file says it holds; ``None`` of anything else, damaged files included."""
+    return (about_in(path) or {}).get("digest")
 
 
 class Stored(Mapping[str, Any]):

@@ -17,207 +17,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import dispatch, display, files, grids, identity, report, routing, signals, sweep_files, sweep_parts, units
+from . import dispatch, files, grids, identity, report, routing, signals, sweep_files, sweep_parts, units
 from ._version import __version__
 from .arguments import entries_of, per_lane, prepare
 from .grids import Grid, Tiles
 from .groups import Groups
 from .interrupts import interruptible
-from .models.base import Model, check_name
+from .models.base import Model
 from .network import Network, parts_of
 from .noise import check_key
 from .notices import warn
 from .recording import Maximum, Mean, Minimum, PeakFrequency, Reduction
 from .run import Run
 from .simulation import explain, simulate, times
-from .sweep_files import OK, Contents, Stored
+from .sweep_files import OK
 from .sweep_parts import Chunk, InMemory, Parts, Regions
+from .sweep_results import Sweep, SweepPart
 
 #: Masses of one chunk: enough to fill the device, few enough that a chunk fits in memory and soon ends.
 CHUNK = {"cpu": 65_536}
 CHUNK_ELSEWHERE = 1_048_576
 #: Frequencies among which the default statistics look for the peak of power, in Hz.
 PEAKS = np.arange(1.0, 40.5, 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """What a grid of runs recorded; ``sweep["eeg_mean"]`` is one record.
-
-    Attributes
-    ----------
-    axes : the values of each swept parameter, ``(n,)``, in order
-    records : by name, ``(*grid)``, or ``(M, *grid)`` with a separate first axis; of networks, with the regions as the
-        last. Those of a ``.zarr`` that a sweep wrote stay there, and each is read whenever it is asked for
-    record_axes : that axis, such as the frequencies of a spectrum
-    about : model, time step, other settings and values, implementation and why, versions, a digest of programs and
-        values
-    ok : ``(*grid)``, which points stayed finite; the statistics of the others are NaN. Of a network, whether all
-        regions did. In files of earlier versions, where all records are finite
-    seconds : wall time of the sweep, compilation included; ``None`` for one that was loaded
-    """
-
-    axes: dict[str, Any]
-    records: dict[str, Any] | Stored
-    record_axes: dict[str, Any]
-    about: dict[str, Any]
-    ok: Any = None
-    seconds: float | None = None
-
-    def __post_init__(self):
-        if self.ok is None:
-            finite = (np.isfinite(u.get_magnitude(x)) for x in self.records.values())
-            points = [x.all(tuple(range(x.ndim - len(self.axes)))) for x in finite]
-            object.__setattr__(self, "ok", np.logical_and.reduce(points) if points else np.ones(self.shape, bool))
-
-    def _contents(self) -> Contents:
-        """As a file has it, with `ok` among the records."""
-        return Contents(self.axes, {**self.records, OK: self.ok}, self.record_axes, self.about)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the grid."""
-        return tuple(len(x) for x in self.axes.values())
-
-    def __getitem__(self, name: str):
-        check_name(name, self.records, "record")
-        return self.records[name]
-
-    def __repr__(self) -> str:
-        grid = " x ".join(f"{len(x)} {name}" for name, x in self.axes.items())
-        diverged = int((~np.asarray(self.ok)).sum())
-        return f"Sweep({grid}: {', '.join(self.records)}{f'; {diverged} points diverged' if diverged else ''})"
-
-    def _repr_html_(self) -> str:
-        stored = self.records if isinstance(self.records, Stored) else None
-        values = self.axes if stored else {**self.axes, **self.records}
-        rows = [(n, display.numbers(x), display.unit(x), str(tuple(x.shape))) for n, x in values.items()]
-        if stored:
-            rows += [(n, "in the file", *map(str, stored.unit_and_shape(n))) for n in stored]
-        ok = np.asarray(self.ok)
-        foot = "" if ok.all() else f"{(~ok).sum():,} of {ok.size:,} points did not stay finite"
-        return display.table(f"Sweep over {', '.join(self.axes)}", ("", "values", "unit", "shape"), rows, foot)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the grid with its units and coordinates, as ``.npz``, or through xarray as ``.nc`` or ``.zarr``.
-
-        The file is written whole or not at all.
-
-        Raises
-        ------
-        ValueError : another ending, or a record's name that a file cannot have
-        """
-        sweep_files.write(path, self._contents())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Sweep:
-        """Read what `save` or a sweep wrote.
-
-        Of a ``.zarr`` that a sweep wrote only the axes and ``ok`` are read at once. Its records are read when they are
-        asked for, and ``to_xarray()`` reads no more than what is selected of it.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError : there is no such file, or it is not a saved sweep, or damaged
-        """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"'path' got {path}, but there is no file of that name")
-        sweep_files.kind_of(path, "path")
-        remedy = "take a copy of it, or run the sweep again"
-        with files.damaged(path, "a sweep saved by this brainmass_kernels", remedy):
-            (axes, records, record_axes, about), checksum = sweep_files.read(path)
-            ok = records.pop(OK, None)
-            sweep = cls(axes, records, record_axes, about, ok)
-            if checksum is not None and checksum != sweep._contents().checksum():
-                raise ValueError("its checksum is that of other contents")
-        return sweep
-
-    def to_xarray(self):
-        """The grid as an ``xarray.Dataset``; units are attributes of its variables and coordinates.
-
-        Raises
-        ------
-        ValueError : a record has the name of an axis
-        """
-        sweep_files.check_names(self.axes, self.records, self.record_axes)
-        if isinstance(self.records, Stored):
-            return sweep_files.opened(self.records.path)
-        return self._contents().dataset()
-
-    def plot(self, path: str | os.PathLike | None = None):
-        """Heat maps (two parameters) or curves (one) of every record with one value a mass, as a matplotlib ``Figure``.
-
-        Parameters
-        ----------
-        path : a file to write as well
-
-        Of networks it shows the means over the regions.
-
-        Raises
-        ------
-        ValueError : more than two parameters, or no record with one value a mass
-        ImportError : without matplotlib
-        """
-        from . import plots
-
-        return plots.shown(plots.sweep_figure(self._pictured()), path)
-
-    def report(self, path: str | os.PathLike) -> None:
-        """Write one page of HTML that needs nothing beside it, to read, print or send.
-
-        It has the figure, the grid, the records with their units, the values that were not swept, the settings, the
-        versions, and how the sweep ran.
-
-        Parameters
-        ----------
-        path : of the page, a name that ends in .html
-
-        Raises
-        ------
-        ValueError : another ending, or nothing can be written there
-        ImportError : without jinja2 or matplotlib
-        """
-        report.write_sweep(self._pictured(), path)
-
-    def _pictured(self) -> Sweep:
-        """Without the regions of networks, and without what no picture shows."""
-        plain = {n: self.records[n] for n in self.records if n not in self.record_axes}
-        if not plain:
-            return self
-        grid = len(self.axes)
-        if any(x.ndim > grid for x in plain.values()):
-            over = {n: tuple(range(grid, x.ndim)) for n, x in plain.items()}
-            plain = {n: units.attach(u.get_magnitude(x).mean(over[n]), units.unit_of(x)) for n, x in plain.items()}
-            return dataclasses.replace(self, records=plain, about={**self.about, "shown": "means over the regions"})
-        return dataclasses.replace(self, records=plain) if isinstance(self.records, Stored) else self
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepPart:
-    """What a worker of a sweep returns while chunks of other parts are missing; ``str()`` says how many.
-
-    Attributes
-    ----------
-    out : the file that the last worker writes
-    part : ``(i, n)``, counted from 0
-    done, chunks : how many chunks are there, and how many the sweep has
-    """
-
-    out: Path
-    part: tuple[int, int]
-    done: int
-    chunks: int
-
-    def __str__(self) -> str:
-        i, n = self.part
-        return (
-            f"part {i} of 0 to {n - 1} is done; {self.done:,} of {self.chunks:,} chunks of {self.out.name} are there, "
-            "and whoever does the last of the others writes it"
-        )
-
-    def __getitem__(self, name: str):
-        raise ValueError(f"{name!r} is not there yet: {self}")
 
 
 @interruptible
@@ -269,17 +90,55 @@ def sweep(
         chunks on disk that are damaged, of another sweep, or being written by another run
     """
     began = time.perf_counter()
-    check_key(key)
-    part = _checked_part(part, out, client)
     grid = Grid.of(model, over, arguments.get("inputs"))
     record = [Mean(), Minimum(), Maximum(), PeakFrequency(PEAKS)] if record is None else record
-    names = {*dict(entries_of(parts_of(model)[1], record)), *grid.axes}
+    check_names(grid, dict(entries_of(parts_of(model)[1], record)), "'record' and 'over' take")
+    arguments = {"duration": duration, "dt": dt, "record": record, **arguments}
+    found = at_points(
+        model, grid, arguments, out=out, chunk=chunk, key=key, progress=progress, part=part, client=client
+    )
+    return _ended(found, began) if isinstance(found, Sweep) else found
+
+
+def check_names(grid: Grid, records, takes: str) -> None:
+    """Raise ValueError if a record, an axis or a parameter has the name of something that is always in a file.
+
+    Parameters
+    ----------
+    takes : the arguments that the names are of, for the message
+    """
     for name, what in (
         (OK, "which points stayed finite"),
         *(((sweep_files.REGION, "the regions"),) * bool(grid.regions)),
     ):
-        if name in names:
-            raise ValueError(f"'record' and 'over' take other names than {name!r}, which tells {what}")
+        if name in {*records, *grid.axes, *grid.names}:
+            raise ValueError(f"{takes} other names than {name!r}, which tells {what}")
+
+
+def at_points(
+    model: Model | Network,
+    grid: Grid,
+    arguments: Mapping[str, Any],
+    *,
+    out,
+    chunk,
+    key,
+    progress,
+    part,
+    client,
+    replace: bool = True,
+) -> Sweep | SweepPart:
+    """Run a model at every point of a grid, in chunks: what `sweep` is made of.
+
+    Parameters
+    ----------
+    grid : the points
+    arguments : of `simulate`, but for those that the grid and the key decide
+    out, chunk, key, progress, part, client : as of `sweep`
+    replace : whether a file that holds another sweep is replaced; else it is refused
+    """
+    check_key(key)
+    part = _checked_part(part, out, client)
     out = None if out is None else sweep_files.place(out, "out")
     if out is not None and isinstance(parts_of(model)[1], Groups) and sweep_files.kind_of(out, "out") != ".npz":
         raise ValueError(f"'out' got {out.name}, but takes an .npz: records of groups have regions of their own")
@@ -287,17 +146,32 @@ def sweep(
     size = min(grid.points, chunk)
     split = out is not None and sweep_files.kind_of(out, "out") == ".zarr"
     tiles = Tiles.rectangles(grid.shape, size) if split else Tiles((grid.points,), (size,))
-    job = _Job(model, grid, tiles, size, key, {"duration": duration, "dt": dt, "record": record, **arguments})
+    job = _Job(model, grid, tiles, size, key, dict(arguments))
     say = print if progress is True else progress or (lambda _: None)
     plan = job.plan() if client is None else client.submit(_Job.plan, job, pure=False).result()
     job = dataclasses.replace(job, implementation=plan.implementation)
     if out is None:
         chunks = InMemory()
         _run(job, chunks, range(tiles.count), plan, say, client)
-        return _ended(_joined(job, chunks, plan.about), began)
+        return _joined(job, chunks, plan.about)
+    if not replace:
+        _refuse_another(out, plan.about)
     _rehearse(out, plan.point)
-    result = _written(job, out, plan, part, say, client)
-    return _ended(result, began) if isinstance(result, Sweep) else result
+    return _written(job, out, plan, part, say, client)
+
+
+def _refuse_another(out: Path, about: Mapping[str, Any]) -> None:
+    """Raise ValueError if a file is there that holds something else."""
+    there = sweep_files.about_in(out)
+    if there is None:
+        if out.exists():
+            raise ValueError(f"'out' got {out.name}, which is there and can't be read as a bank: give another name")
+    elif there.get("digest") != about["digest"]:
+        unlike = [n for n in about if n not in ("digest", "implementation", "reason") and there.get(n) != about[n]]
+        raise ValueError(
+            f"'out' got {out.name}, which holds the runs of other arguments: delete it, or give 'out' another name. "
+            f"What differs: {', '.join(unlike) or 'values or programs'}"
+        )
 
 
 def _written(job: _Job, out: Path, plan: _Plan, part, say: Callable, client) -> Sweep | SweepPart:
@@ -466,10 +340,12 @@ class _Job:
         result = simulate(**self.call(number))
         # Waiting here can be interrupted; copying what is not ready cannot.
         jax.block_until_ready(result.records)
-        inside, axes = slice(len(self.tiles.places(number))), result.axes
+        places = self.tiles.places(number)
+        inside, axes = slice(len(places)), result.axes
         heads = {n: (slice(None),) * (n in axes) for n in result.records}
         records: dict[str, Any] = {n: _on_host(x, (*heads[n], inside)) for n, x in result.records.items()}
         finite = _on_host(result._finite(), (inside,))
+        records |= {n: _on_host(x) for n, x in self.grid.beside(places).items()}
         records[OK] = np.asarray(finite).all(tuple(range(1, finite.ndim)))
         return Chunk(records, {n: _on_host(x) for n, x in axes.items()})
 
@@ -491,7 +367,10 @@ class _Job:
             "dt": str(given["dt"]),
             **more,
             "masses": self.grid.points * (network.regions if network else 1),
-            "values": report.values_of(self.model, given.get("inputs") or {}, given.get("noise") or {}, self.grid.axes),
+            "values": report.values_of(
+                self.model, given.get("inputs") or {}, given.get("noise") or {}, self.grid.names
+            ),
+            **self.grid.about(),
             "implementation": plan.implementation,
             "reason": plan.reason,
             "versions": {"brainmass_kernels": __version__, "jax": metadata.version("jax")},
@@ -501,8 +380,7 @@ class _Job:
         """What tells this sweep from others, by name; apart from ``chunk`` it depends on no number of lanes."""
         one = dataclasses.replace(self, tiles=Tiles((self.grid.points,), (1,)), implementation="")
         run, data = prepare(**{**one.call(0), "implementation": self.implementation})
-        axes, steps = self.grid.axes, run.schedule
-        swept = {n.replace(".", " ") for n in axes}
+        steps, swept = run.schedule, {n.replace(".", " ") for n in self.grid.names}
         values = {n: x for n, x in identity.of_data(run, data).items() if n not in swept}
         digests = {**identity.versions(), **identity.of_run(run), **values}
         digests |= {
@@ -513,9 +391,8 @@ class _Job:
             "transient": str(steps.lead),
             "every": str(steps.every),
             "chunk": str(self.size),
-            "over": ", ".join(axes),
+            **self.grid.identity(),
         }
-        digests |= {f"over {n}": f"{identity.of_array(u.get_magnitude(x))} {units.unit_of(x)}" for n, x in axes.items()}
         for k, term in enumerate(data.connections):
             # The edges of a matrix are those of its weights.
             names = ("weights", "steps", "edges") if term.are_edges else ("weights", "steps")
@@ -615,6 +492,7 @@ def _one_point(model: Model | Network, grid: Grid, run: Run) -> Sweep:
         records[name] = units.attach(np.zeros(shape, run.spec.dtype), unit)
         if axis is not None:
             record_axes[name] = _on_host(axis, slice(1))
+    records |= {n: _on_host(x) for n, x in grid.beside(np.zeros(1, int)).items()}
     return Sweep(
         {n: x[:1] for n, x in grid.axes.items()}, records, record_axes, {}, np.ones([1] * len(grid.axes), bool)
     )

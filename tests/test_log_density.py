@@ -193,6 +193,17 @@ def test_all_chains_are_one_loop_on_the_cpu():
     assert loops(compiled.as_text()) == ["adjoint", "forward"]
 
 
+@needs.numba
+def test_the_implementation_is_chosen_for_several_chains():
+    """The trace of a chain sees one lane, of which so short a run is faster by scan."""
+    run = {"duration": 1000, "dt": 1 * u.ms, "every": 50, "inputs": {"E_inp": 60 * u.Hz}}
+    assert bk.explain(bk.JansenRit(), **run).implementation == "scan"
+    likelihood, series = likelihoods.Gaussian(1 * u.mV), bk.TimeSeries(np.arange(20.0) * u.mV)
+    density = bk.log_density(bk.JansenRit(), series, {"C": (110, 130)}, likelihood=likelihood, transient=None, **run)
+    lowered = jax.jit(jax.vmap(jax.value_and_grad(density))).lower({"C": jnp.zeros(8)})
+    assert sorted(re.findall(r"brainmass_kernels_numba_(forward|adjoint)", lowered.as_text())) == ["adjoint", "forward"]
+
+
 # Other people's samplers --------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,20 @@ def test_draws_have_the_density(case):
     assert scipy.stats.kstest(values, lambda x: (known.cdf(x) - low) / mass).pvalue > 1e-3
 
 
+def test_quantiles_are_those_of_the_density(case):
+    position, known, mass = case
+    p = np.array([1e-9, 0.01, 0.3, 0.5, 0.9, 1 - 1e-9])
+    want = known.ppf(known.cdf(position.low) + p * mass)
+    found = position.prior.quantile(p, position.low, position.high)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-9)
+
+
+def test_quantiles_far_out_keep_their_digits():
+    found = Normal(0.0, 1.0).quantile([0.25, 0.5, 0.75], 9.0, 10.0)
+    np.testing.assert_allclose(found, -scipy.stats.truncnorm(-10.0, -9.0).ppf([0.75, 0.5, 0.25]), rtol=1e-9)
+
+
 def test_a_position_is_that_of_its_value(case):
     position, _, _ = case
     z = jnp.linspace(-4.0, 4.0, 9)

@@ -298,12 +298,16 @@ class Problem:
 
     def program(self, starts: int, key) -> dict[str, str]:
         """What tells the programs of this fit from those of others, by name, ready for JSON."""
+        return self.digests(starts, self.keys(key))
+
+    def digests(self, starts: int, keys) -> dict[str, str]:
+        """`program`, for keys of the realisations."""
         z = {f.name: jnp.zeros((self.comparison.count, starts)) for f in self.frees}
         if self.linear:
-            return identity.versions() | self.run(z, self.keys(key), self._linear_digests)
-        digests = identity.versions() | self.run(z, self.keys(key), identity.of_call)
+            return identity.versions() | self.run(z, keys, self._linear_digests)
+        digests = identity.versions() | self.run(z, keys, identity.of_call)
         if callable(self.comparison.target):
-            result = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, self.keys(key))
+            result = jax.eval_shape(lambda z, keys: self.run(z, keys, simulate), z, keys)
             digests["target"] = identity.of_function(self.comparison.predict, result)
         return digests
 

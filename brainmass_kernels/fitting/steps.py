@@ -356,11 +356,11 @@ class Meanwhile(NamedTuple):
     progress: Any
     begin: Callable[[], Any]
 
-    def beginning(self, show: Callable[[Progress], Any] | None) -> Callable[[Progress], Any]:
+    def beginning(self, show: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
         """``show``, which may be ``None``, begun with the first step that it is told of."""
         waiting = [self.begin]
 
-        def shown(report: Progress) -> Any:
+        def shown(report: Any) -> Any:
             while waiting:
                 waiting.pop()()
             return show(report) if show else False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,17 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _context, dispatch
+from .. import _context, dispatch, identity
 from .._jax import is_traced
-from ..fitting.joint import OfJoint
+from ..fitting.joint import Joint, OfJoint
 from ..fitting.problem import Problem
-from ..fitting.targets import Comparison, OfFunction
+from ..fitting.targets import Comparison, OfFunction, unchecked
 from ..models.base import check_name
-from ..simulation import simulate
+from ..simulation import explain, simulate
 from ..units import strip
 from .likelihoods import Likelihood
 from .positions import Position
 from .priors import Prior
+
+#: Chains that an implementation is chosen for: `jax.vmap` shows one to whoever traces, and then runs all as lanes.
+CHAINS = 8
 
 
 class Part(NamedTuple):
@@ -79,7 +83,7 @@ class LogDensity:
         ------
         ValueError : a name that is unknown or missing
         """
-        return _log_density(self, self._checked(z), _where())
+        return _log_density(self, self._checked(z), choices())
 
     def log_prior(self, z: Mapping[str, Any]):
         """The log density of the priors at positions, with that of the change of variables; it needs no run."""
@@ -87,7 +91,7 @@ class LogDensity:
 
     def log_likelihood(self, z: Mapping[str, Any]):
         """The log density of the data at positions, as tempered samplers take it beside `log_prior`."""
-        return _log_likelihood(self, self._checked(z), _where())
+        return _log_likelihood(self, self._checked(z), choices())
 
     def to_parameters(self, z: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of positions, with their units; any shape."""
@@ -118,6 +122,19 @@ class LogDensity:
         keys = jax.random.split(key, len(self.positions))
         return {p.name: p.sample(one, tuple(shape)) for p, one in zip(self.positions, keys)}
 
+    def for_chains(self, chains: int) -> LogDensity:
+        """The same density on the implementation that is the fastest for so many chains.
+
+        Under ``jax.vmap`` a density sees one chain. By itself it runs on what is the fastest for 8, or for the chains
+        that it sees if these are more. An implementation that was named stays.
+        """
+        problem = self.problem
+        if problem.linear or problem.options["implementation"] is not None:
+            return self
+        lanes = {f.name: jnp.zeros((1, chains)) for f in problem.frees}
+        named = problem.options | {"implementation": problem.run(lanes, self.keys, explain).implementation}
+        return dataclasses.replace(self, problem=dataclasses.replace(problem, options=named))
+
     def _checked(self, z) -> dict[str, Any]:
         if not isinstance(z, Mapping):
             raise TypeError(f"'z' got {type(z).__name__}, but takes a dict by name: {', '.join(self.names)}")
@@ -127,6 +144,20 @@ class LogDensity:
             raise ValueError(f"'z' has nothing for {missing[0]!r}, but takes a number for each of "
                              f"{', '.join(self.names)}")  # fmt: skip
         return {name: z[name] for name in self.names}
+
+    def identity(self, chains: int) -> dict[str, str]:
+        """What tells this density from others, by name, ready for JSON; of programs of so many chains."""
+        problem, plain = self.problem, self.problem.settings()
+        fixed = {f"{name} of the model": json.dumps(x) for name, x in plain.pop("fixed").items()}
+        settings = {name: json.dumps(x, default=str) for name, x in plain.items()}
+        digests = {name: identity.of_array(x) for name, x in zip(("data", "more data"), self.data)}
+        told = {
+            "free": str([(p.name, p.low, p.high, str(p.unit)) for p in self.positions]),
+            "priors": str([p.prior for p in self.positions]),
+            "likelihood": str([(part.prefix, part.likelihood) for part in self.parts]),
+            "noise": identity.of_array(jax.random.key_data(self.keys)),
+        }
+        return {**problem.digests(chains, self.keys), **fixed, **settings, **told, **digests}
 
     # Lanes ----------------------------------------------------------------------------------------------------------
 
@@ -141,17 +172,21 @@ class LogDensity:
 
     def _likelihood(self, z):
         """``(B,)``; NaN where a run was not finite."""
-        problem = self.problem
-        lanes = {f.name: z[f.name][None] for f in problem.frees}
+        lanes = {f.name: z[f.name][None] for f in self.problem.frees}
+        # A trace under `jax.vmap` sees one chain of several.
+        problem = self.for_chains(max(CHAINS, len(z[self.names[0]]))).problem
         if isinstance(problem.comparison, OfFunction):
             return _of_function(problem.comparison, problem.run(lanes, self.keys, simulate))
         prediction, every = problem.predict(lanes, self.keys), []
-        values = {p.name: p.value(z[p.name]) for p in self.positions}
         for part, data, (comparison, own) in zip(self.parts, self.data, split(problem.comparison, prediction)):
-            fields = {f.name: getattr(part.likelihood, f.name) for f in dataclasses.fields(part.likelihood)}
-            fields = {n: values[part.prefix + n] if isinstance(x, Prior) else x for n, x in fields.items()}
-            every.append(part.likelihood.log_prob(comparison, own, data.astype(own.dtype), fields))
+            every.append(part.likelihood.log_prob(comparison, own, data.astype(own.dtype), self._fields(part, z)))
         return functools.reduce(jnp.add, every)
+
+    def _fields(self, part: Part, z) -> dict[str, Any]:
+        """The fields of a likelihood, those that are inferred at positions ``(B,)``."""
+        values = {p.name: p.value(z[p.name]) for p in self.positions if p.name.startswith(part.prefix)}
+        fields = {f.name: getattr(part.likelihood, f.name) for f in dataclasses.fields(part.likelihood)}
+        return {n: values[part.prefix + n] if isinstance(x, Prior) else x for n, x in fields.items()}
 
 
 def split(comparison: Comparison, prediction=None) -> list[tuple[Comparison, Any]]:
@@ -185,7 +220,7 @@ def _finite(likelihood):
     return jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood)
 
 
-def _where() -> tuple:
+def choices() -> tuple:
     """What chooses the implementation beside the arguments, which a compiled program keeps."""
     return dispatch.platform(), _context.INTERPRETED.get(), _context.ABSENT.get(), _context.TARGET.get()
 
@@ -210,9 +245,36 @@ def _log_likelihood(density: LogDensity, z, where):
 
 def raw_log_likelihood(density: LogDensity, z) -> float:
     """At a position without batch axes; NaN where the run was not finite."""
-    return float(_raw(density, z, _where()))
+    return float(_raw(density, z, choices()))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _raw(density: LogDensity, z, where):
     return density._likelihood(density._flat(z)[0])[0]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _expected(density: LogDensity, z, where):
+    """What each likelihood expects of its data at positions ``(B,)``."""
+    problem = density.problem
+    prediction = problem.predict({f.name: z[f.name][None] for f in problem.frees}, density.keys)
+    every = zip(density.parts, split(problem.comparison, prediction))
+    return [part.likelihood.expected(own, x, density._fields(part, z)) for part, (own, x) in every]
+
+
+# Predictions --------------------------------------------------------------------------------------------------------
+
+
+def predicted(density: LogDensity, z: Mapping[str, Any], key=None):
+    """What positions ``(n,)`` predict of the data, as a target of n; with ``key``, with the noise of data."""
+    z = density._flat(density._checked(z))[0]
+    every, comparison = [], density.problem.comparison
+    comparisons = [part for part, _ in split(comparison)]
+    for k, (part, own, x) in enumerate(zip(density.parts, comparisons, _expected(density, z, choices()))):
+        fields = density._fields(part, z)
+        if key is not None:
+            x = part.likelihood.noisy(jax.random.fold_in(key, k), x, fields)
+        every.append(part.likelihood.as_target(own, np.asarray(x, float)))
+    if isinstance(comparison, OfJoint):
+        return unchecked(Joint, targets=dict(zip(comparison.parts, every)), weights=comparison.target.weights)
+    return every[0]

@@ -14,8 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import units
 from ..fitting.dynamics import OfDynamics
-from ..fitting.targets import Comparison, OfConnectivity, OfSeries, OfSpectra, plain
+from ..fitting.targets import (
+    Comparison,
+    Connectivity,
+    OfConnectivity,
+    OfSeries,
+    OfSpectra,
+    TimeSeries,
+    plain,
+    unchecked,
+)
+from ..spectra import PowerSpectrum
 from .priors import Prior
 
 POSITIVE, ANY = (0.0, math.inf), (-math.inf, math.inf)
@@ -45,6 +56,18 @@ class Likelihood:
         data : as `data` gives it, in the precision of the run
         values : of the fields by name, plain numbers or ``(B,)``
         """
+        raise NotImplementedError
+
+    def expected(self, comparison, prediction, values: dict[str, Any]):
+        """What the data are about in each lane, ``(B, ...)``, in the form of `data`."""
+        raise NotImplementedError
+
+    def noisy(self, key, expected, values: dict[str, Any]):
+        """Data drawn about what is expected, one for each lane."""
+        raise NotImplementedError
+
+    def as_target(self, comparison, values: np.ndarray) -> Any:
+        """Data of each lane as a target of so many."""
         raise NotImplementedError
 
     def places(self, comparison) -> dict[str, tuple[Any, tuple[float, float]]]:
@@ -120,10 +143,33 @@ class Gaussian(Likelihood):
         values = np.asarray(plain(target.values, comparison.data_unit, "values"), float)[0]
         return values.reshape(len(values), -1)
 
+    def expected(self, comparison, prediction, values):
+        predicted = prediction[0].reshape(-1, *self.data(comparison).shape)
+        return _column(values["gain"]) * predicted + _column(values["offset"])
+
+    def noisy(self, key, expected, values):
+        sigma, rho = (_column(values[name]) for name in ("sigma", "rho"))
+        normals = jax.random.normal(key, expected.shape, expected.dtype)
+        if rho is None:
+            return expected + sigma * normals
+        rho = jnp.broadcast_to(rho, (*expected.shape[:1], 1, 1))[:, 0]
+
+        def later(former, new):
+            former = rho * former + jnp.sqrt(1 - rho**2) * new
+            return former, former
+
+        over_time = jnp.moveaxis(normals, 1, 0)
+        rest = jax.lax.scan(later, over_time[0], over_time[1:])[1]
+        return expected + sigma * jnp.moveaxis(jnp.concatenate([over_time[:1], rest]), 0, 1)
+
+    def as_target(self, comparison, values):
+        shape = np.shape(comparison.target.values)[1:]
+        series = units.attach(values.reshape(len(values), *shape), comparison.data_unit)
+        return unchecked(TimeSeries, values=series, name="prediction")
+
     def log_prob(self, comparison, prediction, data, values):
-        predicted = prediction[0].reshape(-1, *data.shape)
-        sigma, rho, gain, offset = (_column(values[name]) for name in ("sigma", "rho", "gain", "offset"))
-        residuals = data[None] - gain * predicted - offset
+        residuals = data[None] - self.expected(comparison, prediction, values)
+        sigma, rho = (_column(values[name]) for name in ("sigma", "rho"))
         if rho is None:
             return _sum(_log_normal(residuals, sigma))
         first = _log_normal(residuals[:, :1], sigma)
@@ -153,7 +199,6 @@ class _OfPower(Likelihood):
         return fields | {"exponent": (u.UNITLESS, ANY)}
 
     def expected(self, comparison, prediction, values):
-        """The logarithm of the expected density, ``(B, F)``."""
         log_power = comparison.log_model(prediction, 1)[0] * _LOG_10
         log_power = log_power + jnp.log(_row(values["gain"]))
         if isinstance(values["background"], float) and values["background"] == 0:
@@ -161,6 +206,9 @@ class _OfPower(Likelihood):
         log_freqs = jnp.asarray(comparison.log_freqs * _LOG_10, log_power.dtype)[None]
         background = jnp.log(_row(values["background"])) - _row(values["exponent"]) * log_freqs
         return jnp.logaddexp(log_power, background)
+
+    def as_target(self, comparison, values):
+        return unchecked(PowerSpectrum, freqs=comparison.target.freqs, power=np.exp(values), name="prediction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +234,10 @@ class Whittle(_OfPower):
     gain: Any = 1.0
     background: Any = 0.0
     exponent: Any = 1.0
+
+    def noisy(self, key, expected, values):
+        shape = jnp.broadcast_to(jnp.asarray(_row(values["segments"]), expected.dtype), expected.shape)
+        return expected + jnp.log(jax.random.gamma(key, shape, dtype=expected.dtype) / shape)
 
     def log_prob(self, comparison, prediction, data, values):
         shape = jnp.asarray(_row(values["segments"]), prediction.dtype)
@@ -214,6 +266,11 @@ class StudentT(_OfPower):
     gain: Any = 1.0
     background: Any = 0.0
     exponent: Any = 1.0
+
+    def noisy(self, key, expected, values):
+        sigma, degrees = (jnp.asarray(_row(values[name]), expected.dtype) for name in ("sigma", "degrees"))
+        degrees = jnp.broadcast_to(degrees, expected.shape)
+        return expected + _LOG_10 * sigma * jax.random.t(key, degrees, expected.shape, expected.dtype)
 
     def log_prob(self, comparison, prediction, data, values):
         residuals = (data[None] - self.expected(comparison, prediction, values)) / _LOG_10
@@ -254,8 +311,21 @@ class FisherZ(Likelihood):
             )
         return np.arctanh(values)
 
+    def expected(self, comparison, prediction, values):
+        return jnp.arctanh(jnp.clip(prediction[0], -_MOST, _MOST))
+
+    def noisy(self, key, expected, values):
+        return expected + _row(values["sigma"]) * jax.random.normal(key, expected.shape, expected.dtype)
+
+    def as_target(self, comparison, values):
+        regions = comparison.target.values.shape[-1]
+        matrices = np.tile(np.eye(regions), (len(values), 1, 1))
+        above = comparison.above
+        matrices[:, above[0], above[1]] = matrices[:, above[1], above[0]] = np.tanh(values)
+        return unchecked(Connectivity, values=matrices, name="prediction")
+
     def log_prob(self, comparison, prediction, data, values):
-        predicted = jnp.arctanh(jnp.clip(prediction[0], -_MOST, _MOST))
+        predicted = self.expected(comparison, prediction, values)
         return jnp.sum(_log_normal(data[None] - predicted, _row(values["sigma"])), -1)
 
 

@@ -97,6 +97,16 @@ class Prior:
         """Draws within an interval, plain numbers in `unit`."""
         raise NotImplementedError
 
+    def quantile(self, p, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+        """The values below which these parts of the mass within an interval lie, plain float64 numbers in `unit`.
+
+        Parameters
+        ----------
+        p : from 0 to 1, any shape
+        low, high : plain numbers in `unit`
+        """
+        raise NotImplementedError
+
     #: What an unconstrained position is relative to: a value ``centre + scale * z`` or ``scale * exp(log_width * z)``.
     centre_of_z: ClassVar[float] = 0.0
 
@@ -141,6 +151,10 @@ class Normal(Prior):
     def sample(self, key, shape=(), low=-math.inf, high=math.inf):
         centre, width = self._numbers
         return centre + width * _truncated(key, (low - centre) / width, (high - centre) / width, shape)
+
+    def quantile(self, p, low=-math.inf, high=math.inf):
+        centre, width = self._numbers
+        return np.clip(centre + width * _normal_quantile(p, (low - centre) / width, (high - centre) / width), low, high)
 
     @property
     def centre_of_z(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -192,6 +206,10 @@ class LogNormal(Prior):
         z = _truncated(key, self._standard(low), self._standard(high), shape)
         return self.scale_of_z * jnp.exp(self.width * z)
 
+    def quantile(self, p, low=-math.inf, high=math.inf):
+        z = _normal_quantile(p, self._standard(low), self._standard(high))
+        return np.clip(self.scale_of_z * np.exp(self.width * z), low, high)
+
     @property
     def scale_of_z(self):
         return float(u.get_magnitude(self.median))
@@ -230,6 +248,11 @@ class HalfNormal(Prior):
     def sample(self, key, shape=(), low=-math.inf, high=math.inf):
         low, high = self.within(low, high)
         return self.scale_of_z * _truncated(key, low / self.scale_of_z, high / self.scale_of_z, shape)
+
+    def quantile(self, p, low=-math.inf, high=math.inf):
+        low, high = self.within(low, high)
+        z = _normal_quantile(p, low / self.scale_of_z, high / self.scale_of_z)
+        return np.clip(self.scale_of_z * z, low, high)
 
     @property
     def scale_of_z(self):
@@ -272,6 +295,10 @@ class Uniform(Prior):
         low, high = self.within(low, high)
         return jax.random.uniform(key, shape, minval=low, maxval=high)
 
+    def quantile(self, p, low=-math.inf, high=math.inf):
+        low, high = self.within(low, high)
+        return np.clip(low + (high - low) * np.asarray(p, float), low, high)
+
 
 @dataclasses.dataclass(frozen=True)
 class Beta(Prior):
@@ -305,6 +332,12 @@ class Beta(Prior):
         self._check_bounds(low, high)
         return low + (high - low) * jax.random.beta(key, float(self.a), float(self.b), shape)
 
+    def quantile(self, p, low=-math.inf, high=math.inf):
+        from scipy.special import betaincinv
+
+        self._check_bounds(low, high)
+        return np.clip(low + (high - low) * betaincinv(self.a, self.b, np.asarray(p, float)), low, high)
+
     def _check_bounds(self, low: float, high: float) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{self} got the bounds {low:g} and {high:g}, but takes finite ones")
@@ -319,6 +352,17 @@ def _normal_mass(low: float, high: float) -> float:
     if low > 0:
         low, high = -high, -low
     return 0.5 * (math.erfc(-high / math.sqrt(2)) - math.erfc(-low / math.sqrt(2)))
+
+
+def _normal_quantile(p, low: float, high: float) -> np.ndarray:
+    """Quantiles of a standard normal between two values, to full precision in the upper tail too."""
+    from scipy.special import ndtr, ndtri
+
+    p = np.asarray(p, float)
+    if low > 0:
+        return -_normal_quantile(1 - p, -high, -low)
+    below, above = ndtr(low), ndtr(high)
+    return ndtri(below + p * (above - below))
 
 
 def _truncated(key, low: float, high: float, shape):
