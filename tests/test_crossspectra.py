@@ -93,6 +93,8 @@ def test_of_a_stored_signal(run, x64):
 
 
 def test_tables_files_and_pictures(run, tmp_path, x64):
+    for package in ("xarray", "matplotlib"):
+        pytest.importorskip(package)
     dataset = run.to_xarray()
     assert dataset["csd"].dims == ("frequency", "lane", "region", "region_2")
     path = tmp_path / "run.npz"
@@ -167,6 +169,8 @@ def test_what_a_run_cannot_give_is_refused(model, what, says):
 
 @pytest.mark.parametrize("ending", [".npz", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_in_a_sweep(ending, tmp_path):
+    for package in ("xarray", "zarr"):
+        pytest.importorskip(package)
     record = {"cross": bk.CrossSpectralDensity(64 * u.ms, of="x")}
     call = {"record": record, "key": jax.random.key(0), **CALL}
     grid = bk.sweep(network(), {"coupling.k": [0.05, 0.1]}, 400, out=tmp_path / f"grid{ending}", **call)
