@@ -299,7 +299,10 @@ class _Coupled(Uncoupled):
         for k in range(count):
             target = f"{self.own(area, stride, k)} + {self.size} * ({at})"
             tile = self.in_window(step, k), way * self.columns, target, stride, self.count
-            self.kernel.call(*(("turn_some", *tile, 0, some) if some else ("turn", *tile)))
+            if some:
+                self.kernel.call("turn_some", *tile, 0, some)
+            else:
+                self.kernel.call("turn", *tile)
 
     def send_now(self, rows: list[str], now: str) -> None:
         """Without delays: write rows of this block to where others read them."""
