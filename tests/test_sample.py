@@ -32,8 +32,8 @@ NAMES = ("gain", "likelihood.sigma")
 
 
 @functools.cache
-def of_gain(**more):
-    return bk.log_density(Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, **RUN, **more)
+def of_gain() -> bk.LogDensity:
+    return bk.log_density(Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, **RUN)
 
 
 @functools.cache
@@ -120,7 +120,10 @@ def test_two_parameters_against_a_grid(method, x64):
 
 def test_ranks_are_uniform():
     """Simulation-based calibration (Talts et al. 2018): parameters of the prior rank uniformly among the draws."""
-    density, count, noise = of_gain(likelihood=bk.likelihoods.Gaussian(0.3 * u.mV)), 120, np.random.default_rng(5)
+    likelihood, count, noise = bk.likelihoods.Gaussian(0.3 * u.mV), 120, np.random.default_rng(5)
+    density = bk.log_density(
+        Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, likelihood=likelihood, **RUN
+    )
     true = density.sample_prior(jax.random.key(3), (count,))["gain"]
     gains, ranks = np.asarray(density.to_parameters({"gain": true})["gain"]), []
     for n, gain in enumerate(gains):
