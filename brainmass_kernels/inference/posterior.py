@@ -117,7 +117,7 @@ class Posterior(Mapping[str, Any]):
     divergent : whether the integrator left the posterior, or a run was not finite
     gradients : that each draw took
     settings : method, warm-up, gradients in all
-    seconds : wall time, compilation included
+    seconds : wall time, compilation included; of a resumed run in all
     density : what was sampled; ``None`` of a loaded posterior, unless `load` is given it
     """
 
@@ -226,9 +226,8 @@ class Posterior(Mapping[str, Any]):
             "posterior": xarray.Dataset({name: variable(x) for name, x in self.draws.items()}),
             "sample_stats": xarray.Dataset({name: variable(x) for name, x in statistics.items()}),
         }
-        if hasattr(arviz, "InferenceData"):
-            return arviz.InferenceData(**groups)
-        return xarray.DataTree.from_dict(groups)
+        kind = getattr(arviz, "InferenceData", xarray.DataTree)
+        return xarray.DataTree.from_dict(groups) if issubclass(kind, xarray.DataTree) else kind(**groups)
 
     def predict(self, n: int = 100, *, key=None):
         """What n of the draws, evenly chosen, predict of the data, as a target of n.
