@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 from test_fit import Resonator
 from test_fit_targets import RUN, STEPS, Follower
-from test_log_density import BOUNDS, broken, data, response
+from test_log_density import BOUNDS, NOISY, broken, data, response
 
 import brainmass_kernels as bk
 from brainmass_kernels.inference import running
@@ -284,8 +284,9 @@ def test_a_metric_is_the_covariance_within_chains():
     root = np.array([[2.0, 0.0, 0.0], [0.5, 0.1, 0.0], [0.0, 0.3, 1.0]])
     z = rng.normal(size=(400, 6, 3)) @ root.T + 50 * np.arange(6)[None, :, None]
     window = Window.empty(jnp.zeros((6, 3)))
+    with_positions = jax.jit(Window.with_positions)
     for positions in z:
-        window = window.with_positions(jnp.asarray(positions, jnp.float32))
+        window = with_positions(window, jnp.asarray(positions, jnp.float32))
     metric = Metric.of(window)
     within = np.mean([np.cov(z[:, n].T) for n in range(6)], 0)
     np.testing.assert_allclose(metric.covariance, within, rtol=0.01, atol=0.01)
@@ -342,6 +343,8 @@ def test_what_is_wrong_is_said_in_words():
     text = repr(wrong)
     assert re.search(r"R-hat is above 1.01 of gain.* \(at most \d\.\d+\): the chains do not agree yet", text)
     assert "4 of 240 draws diverged" in text
+    few = dataclasses.replace(posterior, draws={name: x[:, :3] for name, x in posterior.draws.items()})
+    assert "R-hat is not known of gain, likelihood.sigma: chains of 4 draws or more" in repr(few)
     with pytest.warns(UserWarning, match=r"R-hat is above 1.01"):
         bk.sample(of_two(), chains=4, draws=5, warmup=5, screen=0, key=jax.random.key(0))
 
@@ -424,12 +427,28 @@ def test_chains_begin_at_a_fit():
 
 
 def test_chains_begin_at_the_likeliest_of_the_prior():
-    drawn = of_two().sample_prior(jax.random.key(0), (50,))
-    logs = np.asarray(of_two()(drawn))
-    rows = begin_at(of_two(), None, 4, 50, jax.random.key(0))
-    np.testing.assert_array_equal(rows[:, 0], np.asarray(drawn["gain"])[np.argsort(-logs)[:4]])
+    drawn = of_two().sample_prior(jax.random.key(0), (16,))
+    logs, gains = np.asarray(of_two()(drawn)), np.asarray(drawn["gain"])
+    rows = begin_at(of_two(), None, 4, 16, jax.random.key(0))
+    np.testing.assert_array_equal(rows[:, 0], gains[np.argsort(-logs)[:4]])
     plain = begin_at(of_two(), None, 4, 0, jax.random.key(0))
-    np.testing.assert_array_equal(plain[:, 0], of_two().sample_prior(jax.random.key(0), (16,))["gain"][:4])
+    np.testing.assert_array_equal(plain[:, 0], gains[:4])
+
+
+def test_a_noisy_model_is_sampled_from_a_fit():
+    """The arguments of a density in the call, with the noise of the key."""
+    run = {**NOISY, "key": jax.random.key(3)}
+    fit = bk.fit(Resonator(f0=5 * u.Hz), data(), BOUNDS, starts=4, steps=3, **run)
+    few = {"chains": 4, "draws": 20, "warmup": 30, "start": fit}
+    posterior = quiet(Resonator(f0=5 * u.Hz), data(), BOUNDS, priors={"f0": (5 * u.Hz, 1 * u.Hz)}, **few, **run)
+    assert tuple(posterior) == ("f0", "damping")
+    assert posterior["f0"].unit == u.Hz
+    np.testing.assert_array_equal(
+        jax.random.key_data(posterior.density.keys), jax.random.key_data(jax.random.split(jax.random.key(3), 2))
+    )
+    again = posterior.density({name: jnp.asarray(x) for name, x in posterior.z.items()})
+    np.testing.assert_allclose(again, posterior.log_density, rtol=1e-4, atol=1e-3)
+    assert same(posterior, quiet(posterior.density, key=jax.random.key(3), **few))
 
 
 # Progress -----------------------------------------------------------------------------------------------------------

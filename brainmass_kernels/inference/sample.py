@@ -76,7 +76,7 @@ def sample(
         shorter and divergences fewer. "mclmc" accepts all: of it the variance of the energy's error, 5e-4, for each
         dimension; smaller, steps are shorter
     progress : True for a bar on stderr, or a line in a notebook; or a function of `SampleProgress`, which stops the
-        chains by returning True
+        chains by returning True, with the draws so far ("smc" goes on, for it has none before its end)
     checkpoint : a file that is written while the chains run. The same call resumes from it, with the draws of an
         uninterrupted one; with more ``draws`` it goes on
     **arguments : of `log_density`: ``inputs``, ``noise``, ``duration``, ``dt``, ...
