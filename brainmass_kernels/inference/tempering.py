@@ -153,7 +153,7 @@ def _log_densities(density: LogDensity, z, where):
 
 def run(
     sampler: Tempered, density: LogDensity, z, key, file: Checkpoint | None, show, where
-) -> tuple[Population, Draw]:
+) -> tuple[Population, Draw, float]:
     """The particles at the posterior, these as draws ``(draws, chains, ...)``, and the seconds of an interrupted call.
 
     Raises
