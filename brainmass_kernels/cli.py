@@ -1,4 +1,4 @@
-"""The command line: ``brainmass-kernels fit``, ``sweep``, ``bench``, ``implementations`` and ``info``."""
+"""The command line: ``brainmass-kernels fit``, ``sample``, ``sweep``, ``bench``, ``implementations`` and ``info``."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fit(commands)
+    _add_sample(commands)
     _add_sweep(commands)
     _add_bench(commands)
     listing = commands.add_parser("implementations", help="which implementations run here, and why the others cannot")
@@ -119,6 +120,49 @@ def _check_fit(arguments):
         # On stderr, as all progress: a fit takes some seconds until its first step.
         target = arguments.target or ("its target" if arguments.resume else "resting MEG")
         print(f"fitting {arguments.model} to {target} ...", file=sys.stderr, flush=True)
+
+
+def _add_sample(commands):
+    sample = commands.add_parser(
+        "sample",
+        help="draw from the posterior of a model's parameters, given a power spectrum",
+        description="Draw from the posterior of the parameters of a mass given a power spectrum, about a stable fixed "
+        "point (docs/linear.md), all chains in one run. Without a target: of a simulated evoked response, whose "
+        "parameters are known.",
+    )
+    add = sample.add_argument
+    bounds = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in options.SAMPLED.items())
+    values = ", ".join(f"{name}={value:g}" for name, value in options.SAMPLE_SET.items())
+    add("--model", help=f"one of `bk.list_models()` (default: {MODEL})")
+    add("--target", metavar="FILE", help=".npz (freqs_hz, power), .csv, .tsv (freq, power, ...), or a recording")
+    add("--channel", metavar="NAME", action="append", help="of a recording or a table")
+    add("--encoding", metavar="NAME", help="of the texts in the target, such as latin1 (default: detected)")
+    add("--segments", type=float, metavar="N", help="independent segments that the spectrum is the mean of; needed")
+    add("--free", metavar="NAME=LOW:HIGH", action="append",
+        help="a parameter, input or noise intensity and its bounds, between which it is uniform; repeat for more "
+             f"(default for {MODEL}: {bounds})")  # fmt: skip
+    add("--set", metavar="NAME=VALUE", action="append", default=[],
+        help="any other of these, at one value; of a free one the value at which the model is tried first "
+             f"(default for {MODEL}: {values})")  # fmt: skip
+    add("--record", metavar="NAME", help="the observable or state compared (default: the model's first)")
+    add("--band", metavar=("LOW", "HIGH"), nargs=2, type=float, help="compare the spectra here, Hz (default: 2 40)")
+    add("--method", default="nuts", help="nuts, chees, mclmc or smc (default: %(default)s)")
+    add("--chains", type=int, default=8, help="that run beside each other (default: %(default)s)")
+    add("--draws", type=int, default=500, help="of each chain (default: %(default)s)")
+    add("--warmup", type=int, default=300, help="iterations that adapt the sampler (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add("--out", metavar="FILE", default="posterior.png", help="the figure, .png, .pdf or .svg (default: %(default)s)")
+    add("--save", metavar="FILE", default="posterior.npz", help="the draws, .npz (default: %(default)s)")
+    add("--checkpoint", metavar="FILE", help="save the running chains here; the same command resumes them")
+    add("--quiet", action="store_true", help="no progress bar")
+    sample.set_defaults(check=_check_sample, run="sample")
+
+
+def _check_sample(arguments):
+    options.check_sample(arguments)
+    if not arguments.quiet:
+        what = arguments.target or "a simulated evoked response"
+        print(f"sampling the posterior given {what} ...", file=sys.stderr, flush=True)
 
 
 def _add_sweep(commands):

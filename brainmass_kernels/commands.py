@@ -81,6 +81,36 @@ def fit(arguments) -> int:
     return 0
 
 
+@_with_programs_kept
+def sample(arguments) -> int:
+    from .inference import examples
+    from .inference.sample import sample as run_sample
+
+    if arguments.target:
+        model, inputs, noise = set_values(getattr(models, arguments.model)(), arguments.set)
+        target, chosen = _target(arguments, None), (arguments.record, tuple(arguments.band))
+        assert target is not None
+        density = examples.spectral(model, target, arguments.free, arguments.segments, inputs, noise, *chosen)
+    else:
+        density = examples.evoked()
+    with warnings.catch_warnings():
+        # What is wrong with the draws is in the table.
+        warnings.simplefilter("ignore", UserWarning)
+        posterior = run_sample(
+            density, method=arguments.method, chains=arguments.chains, draws=arguments.draws,
+            warmup=arguments.warmup, screen=1024, key=jax.random.key(arguments.seed),
+            checkpoint=arguments.checkpoint, progress=Meanwhile(not arguments.quiet, _import_drawing),
+        )  # fmt: skip
+    print(posterior)
+    if not arguments.target:
+        known = ", ".join(f"{name} = {value:g}" for name, value in examples.KNOWN.items())
+        print(f"\n  the data were simulated with {known}")
+    posterior.save(arguments.save)
+    plots.save(posterior.plot(), arguments.out)
+    print(f"  wrote {_listed(arguments.out, arguments.save)}")
+    return 0
+
+
 def _import_drawing() -> None:
     """Import in a thread what draws the figure, which takes most of a second."""
 

@@ -27,6 +27,11 @@ FREE = {
 SET = {"E_inp": 220.0, "noise.E_inp": 2.0}
 #: The grid that is swept unless --over is given.
 OVER = ("E_inp=0:400:64", "C=60:240:64")
+#: What is sampled of a spectrum unless --free is given, and the values at which it is tried, with a stable fixed point.
+SAMPLED = {name: FREE[name] for name in ("be", "bi", "C")}
+SAMPLE_SET = {**SET, "C": 120.0}
+#: Of `sample`.
+METHODS = ("nuts", "chees", "mclmc", "smc")
 DEFAULTS = {"starts": 16, "realisations": 8, "duration": 9.0, "dt": 1e-3, "band": (2.0, 40.0), "record": None}
 #: The model that these defaults are for.
 MODEL = "JansenRit"
@@ -66,6 +71,49 @@ def check_fit(arguments) -> None:
             raise ValueError(f"'--{name}' got {got}, but there is no --target to read it from")
     _check_implementation(arguments.implementation)
     _check_installed("fit", "optax", "matplotlib", *(() if arguments.quiet else ("rich",)))
+
+
+def check_sample(arguments) -> None:
+    """As `check_fit`, of ``sample``."""
+    check_figure(arguments.out, "out")
+    check_writable(arguments.save, "save")
+    if Path(arguments.save).suffix.lower() != ".npz":
+        raise ValueError(f"'--save' got {arguments.save}, but takes a name that ends in .npz")
+    check_name(arguments.method, METHODS, "method in '--method'")
+    _check_counts(2, arguments, "chains")
+    _check_counts(1, arguments, "draws", "warmup")
+    if arguments.target is None:
+        for name in ("model", "free", "set", "record", "band", "segments", "channel", "encoding"):
+            if getattr(arguments, name):
+                raise ValueError(f"'--{name}' got {getattr(arguments, name)}, but there is no --target: the built-in "
+                                 "example, an evoked response, has its own")  # fmt: skip
+    else:
+        _check_sampled(arguments)
+    _check_installed("bayes", "blackjax", "matplotlib", *(() if arguments.quiet else ("rich",)))
+
+
+def _check_sampled(arguments) -> None:
+    """The options of a spectrum that is sampled."""
+    if not os.path.isfile(arguments.target):
+        raise FileNotFoundError(f"'target' got {arguments.target}, but there is no file of that name")
+    if arguments.segments is None:
+        raise ValueError(
+            "'--segments' is missing: of how many independent segments the spectrum is the mean, which says how sure "
+            "it is; segments that overlap by half count for about 0.95 of their number"
+        )
+    if not (math.isfinite(arguments.segments) and arguments.segments > 0):
+        raise ValueError(f"'--segments' got {arguments.segments:g}, but takes a positive number")
+    arguments.model = arguments.model or MODEL
+    known, default = _quantities(arguments.model), arguments.model == MODEL
+    bounds = _by_name("--free", (_bounds(text, known) for text in arguments.free or ()))
+    if not (bounds or default):
+        raise ValueError(f"'--free' got nothing, but takes what is free of {arguments.model}: {', '.join(known)}")
+    arguments.free = bounds or SAMPLED
+    arguments.set = (SAMPLE_SET if default else {}) | _values(arguments.set, known)
+    arguments.band = arguments.band or DEFAULTS["band"]
+    if not 0 < arguments.band[0] < arguments.band[1]:
+        low, high = arguments.band
+        raise ValueError(f"'band' got {low:g} and {high:g} Hz, but takes 0 < low < high")
 
 
 def check_sweep(arguments) -> None:

@@ -5,7 +5,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import brainunit as u
 import numpy as np
 import pytest
 from test_spectra import write_edf
@@ -32,7 +34,8 @@ def test_an_argument_is_refused_before_anything_is_imported_that_takes_long(tmp_
         ["fit", "--set", "C"], ["sweep", "--over", "C=1:2"], ["sweep", "--model", "Jansen"], ["bench", "--steps", "7"],
         ["sweep", *["--over", "C=1:2:3"] * 2], ["sweep", *"--over C=1:2:3 --over Ae=1:2:3 --over Ai=1:2:3".split()],
         ["sweep", "--over", "C=1:2:-3"], ["sweep", "--every", "0"], ["fit", "--report", "page.htm"],
-        ["sweep", "--report", "absent/page.html"],
+        ["sweep", "--report", "absent/page.html"], ["sample", "--method", "nutz"], ["sample", "--draws", "0"],
+        ["sample", "--free", "be=1:2"], ["sample", "--save", "draws.csv"], ["sample", "--target", "absent.csv"],
     ]  # fmt: skip
     code = (
         f"import sys\nfrom brainmass_kernels import cli\nprint([cli.main(argv) for argv in {refused!r}])\n"
@@ -232,3 +235,66 @@ def test_only_its_own_process_starts_without_matplotlib(ours):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == [ours, not ours]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--method", "nutz"], "unknown method in '--method' 'nutz'; did you mean 'nuts'"),
+        (["--chains", "1"], "'chains' got 1, but takes at least 2"),
+        (["--warmup", "0"], "'warmup' got 0, but takes at least 1"),
+        (["--save", "draws.csv"], "'--save' got draws.csv, but takes a name that ends in .npz"),
+        (["--out", "draws.txt"], "'--out' got draws.txt, but takes a name that ends in .png"),
+        (["--segments", "30"], "'--segments' got 30.0, but there is no --target"),
+        (["--free", "be=50:180"], "'--free' got ['be=50:180'], but there is no --target"),
+        (["--target", "spectrum.csv"], "'--segments' is missing: of how many independent segments"),
+        (["--target", "spectrum.csv", "--segments", "-1"], "'--segments' got -1, but takes a positive number"),
+        (["--target", "spectrum.csv", "--segments", "9", "--free", "bee=1:2"], "unknown parameter or input 'bee'"),
+        (["--target", "spectrum.csv", "--segments", "9", "--model", "Hopf"], "'--free' got nothing, but takes what"),
+        (["--target", "spectrum.csv", "--segments", "9", "--band", "40", "2"], "'band' got 40 and 2 Hz"),
+    ],
+)  # fmt: skip
+def test_a_sample_is_refused(argv, said, capsys):
+    write(Path("spectrum.csv"), ["freq,power", *(f"{f:g},{1 / f:g}" for f in FREQS)])
+    assert cli.main(["sample", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_methods_are_those_that_are_sampled_with():
+    from brainmass_kernels import options
+    from brainmass_kernels.inference.sample import METHODS
+
+    assert tuple(METHODS) == options.METHODS
+
+
+def test_the_example_is_sampled(capsys):
+    """Whose chains agree, about the values that the data were simulated with."""
+    pytest.importorskip("blackjax", reason="blackjax is not installed")
+    assert cli.main(["sample", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "the data were simulated with C = 150, be = 110, likelihood.sigma = 0.2" in printed
+    assert "wrote posterior.png and posterior.npz" in printed
+    posterior = bk.Posterior.load("posterior.npz")
+    assert posterior.shape == (8, 500)
+    for name, known in (("C", 150.0), ("be", 110.0), ("likelihood.sigma", 0.2)):
+        row = posterior.summary()[name]
+        assert row.r_hat < 1.01
+        mean, sd = (float(x.mantissa if hasattr(x, "mantissa") else x) for x in (row.mean, row.sd))
+        assert abs(mean - known) < 3 * sd
+    assert Path("posterior.png").stat().st_size > 10_000
+
+
+def test_a_spectrum_is_sampled(capsys):
+    """One of the model itself, with the scatter of 40 segments."""
+    pytest.importorskip("blackjax", reason="blackjax is not installed")
+    freqs = np.arange(2.0, 30.5, 1.0)
+    drive = {"inputs": {"E_inp": 220 * u.Hz}, "noise": {"E_inp": 2.0 * u.Hz * u.second**0.5}}
+    density = bk.linear_spectrum(bk.JansenRit(C=120.0), freqs * u.Hz, **drive)
+    power = np.asarray(u.get_magnitude(density)) * np.random.default_rng(0).gamma(40, 1 / 40, len(freqs))
+    write(Path("spectrum.csv"), ["freq,power", *(f"{f:g},{p:.6g}" for f, p in zip(freqs, power))])
+    argv = ["--target", "spectrum.csv", "--segments", "40", "--free", "be=60:160", "--quiet", "--chains", "4"]
+    assert cli.main(["sample", *argv, "--draws", "100", "--warmup", "100"]) == 0
+    posterior = bk.Posterior.load("posterior.npz")
+    assert tuple(posterior) == ("be", "likelihood.gain", "likelihood.background", "likelihood.exponent")
+    row = posterior.summary()["be"]
+    assert abs(float(row.mean / u.Hz) - 100) < 4 * float(row.sd / u.Hz) < 40

@@ -5,6 +5,7 @@ from typing import Any
 
 import brainunit as u
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,6 +14,7 @@ from test_fit_targets import RUN, STEPS
 
 import brainmass_kernels as bk
 from brainmass_kernels import spectra
+from brainmass_kernels.inference import density as densities
 from brainmass_kernels.inference import priors
 from brainmass_kernels.inference.likelihoods import FisherZ, Gaussian, StudentT, Whittle
 
@@ -176,6 +178,9 @@ def test_connectivity_and_a_joint_target():
     want = scipy.stats.norm(fisher, 0.3 * math.exp(-0.5)).logpdf(data).sum()
     want += scipy.stats.norm(signal, 0.1).logpdf(samples).sum()
     assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-3)
+    both = densities.predicted(density, {name: jnp.full(2, x) for name, x in z.items()}).targets
+    np.testing.assert_allclose(both["fc"].values[1], np.corrcoef(signal.T), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(both["eeg"].values[1] / u.mV, signal, rtol=1e-3, atol=1e-5)
 
 
 def test_of_a_joint_target_what_is_not_known_is_named():
@@ -207,3 +212,57 @@ def test_a_spectrum_to_be_compared_in_powers_has_no_likelihood():
             bk.JansenRit(), target, {"C": (100.0, 200.0)}, likelihood=Whittle(8), duration=2000, dt=1 * u.ms,
             transient=None, band=(5.0, 19.0), noise={"E_inp": 2 * u.Hz * u.second**0.5}, key=jax.random.key(0),
         )  # fmt: skip
+
+
+# New data -----------------------------------------------------------------------------------------------------------
+
+LANES, MANY = 3, 4000
+SIGMA = np.array([0.1, 0.5, 2.0])
+
+
+def drawn(likelihood, expected, **values):
+    """New data about what is expected, ``(LANES, ...)``."""
+    fields = {name: x if x is None or isinstance(x, float) else jnp.asarray(x, float) for name, x in values.items()}
+    return np.asarray(likelihood.noisy(jax.random.key(0), jnp.asarray(expected, float), fields))
+
+
+def test_new_samples_are_gaussian(x64):
+    residuals = drawn(Gaussian(1.0), np.ones((LANES, MANY, 1)), sigma=SIGMA, rho=None)[..., 0] - 1
+    for x, sigma in zip(residuals, SIGMA):
+        assert scipy.stats.kstest(x / sigma, "norm").pvalue > 1e-3
+
+
+def test_new_autocorrelated_samples(x64):
+    rho = np.array([-0.5, 0.3, 0.9])
+    residuals = drawn(Gaussian(1.0, rho=0.5), np.zeros((LANES, MANY, 2)), sigma=SIGMA, rho=rho)
+    for x, sigma, r in zip(residuals, SIGMA, rho):
+        assert x.std() == pytest.approx(sigma, rel=0.15)
+        assert np.corrcoef(x[1:, 0], x[:-1, 0])[0, 1] == pytest.approx(r, abs=0.06)
+        # What is new in each sample is Gaussian, and of the regions independent.
+        new = (x[1:] - r * x[:-1]) / (sigma * np.sqrt(1 - r**2))
+        assert scipy.stats.kstest(new.ravel(), "norm").pvalue > 1e-3
+        assert abs(np.corrcoef(new.T)[0, 1]) < 0.06
+    one = drawn(Gaussian(1.0, rho=0.5), np.zeros((LANES, MANY, 1)), sigma=1.0, rho=0.5)
+    assert np.corrcoef(one[0, 1:, 0], one[0, :-1, 0])[0, 1] == pytest.approx(0.5, abs=0.06)
+
+
+def test_new_powers_and_correlations(x64):
+    segments = np.array([2.0, 10.0, 50.0])
+    for x, L in zip(drawn(Whittle(4.0), np.full((LANES, MANY), 0.3), segments=segments), segments):
+        assert scipy.stats.kstest(np.exp(x - 0.3), scipy.stats.gamma(L, scale=1 / L).cdf).pvalue > 1e-3
+    for x, sigma in zip(drawn(StudentT(0.1), np.zeros((LANES, MANY)), sigma=SIGMA, degrees=4.0), SIGMA):
+        assert scipy.stats.kstest(x / math.log(10) / sigma, scipy.stats.t(4).cdf).pvalue > 1e-3
+    for x, sigma in zip(drawn(FisherZ(0.1), np.zeros((LANES, MANY)), sigma=SIGMA), SIGMA):
+        assert scipy.stats.kstest(x / sigma, "norm").pvalue > 1e-3
+
+
+def test_predictions_of_a_spectrum(x64):
+    likelihood = Whittle(20.0, gain=priors.LogNormal(0.5, 0.3), background=0.2, exponent=1.5)
+    density = bk.log_density(Resonator(), spectrum(), F0, likelihood=likelihood, **LINEAR)
+    z = {"f0": jnp.asarray([-0.5, 0.0, 0.5]), "likelihood.gain": jnp.asarray([0.1, 0.0, -0.3])}
+    values = {name: np.asarray(u.get_magnitude(x)) for name, x in density.to_parameters(z).items()}
+    power = densities.predicted(density, z).power
+    for got, f0, gain in zip(power, values["f0"], values["likelihood.gain"]):
+        np.testing.assert_allclose(got, gain * expected(f0) + 0.2 * FREQS**-1.5, rtol=1e-6)
+    noisy = densities.predicted(density, z, jax.random.key(1)).power
+    assert (noisy / power).std() == pytest.approx(20**-0.5, rel=0.2)

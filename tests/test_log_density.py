@@ -306,7 +306,7 @@ def page():
     """The blocks of the page's code, and what the first of them leaves."""
     text = (pathlib.Path(__file__).parents[1] / "docs" / "posteriors.md").read_text()
     blocks, namespace = re.findall(r"```python\n(.*?)```", text, re.S), {}
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     run_block(blocks[0], namespace)
     run_block("start = {name: jnp.full(4, value) for name, value in density.initial.items()}", namespace)
     return blocks, namespace
@@ -325,7 +325,7 @@ def test_the_page_runs(page):
     assert all(np.isfinite(x).all() for x in namespace["gradient"].values())
 
 
-@pytest.mark.parametrize(("block", "sampler"), [(1, "blackjax"), (2, "numpyro")])
+@pytest.mark.parametrize(("block", "sampler"), [(2, "blackjax"), (3, "numpyro")])
 def test_the_page_samples(page, block, sampler):
     pytest.importorskip(sampler, reason=f"{sampler} is not installed")
     blocks, namespace = page
@@ -334,6 +334,18 @@ def test_the_page_samples(page, block, sampler):
         assert namespace["draws"]["C"].shape == (4, 10)
     else:
         assert namespace["mcmc"].get_samples()["be"].shape == (20,)
+
+
+@pytest.mark.filterwarnings("ignore:R-hat")
+def test_the_page_draws(page, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("blackjax", reason="blackjax is not installed")
+    monkeypatch.chdir(tmp_path)
+    blocks, namespace = page
+    run_block(blocks[1], namespace)
+    assert "4 chains of 100 draws by nuts, after 100 of warm-up" in capsys.readouterr().out
+    assert namespace["new_data"].shape == (50, 80)
+    assert namespace["posterior"].divergent.mean() < 0.05
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["posterior.npz", "posterior.png"]
 
 
 # Refused ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 from test_fit import Resonator
 from test_fit_targets import RUN, STEPS, Follower
-from test_log_density import BOUNDS, broken, data, response
+from test_log_density import BOUNDS, NOISY, broken, data, response
 
 import brainmass_kernels as bk
 from brainmass_kernels.inference import running
@@ -32,8 +32,8 @@ NAMES = ("gain", "likelihood.sigma")
 
 
 @functools.cache
-def of_gain(**more):
-    return bk.log_density(Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, **RUN, **more)
+def of_gain() -> bk.LogDensity:
+    return bk.log_density(Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, **RUN)
 
 
 @functools.cache
@@ -120,7 +120,10 @@ def test_two_parameters_against_a_grid(method, x64):
 
 def test_ranks_are_uniform():
     """Simulation-based calibration (Talts et al. 2018): parameters of the prior rank uniformly among the draws."""
-    density, count, noise = of_gain(likelihood=bk.likelihoods.Gaussian(0.3 * u.mV)), 120, np.random.default_rng(5)
+    likelihood, count, noise = bk.likelihoods.Gaussian(0.3 * u.mV), 120, np.random.default_rng(5)
+    density = bk.log_density(
+        Follower(), data(), {"gain": None}, priors={"gain": (1.0, 0.5)}, likelihood=likelihood, **RUN
+    )
     true = density.sample_prior(jax.random.key(3), (count,))["gain"]
     gains, ranks = np.asarray(density.to_parameters({"gain": true})["gain"]), []
     for n, gain in enumerate(gains):
@@ -281,8 +284,9 @@ def test_a_metric_is_the_covariance_within_chains():
     root = np.array([[2.0, 0.0, 0.0], [0.5, 0.1, 0.0], [0.0, 0.3, 1.0]])
     z = rng.normal(size=(400, 6, 3)) @ root.T + 50 * np.arange(6)[None, :, None]
     window = Window.empty(jnp.zeros((6, 3)))
+    with_positions = jax.jit(Window.with_positions)
     for positions in z:
-        window = window.with_positions(jnp.asarray(positions, jnp.float32))
+        window = with_positions(window, jnp.asarray(positions, jnp.float32))
     metric = Metric.of(window)
     within = np.mean([np.cov(z[:, n].T) for n in range(6)], 0)
     np.testing.assert_allclose(metric.covariance, within, rtol=0.01, atol=0.01)
@@ -339,6 +343,8 @@ def test_what_is_wrong_is_said_in_words():
     text = repr(wrong)
     assert re.search(r"R-hat is above 1.01 of gain.* \(at most \d\.\d+\): the chains do not agree yet", text)
     assert "4 of 240 draws diverged" in text
+    few = dataclasses.replace(posterior, draws={name: x[:, :3] for name, x in posterior.draws.items()})
+    assert "R-hat is not known of gain, likelihood.sigma: chains of 4 draws or more" in repr(few)
     with pytest.warns(UserWarning, match=r"R-hat is above 1.01"):
         bk.sample(of_two(), chains=4, draws=5, warmup=5, screen=0, key=jax.random.key(0))
 
@@ -421,12 +427,28 @@ def test_chains_begin_at_a_fit():
 
 
 def test_chains_begin_at_the_likeliest_of_the_prior():
-    drawn = of_two().sample_prior(jax.random.key(0), (50,))
-    logs = np.asarray(of_two()(drawn))
-    rows = begin_at(of_two(), None, 4, 50, jax.random.key(0))
-    np.testing.assert_array_equal(rows[:, 0], np.asarray(drawn["gain"])[np.argsort(-logs)[:4]])
+    drawn = of_two().sample_prior(jax.random.key(0), (16,))
+    logs, gains = np.asarray(of_two()(drawn)), np.asarray(drawn["gain"])
+    rows = begin_at(of_two(), None, 4, 16, jax.random.key(0))
+    np.testing.assert_array_equal(rows[:, 0], gains[np.argsort(-logs)[:4]])
     plain = begin_at(of_two(), None, 4, 0, jax.random.key(0))
-    np.testing.assert_array_equal(plain[:, 0], of_two().sample_prior(jax.random.key(0), (16,))["gain"][:4])
+    np.testing.assert_array_equal(plain[:, 0], gains[:4])
+
+
+def test_a_noisy_model_is_sampled_from_a_fit():
+    """The arguments of a density in the call, with the noise of the key."""
+    run = {**NOISY, "key": jax.random.key(3)}
+    fit = bk.fit(Resonator(f0=5 * u.Hz), data(), BOUNDS, starts=4, steps=3, **run)
+    few = {"chains": 4, "draws": 20, "warmup": 30, "start": fit}
+    posterior = quiet(Resonator(f0=5 * u.Hz), data(), BOUNDS, priors={"f0": (5 * u.Hz, 1 * u.Hz)}, **few, **run)
+    assert tuple(posterior) == ("f0", "damping")
+    assert posterior["f0"].unit == u.Hz
+    np.testing.assert_array_equal(
+        jax.random.key_data(posterior.density.keys), jax.random.key_data(jax.random.split(jax.random.key(3), 2))
+    )
+    again = posterior.density({name: jnp.asarray(x) for name, x in posterior.z.items()})
+    np.testing.assert_allclose(again, posterior.log_density, rtol=1e-4, atol=1e-3)
+    assert same(posterior, quiet(posterior.density, key=jax.random.key(3), **few))
 
 
 # Progress -----------------------------------------------------------------------------------------------------------
@@ -477,6 +499,8 @@ def test_a_bar_is_drawn(capsys):
         ({"method": "smc", "start": {"gain": 1.0}}, ValueError, "'start' is of chains, but 'smc' begins at the prior"),
         ({"start": {"gian": 1.0}}, ValueError, "unknown name in 'start' 'gian'; did you mean 'gain'"),
         ({"start": {"gain": np.ones(3)}}, ValueError, r"'start' got shape \(3,\) for 'gain', but takes a value, or 8"),
+        ({"start": {"gain": -1.0}, "free": {"gain": (0.1, 3.0)}}, ValueError, "'start' got gain = -1.0, outside"),
+        ({"start": {"gain": 1.0 * u.mV}}, ValueError, "gain"),
         ({"start": 1.0}, TypeError, "'start' got float, but takes a Fit, a dict by name, or None"),
         ({"free": {"gain": (1.0, 4.0)}, "priors": {"gain": bk.priors.Uniform(2, 3)}}, ValueError, "does not cover"),
         ({"likelihood": bk.likelihoods.Gaussian(0.0 * u.mV)}, ValueError, "'sigma' of Gaussian .* takes a positive"),

@@ -105,6 +105,10 @@ class LogDensity:
         ------
         ValueError : a name that is unknown or missing, a wrong unit, or a value outside the support
         """
+        return self._positions_of(parameters, "parameters")
+
+    def _positions_of(self, parameters: Mapping[str, Any], argument: str) -> dict[str, jax.Array]:
+        """`to_position`, whose errors name this argument."""
         self._checked(parameters)
         found = {}
         for p in self.positions:
@@ -112,7 +116,7 @@ class LogDensity:
             value = jnp.asarray(strip(value, p.unit, p.name) if isinstance(value, u.Quantity) else value, float)
             if not is_traced(value) and p.outside_support(value).any():
                 raise ValueError(
-                    f"'parameters' got {p.name} = {np.asarray(value)}, outside of {p.low:g} to {p.high:g} {p.unit}"
+                    f"'{argument}' got {p.name} = {np.asarray(value)}, outside of {p.low:g} to {p.high:g} {p.unit}"
                 )
             found[p.name] = p.of_value(value)
         return found

@@ -65,10 +65,17 @@ def _draw_triangle(page, posterior: Posterior, names: list[str]) -> None:
             else:
                 x, y = values[beside].ravel()[every], values[below].ravel()[every]
                 ax.plot(x, y, ".", ms=1.2, alpha=0.4, color=_DRAWS, mew=0, rasterized=True)
+            ax.set_xlim(*_limits(values[beside]))
             plots.style(ax)
             ax.tick_params(length=2.0, labelsize=6)
             ax.locator_params(nbins=3)
             _label(ax, posterior, names, row, column)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """The same for all panels of a column."""
+    margin = 0.04 * float(np.ptp(values)) or 1.0
+    return float(values.min()) - margin, float(values.max()) + margin
 
 
 def _label(ax, posterior: Posterior, names: list[str], row: int, column: int) -> None:

@@ -202,5 +202,10 @@ def _try(density: LogDensity, initial: Mapping[str, float]) -> None:
         at = ", ".join(f"{name} = {value:.4g}" for name, value in density.to_parameters(density.initial).items())
         function = isinstance(density.problem.comparison, OfFunction)
         why = f"{density.problem.comparison.name} returned it" if function else "the simulation there is not finite"
+        if density.problem.linear:
+            raise FloatingPointError(
+                f"the log likelihood is NaN at the start, {at}: no stable fixed point was found there. Take others of "
+                "these values in the arguments"
+            )
         raise FloatingPointError(f"the log likelihood is NaN at the start, {at}: {why}. Take a smaller dt, or others "
                                  "of these values in the arguments")  # fmt: skip

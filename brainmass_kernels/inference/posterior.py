@@ -117,7 +117,7 @@ class Posterior(Mapping[str, Any]):
     divergent : whether the integrator left the posterior, or a run was not finite
     gradients : that each draw took
     settings : method, warm-up, gradients in all
-    seconds : wall time, compilation included
+    seconds : wall time, compilation included; of a resumed run in all
     density : what was sampled; ``None`` of a loaded posterior, unless `load` is given it
     """
 
@@ -181,13 +181,18 @@ class Posterior(Mapping[str, Any]):
         return f"{said}; {lost} divergences; {self.seconds:.1f} s, {rate:,.0f} gradients/s"
 
     def _notes(self, rows: Mapping[str, Row]) -> Iterator[str]:
-        apart = {name: row.r_hat for name, row in rows.items() if not row.r_hat <= MOST_R_HAT}
-        if apart:
-            worst = max(apart, key=lambda name: -math.inf if math.isnan(apart[name]) else apart[name])
+        unknown = [name for name, row in rows.items() if math.isnan(row.r_hat)]
+        apart = {name: row.r_hat for name, row in rows.items() if row.r_hat > MOST_R_HAT}
+        if unknown:
             yield (
-                f"R-hat is above {MOST_R_HAT} of {', '.join(apart)} (at most {apart[worst]:.3f}): the chains do not "
-                "agree yet, and these numbers are not the posterior's. Take more draws and a longer warm-up; if R-hat "
-                "stays, the posterior has several modes: look at plot(), begin at a fit, or take method='smc'."
+                f"R-hat is not known of {', '.join(unknown)}: chains of {diagnostics.LEAST_DRAWS} draws or more, that "
+                "vary, say whether they agree."
+            )
+        if apart:
+            yield (
+                f"R-hat is above {MOST_R_HAT} of {', '.join(apart)} (at most {max(apart.values()):.3f}): the chains do "
+                "not agree yet, and these numbers are not the posterior's. Take more draws and a longer warm-up; if "
+                "R-hat stays, the posterior has several modes: look at plot(), begin at a fit, or take method='smc'."
             )
         if lost := int(self.divergent.sum()):
             yield (
@@ -226,9 +231,8 @@ class Posterior(Mapping[str, Any]):
             "posterior": xarray.Dataset({name: variable(x) for name, x in self.draws.items()}),
             "sample_stats": xarray.Dataset({name: variable(x) for name, x in statistics.items()}),
         }
-        if hasattr(arviz, "InferenceData"):
-            return arviz.InferenceData(**groups)
-        return xarray.DataTree.from_dict(groups)
+        kind = getattr(arviz, "InferenceData", xarray.DataTree)
+        return xarray.DataTree.from_dict(groups) if issubclass(kind, xarray.DataTree) else kind(**groups)
 
     def predict(self, n: int = 100, *, key=None):
         """What n of the draws, evenly chosen, predict of the data, as a target of n.

@@ -24,8 +24,8 @@ class SampleProgress(NamedTuple):
     warmup : how many of these are the warm-up
     acceptance : mean over the chunk; NaN where a method accepts all
     divergences : of draws so far
-    gradients : computed so far, by all chains
-    seconds : since the first iteration began
+    gradients : computed by all chains in this call
+    seconds : of this call's iterations, the compilation of their program included
     temperature : of ``"smc"``, the lowest power of the likelihood that a chain is at; else 1
     """
 

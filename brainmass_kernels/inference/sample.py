@@ -76,7 +76,7 @@ def sample(
         shorter and divergences fewer. "mclmc" accepts all: of it the variance of the energy's error, 5e-4, for each
         dimension; smaller, steps are shorter
     progress : True for a bar on stderr, or a line in a notebook; or a function of `SampleProgress`, which stops the
-        chains by returning True
+        chains by returning True, with the draws so far ("smc" goes on, for it has none before its end)
     checkpoint : a file that is written while the chains run. The same call resumes from it, with the draws of an
         uninterrupted one; with more ``draws`` it goes on
     **arguments : of `log_density`: ``inputs``, ``noise``, ``duration``, ``dt``, ...
@@ -131,11 +131,12 @@ def _tempered(sampler: Tempered, density: LogDensity, key, chains: int, draws: i
     prior = density.sample_prior(jax.random.fold_in(key, _STARTS), (chains, draws))
     z = jnp.stack([prior[name] for name in density.names], -1)
     file = running.Checkpoint(path, _about(sampler, density, z, key) | {"draws": str(draws)}) if path else None
-    state, draw = tempering.run(sampler, density, z, jax.random.fold_in(key, _CHAINS), file, show, choices())
+    chains_key = jax.random.fold_in(key, _CHAINS)
+    state, draw, earlier = tempering.run(sampler, density, z, chains_key, file, show, choices())
     drawn = {n: np.moveaxis(x, 0, 1) for n, x in draw._asdict().items()}
     settings = {"method": sampler.name, "warmup": 0, "gradients": int(state.spent)}
     settings["log_evidence"] = np.asarray(state.evidence, float).tolist()
-    return Posterior.of(density, drawn, settings, time.perf_counter() - began)
+    return Posterior.of(density, drawn, settings, earlier + time.perf_counter() - began)
 
 
 def _about(sampler, density: LogDensity, z, key) -> dict[str, str]:
@@ -191,13 +192,13 @@ class _Job:
         key = jax.random.fold_in(self.key, _BEGIN)
         state = running.begin(self.sampler, self.density, jnp.asarray(self.z), key, chosen)
         file = None if self.path is None else running.Checkpoint(self.path, self.about)
-        done, spent = 0, 0
+        done, spent, earlier = 0, 0, 0.0
         if file and (found := file.read(state)):
             done, state, arrays = found
-            spent = int(arrays.pop("spent"))
+            spent, earlier = int(arrays.pop("spent")), float(arrays.pop("seconds"))
             self.kept = [Draw(**arrays)] if "z" in arrays else []
         stages, chains = schedule(self.warmup), jax.random.fold_in(self.key, _CHAINS)
-        last, seconds = self.warmup + self.draws, 0.0
+        last, seconds, before = self.warmup + self.draws, 0.0, spent
         stepping = running.run(self.sampler, self.density, state, chains, stages, self.draws, done, chosen)
         for chunk, after in stepping:
             state = after
@@ -206,12 +207,14 @@ class _Job:
             seconds += chunk.seconds
             self.keep(chunk)
             if file:
-                file.write(done, state, self.arrays() | {"spent": np.asarray(spent)}, last=done == last)
-            if show and show(self.report(chunk, done, spent, seconds)):
+                so_far = earlier + time.perf_counter() - began
+                counts = {"spent": np.asarray(spent), "seconds": np.asarray(so_far)}
+                file.write(done, state, self.arrays() | counts, last=done == last)
+            if show and show(self.report(chunk, done, spent - before, seconds)):
                 break
         if not self.kept:
             raise ValueError("'progress' stopped the chains in their warm-up, before any draw")
-        return self.posterior(spent, time.perf_counter() - began)
+        return self.posterior(spent, earlier + time.perf_counter() - began)
 
     def keep(self, chunk: running.Chunk) -> None:
         skipped = max(self.warmup - chunk.first, 0)

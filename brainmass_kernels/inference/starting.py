@@ -36,7 +36,7 @@ def begin_at(density: LogDensity, start, chains: int, screen: int, key) -> np.nd
     for name in start:
         check_name(name, dict.fromkeys(density.names), "name in 'start'")
     known = {name: value for name, value in density.to_parameters(density.initial).items() if name not in start}
-    z = {name: np.asarray(x) for name, x in density.to_position({**known, **start}).items()}
+    z = {name: np.asarray(x) for name, x in density._positions_of({**known, **start}, "start").items()}
     for name, x in z.items():
         if x.shape not in ((), (chains,)):
             raise ValueError(f"'start' got shape {x.shape} for {name!r}, but takes a value, or {chains}, one a chain")

@@ -153,22 +153,21 @@ def _log_densities(density: LogDensity, z, where):
 
 def run(
     sampler: Tempered, density: LogDensity, z, key, file: Checkpoint | None, show, where
-) -> tuple[Population, Draw]:
-    """The particles at the posterior, and these as draws ``(draws, chains, ...)``.
+) -> tuple[Population, Draw, float]:
+    """The particles at the posterior, these as draws ``(draws, chains, ...)``, and the seconds of an interrupted call.
 
     Raises
     ------
     FloatingPointError : the power of the likelihood does not grow
     """
-    state, number, seconds, spent = sampler.begin(jnp.asarray(z)), 0, 0.0, 0
+    state, number, seconds, spent, earlier = sampler.begin(jnp.asarray(z)), 0, 0.0, 0, 0.0
     if file and (found := file.read(state)):
-        number, state, _ = found
-        spent = int(state.spent)
-    stages = 0
+        number, state, arrays = found
+        spent, earlier = int(state.spent), float(arrays["seconds"])
     while int(state.settled) < _LAST:
         began, before = time.perf_counter(), state
         state = jax.block_until_ready(_stage(sampler, density, state, key, number, where))
-        number, stages = number + 1, stages + 1
+        number += 1
         seconds += time.perf_counter() - began
         coldest = float(np.min(state.temperature))
         if coldest < 1 and not np.any(np.asarray(state.temperature) > np.asarray(before.temperature)):
@@ -177,10 +176,11 @@ def run(
                 "effective. Take more draws, priors nearer to the data, or a likelihood that is wider"
             )
         if file:
-            file.write(number, state, {}, last=int(state.settled) >= _LAST)
+            counts = {"seconds": np.asarray(earlier + seconds)}
+            file.write(number, state, counts, last=int(state.settled) >= _LAST)
         if show:
             mean, lost = float(np.mean(state.acceptance)), int(np.sum(state.divergent))
             show(SampleProgress(number, 0, 0, mean, lost, int(state.spent) - spent, seconds, coldest))
     values = _log_densities(density, state.z, where)
     draw = Draw(state.z, values, state.acceptance, state.divergent, state.gradients)
-    return state, Draw(*(np.moveaxis(np.asarray(x), 1, 0) for x in draw))
+    return state, Draw(*(np.moveaxis(np.asarray(x), 1, 0) for x in draw)), earlier
