@@ -87,6 +87,9 @@ def _abs(writer: Writer, eqn, x: str) -> str:
 
 _LIBM = "sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p erf erfc".split()
 
+# Calls of C's library in float32 or float64, which LLVM makes no SIMD of.
+_NO_SIMD = ["exp2", "log", "cbrt", *_LIBM]
+
 
 def _libm(name: str) -> str:
     return f"{{type}}(math.{name}({{0}}))"
@@ -116,6 +119,7 @@ NUMBA = OpTable(
         "tanh": "tanh{bits}({0})",
         "tanh_absolute": "tanh_absolute{bits}({0})",
         "logistic": "logistic{bits}({0})",
+        "logistic2": "logistic2_{bits}({0})",
         "pow": "{type}(math.pow({0}, {1}))",
         "atan2": "{type}(math.atan2({0}, {1}))",
         "nextafter": "{type}(np.nextafter({0}, {1}))",
@@ -132,8 +136,23 @@ NUMBA = OpTable(
     select="{1} if {0} else {2}",
     fused="fma({0}, {1}, {2})",
     bits="bits({0})",
-    slow=frozenset(["tanh", "tanh_absolute", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
+    slow=frozenset(["tanh", "tanh_absolute", "exp", "logistic", "logistic2", *_NO_SIMD]),
 )
 # The same with approximate functions.
 _FAST_TANH = dict.fromkeys(["tanh", "tanh_absolute"], "fast_tanh{bits}({0})")
 NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, **_FAST_TANH})
+
+
+def in_one_loop(optable: OpTable) -> OpTable:
+    """A table by which only what LLVM has no SIMD for has a loop of its own."""
+    return dataclasses.replace(optable, slow=optable.slow & frozenset(_NO_SIMD))
+
+
+def of_several(optable: OpTable) -> OpTable:
+    """A table by which only what several numbers can be given to at once is slow."""
+    return dataclasses.replace(optable, slow=optable.slow - frozenset(_NO_SIMD))
+
+
+def of_uniform(optable: OpTable) -> OpTable:
+    """A table for making normals of uniform numbers, whose logarithms have no special cases."""
+    return dataclasses.replace(optable, operations={**optable.operations, "log": "log_of_uniform{bits}({0})"})
