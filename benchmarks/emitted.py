@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import brainmass_kernels as bk
-from brainmass_kernels.backends.numba import layout, source
+from brainmass_kernels.backends.numba import lanes, layout
 from brainmass_kernels.backends.numba.call import SOURCES
 
 PAGES = Path(__file__).parents[1] / "docs" / "internals"
@@ -40,7 +40,7 @@ def sources() -> dict[tuple[str, str], str]:
 
     C = jax.ShapeDtypeStruct((LANES,), jnp.float32)
     # As on a machine of vectors of 32 bytes and a second cache of 512 KiB, whatever this one is.
-    with mock.patch.object(source, "wide_vectors", return_value=False), mock.patch.object(layout, "REPLAY", 256 * 1024):
+    with mock.patch.object(lanes, "wide_vectors", return_value=False), mock.patch.object(layout, "REPLAY", 256 * 1024):
         jax.jit(jax.grad(loss), static_argnums=1).lower(C, "numba")
     bk.testing.compile_for("sm_80", jax.grad(lambda C: loss(C, "triton")), C)
     return {(name, kind): _text(name, kind) for name in ("numba", "triton") for kind in ("forward", "adjoint")}

@@ -27,7 +27,7 @@ from brainmass_kernels.pointwise import Program
 from brainmass_kernels.schedule import Schedule
 
 pytest.importorskip("llvmlite")
-from brainmass_kernels.backends.numba import language, machine, runtime
+from brainmass_kernels.backends.numba import lanes, language, machine, runtime
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 
@@ -171,6 +171,17 @@ def test_every_primitive_compiled_is_what_jax_computes(group):
     got = backend.Numba().forward(loop, Operands(()), Carry((x, y))).records
     for k, (a, b) in enumerate(zip(got, jax.jit(fun)(x, y), strict=True)):
         np.testing.assert_allclose(a[0], b, rtol=4e-6, atol=4e-6, err_msg=f"{group} {k}")
+
+
+def test_one_loop_or_three_have_the_same_bits(monkeypatch):
+    step = Program(lambda x, y: (jnp.tanh(y) + 0.1 * x * y, jnp.exp(-x * x) + jnp.sin(y)), [FLOAT, FLOAT])
+    loop = Loop(step, Program(lambda x, y: (x, y), [FLOAT, FLOAT]), 0, 2, 0, 0, Schedule(20))
+    state = tuple(jnp.asarray(np.random.default_rng(k).normal(size=100), jnp.float32) for k in (0, 1))
+    found = []
+    for wide in (False, True):
+        monkeypatch.setattr(lanes, "wide_vectors", lambda wide=wide: wide)
+        found.append(backend.Numba().forward(loop, Operands(()), Carry(state)).records)
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_noise_is_that_of_every_backend():

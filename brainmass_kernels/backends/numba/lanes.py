@@ -9,7 +9,8 @@ import numpy as np
 
 from ...codegen.writer import Writer, words
 from ...pointwise import Program
-from .optable import TYPES
+from .layout import wide_vectors
+from .optable import TYPES, has_simd
 
 # How many numbers a function may be called with at once.
 TOGETHER = (2, 4, 8)
@@ -77,7 +78,11 @@ class LaneLoop:
             self._finish_alone()
             return
         rows: dict[str, str] = {}
-        for stage in self.writer.stages(list(self.stores.values())) if self.staged else []:
+        stages = self.writer.stages(list(self.stores.values())) if self.staged else []
+        if len(stages) == 1 and wide_vectors():
+            # Calls that wait for others would make a lane wait for all of them one after the other.
+            stages = [{function: calls for function, calls in stages[0].items() if not has_simd(function)}]
+        for stage in filter(None, stages):
             rows |= self._stage(stage, rows)
         self._loop(self.stores, rows)
 
@@ -92,7 +97,9 @@ class LaneLoop:
 
         for stage in writer.stages(results):
             for function, calls in stage.items():
-                for first in range(0, len(calls) if len(calls) > 1 else 0, TOGETHER[-1]):
+                if len(calls) == 1 or not has_simd(function):
+                    continue
+                for first in range(0, len(calls), TOGETHER[-1]):
                     names, arguments = zip(*calls[first : first + TOGETHER[-1]])
                     add(arguments)
                     width = next(n for n in TOGETHER if n >= len(names))

@@ -87,9 +87,6 @@ def _abs(writer: Writer, eqn, x: str) -> str:
 
 _LIBM = "sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p erf erfc".split()
 
-# Calls of C's library in float32 or float64, which LLVM makes no SIMD of.
-_NO_SIMD = ["exp2", "log", "cbrt", *_LIBM]
-
 
 def _libm(name: str) -> str:
     return f"{{type}}(math.{name}({{0}}))"
@@ -136,21 +133,16 @@ NUMBA = OpTable(
     select="{1} if {0} else {2}",
     fused="fma({0}, {1}, {2})",
     bits="bits({0})",
-    slow=frozenset(["tanh", "tanh_absolute", "exp", "logistic", "logistic2", *_NO_SIMD]),
+    slow=frozenset(["tanh", "tanh_absolute", "exp", "exp2", "log", "logistic", "logistic2", "cbrt", *_LIBM]),
 )
 # The same with approximate functions.
 _FAST_TANH = dict.fromkeys(["tanh", "tanh_absolute"], "fast_tanh{bits}({0})")
 NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, **_FAST_TANH})
 
 
-def in_one_loop(optable: OpTable) -> OpTable:
-    """A table by which only what LLVM has no SIMD for has a loop of its own."""
-    return dataclasses.replace(optable, slow=optable.slow & frozenset(_NO_SIMD))
-
-
-def of_several(optable: OpTable) -> OpTable:
-    """A table by which only what several numbers can be given to at once is slow."""
-    return dataclasses.replace(optable, slow=optable.slow - frozenset(_NO_SIMD))
+def has_simd(function: str) -> bool:
+    """Whether LLVM makes SIMD of a function, a format of its argument: of all but calls of C's library."""
+    return not any(name in function for name in ("math.", "np.", "log64"))
 
 
 def of_uniform(optable: OpTable) -> OpTable:

@@ -21,9 +21,9 @@ from ...codegen.writer import OpTable, Writer
 from ...pointwise import Program, specialized
 from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks, Wanted
 from .lanes import Group, LaneLoop
-from .layout import PLAN, STAGED, TOGETHER, Layout, Rows, operations, wide_vectors
+from .layout import PLAN, STAGED, TOGETHER, Layout, Rows, operations
 from .masses import Uncoupled
-from .optable import NUMBA, NUMBA_FAST, in_one_loop, of_several, of_uniform
+from .optable import NUMBA, NUMBA_FAST, of_uniform
 
 # Stand in lines for where the rows end in the scratch, and the words behind them, until all rows are known.
 _ROWS_END, WORDS_END = "<end of rows>", "<end of words>"
@@ -37,10 +37,6 @@ class BlockKernel(SourceBuilder):
     coupling: Uncoupled
 
     def __init__(self, optable: OpTable, layout: Layout):
-        if layout.alone:
-            optable = of_several(optable)
-        elif wide_vectors():
-            optable = in_one_loop(optable)
         super().__init__(optable)
         self.layout = layout
         self.rows, self.tape, self.words = (Rows(array, layout.block) for array in "SKI")
