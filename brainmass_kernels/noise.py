@@ -86,10 +86,15 @@ def pairs(seeds, half, count: int, high=None) -> tuple[tuple[jax.Array, jax.Arra
     count : number of streams
     high : int32, the high word of the number of both; ``None``, 0
     """
+    return tuple(box_muller(*words) for words in random_words(seeds, half, count, high))
+
+
+def random_words(seeds, half, count: int, high=None) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """For each stream the two int32 words that `pairs`, of the same arguments, makes its normals of."""
     streams: list[Any] = [jnp.int32(stream) for stream in range(count)]
     if high is not None:
         streams = [in_second_word(high) + stream for stream in streams]
-    return tuple(box_muller(*threefry(seeds[0], seeds[1], half, stream)) for stream in streams)
+    return tuple(threefry(seeds[0], seeds[1], half, stream) for stream in streams)
 
 
 def in_second_word(high):

@@ -22,11 +22,15 @@ from jax import lax
 
 from . import rounding, units
 
-#: Most values of one observable in a block, which has at least `FEWEST` records.
+#: Most values of one observable in a block, and its fewest and most records.
 BLOCK = 2**24
-FEWEST = 32
+FEWEST, LONGEST = 32, 2**20
 #: Most values in the table of one statistic, which covers at least `FEWEST` records.
 TABLE = 2**19
+#: Most places in a run whose phase factors are in one table. Those of more are products of tables of its digits, to the
+#: base `DIGITS`, so that no table grows with time.
+PLACES = 2**12
+DIGITS = 2**9
 
 
 class Sampling(NamedTuple):
@@ -53,7 +57,7 @@ class Sampling(NamedTuple):
 
         A block has as many lanes' records as fit in the caches, and ``least`` records if there are so many.
         """
-        most = max(FEWEST, BLOCK // max(1, lanes))
+        most = max(FEWEST, min(LONGEST, BLOCK // max(1, lanes)))
         even = -(-count // -(-count // most)) if count else 1
         even = min(max(even, least), max(1, count))
         if multiple > 1:
@@ -349,20 +353,36 @@ class Spectrum(Reduction):
     def shared(self, sampling):
         part, whole = self._part(sampling), sampling.count if sampling.count <= TABLE else 0
         # The phase factors of a part, those with the taper, those where parts begin, and the taper.
-        return 2 * (len(self.freqs) + 1) * (2 * part + len(self._begins(sampling))) + whole
+        places = sum(map(len, self._places(sampling)))
+        return 2 * (len(self.freqs) + 1) * (2 * part + places) + whole
 
     def axis(self, ts, sampling):
         return np.array(self.freqs) * u.Hz
 
     def _part(self, sampling: Sampling) -> int:
         """Records that are summed at once, so that the tables of phase factors stay small."""
-        most = max(FEWEST, TABLE // (2 * len(self.freqs)), math.isqrt(sampling.count))
-        return min(sampling.block, most)
+        return min(sampling.block, max(FEWEST, TABLE // (2 * len(self.freqs))))
 
-    def _begins(self, sampling: Sampling) -> np.ndarray:
-        """The first record of every part of every block."""
-        parts = np.arange(0, sampling.block, self._part(sampling))
-        return (np.arange(0, sampling.count, sampling.block)[:, None] + parts).ravel()
+    def _places(self, sampling: Sampling) -> list[np.ndarray]:
+        """The first record of every part of every block; of many, what each digit of such a number may stand for."""
+        count, block, part = sampling.count, sampling.block, self._part(sampling)
+        if -(-count // block) * -(-block // part) <= PLACES:
+            return [(np.arange(0, count, block)[:, None] + np.arange(0, block, part)).ravel()]
+        units = [DIGITS**k for k in range(math.ceil(math.log(count, DIGITS) + 1)) if DIGITS**k < count]
+        return [unit * np.arange(min(DIGITS, -(-count // unit))) for unit in units]
+
+    def _phases_at(self, first, sampling: Sampling, dtype) -> tuple[jax.Array, jax.Array]:
+        """`_phases` at the record ``first``, at which a part begins, each ``(F + 1,)``."""
+        block, part, places = sampling.block, self._part(sampling), self._places(sampling)
+        if len(places) == 1:
+            row = first // block * -(-block // part) + first % block // part
+            cos, sin = (table[row] for table in self._phases(places[0], sampling, dtype))
+            return cos, sin
+        cos, sin = jnp.ones((), dtype), jnp.zeros((), dtype)
+        for k, place in enumerate(places):
+            c, s = (table[first // DIGITS**k % DIGITS] for table in self._phases(place, sampling, dtype))
+            cos, sin = cos * c - sin * s, sin * c + cos * s
+        return cos, sin
 
     def _phases(self, k, sampling: Sampling, dtype) -> tuple[jax.Array, jax.Array]:
         """Cosines and sines of ``2 pi f t`` at records ``k``, and of the taper's half period, ``(len(k), F + 1)``.
@@ -385,10 +405,8 @@ class Spectrum(Reduction):
         # Any constant may be subtracted, as `finish` subtracts the mean; a near one keeps the rounding small.
         origin = lax.stop_gradient(jnp.where(first == 0, x[0], origin))
         x = x - origin[None]
-        part, begins = self._part(sampling), self._begins(sampling)
-        row = first // sampling.block * -(-sampling.block // part) + first % sampling.block // part
         cos, sin = self._phases(np.arange(len(x)), sampling, x.dtype)
-        cos0, sin0 = (table[row] for table in self._phases(begins, sampling, x.dtype))
+        cos0, sin0 = self._phases_at(first, sampling, x.dtype)
         factors = jnp.stack([cos[:, :-1], -sin[:, :-1]])
         if self.taper == "hann" and sampling.count <= TABLE:
             whole = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(sampling.count) / sampling.count)

@@ -33,6 +33,7 @@ MEANING = {
     "absolute": np.abs, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "round_even": np.rint,
     "maximum": np.maximum, "minimum": np.minimum, "clamped": lambda x, low, high: np.minimum(np.maximum(x, low), high),
     "tanh32": np.tanh, "fast_tanh32": np.tanh, "tanh_absolute32": np.tanh, "exp32": np.exp, "log32": np.log,
+    "logistic2_32": lambda x: np.float32(1) / (np.float32(1) + np.exp2(x)),
     "logistic32": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)),
     "quotient": lambda x, y: -1 if y == 0 else math.trunc(int(x) / int(y)),
 }  # fmt: skip

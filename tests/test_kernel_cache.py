@@ -291,7 +291,7 @@ if len(sys.argv) > 1:
     tempfile.tempdir = sys.argv[1]
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    for y in (1.0, 1.0 * np.ones(3)):
+    for y in (np.ones(2), np.ones(3)):
         result = bk.simulate(bk.VanDerPol(), 20, 0.5 * u.ms, initial={"x": y}, implementation="numba")
 print(float(result["x"][-1, 0]), len([w for w in said if "$BRAINMASS_KERNELS_CACHE" in str(w.message)]))
 """

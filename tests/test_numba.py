@@ -27,7 +27,7 @@ from brainmass_kernels.pointwise import Program
 from brainmass_kernels.schedule import Schedule
 
 pytest.importorskip("llvmlite")
-from brainmass_kernels.backends.numba import language, machine, runtime
+from brainmass_kernels.backends.numba import lanes, language, machine, runtime
 
 FLOAT = jax.ShapeDtypeStruct((), "float32")
 
@@ -95,7 +95,7 @@ def test_functions_take_what_is_not_finite():
 EACH = """
 def each(job):
     words = i64_at(job)
-    x, y = f32_at(words[0]), f32_at(words[1])
+    x, y = {kind}_at(words[0]), {kind}_at(words[1])
     for i in range(words[2]):
         y[i] = {name}(x[i])
     return 0
@@ -105,7 +105,8 @@ def each(job):
 def each(name: str, x: np.ndarray) -> np.ndarray:
     """A function of the kernels of each number."""
     module = language.Module()
-    module.export(language.parsed(EACH.format(name=name), vars(runtime))["each"], f"each_{name}")
+    source = EACH.format(name=name, kind=f"f{8 * x.dtype.itemsize}")
+    module.export(language.parsed(source, vars(runtime))["each"], f"each_{name}")
     address = machine.function(f"each_{name}", lambda: str(module))
     y = np.empty_like(x)
     job = np.array([x.ctypes.data, y.ctypes.data, x.size], np.int64)
@@ -122,6 +123,19 @@ def test_the_tanh_of_a_rate_errs_little_beside_one():
     rate = functools.partial(each, "tanh_absolute32")
     np.testing.assert_allclose(rate(both), np.tanh(both.astype(np.longdouble)), rtol=0, atol=1.8e-7)
     np.testing.assert_allclose(rate(SPECIAL), np.tanh(SPECIAL), rtol=0, atol=1.8e-7)
+
+
+def test_the_logarithm_of_a_uniform_number_is_that_of_any():
+    x = np.concatenate([np.linspace(2.0**-32, 1.0, 200_001), 2.0 ** -np.arange(33.0)]).astype(np.float32)
+    np.testing.assert_array_equal(each("log_of_uniform32", x), each("log32", x))
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float32", 1.3e-7), ("float64", 2.3e-16)])
+def test_a_rate_of_powers_of_two_errs_little(dtype, within):
+    x = np.concatenate([-SPAN, SPAN, SPECIAL, [-1e4, -200, -126.5, -0.5, 0.5, 126.5, 200, 1e4]]).astype(dtype)
+    found = each(f"logistic2_{x.dtype.itemsize * 8}", x)
+    wanted = 1 / (1 + np.exp2(x.astype(np.longdouble)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=within)
 
 
 FUNCTIONS = {
@@ -157,6 +171,17 @@ def test_every_primitive_compiled_is_what_jax_computes(group):
     got = backend.Numba().forward(loop, Operands(()), Carry((x, y))).records
     for k, (a, b) in enumerate(zip(got, jax.jit(fun)(x, y), strict=True)):
         np.testing.assert_allclose(a[0], b, rtol=4e-6, atol=4e-6, err_msg=f"{group} {k}")
+
+
+def test_one_loop_or_three_have_the_same_bits(monkeypatch):
+    step = Program(lambda x, y: (jnp.tanh(y) + 0.1 * x * y, jnp.exp(-x * x) + jnp.sin(y)), [FLOAT, FLOAT])
+    loop = Loop(step, Program(lambda x, y: (x, y), [FLOAT, FLOAT]), 0, 2, 0, 0, Schedule(20))
+    state = tuple(jnp.asarray(np.random.default_rng(k).normal(size=100), jnp.float32) for k in (0, 1))
+    found = []
+    for wide in (False, True):
+        monkeypatch.setattr(lanes, "wide_vectors", lambda wide=wide: wide)
+        found.append(backend.Numba().forward(loop, Operands(()), Carry(state)).records)
+    np.testing.assert_array_equal(*found)
 
 
 def test_the_noise_is_that_of_every_backend():

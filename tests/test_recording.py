@@ -133,10 +133,14 @@ class TestInParts:
 
         return np.asarray(reduced(x))
 
-    @pytest.mark.parametrize("taper", ["hann", "boxcar"])
-    @pytest.mark.parametrize("block", [10**6, 12_007])
-    def test_a_spectrum_has_the_phases_of_float64(self, monkeypatch, x64, taper, block):
-        monkeypatch.setattr(recording, "TABLE", 2000)
+    @pytest.mark.parametrize(
+        ("taper", "block", "places"),
+        [("hann", 10**6, 2**12), ("boxcar", 12_007, 2**12), ("hann", 12_007, 1), ("boxcar", 10**6, 1)],
+    )
+    def test_a_spectrum_has_the_phases_of_float64(self, monkeypatch, x64, taper, block, places):
+        """Where parts begin they are of one table, or of many places products of those of digits."""
+        for name, value in {"TABLE": 2000, "PLACES": places, "DIGITS": 7}.items():
+            monkeypatch.setattr(recording, name, value)
         x, what = self.records(), bk.Spectrum(self.FREQS, taper=taper)
         assert what._part(recording.Sampling(self.COUNT, self.INTERVAL, self.COUNT)) == 142
         t = np.arange(self.COUNT)
@@ -154,6 +158,14 @@ class TestInParts:
         monkeypatch.setattr(recording, "TABLE", 2000)
         np.testing.assert_allclose(self.of(bk.Spectrum(freqs), jnp.asarray(x)), at_once, rtol=1e-4)
         np.testing.assert_allclose(self.of(bk.PeakFrequency(freqs), jnp.asarray(x)), peak, rtol=1e-6)
+
+    def test_of_many_places_in_float32(self, monkeypatch):
+        x, freqs = self.records(np.float32), np.arange(1.0, 40.5, 0.5)
+        monkeypatch.setattr(recording, "TABLE", 2000)
+        of_one_table = self.of(bk.Spectrum(freqs), jnp.asarray(x))
+        monkeypatch.setattr(recording, "PLACES", 1)
+        monkeypatch.setattr(recording, "DIGITS", 11)
+        np.testing.assert_allclose(self.of(bk.Spectrum(freqs), jnp.asarray(x)), of_one_table, rtol=1e-4)
 
     @pytest.mark.parametrize("per", [1, 7, 4000])
     def test_averages(self, monkeypatch, x64, per):

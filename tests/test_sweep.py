@@ -145,6 +145,24 @@ print(bench.peak_memory())
     assert int(done.stdout) < 2e9
 
 
+@pytest.mark.slow
+def test_statistics_of_an_hour_take_little_more_memory_than_a_mean():
+    """Peaks of two processes that run one mass for 3,600 s, every step a record: no table grows with time."""
+    code = """
+import brainunit as u, brainmass_kernels as bk
+from brainmass_kernels import bench, sweeps
+record = [bk.Mean()] if {only_mean} else [bk.Mean(), bk.Minimum(), bk.Maximum(), bk.PeakFrequency(sweeps.PEAKS)]
+bk.simulate(bk.JansenRit(), 3600 * u.second, 0.1 * u.ms, record=record).records["eeg_mean"].mantissa.block_until_ready()
+print(bench.peak_memory())
+"""
+
+    def peak(only_mean: bool) -> int:
+        command = [sys.executable, "-c", code.format(only_mean=only_mean)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert peak(False) < peak(True) + 150e6
+
+
 class TestTheCommand:
     def test_writes_and_says_so(self, elsewhere, capsys):
         argv = (

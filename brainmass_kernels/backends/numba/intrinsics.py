@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .language import PACK, Function, Intrinsic, Value, llvm_type
+from .language import PACK, Function, Intrinsic, Value, element, like, llvm_type, several
 
 
 def _llvm_function(name: str) -> Intrinsic:
-    """An LLVM intrinsic on floats of one type."""
+    """An LLVM intrinsic on floats of one type, or on several of each."""
 
     def emit(scope: Function, *values: Value) -> Value | None:
-        return scope.external(f"llvm.{name}.f{values[0].type[1:]}", values[0].type, values)
+        kind = next((v.type for v in values if several(v.type)), values[0].type)
+        of = f"v{several(kind)}f{element(kind)[1:]}" if several(kind) else f"f{kind[1:]}"
+        return scope.external(f"llvm.{name}.{of}", kind, [scope.cast(v, kind) for v in values])
 
     return Intrinsic(emit)
 
@@ -32,7 +34,7 @@ _SAME_BITS = {"f32": "i32", "i32": "f32", "u32": "f32", "f64": "i64", "i64": "f6
 @Intrinsic
 def bits(scope: Function, x: Value) -> Value:
     """The number of the other kind, integer or float, with the same bits."""
-    kind = _SAME_BITS[x.type]
+    kind = like(_SAME_BITS[element(x.type)], x.type)
     return scope.op(kind, f"bitcast {llvm_type(x.type)} {x.text} to {llvm_type(kind)}")
 
 
@@ -153,3 +155,27 @@ def turn_tile(
         columns[k + 8], columns[k + 12] = shuffled(*back, 3)
     for column, at in zip(columns, each(target, place, stride), strict=True):
         scope.line(f"store {pack} {column.text}, ptr {at}, align {size}")
+
+
+def together(count: int) -> Intrinsic:
+    """So many numbers as one value; what is left of them repeats the last."""
+
+    def emit(scope: Function, *numbers: Value) -> Value:
+        kind = f"{numbers[0].type}x{count}"
+        value = Value(kind, "poison")
+        for k in range(count):
+            one = numbers[min(k, len(numbers) - 1)]
+            text = f"insertelement {llvm_type(kind)} {value.text}, {llvm_type(one.type)} {one.text}, i32 {k}"
+            value = scope.op(kind, text)
+        return value
+
+    return Intrinsic(emit)
+
+
+together2, together4, together8 = map(together, (2, 4, 8))
+
+
+@Intrinsic
+def one_of(scope: Function, numbers: Value, k: Value) -> Value:
+    """One of several numbers."""
+    return scope.op(element(numbers.type), f"extractelement {llvm_type(numbers.type)} {numbers.text}, i32 {k.text}")

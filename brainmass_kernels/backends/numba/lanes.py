@@ -9,7 +9,11 @@ import numpy as np
 
 from ...codegen.writer import Writer, words
 from ...pointwise import Program
-from .optable import TYPES
+from .layout import wide_vectors
+from .optable import TYPES, has_simd
+
+# How many numbers a function may be called with at once.
+TOGETHER = (2, 4, 8)
 
 if TYPE_CHECKING:
     from .source import BlockKernel
@@ -70,10 +74,48 @@ class LaneLoop:
     def finish(self) -> None:
         if not self.stores:
             return
+        if self.kernel.layout.alone:
+            self._finish_alone()
+            return
         rows: dict[str, str] = {}
-        for stage in self.writer.stages(list(self.stores.values())) if self.staged else []:
+        stages = self.writer.stages(list(self.stores.values())) if self.staged else []
+        if len(stages) == 1 and wide_vectors():
+            # Calls that wait for others would make a lane wait for all of them one after the other.
+            stages = [{function: calls for function, calls in stages[0].items() if not has_simd(function)}]
+        for stage in filter(None, stages):
             rows |= self._stage(stage, rows)
         self._loop(self.stores, rows)
+
+    def _finish_alone(self) -> None:
+        """The same of a lane that is alone: calls of one function that wait for the same are one of several numbers."""
+        writer, results = self.writer, list(self.stores.values())
+        lines: list[str] = []
+        known: list[str] = []
+
+        def add(names: Sequence[str]) -> None:
+            lines.extend(line for line in writer.lines(names, known) if line not in lines)
+
+        for stage in writer.stages(results):
+            for function, calls in stage.items():
+                if len(calls) == 1 or not has_simd(function):
+                    continue
+                for first in range(0, len(calls), TOGETHER[-1]):
+                    names, arguments = zip(*calls[first : first + TOGETHER[-1]])
+                    add(arguments)
+                    width = next(n for n in TOGETHER if n >= len(names))
+                    several, joined = f"several_{names[0]}", f"together{width}({', '.join(arguments)})"
+                    lines.append(f"{several} = {function.format(joined)}")
+                    lines.extend(f"{name} = one_of({several}, {k})" for k, name in enumerate(names))
+                    known += names
+        add(results)
+        kernel, used = self.kernel, words([*lines, *results])
+        for rows in (kernel.tape, kernel.words):
+            kernel.line(*(f"{name} = {kernel.at(name)}" for name in rows.names if name in used))
+        kernel.line(*lines)
+        # Numbers are assigned when nothing needs their old values any more.
+        rows = kernel.rows.names
+        kernel.line(*(f"{place if place not in rows else f'new_{place}'} = {x}" for place, x in self.stores.items()))
+        kernel.line(*(f"{place} = new_{place}" for place in self.stores if place in rows))
 
     def _stage(self, stage: dict[str, list[tuple[str, str]]], rows: dict[str, str]) -> dict[str, str]:
         """Loops for some calls of slow functions; the row in which each call's value is then."""

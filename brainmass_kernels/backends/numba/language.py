@@ -43,7 +43,8 @@ _NAMES = {np.dtype(kind): name for name, kind in _NUMPY.items()}
 class Value(NamedTuple):
     """A value of the assembly: its type, and its text, a register or a constant.
 
-    Types are "f32", "i64" and so on, "bool", "cells:f32", numbers at an address, and "pack:f32", `PACK` of them.
+    Types are "f32", "i64" and so on, "bool", "cells:f32", numbers at an address, "pack:f32", `PACK` of them, and
+    "f32x4", as many numbers as it says, with which functions of numbers compute.
     """
 
     type: str
@@ -51,7 +52,7 @@ class Value(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        return self.type in ("f32", "f64")
+        return element(self.type) in ("f32", "f64")
 
     @property
     def is_constant(self) -> bool:
@@ -64,7 +65,22 @@ def llvm_type(kind: str) -> str:
         return "ptr"
     if kind.startswith("pack:"):
         return f"<{PACK} x {_LLVM[kind[5:]]}>"
-    return _LLVM[kind]
+    return f"<{count} x {_LLVM[element(kind)]}>" if (count := several(kind)) else _LLVM[kind]
+
+
+def element(kind: str) -> str:
+    """The type of one of several numbers."""
+    return kind.partition("x")[0]
+
+
+def several(kind: str) -> int:
+    """How many numbers a type is of, 0 where it is one."""
+    return int(kind.partition("x")[2] or 0)
+
+
+def like(kind: str, other: str) -> str:
+    """As many numbers of one type as another is of."""
+    return f"{kind}x{several(other)}" if several(other) else kind
 
 
 class Intrinsic:
@@ -407,7 +423,7 @@ class Function:
         return functools.reduce(lambda a, b: self.op("bool", f"{name} i1 {a.text}, {b.text}"), values)
 
     def truth(self, value: Value) -> Value:
-        return value if value.type == "bool" else self.compare("!=", value, constant(0))
+        return value if element(value.type) == "bool" else self.compare("!=", value, constant(0))
 
     def _Compare(self, node: ast.Compare) -> Value:
         if len(node.ops) > 1:
@@ -422,7 +438,7 @@ class Function:
         else:
             sign = "" if symbol in ("==", "!=") else "u" if a.type[0] in "ub" else "s"
             code = f"icmp {sign}{_OF_INTEGERS[symbol]}"
-        return self.op("bool", f"{code} {llvm_type(a.type)} {a.text}, {b.text}")
+        return self.op(like("bool", a.type), f"{code} {llvm_type(a.type)} {a.text}, {b.text}")
 
     def _UnaryOp(self, node: ast.UnaryOp) -> Value:
         x = self.evaluate(node.operand)
@@ -436,7 +452,7 @@ class Function:
             return _negative(x)
         if x.is_float:
             return self.op(x.type, f"fneg {llvm_type(x.type)} {x.text}")
-        return self.op(x.type, f"sub {llvm_type(x.type)} 0, {x.text}")
+        return self.op(x.type, f"sub {llvm_type(x.type)} {self.cast(constant(0), x.type).text}, {x.text}")
 
     def _BinOp(self, node: ast.BinOp) -> Value:
         return self.arithmetic(node.op, self.evaluate(node.left), self.evaluate(node.right), node)
@@ -474,6 +490,9 @@ class Function:
         """Two numbers in one type: the wider one, or of an integer and a float the float."""
         if a.type == b.type:
             return a, b
+        if count := several(a.type) or several(b.type):
+            kind = element(a.type if several(a.type) else b.type)
+            return self.cast(a, f"{kind}x{count}"), self.cast(b, f"{kind}x{count}")
         kind = max((a.type, b.type), key=lambda t: (t[0] == "f", t != "bool", 0 if t == "bool" else int(t[1:])))
         return self.cast(a, kind), self.cast(b, kind)
 
@@ -481,6 +500,8 @@ class Function:
         """A number in another type."""
         if x.type == kind:
             return x
+        if several(x.type) or several(kind):
+            return self.cast_several(x, like(element(kind), x.type) if several(x.type) else kind)
         if not {x.type, kind} <= set(_LLVM):
             raise TypeError(f"{self.function.name}: a {x.type} is no {kind}")
         if x.is_constant:
@@ -502,6 +523,19 @@ class Function:
             wider = int(new[1:]) > int(old[1:])
             name = ("zext" if unsigned else "sext") if wider else "trunc"
         return self.op(kind, f"{name} {old} {x.text} to {new}")
+
+    def cast_several(self, x: Value, kind: str) -> Value:
+        """Numbers in another type of the same size, or one number as several."""
+        if several(x.type):
+            if llvm_type(x.type) != llvm_type(kind):
+                raise TypeError(f"{self.function.name}: {x.type} are no {kind}")
+            return Value(kind, x.text)
+        one = self.cast(x, element(kind))
+        if one.is_constant:
+            return Value(kind, f"<{', '.join([f'{llvm_type(one.type)} {one.text}'] * several(kind))}>")
+        pack, count = llvm_type(kind), several(kind)
+        first = self.op(kind, f"insertelement {pack} poison, {llvm_type(one.type)} {one.text}, i32 0")
+        return self.op(kind, f"shufflevector {pack} {first.text}, {pack} poison, <{count} x i32> zeroinitializer")
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -546,7 +580,7 @@ class Function:
 
     def select(self, test: Value, yes: Value, no: Value) -> Value:
         kind = llvm_type(yes.type)
-        return self.op(yes.type, f"select i1 {test.text}, {kind} {yes.text}, {kind} {no.text}")
+        return self.op(yes.type, f"select {llvm_type(test.type)} {test.text}, {kind} {yes.text}, {kind} {no.text}")
 
     def library(self, name: str, values: Sequence[Value]) -> Value | None:
         """A function of C's mathematics, which has one for each type."""

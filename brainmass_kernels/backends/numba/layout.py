@@ -11,16 +11,15 @@ from ..._context import SHARES
 from ..base import Loop
 from .optable import TYPES
 
-# Lanes of a block, at most: a few vectors, so that the loop over them hides the latency of each.
-BLOCK = 64
+# Lanes of a block: a few vectors, so that the loop over them hides the latency of each. Of the widths that share the
+# lanes among threads equally well, the widest: what a loop costs beside its lanes is paid once.
+WIDTHS = (256, 128, 64)
 # And at least, in forward and adjoint runs. LLVM unrolls shorter loops of few operations before it looks for SIMD.
 NARROWEST = {"forward": 8, "adjoint": 16}
 # A slow function has a loop to itself in blocks of this many lanes or more, for the same reason.
 STAGED = 32
 # Lanes that groups of models take together: whole vectors, as a shorter rest of a loop has no SIMD.
 TOGETHER = 16
-# Bytes of replayed states that a thread plans to hold: they should stay in its second cache.
-REPLAY = 256 * 1024
 # Operations of a step, at least, of one network that threads share: to meet costs them less than a microsecond.
 SHARED = 20_000
 # Regions of a part, at least.
@@ -30,6 +29,16 @@ PLAN = (
     "lanes", "steps", "lead", "every", "count", "segment", "blocks", "threads", "scratch",
     "depth", "edges", "stride", "ct_stride", "shared", "common",
 )  # fmt: skip
+
+
+def _second_cache() -> int:
+    """Bytes of a processor's second cache, or what all have had for long."""
+    name, least = "SC_LEVEL2_CACHE_SIZE", 256 * 1024
+    return max(least, os.sysconf(name)) if name in getattr(os, "sysconf_names", {}) else least
+
+
+# Bytes of replayed states that a thread plans to hold: they should stay in its second cache, beside what else is there.
+REPLAY = max(256 * 1024, _second_cache() // 2)
 
 
 class Layout(NamedTuple):
@@ -63,20 +72,29 @@ class Layout(NamedTuple):
                 span = -(-regions // parts // 16) * 16
                 return cls(lanes, span, span, name, -(-regions // span))
             return cls(lanes, regions, -(-regions // narrowest) * narrowest, name)
-        block = cls.of_lanes(lanes, dtype, narrowest).block
-        if segment is not None:
-            while block > narrowest and block * segment * (loop.n_state + 3) * np.dtype(dtype).itemsize > REPLAY:
-                block //= 2
-        return cls(lanes, block, block, name)
+        step_bytes = (loop.n_state + 3) * np.dtype(dtype).itemsize
+        return cls.of_lanes(lanes, dtype, narrowest, REPLAY // (segment * step_bytes) if segment else lanes)
 
     @classmethod
-    def of_lanes(cls, lanes: int, dtype, narrowest: int = NARROWEST["forward"]) -> Layout:
-        """Of lanes of which nothing else is to be held."""
+    def of_lanes(cls, lanes: int, dtype, narrowest: int = NARROWEST["forward"], most: int | None = None) -> Layout:
+        """Of independent lanes, of which a block holds ``most`` at most."""
+        name = TYPES[np.dtype(dtype).name]
+        if lanes == 1:
+            return cls(1, 1, 1, name)
         # Every thread should have a block.
         share, block = -(-lanes // threads()) if lanes > STAGED else lanes, narrowest
-        while block < min(BLOCK, share):
+        while block < min(WIDTHS[-1], share):
             block *= 2
-        return cls(lanes, block, block, TYPES[np.dtype(dtype).name])
+        if block == WIDTHS[-1]:
+            block = min(WIDTHS, key=lambda width: width * -(-lanes // (width * threads())))
+        while most is not None and narrowest < block > most:
+            block //= 2
+        return cls(lanes, block, block, name)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the run is of one lane, whose values are then numbers, not rows."""
+        return self.block == 1
 
     @property
     def blocks(self) -> int:
@@ -121,7 +139,7 @@ class Rows:
 
     def at(self, name: str) -> str:
         """Lane ``i`` of a row."""
-        return f"{self.array}[{self.offset(name)} + i]"
+        return f"{self.array}[{self.offset(name)}{' + i' * (self.block > 1)}]"
 
 
 def threads() -> int:
@@ -135,3 +153,14 @@ def threads() -> int:
     else:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, count // SHARES.get())
+
+
+def wide_vectors() -> bool:
+    """Whether LLVM's vectors are of 64 bytes here.
+
+    There are 32 registers of them then, which hold the constants of several functions at once, and each operation takes
+    so long that the next ones need not be interleaved.
+    """
+    from .machine import machine
+
+    return machine().vector_bytes == 64

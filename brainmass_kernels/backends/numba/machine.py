@@ -26,6 +26,25 @@ _FROM_C = (
         "fmod nextafter floor ceil rint round").split())
 ).split()  # fmt: skip
 
+# x[i] = x[i] * x[i] for i < 4096.
+_LOOP = """
+define void @loop(ptr %x) {
+entry:
+  br label %next
+next:
+  %i = phi i64 [ 0, %entry ], [ %after, %next ]
+  %at = getelementptr float, ptr %x, i64 %i
+  %old = load float, ptr %at
+  %new = fmul float %old, %old
+  store float %new, ptr %at
+  %after = add nsw i64 %i, 1
+  %more = icmp slt i64 %after, 4096
+  br i1 %more, label %next, label %end
+end:
+  ret void
+}
+"""
+
 
 class Machine:
     """LLVM for this processor; one in a process."""
@@ -51,8 +70,17 @@ class Machine:
             if found:
                 llvm.add_symbol(name, ctypes.cast(found, ctypes.c_void_p).value)
 
+    @functools.cached_property
+    def vector_bytes(self) -> int:
+        """Of the vectors that LLVM makes of a loop here: it may have wider ones that it does not take unasked."""
+        text = self.target.emit_assembly(self._optimised(_LOOP))
+        return next((size for size, register in ((64, "%zmm"), (32, "%ymm")) if register in text), 16)
+
     def compile(self, assembly: str) -> bytes:
         """The machine code of a module, as an object file."""
+        return self.target.emit_object(self._optimised(assembly))
+
+    def _optimised(self, assembly: str) -> llvm.ModuleRef:
         module = llvm.parse_assembly(assembly)
         module.triple, module.data_layout = self.triple, str(self.engine.target_data)
         module.verify()
@@ -60,7 +88,7 @@ class Machine:
         options.loop_vectorization, options.slp_vectorization = True, False
         passes = llvm.create_pass_builder(self.target, options)
         passes.getModulePassManager().run(module, passes)
-        return self.target.emit_object(module)
+        return module
 
     def load(self, name: str, code: bytes) -> int:
         """The address in memory of a function of an object file."""

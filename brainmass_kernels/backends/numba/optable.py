@@ -116,6 +116,7 @@ NUMBA = OpTable(
         "tanh": "tanh{bits}({0})",
         "tanh_absolute": "tanh_absolute{bits}({0})",
         "logistic": "logistic{bits}({0})",
+        "logistic2": "logistic2_{bits}({0})",
         "pow": "{type}(math.pow({0}, {1}))",
         "atan2": "{type}(math.atan2({0}, {1}))",
         "nextafter": "{type}(np.nextafter({0}, {1}))",
@@ -132,8 +133,18 @@ NUMBA = OpTable(
     select="{1} if {0} else {2}",
     fused="fma({0}, {1}, {2})",
     bits="bits({0})",
-    slow=frozenset(["tanh", "tanh_absolute", "exp", "exp2", "log", "logistic", "cbrt", *_LIBM]),
+    slow=frozenset(["tanh", "tanh_absolute", "exp", "exp2", "log", "logistic", "logistic2", "cbrt", *_LIBM]),
 )
 # The same with approximate functions.
 _FAST_TANH = dict.fromkeys(["tanh", "tanh_absolute"], "fast_tanh{bits}({0})")
 NUMBA_FAST = dataclasses.replace(NUMBA, operations={**NUMBA.operations, **_FAST_TANH})
+
+
+def has_simd(function: str) -> bool:
+    """Whether LLVM makes SIMD of a function, a format of its argument: of all but calls of C's library."""
+    return not any(name in function for name in ("math.", "np.", "log64"))
+
+
+def of_uniform(optable: OpTable) -> OpTable:
+    """A table for making normals of uniform numbers, whose logarithms have no special cases."""
+    return dataclasses.replace(optable, operations={**optable.operations, "log": "log_of_uniform{bits}({0})"})

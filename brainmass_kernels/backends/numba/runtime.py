@@ -34,9 +34,13 @@ from .intrinsics import (
     i32_at,
     i64_at,
     load_atomically,
+    one_of,
     round_away,
     round_even,
     sqrt,
+    together2,
+    together4,
+    together8,
 )
 from .language import f32, f64, i8, i16, i32, i64, out_of_line, reordering, u8, u16, u32, u64
 
@@ -147,6 +151,29 @@ def tanh_absolute32(x):
     return f32(1.0) - f32(1.0) / half
 
 
+def logistic2_32(x):
+    """1 / (1 + 2^x), within 1.3e-7. A sum of few terms that wait for each other: a run of one lane waits for them."""
+    x = clamped(x, f32(-126.0), f32(126.0))
+    shifted = x + _BIASED32
+    r = x - (shifted - _BIASED32)
+    # (2^r - 1) / r for abs(r) <= 1/2.
+    p = fma(f32(0.001326472731307149), r, f32(0.009671512991189957))
+    p = fma(p, r, f32(0.05550733581185341))
+    p = fma(p, r * r, fma(f32(0.24022242426872253), r, f32(0.6931470036506653)))
+    power = bits(i32(bits(shifted) << i32(23)))
+    return f32(1.0) / fma(power * r, p, power + f32(1.0))
+
+
+def logistic2_64(x):
+    x = clamped(x, f64(-1022.0), f64(1022.0))
+    shifted = x + _SHIFT64
+    n = shifted - _SHIFT64
+    r = (x - n) * f64(0.6931471805599453)
+    power = bits((bits(shifted) + 1023) << 52)
+    e = fma(power, fma(_exp_remainder64(r), r * r, r), power)
+    return f64(1.0) / (e + f64(1.0))
+
+
 def fast_tanh32(x):
     """2 t / (1 + t^2), where t is a ratio of polynomials near tanh(x / 2). Within 8 ulp."""
     x = clamped(x, f32(-8.6), f32(8.6))
@@ -179,11 +206,9 @@ def logistic64(x):
     return f64(1.0) / (f64(1.0) + exp64(-x))
 
 
-def log32(x):
-    """Within 1 ulp, of subnormal numbers too where the machine is not told to take them as zero."""
-    tiny = x < f32(2.0**-126)
-    scaled = x * f32(2.0**23) if tiny else x
-    word = bits(scaled)
+def _log_of_normal32(x, less):
+    """Of a normal number over 0, less some whole powers of two."""
+    word = bits(x)
     exponent = i32(i32(word - i32(0x3F3504F3)) >> i32(23))  # of the number over sqrt(1/2)
     m = bits(i32(word - i32(exponent << i32(23)))) - f32(1.0)
     p = fma(f32(-0.07634474337100983), m, f32(0.12761567533016205))
@@ -193,13 +218,25 @@ def log32(x):
     p = fma(p, m, f32(0.20001226663589478))
     p = fma(p, m, f32(-0.2500081956386566))
     p = fma(p, m, f32(0.3333333134651184))
-    n = f32(exponent) - (f32(23.0) if tiny else f32(0.0))
+    n = f32(exponent) - less
     square = m * m
     y = fma(p * m, square, fma(n, _LN2_LOW32, f32(-0.5) * square)) + m
-    y = fma(n, _LN2_HIGH32, y)
+    return fma(n, _LN2_HIGH32, y)
+
+
+def log32(x):
+    """Within 1 ulp, of subnormal numbers too where the machine is not told to take them as zero."""
+    tiny = x < f32(2.0**-126)
+    scaled = x * f32(2.0**23) if tiny else x
+    y = _log_of_normal32(scaled, f32(23.0) if tiny else f32(0.0))
     y = x if x == f32(inf) else y
     y = f32(-inf) if x == f32(0.0) else y
     return y if x >= f32(0.0) else f32(nan)
+
+
+def log_of_uniform32(x):
+    """The same bits for a number from 2^-32 to 1."""
+    return _log_of_normal32(x, f32(0.0))
 
 
 def log64(x):

@@ -1,5 +1,7 @@
 """What is done for one block of lanes, as source that `language` compiles.
 
+A run of one lane has numbers in place of rows, and no loop over lanes: LLVM keeps its state in registers.
+
 In the source ``S`` is the scratch of a thread, a row a value: ``x`` the state, ``z`` normals of this step and ``later``
 those of the next, ``c`` and ``u`` what differs between lanes of coefficients and inputs, ``ct_`` cotangents. ``K`` is
 the tape, what is kept of a step until its pullback, and ``I`` the words that normals are drawn from.
@@ -21,7 +23,7 @@ from ..base import Carry, Cotangents, Loop, Operands, Pullbacks, SplitPullbacks,
 from .lanes import Group, LaneLoop
 from .layout import PLAN, STAGED, TOGETHER, Layout, Rows, operations
 from .masses import Uncoupled
-from .optable import NUMBA, NUMBA_FAST
+from .optable import NUMBA, NUMBA_FAST, of_uniform
 
 # Stand in lines for where the rows end in the scratch, and the words behind them, until all rows are known.
 _ROWS_END, WORDS_END = "<end of rows>", "<end of words>"
@@ -71,6 +73,9 @@ class BlockKernel(SourceBuilder):
     def begin(self) -> None:
         """The block's place, and its rows."""
         self.line(f"block = {self.layout.block}")
+        if self.layout.alone:
+            # So they are variables, wherever they are assigned.
+            self.line(*(f"{name} = {self.layout.dtype}(0.0)" for name in self.rows.names))
         if not self.layout.parts:
             self.at_block()
 
@@ -98,7 +103,7 @@ class BlockKernel(SourceBuilder):
         """Read arguments that do not change, in scalars or rows."""
         for name, argument, one in zip(names, arguments, uniform, strict=True):
             if one:
-                self.line(f"{name} = {self.layout.dtype}_at({self.address(argument)})[0]")
+                self.line(f"{name} = {self.cell(self.address(argument))}")
             else:
                 with self.each_block():
                     self.spread([name], [self.address(argument)])
@@ -123,12 +128,18 @@ class BlockKernel(SourceBuilder):
         return f"work + {self.layout.itemsize * self.rows.offset(name)}"
 
     def at(self, name: str) -> str:
-        """Lane ``i`` of a row, of any array."""
+        """Lane ``i`` of a row, of any array; the number of a lane that is alone."""
+        if self.layout.alone and name in self.rows.names:
+            return name
         return next(rows.at(name) for rows in (self.rows, self.tape, self.words) if name in rows.names)
 
     def place(self, name: str, row: str) -> None:
         """The block's place in a buffer of rows of lanes, in bytes."""
         self.line(f"{name} = {self.layout.itemsize} * ({row} * lanes + lane)")
+
+    def cell(self, address: str) -> str:
+        """The number at an address."""
+        return f"{self.layout.dtype}_at({address})[0]"
 
     def call(self, function: str, *arguments: str | int) -> None:
         """Call a function of the runtime that there is for each dtype."""
@@ -137,11 +148,17 @@ class BlockKernel(SourceBuilder):
     def spread(self, names: Sequence[str], buffers: Sequence[str], place: str = "place") -> None:
         """Read rows from buffers, at the block's place in bytes."""
         for name, buffer in zip(names, buffers, strict=True):
+            if self.layout.alone:
+                self.line(f"{name} = {self.cell(f'{buffer} + {place}')}")
+                continue
             self.call("spread", self.row(name), f"{buffer} + {place}", "valid", "block")
 
     def gather(self, names: Sequence[str], buffers: Sequence[str], place: str = "place") -> None:
         """Write rows to buffers."""
         for name, buffer in zip(names, buffers, strict=True):
+            if self.layout.alone:
+                self.line(f"{self.cell(f'{buffer} + {place}')} = {name}")
+                continue
             self.call("gather", f"{buffer} + {place}", self.row(name), "valid")
 
     # Loops over lanes ------------------------------------------------------------------------------------------------
@@ -153,6 +170,15 @@ class BlockKernel(SourceBuilder):
         loop = LaneLoop(self, staged and count >= STAGED, of)
         yield loop
         loop.finish()
+
+    @contextmanager
+    def each_lane(self, head: str) -> Iterator[None]:
+        """Lines of each lane of a block, in a loop unless it is alone."""
+        if self.layout.alone:
+            yield
+            return
+        with self.block(head):
+            yield
 
     def slow_row(self, number: int) -> str:
         """The row of an argument of a slow function, and then of its value."""
@@ -174,6 +200,7 @@ class Kernel(BlockKernel):
         self.normals = self.rows.add(*self.names("z", loop.n_normals))
         self.later = self.rows.add(*self.names("later", loop.n_normals))
         self.words.add("key0", "key1")
+        self.random = self.words.add(*self.names("word", 2 * loop.n_normals))
         self.uniform_coefs = [c.ndim == 0 for c in operands.coefs]
         self.uniform_inputs = [x.ndim == 1 for x in operands.inputs]
         for name, uniform in zip((*self.coefs, *self.inputs), (*self.uniform_coefs, *self.uniform_inputs)):
@@ -225,7 +252,7 @@ class Kernel(BlockKernel):
 
     @property
     def words_end(self) -> int:
-        return super().words_end + (2 * self.row_bytes if self.loop.n_normals else 0)
+        return super().words_end + (len(self.words) * self.row_bytes if self.loop.n_normals else 0)
 
     @property
     def scratch_bytes(self) -> int:
@@ -276,7 +303,7 @@ class Kernel(BlockKernel):
         """Of the inputs of step ``n`` those that are the same for all lanes, in scalars."""
         for name, argument, uniform in zip(self.inputs, self.input_arguments, self.uniform_inputs):
             if uniform:
-                self.line(f"{name} = {self.layout.dtype}_at({argument} + {self.layout.itemsize} * n)[0]")
+                self.line(f"{name} = {self.cell(f'{argument} + {self.layout.itemsize} * n')}")
 
     def read_inputs(self) -> None:
         """The others, in rows."""
@@ -291,12 +318,17 @@ class Kernel(BlockKernel):
         count = self.loop.n_normals
         if not count:
             return
-        words = ["key0", "key1", "half", *["high"] * self.wide]
+        counted = ["key0", "key1", "half", *["high"] * self.wide]
 
-        def pairs(k0, k1, half, high=None):
-            return sum(noise.pairs((k0, k1), half, count, high), ())
+        def words(k0, k1, half, high=None):
+            return sum(noise.random_words((k0, k1), half, count, high), ())
 
-        program = Program(pairs, [jax.ShapeDtypeStruct((), "int32")] * len(words), "white noise")
+        def normals(*words):
+            return sum((noise.box_muller(*both) for both in zip(words[::2], words[1::2])), ())
+
+        word = jax.ShapeDtypeStruct((), "int32")
+        to_words = Program(words, [word] * len(counted), "random words")
+        to_normals = Program(normals, [word] * len(self.random), "white noise")
         self.line("counter = i32(n + origin)")
         with self.block(f"if {first} or counter & i32(1) == i32(0):"):
             self.line("half = i32(counter >> i32(1))")
@@ -304,14 +336,20 @@ class Kernel(BlockKernel):
                 self.line("high = i32((n + origin) >> 32)")
             first_of_normals = self.loop.n_coefs + self.loop.n_state + self.loop.n_inputs
             for group, advance in self.advance:
+                used = [u or group is None for u in advance.uses()[first_of_normals:]]
+                drawn = [name for k, name in enumerate(self.random) if used[k // 2]]
+                # Two loops: integers alone, whose instructions wait for each other, and then floats.
+                with self.lanes(of=group) as lanes:
+                    named = dict(zip(self.random, lanes.writer.write(to_words, counted), strict=True))
+                    lanes.store_everywhere(drawn, [named[name] for name in drawn])
                 # In a float64 run the rows do not hold float32.
                 with self.lanes(self.layout.dtype == "f32", group) as lanes:
-                    drawn = iter(lanes.values(program, words))
-                    for z, later, used in zip(self.normals, self.later, advance.uses()[first_of_normals:]):
-                        both = [next(drawn), next(drawn)]
-                        if used or group is None:
-                            lanes.store_everywhere([z, later], both)
-        with self.block("if counter & i32(1) == i32(1):"), self.block(f"for i in range({self.layout.block}):"):
+                    lanes.writer = Writer(of_uniform(self.optable))
+                    values = lanes.values(to_normals, self.random)
+                    names = [x for both in zip(self.normals, self.later) for x in both]
+                    chosen = [k for k in range(len(names)) if used[k // 2]]
+                    lanes.store_everywhere([names[k] for k in chosen], [values[k] for k in chosen])
+        with self.block("if counter & i32(1) == i32(1):"), self.each_lane(f"for i in range({self.layout.block}):"):
             self.line(*(f"{self.at(z)} = {self.at(later)}" for z, later in zip(self.normals, self.later)))
 
     def next_record(self) -> None:
@@ -448,7 +486,7 @@ class AdjointKernel(Kernel):
         else:
             self.line(f"groups = plan[{PLAN.index('blocks')}]")
         with self.each_block():
-            for name in self.ct_coefs:
+            for name in self.ct_coefs if not layout.alone else ():
                 self.call("clear", self.row(name), "block")
             self.spread(self.ct_state, [self.address(name) for name in self.ct_final])
         self.read_seeds()
@@ -532,11 +570,11 @@ class AdjointKernel(Kernel):
 
     def write_inputs(self) -> None:
         """The cotangents of the inputs of step ``n``; of a uniform one the sums of equally many lanes."""
-        if not all(self.wanted_uniform):
-            self.place("place_c", "n")
         layout = self.layout
+        if layout.alone or not all(self.wanted_uniform):
+            self.place("place_c", "n")
         for name, result, uniform in zip(self.ct_inputs, self.out_inputs, self.wanted_uniform):
-            if uniform:
+            if uniform and not layout.alone:
                 target = f"{result} + {layout.itemsize} * (n * groups + {layout.block // layout.group} * number)"
                 self.call("totals", target, self.row(name), "valid", layout.group)
             else:
