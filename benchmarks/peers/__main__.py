@@ -88,6 +88,8 @@ def main() -> None:
     if asked.make:
         raise SystemExit(1 if len(make(names)) == len(names) else 0)
     if asked.table:
+        if not Path(asked.out).exists():
+            raise SystemExit(f"{Path(asked.out).name} is not there yet: python -m benchmarks.peers writes it")
         numbers = json.loads(Path(asked.out).read_text())
         print("\n".join([table.markdown(numbers), *table.goals(numbers)]))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -49,7 +50,8 @@ class Worker:
                 stderr=log, text=True,
             )  # fmt: skip
         self.lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -75,7 +77,9 @@ class Worker:
         except BrokenPipeError:
             line = None
         if line is None:
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=10.0)
+            self.end()
             said = self.log.read_text().strip().splitlines() or ["it printed nothing"]
             raise WorkerFailed(f"its process ended with {self.process.returncode}: {said[-1][:200]}")
         answer = json.loads(line)
@@ -88,8 +92,14 @@ class Worker:
         return self.process.poll() is None
 
     def end(self) -> None:
+        """The process and what it is read by."""
         self.process.kill()
         self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Peers:
@@ -178,13 +188,16 @@ def case(peers: Peers, work: Work, plan: Plan, say=print) -> dict[str, Any]:
         except WorkerFailed as failure:
             rows[name] = {"skipped": str(failure)}
         say(f"  {PEERS[name].title}: {rows[name].get('setting') or rows[name]['skipped']}")
-    ready = [name for name, row in rows.items() if "setting" in row]
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    seconds: dict[str, list[float]] = {name: [] for name, row in rows.items() if "setting" in row}
     for _ in range(plan.rounds):
-        for name in random.sample(ready, len(ready)):
-            seconds[name].append(peers.of(name).ask(do="run", seconds=plan.seconds)["seconds"])
-    for name in ready:
-        rows[name].update(timing(seconds[name], seconds.get(OURS), work))
+        for name in random.sample(list(seconds), len(seconds)):
+            try:
+                seconds[name].append(peers.of(name).ask(do="run", seconds=plan.seconds)["seconds"])
+            except WorkerFailed as failure:
+                rows[name] = {"skipped": str(failure)}
+                del seconds[name]
+    for name, each in seconds.items():
+        rows[name].update(timing(each, seconds.get(OURS), work))
     return {"case": work.case, "masses": work.masses, "steps": work.steps, "peers": rows}
 
 
