@@ -308,6 +308,9 @@ def test_a_table(peers):
     assert "- not run: vbjax (forward): not made" in text
     assert "- not run: diffrax (forward): it has no delays" in text
     assert all(line.count("|") == 9 for line in text.splitlines() if line.startswith("|"))
+    assert "- forward, lax.scan by hand: right\n" in text
+    case["peers"]["scan"].update(setting="right, 2 devices", settings={"right": 6.0, "right, 2 devices": 4.0})
+    assert "right, 2 devices (the fastest on one device took 1.5 times as long)" in table.markdown(numbers)
     # A goal is of the whole work.
     assert table.goals(numbers) == []
     case["masses"] = w.FULL["forward"].masses

@@ -13,18 +13,21 @@ NAMES = {"euler": "Euler", "exp_euler": "exponential Euler", "heun": "Heun"}
 
 
 def markdown(numbers: dict) -> str:
-    """The table, and below it what each case is, how each peer runs, and what was left out and why."""
-    lines, why = [HEADER], []
+    """The table, and below it what each case is, how each peer runs, its settings, and what was left out and why."""
+    lines, why, settings = [HEADER], [], []
     for result in numbers["results"]:
         title = f"{result['case']}, {result['masses']:,} x {result['steps']:,}"
         for name, row in result["peers"].items():
             peer = _title(name, numbers)
             if "ratio" in row or "seconds" in row:
                 lines.append(_line(title, peer, row, GOALS.get((result["case"], name))))
+                if len(row["settings"]) > 1:
+                    settings.append(f"- {result['case']}, {peer}: {row['setting']}{_on_one_device(row)}")
             else:
                 why.append((peer, result["case"], row.get("refused") or row.get("skipped")))
     lines += ["", *(f"- {case}: {about}" for case, about in ABOUT.items() if _has(numbers, case))]
     lines += ["", *(f"- {_title(n, numbers)}: {a['how']}" for n, a in numbers["peers"].items() if "how" in a)]
+    lines += ["", "Fastest settings:", "", *settings] if settings else []
     skipped = {(peer, reason): [c for p, c, r in why if (p, r) == (peer, reason)] for peer, _, reason in why}
     lines += ["", *(f"- not run: {peer} ({', '.join(cases)}): {reason}" for (peer, reason), cases in skipped.items())]
     return "\n".join(lines).rstrip() + "\n"
@@ -52,6 +55,15 @@ def _error(row: dict) -> str:
     if "rms_mV" in row:
         return f"{row['rms_mV']:.2g} mV"
     return f"{100 * row['slopes_from_rk4']:.2g}% of slopes"
+
+
+def _on_one_device(row: dict) -> str:
+    """Where lanes are shared, how much longer the fastest setting without took when it was tried."""
+    tried = {name: each for name, each in row["settings"].items() if not isinstance(each, str)}
+    alone = [each for name, each in tried.items() if not name.endswith(" devices")]
+    if not row["setting"].endswith(" devices") or not alone:
+        return ""
+    return f" (the fastest on one device took {min(alone) / tried[row['setting']]:.1f} times as long)"
 
 
 def goals(numbers: dict) -> list[str]:
