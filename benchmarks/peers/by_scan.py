@@ -24,11 +24,12 @@ begin = jaxed.begin
 
 def settings(work: Work) -> list[str]:
     bases = {
-        "forward": ["steps in a loop", "steps unrolled"],
+        "forward": ["steps in a loop", "steps unrolled", "steps in a loop, one array"],
         "noise": ["threefry", "rbg"],
         "network": ["gather of connections"],
     }
     segments = [f"segments of {n}" for n in segment_lengths(work)]
+    segments += [f"{segments[-1]}, one array"]
     return jaxed.both_ways(bases.get(work.case, ["nothing computed again", *segments]), work)
 
 
@@ -46,18 +47,20 @@ def prepared(work: Work, setting: str):
 
 
 def quiet(work: Work, setting: str):
+    """With "one array" the six states are one, which XLA computes in one loop."""
     unroll = EVERY if "unrolled" in setting else 1
     strides = int(setting.split()[2].strip(",")) // EVERY if setting.startswith("segments") else None
+    stacked = jnp.stack if "one array" in setting else tuple
 
     def records(Ae, be, C):
         def step(state, _):
-            return reference.step(state, Ae, be, C, DRIVE), None
+            return stacked(reference.step(tuple(state), Ae, be, C, DRIVE)), None
 
         def stride(state, _):
             state, _ = lax.scan(step, state, length=EVERY, unroll=unroll)
             return state, state[1] - state[2]
 
-        start = reference.start(C.shape[0])
+        start = stacked(reference.start(C.shape[0]))
         if strides is None:
             return lax.scan(stride, start, length=work.records)[1]
 
