@@ -381,8 +381,14 @@ def test_the_largest_step_that_is_near_enough(monkeypatch):
         return lambda *args: np.full((milliseconds, accuracy.FEW), dt_ms)
 
     assert accuracy.largest_step(off, (1.0, 0.5, 0.1, 0.05), 10, 0.2) == (0.1, pytest.approx(0.1))
-    with pytest.raises(SystemExit, match=r"no step is within 0.01 mV: the smallest, 0.05 ms, is off by 0.05 mV"):
-        accuracy.largest_step(off, (1.0, 0.05), 10, 0.01)
+    assert accuracy.largest_step(off, (1.0, 0.05), 10, 0.01) is None
+
+    def less_off(dt_ms, milliseconds):
+        return lambda *args: np.full((milliseconds, accuracy.FEW), dt_ms / 10.0)
+
+    assert accuracy.first_within({32: off, 64: less_off}, (1.0, 0.1), 10, 0.05) == (64, 0.1, pytest.approx(0.01))
+    with pytest.raises(SystemExit, match=r"no step from 1 to 0\.1 ms is within 0\.05 mV"):
+        accuracy.first_within({32: off}, (1.0, 0.1), 10, 0.05)
 
 
 @pytest.mark.slow

@@ -51,10 +51,10 @@ def _line(case: str, peer: str, row: dict, goal: float | None) -> str:
 
 
 def _error(row: dict) -> str:
-    """Of records, the rms in mV from RK4; of slopes, the relative distance."""
+    """Of records, the rms in mV from RK4; of slopes, the relative distances from the same scheme and from RK4."""
     if "rms_mV" in row:
         return f"{row['rms_mV']:.2g} mV"
-    return f"{100 * row['slopes_from_rk4']:.2g}% of slopes"
+    return f"{row['from_scheme']:.0e}; {row['slopes_from_rk4']:.2g} from RK4"
 
 
 def _on_one_device(row: dict) -> str:
