@@ -3,7 +3,7 @@
  * Written as one would for speed: lanes in blocks that stay in the first cache, coefficients formed before the loop, the
  * sigmoid from a polynomial exp that the compiler turns into SIMD, a thread for each share of the blocks.
  * The gradient keeps a checkpoint each `segment` steps, replays a segment into cache and walks back; it is of mean(eeg^2)
- * in Ae, be and C of each mass.
+ * in Ae, be and C of each mass; with SLOPES_IN_C_ALONE only the last is right, and the others cost nothing.
  */
 #include <math.h>
 #include <pthread.h>
@@ -104,11 +104,13 @@ static inline void back(State *a, Coefs *d, const Coefs *c, const Kept *k) {
     float pM = 0.56f * aMv * c->pushM[i] * sM * (1 - sM);
     float pE = 0.56f * aEv * c->pushE[i] * sE * (1 - sE);
     float pI = 0.14f * aIv * c->pushI[i] * sI * (1 - sI);
+#ifndef SLOPES_IN_C_ALONE
     d->keep[i] += aMv * k->s.Mv[i] + aEv * k->s.Ev[i];
     d->pull[i] -= aMv * M + aEv * k->s.E[i];
     d->pushM[i] += aMv * sM;
-    d->pushE[i] += aEv * sE;
     d->inE[i] += aEv;
+#endif
+    d->pushE[i] += aEv * sE;
     d->pushI[i] += aIv * sI;
     d->C[i] += (pE + pI) * M;
     a->M[i] = aM + (pE + pI) * c->C[i] - c->pull[i] * aMv;
