@@ -59,6 +59,7 @@ def numbers(value) -> str:
     x = np.asarray(x)
     if x.dtype == bool:
         return f"{x.sum():,} of {x.size:,} true"
+    x = np.abs(x) if np.iscomplexobj(x) else x
     lost = np.isnan(x)
     if lost.all():
         return "NaN"

@@ -490,11 +490,13 @@ def _record(ax, result: Result, name: str, lanes: _Lanes):
 
 def _matrix(ax, result: Result, name: str):
     """A matrix of pairs of regions, sensors or windows; of several networks, the first one's."""
-    x = np.asarray(u.get_magnitude(result[name]))
+    x, over = np.asarray(u.get_magnitude(result[name])), ""
+    if np.iscomplexobj(x):
+        x, over = np.abs(x).mean(frames.time_axis(result)), ", mean modulus over frequencies"
     first = x.reshape(-1, *x.shape[-2:])[0]
     drawn = ax.imshow(first, cmap="viridis", interpolation="nearest", zorder=3)
     ax.figure.colorbar(drawn, ax=ax).ax.tick_params(labelsize=8)
-    more = "" if x.ndim == 2 else ", of the first network"
+    more = over + ("" if x.ndim == 2 else ", of the first network")
     ax.set_title(_labelled(name, result[name]) + more, fontsize=9)
     axes = [*frames.record_axes(result, None)[name]]
     ax.set_ylabel(axes[-2], fontsize=9)

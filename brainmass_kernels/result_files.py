@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import brainunit as u
 import numpy as np
 
-from . import connectivity, files, readout, recording, signals, units
+from . import connectivity, crossspectra, files, readout, recording, signals, units
 from ._version import __version__
 from .archives import digest_of, pack, unpack
 from .hrf import HRF
@@ -118,7 +118,7 @@ def _encode(name: str, result: Result) -> dict[str, Any]:
 
 
 #: Where the classes of this package's statistics and signals are.
-_MODULES = (recording, connectivity, signals, readout)
+_MODULES = (recording, connectivity, crossspectra, signals, readout)
 
 
 def _class_of(kind: str) -> type | None:

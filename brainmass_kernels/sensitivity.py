@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from . import derivatives, dispatch, units
+from . import derivatives, dispatch, jaxprs, routing, stimuli, units
+from ._jax import Literal, jaxpr_as_fun
 from .arguments import prepare
 from .backends.base import Carry, Loop, Operands, Request
 from .interrupts import interruptible
@@ -20,12 +21,12 @@ from .models.base import Model, check_name
 from .pointwise import Program, pushforward
 from .programs import Programs
 from .result import Result
-from .routing import NOISE, places
+from .routing import NOISE
 from .run import Data, Run, countable, in_lanes, in_rows, lane_seeds, no_lanes, only_once, seeds_from, shared
 from .schedule import Schedule
 from .simulation import clock, lane_names
 from .step import StepSpec, build
-from .stimuli import names_of
+from .stimuli import Stimuli
 
 _ONLY_REVERSE = (
     "forward-mode differentiation (jvp, jacfwd, linearize, hessian) of sensitivities(), which reverse mode "
@@ -46,7 +47,8 @@ def sensitivities(
     Parameters
     ----------
     model, duration, dt, **arguments : as `simulate` takes them, except statistics in ``record``
-    wrt : names of parameters, of constant inputs, or of noise intensities (``"noise.E_inp"``)
+    wrt : names of parameters, of constant inputs, of noise intensities (``"noise.E_inp"``), or of parameters of
+        stimuli (``"E_inp.onset"``)
 
     Returns
     -------
@@ -55,7 +57,8 @@ def sensitivities(
 
     Raises
     ------
-    ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled
+    ValueError, TypeError : an argument's name, unit, shape, dtype or value, before anything is compiled; a time of a
+        stimulus with a hard edge
     Unsupported : the named implementation cannot run this
     """
     run, data = prepare(model=model, duration=duration, dt=dt, **arguments)
@@ -79,50 +82,90 @@ def sensitivities(
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     if not names:
         raise ValueError("'wrt' names no parameter, but takes at least one")
-    unit_of = _units(model, run.spec)
-    of_stimuli = names_of(arguments.get("inputs") or {})
+    inputs = arguments.get("inputs") or {}
+    known = routing.places(model, inputs)
+    unit_of = {name: known[name].unit for name in (*_hoisted(run.spec), *stimuli.names_of(inputs))}
     for name in names:
-        if name in of_stimuli:
-            raise ValueError(
-                f"'wrt' got '{name}', which is of a stimulus: take jax.grad of simulate(), or in a fit an optimiser "
-                f"other than least squares"
-            )
         check_name(name, unit_of, "parameter, held input or noise intensity")
-    indices = tuple(list(unit_of).index(n) for n in names)
-    request = Request(_loop(run, indices)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
+    directions, tangents = [], []
+    for name in names:
+        direction, moved = _direction(name, model, run, data, inputs, known)
+        directions.append(direction)
+        tangents += moved
+    data, directions = data._replace(hoisted=(*data.hoisted, *tangents)), tuple(directions)
+    request = Request(_loop(run, directions)[0], max(1, math.prod(run.batch)), run.spec.dtype, run.platform)
     chosen = dispatch.choose(arguments.get("implementation"), request)[0]
     spec = dataclasses.replace(run.spec, base_two=dispatch.load(chosen).base_two(run.precision))
     run = run._replace(spec=spec, inverse_steps="", native_autodiff=False, implementation=chosen)
     compute = _run if math.prod(run.batch) else no_lanes(_run)
-    records, final, pushed = compute(run, indices, derivatives.in_reverse(data, _ONLY_REVERSE))
-    known, when = model.recordable(), clock(run, dt)
+    records, final, pushed = compute(run, directions, derivatives.in_reverse(data, _ONLY_REVERSE))
+    recordable, when = model.recordable(), clock(run, dt)
     entries = [(n, what) for n, what in run.entries if isinstance(what, str)]
     place = {what: k for k, what in enumerate(run.spec.record)}
 
     def result(records, final, per) -> Result:
         return Result(
             when,
-            {n: units.attach(records[place[what]], known[what] / per) for n, what in entries},
-            {n: units.attach(x, known[n] / per) for n, x in zip(model.states, final, strict=True)},
+            {n: units.attach(records[place[what]], recordable[what] / per) for n, what in entries},
+            {n: units.attach(x, recordable[n] / per) for n, x in zip(model.states, final, strict=True)},
             lanes=lane_names(run, False),
-            recordable=tuple(known),
+            recordable=tuple(recordable),
         )
 
     slopes = {n: result(d_records, d_final, unit_of[n]) for n, (d_records, d_final) in zip(names, pushed, strict=True)}
     return result(records, final, units.UNITLESS), slopes
 
 
-def _units(model: Model, spec: StepSpec) -> dict[str, Any]:
-    """The unit of each hoisted argument except the time step, in their order."""
-    known, noisy = places(model), (f"{NOISE}{n}" for n in spec.noisy)
-    return {n: known[n].unit for n in (*spec.parameters, *spec.constant, *noisy)}
+class Direction(NamedTuple):
+    """Which of the hoisted arguments a parameter moves.
+
+    Attributes
+    ----------
+    places : their places, of which each moves by as much as the parameter, one for one
+    given : whether their derivatives are among the data, after the hoisted arguments
+    """
+
+    places: tuple[int, ...]
+    given: bool = False
 
 
-def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
+def _hoisted(spec: StepSpec) -> dict[str, int]:
+    """The place of each parameter, constant input and noise intensity among the hoisted arguments, by full name."""
+    noisy = (f"{NOISE}{n}" for n in spec.noisy)
+    return {n: place for place, n in enumerate((*spec.parameters, *spec.constant, *noisy))}
+
+
+def _direction(name: str, model: Model, run: Run, data: Data, inputs, known) -> tuple[Direction, list[Any]]:
+    """The direction of a parameter, and of a stimulus' the derivatives of what a run is given in its place."""
+    places = _hoisted(run.spec)
+    if name in places:
+        return Direction((places[name],)), []
+    unit, dtype = known[name].unit, run.spec.dtype
+    of_inputs = {n: units.unit_of(x) for n, x in model.inputs.items()}
+
+    def given(value):
+        moved = routing.put(model, inputs, {}, {name: units.attach(value, unit)})[1]
+        drives = stimuli.drives_of(moved)
+        one_region = Stimuli.of(drives, of_inputs, model.time_unit, lambda _, x: x)
+        return one_region.data(float(data.hoisted[-1]), model.time_unit, run.spec.digits)
+
+    value = jnp.asarray(units.strip(routing.quantities(model, inputs, {})[name][1], unit, name), dtype)
+    slope = jax.make_jaxpr(lambda by: [jnp.asarray(x, dtype) for x in jax.jvp(given, (value,), (by,))[1]])
+    closed = slope(jnp.ones_like(value))
+    reached = jaxprs.depending_on(closed.jaxpr.invars, closed.jaxpr.eqns)
+    moving = [not isinstance(v, Literal) and v in reached for v in closed.jaxpr.outvars]
+    slopes = jaxpr_as_fun(closed)(jnp.ones_like(value))
+    first = run.spec.hoisted.index(f"stimulus {run.spec.stimulating[0]}")
+    pairs = [(first + k, x) for k, (x, moves) in enumerate(zip(slopes, moving, strict=True)) if moves]
+    return Direction(tuple(place for place, _ in pairs), given=True), [x for _, x in pairs]
+
+
+def _build_loop(run: Run, directions: tuple[Direction, ...]) -> tuple[Loop, tuple[tuple[bool, ...], ...]]:
     """The loop with a tangent of the state for each direction, and which coefficients have one in each."""
     step, spec = build(run.spec), run.spec
-    n_coefs, n_state, n_directions = len(step.setup.out_avals), len(spec.carried), len(indices)
-    live = tuple(tuple(step.setup.depends([i == k for i in range(len(spec.hoisted))])) for k in indices)
+    n_coefs, n_state, n_directions = len(step.setup.out_avals), len(spec.carried), len(directions)
+    moved = ([i in one.places for i in range(len(spec.hoisted))] for one in directions)
+    live = tuple(tuple(step.setup.depends(flags)) for flags in moved)
     constant = (False,) * (len(spec.varying) + len(spec.noisy))
     advance = pushforward(step.advance, [(*flags, *(True,) * n_state, *constant) for flags in live])
     observe = pushforward(step.observe, [(*flags, *(True,) * n_state) for flags in live])
@@ -150,34 +193,38 @@ def _build_loop(run: Run, indices: tuple[int, ...]) -> tuple[Loop, tuple[tuple[b
     return loop, live
 
 
-_loop = Programs(_build_loop, lambda run, indices: run.spec)
+_loop = Programs(_build_loop, lambda run, directions: run.spec)
 
 
-def _run(run: Run, indices: tuple[int, ...], data: Data):
-    return _RUNS(run, indices)(data)
+def _run(run: Run, directions: tuple[Direction, ...], data: Data):
+    return _RUNS(run, directions)(data)
 
 
-def _compiled(run: Run, indices: tuple[int, ...]):
+def _compiled(run: Run, directions: tuple[Direction, ...]):
     def brainmass_kernels_sensitivities(data: Data):
-        return _execute(run, indices, data)
+        return _execute(run, directions, data)
 
     return jax.jit(brainmass_kernels_sensitivities)
 
 
-_RUNS = Programs(_compiled, lambda run, indices: run.spec)
+_RUNS = Programs(_compiled, lambda run, directions: run.spec)
 
 
-def _execute(run: Run, indices: tuple[int, ...], data: Data):
+def _execute(run: Run, directions: tuple[Direction, ...], data: Data):
     """Records, final states, and for each direction the derivatives of both, without units."""
-    return shared(run, data, functools.partial(_execute_share, indices))
+    return shared(run, data, functools.partial(_execute_share, directions))
 
 
-def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
-    loop, live = _loop(run, indices)
+def _execute_share(directions: tuple[Direction, ...], run: Run, data: Data):
+    loop, live = _loop(run, directions)
     step, dtype, lanes = build(run.spec), run.spec.dtype, math.prod(run.batch)
-    hoisted = [in_lanes(x, run.batch, dtype) for x in data.hoisted]
+    every = [in_lanes(x, run.batch, dtype) for x in data.hoisted]
+    hoisted, given = every[: len(run.spec.hoisted)], iter(every[len(run.spec.hoisted) :])
     start = [jnp.broadcast_to(in_lanes(x, run.batch, dtype), (lanes,)) for x in data.state]
-    directions = [[jnp.ones_like(x) if i == k else jnp.zeros_like(x) for i, x in enumerate(hoisted)] for k in indices]
+    tangents_of = []
+    for one in directions:
+        moved = {i: next(given) if one.given else jnp.ones_like(hoisted[i]) for i in one.places}
+        tangents_of.append([moved[i] if i in moved else jnp.zeros_like(x) for i, x in enumerate(hoisted)])
 
     def initial(hoisted):
         state = step.enter(hoisted, start)
@@ -185,7 +232,7 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
         return tuple(step.setup(*hoisted)), (*(jnp.broadcast_to(x, (lanes,)) for x in state), *clock)
 
     (coefs, state), slopes, tangents = initial(hoisted), [], []
-    for direction, flags in zip(directions, live, strict=True):
+    for direction, flags in zip(tangents_of, live, strict=True):
         d_coefs, d_state = jax.jvp(initial, (hoisted,), (direction,))[1]
         slopes += [d for d, flag in zip(d_coefs, flags, strict=True) if flag]
         tangents += d_state
@@ -193,9 +240,9 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
     operands = Operands((*coefs, *slopes), (), lane_seeds(run, data))
 
     def launch(schedule: Schedule, carry: Carry, rows, first):
-        part, every = dataclasses.replace(loop, schedule=schedule), min(run.checkpoint_every, schedule.steps)
+        part, most = dataclasses.replace(loop, schedule=schedule), min(run.checkpoint_every, schedule.steps)
         of_part = operands._replace(inputs=rows, seeds=seeds_from(run, operands.seeds, first))
-        return differentiable(run.implementation, every, part, only_once(run))(of_part, carry, None)
+        return differentiable(run.implementation, most, part, only_once(run))(of_part, carry, None)
 
     records, final = countable(run, launch)(run.schedule, Carry((*state, *tangents)), varying, None)
 
@@ -205,7 +252,7 @@ def _execute_share(indices: tuple[int, ...], run: Run, data: Data):
     n, m, pushed = len(run.spec.record), len(state), []
     n_state = m - run.spec.digits
     last = final.state[:n_state]
-    for p, direction in enumerate(directions, start=1):
+    for p, direction in enumerate(tangents_of, start=1):
         d_last = jax.jvp(step.exit, (hoisted, last), (direction, final.state[m * p : m * p + n_state]))[1]
         pushed.append((shaped(records[n * p : n * (p + 1)]), shaped(d_last)))
     return shaped(records[:n]), shaped(step.exit(hoisted, last)), pushed

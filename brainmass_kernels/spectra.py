@@ -22,6 +22,8 @@ import numpy as np
 
 from . import eeg, tables
 from .connectivity import fcd as fcd
+from .crossspectra import coherency as coherency
+from .crossspectra import csd as csd
 from .distributions import ks_distance as ks_distance
 from .distributions import pairs as pairs
 from .distributions import wasserstein as wasserstein
@@ -41,27 +43,41 @@ class PowerSpectrum:
     freqs : (F,) increasing, positive; plain numbers are Hz
     power : (F,) or (n, F) positive densities in any unit (the scale is a nuisance of the fit)
     name : for tables and figures
+    compare : what a fit compares: "log", log10 of the power, in which each decade counts as much; or "linear", the
+        power in its standard deviations over the band, in which peaks count most, and an error of 1 explains nothing
 
     Raises
     ------
     ValueError
-        for another shape, unsorted frequencies, fewer than 8 points, a power that is not positive or finite
+        for another shape, unsorted frequencies, fewer than 8 points, a power that is not positive or finite, another
+        ``compare``, and a power to be compared linearly that does not vary
     """
 
     freqs: Any
     power: Any
     name: str = "spectrum"
+    compare: str = dataclasses.field(default="log", kw_only=True)
 
     def __post_init__(self):
         freqs = np.asarray(in_hertz(self.freqs, "freqs"), float)
         power = np.asarray(u.get_mantissa(self.power), float)
         power = power[None] if power.ndim == 1 else power
         _check(freqs, power, self.name)
+        if self.compare not in ("log", "linear"):
+            raise ValueError(f"'compare' of {self.name} got {self.compare!r}, but takes 'log' or 'linear'")
+        if self.linear and (flat := at_rest(power.T)).any():
+            at = int(np.argmax(flat)) + 1
+            raise ValueError(f"{self.name}: power to be compared linearly is to vary, but spectrum {at} is flat")
         object.__setattr__(self, "freqs", freqs)
         object.__setattr__(self, "power", power)
 
     def __len__(self) -> int:
         return len(self.power)
+
+    @property
+    def linear(self) -> bool:
+        """Whether powers are compared, and not their logarithms."""
+        return self.compare == "linear"
 
     def band(self, low: float, high: float) -> PowerSpectrum:
         """The part from ``low`` to ``high`` Hz, both included."""
@@ -71,7 +87,7 @@ class PowerSpectrum:
                 f"'band' leaves {self.name} {inside.sum()} frequencies from {low:g} to {high:g} Hz, but takes at least "
                 f"{MIN_POINTS}; it covers {self.freqs[0]:g} to {self.freqs[-1]:g} Hz in {len(self.freqs)} points"
             )
-        return PowerSpectrum(self.freqs[inside], self.power[:, inside], self.name)
+        return dataclasses.replace(self, freqs=self.freqs[inside], power=self.power[:, inside])
 
 
 #: The earlier name.
@@ -346,47 +362,67 @@ def _like(values, lanes):
     return jnp.broadcast_to(jnp.asarray(values, lanes.dtype), lanes.shape)
 
 
-def solve_nuisance(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20) -> Nuisance:
-    """The nuisances that bring a model's log spectrum closest to the target's, lane by lane.
+def _differences(total, log_target, linear: bool):
+    """Residuals of log10 powers, or of powers in standard deviations of the target, and their slope by ``total``."""
+    if not linear:
+        return total - log_target, jnp.ones_like(total)
+    target, power = 10**log_target, 10**total
+    spread = jnp.broadcast_to(jnp.std(target, -1, keepdims=True), target.shape)
+    return (power - target) / spread, _LN10 * power / spread
+
+
+def solve_nuisance(
+    log_model, log_target, log_freqs, *, background: bool = True, iterations: int | None = None, linear: bool = False
+) -> Nuisance:
+    """The nuisances that bring a model's spectrum closest to the target's, lane by lane.
 
     Levenberg-Marquardt on (log scale, log background, chi), from equal shares of the power. Without a background
-    the best scale is the mean difference. Chi stays between 0 and 3.
+    the best scale is the mean difference of the logarithms, or the regression of the powers. Chi stays between 0 and 3.
 
     Parameters
     ----------
     log_model : (*lanes, F) log10 powers
     log_target : the same, or what broadcasts to it
     log_freqs : (F,) log10 of Hz
+    iterations : at most; ``None``, 20, or 40 of powers
+    linear : whether powers are close where their difference is small, and not that of their logarithms
     """
     log_target, log_freqs = _like(log_target, log_model), _like(log_freqs, log_model)
     level = jnp.mean(log_target - log_model, -1)
     if not background:
+        if linear:
+            # About their means, which float32 has room for.
+            model = log_model + _like(level[..., None], log_model)
+            level = level + _log_sum(model + log_target) - _log_sum(2 * model)
         return Nuisance(level, jnp.full_like(level, -jnp.inf), jnp.ones_like(level))
     floor = jnp.mean(log_target, -1) + _NO_BACKGROUND
 
     def error(theta):
-        return jnp.sum((observed_log_power(log_model, log_freqs, theta) - log_target) ** 2, -1)
+        return jnp.sum(_differences(observed_log_power(log_model, log_freqs, theta), log_target, linear)[0] ** 2, -1)
 
     def iteration(_, carry):
         theta, best, damping = carry
         total = observed_log_power(log_model, log_freqs, theta)
+        differences, by_total = _differences(total, log_target, linear)
         share = 10 ** (log_model + theta.log_scale[..., None] - total)
         jacobian = jnp.stack([share, 1 - share, -(1 - share) * log_freqs], -1)
+        jacobian = jacobian * by_total[..., None] if linear else jacobian
         normal = jnp.einsum("...fi,...fj->...ij", jacobian, jacobian)
         normal = normal + damping[..., None, None] * _like(jnp.eye(3), normal)
-        slope = jnp.einsum("...fi,...f->...i", jacobian, total - log_target)
+        slope = jnp.einsum("...fi,...f->...i", jacobian, differences)
         trial = Nuisance(*jnp.moveaxis(jnp.stack(theta, -1) - _solve_symmetric(normal, slope), -1, 0))
         trial = trial._replace(log_background=jnp.maximum(trial.log_background, floor), chi=jnp.clip(trial.chi, *_CHI))
         trial_error = error(trial)
         better = trial_error < best
         theta = Nuisance(*(jnp.where(better, new, old) for new, old in zip(trial, theta)))
-        damping = jnp.clip(jnp.where(better, damping / 5, damping * 5), 1e-3, 1e4)
+        damping = jnp.clip(jnp.where(better, damping / 5, damping * 5), 1e-6 if linear else 1e-3, 1e4)
         return theta, jnp.where(better, trial_error, best), damping
 
     half = _log_sum(log_target) + math.log10(0.5)
     one = jnp.ones_like(level)
     theta = Nuisance(half - _log_sum(log_model), half - _log_sum(-log_freqs), one)
-    return jax.lax.fori_loop(0, iterations, iteration, (theta, error(theta), one))[0]
+    most = iterations or (40 if linear else 20)
+    return jax.lax.fori_loop(0, most, iteration, (theta, error(theta), one))[0]
 
 
 def _log_sum(log_power):
@@ -401,23 +437,27 @@ def _solve_symmetric(matrix, right):
     return (right[..., :1] * bc + right[..., 1:2] * ca + right[..., 2:] * ab) / determinant
 
 
-def log_error(log_model, log_target, log_freqs, *, background: bool = True, iterations: int = 20):
+def log_error(
+    log_model, log_target, log_freqs, *, background: bool = True, iterations: int | None = None, linear: bool = False
+):
     """Mean squared error of log10 power at the best nuisances, and these; differentiable in ``log_model``.
 
     Returns
     -------
-    error : (*lanes,) mean over frequencies of the squared difference of log10 powers
+    error : (*lanes,) mean over frequencies of the squared difference of log10 powers; with ``linear`` of powers, in
+        standard deviations of the target over the frequencies
     nuisance : `Nuisance` of (*lanes,), without derivative
     """
     log_target = _like(log_target, log_model)
     fixed = jax.lax.stop_gradient(log_model)
-    nuisance = solve_nuisance(fixed, log_target, log_freqs, background=background, iterations=iterations)
-    nuisance = jax.lax.stop_gradient(nuisance)
-    return jnp.mean((observed_log_power(log_model, log_freqs, nuisance) - log_target) ** 2, -1), nuisance
+    options = {"background": background, "iterations": iterations, "linear": linear}
+    nuisance = jax.lax.stop_gradient(solve_nuisance(fixed, log_target, log_freqs, **options))
+    total = observed_log_power(log_model, log_freqs, nuisance)
+    return jnp.mean(_differences(total, log_target, linear)[0] ** 2, -1), nuisance
 
 
-def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
-    """Differences of log10 power at the best nuisances, and these; for Gauss-Newton steps.
+def log_residuals(log_model, log_target, log_freqs, *, background: bool = True, linear: bool = False):
+    """Differences of log10 power (with ``linear`` of power) at the best nuisances, and these; for Gauss-Newton steps.
 
     The derivative of the residuals takes into account that the nuisances change: it is projected off the directions
     that they explain (Kaufman 1975, BIT 15:49). A nuisance at its bound does not change.
@@ -429,9 +469,11 @@ def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
     """
     log_target = _like(log_target, log_model)
     fixed = jax.lax.stop_gradient(log_model)
-    nuisance = jax.lax.stop_gradient(solve_nuisance(fixed, log_target, log_freqs, background=background))
-    residuals = observed_log_power(log_model, log_freqs, nuisance) - log_target
-    total = jax.lax.stop_gradient(residuals) + log_target
+    solved = solve_nuisance(fixed, log_target, log_freqs, background=background, linear=linear)
+    nuisance = jax.lax.stop_gradient(solved)
+    total = observed_log_power(log_model, log_freqs, nuisance)
+    residuals, by_total = _differences(total, log_target, linear)
+    total = jax.lax.stop_gradient(total if linear else residuals + log_target)
     share = 10 ** (fixed + nuisance.log_scale[..., None] - total)
     columns = [share]
     if background:
@@ -440,6 +482,7 @@ def log_residuals(log_model, log_target, log_freqs, *, background: bool = True):
         columns += [jnp.where(moves[..., None], 1 - share, 0.0)]
         columns += [jnp.where(bends[..., None], -(1 - share) * _like(log_freqs, share), 0.0)]
     directions = jnp.stack(columns, -1)
+    directions = directions * jax.lax.stop_gradient(by_total)[..., None] if linear else directions
     normal = jnp.einsum("...fi,...fj->...ij", directions, directions)
     normal = normal + _like(1e-6 * jnp.eye(len(columns)), normal)
     change = residuals - jax.lax.stop_gradient(residuals)

@@ -472,12 +472,17 @@ def test_what_takes_no_delays():
 
     with pytest.raises(TypeError, match="delays inside a mass, whose derivatives are not carried"):
         sensitivities(Late(), 10, DT * u.ms, wrt="a")
-    target = bk.TimeSeries(np.arange(10.0)[None] * u.mV)
-    with pytest.raises(TypeError, match="delays inside a mass have no derivatives carried"):
-        bk.fit(
-            Late(), target, {"a": (1.0, 2.0)}, duration=10, dt=DT * u.ms, transient=0, every=1, key=jax.random.key(0),
-            optimiser="levenberg_marquardt",
-        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_least_squares_by_forward_mode():
+    """The delay's derivative is not carried in the loop: JAX takes it through `scan`."""
+    data = bk.simulate(Late(a=1.6), 60, DT * u.ms)["o"]
+    target, call = bk.TimeSeries(data), {"duration": 60, "dt": DT * u.ms, "transient": 0, "every": 1, "record": "o"}
+    found = bk.fit(
+        Late(), target, {"a": (1.0, 2.0)}, realisations=1, starts=1, steps=8, optimiser="levenberg_marquardt", **call
+    )  # fmt: skip
+    np.testing.assert_allclose(found.parameters["a"], 1.6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("implementation", ["scan", pytest.param("numba", marks=needs.numba)])

@@ -1,5 +1,6 @@
 """Fits of many targets: in chunks, over devices, resumed within a step; the result is that of one whole run."""
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -17,8 +18,8 @@ from brainmass_kernels import grids
 from brainmass_kernels.fitting import division, saved, targets
 from brainmass_kernels.fitting.division import Division, Rows, a_lane
 from brainmass_kernels.fitting.fit import fit
-from brainmass_kernels.fitting.problem import Free, Problem
-from brainmass_kernels.fitting.steps import gradients_at, normal_equations_at
+from brainmass_kernels.fitting.problem import Free, Pooling, Problem
+from brainmass_kernels.fitting.steps import Plan, adam, evaluated, gradients_at, normal_equations_at
 from brainmass_kernels.spectra import Spectrum
 
 pytest.importorskip("llvmlite")
@@ -33,7 +34,6 @@ CALL: dict[str, Any] = {
 LEAST_SQUARES = {"optimiser": "levenberg_marquardt"}
 OPTIONS = [{}, LEAST_SQUARES]
 _LEAST = pytest.param(LEAST_SQUARES, marks=pytest.mark.slow, id="least squares")
-EITHER = pytest.mark.parametrize("options", [pytest.param({}, id="gradients"), _LEAST])
 COMMUNICATION = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing improved")
@@ -133,11 +133,59 @@ def test_standard_errors_and_profiles_are_computed_in_chunks(one_device, monkeyp
     assert set(sizes) == {1}
 
 
-def test_targets_that_depend_on_each_other_run_at_once():
-    with pytest.raises(ValueError, match=r"'targets_at_once' got 2, but all 5 targets run at once.*\(f0, damping\)"):
-        five(targets_at_once=2, shared="f0", group={"damping": 0.1})
+POOLED = {"shared": "f0", "group": {"damping": 0.1}, "priors": {"f0": (9.0, 1.0), "damping": (0.2, 0.1)}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, {}),
+        (3, LEAST_SQUARES),
+        (1, {"prune": 2, "screen": 2 * COUNT * STARTS}),
+    ],
+)
+def test_chunks_of_targets_that_depend_on_each_other_have_the_bits_of_the_whole(size, options, one_device):
+    """Sums over targets and the mean of the group are of all targets, whatever the chunks."""
+    whole, chunked = five(**POOLED, **options), five(targets_at_once=size, **POOLED, **options)
+    check_bits(chunked, whole)
+    assert len(np.unique(u.get_magnitude(chunked.parameters["f0"]))) == 1
+
+
+def test_targets_that_depend_on_each_other_are_divided_as_others(one_device, monkeypatch):
+    problem = problem_of(SPECTRA, 2)
+    plan = problem.plan(jax.random.key(0))
+    monkeypatch.setattr(division, "_ON_CPU", int(2.5 * a_lane(problem, plan, False) * STARTS * 2))
+    ties = {"apart": Pooling(), "some": Pooling(shared=("f0",), group=(("damping", 0.1),))}
+    ties["all"] = Pooling(shared=("f0", "damping"))
+    sizes = {
+        name: division.divide(dataclasses.replace(problem, pooling=tie), plan, STARTS, False).size
+        for name, tie in ties.items()
+    }
+    assert sizes == {"apart": 2, "some": 2, "all": COUNT}
+
+
+def test_targets_that_share_every_value_are_one_run():
+    with pytest.raises(ValueError, match="'targets_at_once' got 2, but all free values are shared: one run"):
+        five(targets_at_once=2, shared=("f0", "damping"))
     with pytest.raises(ValueError, match="'targets_at_once' got 0"):
         five(targets_at_once=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("least_squares", [False, True])
+def test_what_is_found_of_pooled_targets_is_the_derivative_of_the_objective(least_squares, one_device, x64):
+    """Against one program of all targets, as it was before there were chunks of them."""
+    problem = dataclasses.replace(problem_of(SPECTRA, 2), pooling=Pooling(
+        priors=(("f0", 9.0, 1.0), ("damping", 0.2, 0.1)), group=(("damping", 0.1),), shared=("f0",)
+    ))  # fmt: skip
+    rng, keys, data = np.random.default_rng(0), problem.keys(jax.random.key(0)), problem.comparison.data
+    z = {"f0": rng.normal(size=(1, STARTS)), "damping": rng.normal(size=(COUNT, STARTS))}
+    z = {name: jnp.asarray(x) for name, x in z.items()}
+    plan = Plan("levenberg_marquardt" if least_squares else adam(), Division(COUNT, 2), 1)
+    found = evaluated(problem, plan, z, keys)
+    whole = (normal_equations_at if least_squares else gradients_at)(problem, z, keys, data)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8), found, whole)
 
 
 def test_the_last_chunk_repeats_its_last_target():
@@ -182,8 +230,7 @@ PROBLEMS = {
     "connectivity of amplitudes": lambda: network_problem((8.0, 12.0)),
 }
 QUICK = ("series", False)
-# A network has no derivatives carried in the loop.
-STEPS = [(name, least) for name in PROBLEMS for least in (False, True) if not (least and "connectivity" in name)]
+STEPS = [(name, least) for name in PROBLEMS for least in (False, True)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +243,9 @@ def test_the_estimate_of_memory_is_that_of_the_compiled_step(name, least_squares
     compiled = function.lower(problem, z, problem.keys(key), problem.comparison.data).compile()
     needed = compiled.memory_analysis().temp_size_in_bytes
     lanes = problem.comparison.count * starts * problem.realisations
-    assert 0.6 < a_lane(problem, problem.plan(key), least_squares) * lanes / needed < 1.9
+    # Forward mode stores less of a transform than a gradient does.
+    most = 2.5 if least_squares and "amplitudes" in name else 1.9
+    assert 0.6 < a_lane(problem, problem.plan(key), least_squares) * lanes / needed < most
 
 
 @pytest.mark.parametrize(
@@ -227,11 +276,15 @@ class Stop(Exception):
     pass
 
 
-@EITHER
+_POOLED = [pytest.param(POOLED, marks=pytest.mark.slow, id="pooled")]
+_POOLED += [pytest.param(POOLED | LEAST_SQUARES, marks=pytest.mark.slow, id="pooled least squares")]
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, id="gradients"), _LEAST, *_POOLED])
 def test_a_fit_resumes_at_the_chunk_that_was_interrupted(options, one_device, monkeypatch, tmp_path):
     """Of three chunks a step, the second of the second step; what is done is not done again."""
     path, whole, call, calls = tmp_path / "fit.part.json", five(**options), Division.call, []
-    function = normal_equations_at if options else gradients_at
+    function = normal_equations_at if "optimiser" in options else gradients_at
 
     def counted(self, which, problem, z, *rest):
         if which is function:
@@ -273,7 +326,7 @@ def mesh_of(kind=AxisType.Auto):
     return jax.make_mesh((2, 4), ("a", "b"), axis_types=(kind, kind))
 
 
-@EITHER
+@pytest.mark.parametrize("options", [pytest.param({}, id="gradients"), _LEAST, _POOLED[0]])
 def test_targets_lie_on_all_devices_with_the_bits_of_one(options, monkeypatch):
     """Of more targets than starts, each device has some; three of the eight repeat the last."""
     over_all = five(**options)

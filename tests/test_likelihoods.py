@@ -197,3 +197,13 @@ def test_dynamics_have_no_likelihood():
     dynamics = bk.ConnectivityDynamics(values, 0.5 * u.second, 0.5 * u.second)
     with pytest.raises(TypeError, match="of which no likelihood is known: take a function of a Result"):
         bk.log_density(NETWORK, dynamics, {"coupling.k": (0.05, 0.4)}, record="eeg", **NETWORK_RUN)
+
+
+def test_a_spectrum_to_be_compared_in_powers_has_no_likelihood():
+    freqs = np.arange(5.0, 20.0)
+    target = bk.PowerSpectrum(freqs, 1.0 / freqs, compare="linear")
+    with pytest.raises(ValueError, match="'compare' of spectrum got 'linear', which is how a fit compares powers"):
+        bk.log_density(
+            bk.JansenRit(), target, {"C": (100.0, 200.0)}, likelihood=Whittle(8), duration=2000, dt=1 * u.ms,
+            transient=None, band=(5.0, 19.0), noise={"E_inp": 2 * u.Hz * u.second**0.5}, key=jax.random.key(0),
+        )  # fmt: skip

@@ -122,6 +122,84 @@ def test_under_jit_and_vmap():
         np.testing.assert_allclose(got, fun(C), rtol=1e-4, atol=1e-5)
 
 
+def stimulated(x, **more):
+    """Two stimuli on one input, and one that is computed from phases; of each lane its own onset."""
+    spread = jnp.linspace(0.9, 1.1, 3, dtype=jnp.result_type(float))
+    pulse = bk.Pulse(x["onset"] * spread * u.ms, 8 * u.ms, x["amplitude"] * u.Hz, edge=2 * u.ms)
+    wave = bk.Sine(x["frequency"] * u.Hz, 20 * u.Hz)
+    train = bk.PulseTrain(3 * u.ms, 4 * u.ms, x["period"] * u.ms, 0.3 * u.mV, edge=1 * u.ms)
+    call = {
+        "model": bk.JansenRit(), "duration": 200, "dt": 0.2 * u.ms, "record": "eeg",
+        "inputs": {"E_inp": 120 * u.Hz + pulse + wave, "M_inp": train}, **more,
+    }  # fmt: skip
+    return call
+
+
+STIMULI = {"onset": 12.0, "amplitude": 150.0, "frequency": 9.0, "period": 11.0}
+OF_STIMULI = {
+    "onset": "E_inp.0.onset", "amplitude": "E_inp.0.amplitude", "frequency": "E_inp.frequency", "period": "M_inp.period"
+}  # fmt: skip
+
+
+def check_stimuli(tolerance, names, implementation):
+    _, slopes = bk.sensitivities(
+        wrt=("be", *(OF_STIMULI[n] for n in names)), **stimulated(STIMULI, implementation=implementation)
+    )
+
+    def eeg(x):
+        return bk.simulate(**stimulated(STIMULI | x, implementation="scan"))["eeg"].mantissa
+
+    want = jax.jit(jax.jacfwd(eeg))({n: STIMULI[n] for n in names})
+    for name in names:
+        by = u.ms if name in ("onset", "period") else u.Hz
+        found = np.asarray(slopes[OF_STIMULI[name]]["eeg"].to_decimal(u.mV / by))
+        # The onset of each lane is a multiple of what is varied here.
+        expected = np.asarray(want[name]) / (np.linspace(0.9, 1.1, 3) if name == "onset" else 1.0)
+        scale = np.abs(expected).max()
+        assert scale > 1e-6
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["numba", "scan"])
+def test_by_parameters_of_stimuli(x64, implementation):
+    check_stimuli(1e-8, tuple(STIMULI), implementation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", INTERPRETED)
+def test_by_parameters_of_stimuli_in_kernels_for_accelerators(implementation):
+    with testing.interpret():
+        check_stimuli(1e-4, ("onset", "frequency"), implementation)
+
+
+def by_onset(onset):
+    pulse = bk.Pulse(onset * u.ms, 5 * u.ms, 100 * u.Hz, edge=2 * u.ms)
+    run, by = bk.sensitivities(bk.JansenRit(), 60, 0.2 * u.ms, "E_inp.onset", inputs={"E_inp": 120 * u.Hz + pulse})
+    return run["eeg"].to_decimal(u.mV), by["E_inp.onset"]["eeg"].to_decimal(u.mV / u.ms)
+
+
+def test_by_an_onset_against_finite_differences():
+    (before, _), (_, slope), (after, _) = map(by_onset, (3.9, 4.0, 4.1))
+    np.testing.assert_allclose(slope, (after - before) / 0.2, rtol=1e-2, atol=1e-2 * np.abs(slope).max())
+
+
+@pytest.mark.slow
+def test_a_sensitivity_by_an_onset_has_a_gradient():
+    def total(onset):
+        return jnp.sum(by_onset(onset)[1])
+
+    assert float(jax.grad(total)(4.0)) == pytest.approx(float((total(4.02) - total(3.98)) / 0.04), rel=2e-2)
+
+
+def test_a_hard_edge_has_no_sensitivity_in_its_times():
+    inputs = {"E_inp": 120 * u.Hz + bk.Pulse(4 * u.ms, 5 * u.ms, 100 * u.Hz)}
+    call = {"model": bk.JansenRit(), "duration": 60, "dt": 0.2 * u.ms, "inputs": inputs}
+    with pytest.raises(TypeError, match=r"'E_inp: Pulse\.onset': this stimulus has a hard edge"):
+        bk.sensitivities(wrt="E_inp.onset", **call)
+    assert np.abs(bk.sensitivities(wrt="E_inp.amplitude", **call)[1]["E_inp.amplitude"]["eeg"].mantissa).max() > 0
+
+
 def test_units():
     _, slopes = bk.sensitivities(bk.JansenRit(), 20, 0.2 * u.ms, ["Ae", "be"], record=["M", "Mv"])
     assert u.get_unit(slopes["be"]["Mv"]).has_same_dim(u.mV / u.second / u.Hz)
@@ -135,6 +213,7 @@ def test_units():
         ((), {}, "'wrt' names no parameter"),
         ("M_inp", {}, "unknown parameter, held input or noise intensity 'M_inp'"),
         ("be", {"record": bk.Mean()}, "'record' got statistics"),
+        ("E_inp.onset", {}, "unknown parameter, held input or noise intensity 'E_inp.onset'"),
     ],
 )
 def test_what_cannot_be_is_refused(wrt, more, says):

@@ -1,7 +1,8 @@
 """How a fit's lanes are divided: into chunks of targets, one after another, and each chunk over devices.
 
-Lanes do not mix, so what a step computes for some targets is what it computes for them among all. Memory is that of one
-chunk. Only what is small, such as errors and slopes, is read back, and every process then takes the same step with it.
+Lanes do not mix, so what a step computes for some targets is what it computes for them among all; of targets that share
+values, each is computed by itself, and they are put together after the last chunk. Memory is that of one chunk. Only
+what is small, such as errors and slopes, is read back, and every process then takes the same step with it.
 """
 
 from __future__ import annotations
@@ -168,20 +169,19 @@ def divide(
 
     Raises
     ------
-    ValueError : chunks of targets that depend on each other
+    ValueError : chunks of targets that share every value, and so one run
     """
-    n = problem.comparison.count
+    n, one_run = problem.comparison.count, problem.pooling.bind and problem.apart is problem
     mesh = _MESH.get() or _local_mesh(max(n, starts))
     if targets_at_once is not None:
         check_counts(1, targets_at_once=targets_at_once)
-        if problem.pooling.bind and targets_at_once < n:
-            names = ", ".join(dict.fromkeys([*problem.pooling.shared, *(name for name, _ in problem.pooling.group)]))
+        if one_run and targets_at_once < n:
             raise ValueError(
-                f"'targets_at_once' got {targets_at_once}, but all {n} targets run at once where 'shared' or 'group' "
-                f"ties them ({names})"
+                f"'targets_at_once' got {targets_at_once}, but all free values are shared: one run is compared with "
+                f"all {n} targets, whose number takes next to no memory; leave it out"
             )
         return Division(n, min(targets_at_once, n), mesh)
-    if problem.pooling.bind:
+    if one_run:
         return Division(n, n, mesh)
     most = max(1, int(_room(mesh) // (a_lane(problem, plan, least_squares) * starts * problem.realisations)))
     return Division(n, _even(n, most, 1 if mesh is None else mesh.size), mesh)

@@ -7,6 +7,7 @@ A target is one or many power spectra, time series, matrices of functional conne
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -82,9 +83,10 @@ def fit(
 
     The error of a `PowerSpectrum` is the mean squared difference of log10 power between the target and
     ``scale * P_model(f) + background * f**-chi``, whose three nuisances are solved for at every step
-    (`spectra.log_error`). The model's spectrum is Welch's at the resolution of the target, over ``realisations``
-    runs of ``duration`` each, without their transients. A `TimeSeries` is compared sample by sample with the mean
-    of the realisations, as an evoked response is; a `Connectivity` with the correlations between regions of a network.
+    (`spectra.log_error`); with ``compare="linear"`` that of power. The model's spectrum is Welch's at the resolution of
+    the target, over ``realisations`` runs of ``duration`` each, without their transients. A `TimeSeries` is compared
+    sample by sample with the mean of the realisations, as an evoked response is; a `Connectivity` with the correlations
+    between regions of a network.
 
     Parameters
     ----------
@@ -122,7 +124,8 @@ def fit(
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
     optimiser : any of `optax`, by default Adam at 0.05 with b2 = 0.99; or "levenberg_marquardt", which needs many fewer
-        steps and carries the derivatives by each target's parameters in the loop; not for networks
+        steps and carries the derivatives by each target's parameters in the loop; those of networks, of delays inside
+        a mass and of statistics are taken by JAX through ``scan``
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
@@ -187,10 +190,12 @@ def fit(
             f"'gradient_horizon' got {gradient_horizon}, but 'levenberg_marquardt' carries its derivatives forward, "
             "over the whole run: take an optimiser of optax"
         )
+    plan = problem.plan(key)
+    if optimiser == LEVENBERG_MARQUARDT and not problem.carried:
+        plan = dataclasses.replace(plan, reason=f"{plan.reason}; derivatives by JAX's forward mode through 'scan'")
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     check_counts(1, patience=patience)
     count = count_of(problem, starts, initial, key)
-    plan = problem.plan(key)
     division = divide(problem, plan, count, optimiser == LEVENBERG_MARQUARDT, targets_at_once)
     settings = problem.settings() | {"key": np.asarray(jax.random.key_data(key)).tolist()}
     settings["program"] = problem.program(count, key)
@@ -396,19 +401,25 @@ class _Measured(NamedTuple):
 
 def _measured(problem: Problem, z, key, division: Division, start: int | None = None) -> _Measured:
     """Every lane measured; what is large, of the best start of each target or of a ``start``."""
-    parts = []
+    apart, each, parts = problem.apart, problem.spread(z), []
     for rows in division.chunks():
-        prediction = problem.unseen(rows.of(z), key, division.call)
-        error, nuisances = measured(problem, prediction, rows.of(problem.comparison.data))
-        best = np.asarray(problem.score(error)).argmin(1) if start is None else np.full(len(error), start)
-        lane = np.arange(len(best)), best
+        prediction = apart.unseen(rows.of(each), key, division.call)
+        error, nuisances = measured(apart, prediction, rows.of(problem.comparison.data))
+        part = rows.without_repeats(jax.device_get((error, prediction, nuisances)))
+        # Targets that share a start are judged together.
+        parts.append(part if problem.pooling.bind else _of_best(problem, start, *part))
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return _of_best(problem, start, *whole) if problem.pooling.bind else whole
 
-        def chosen(x, lane=lane, lanes=error.shape):
-            return np.broadcast_to(x, (*lanes, *x.shape[2:]))[lane][:, None]
 
-        part = _Measured(np.asarray(error), *jax.tree.map(chosen, (prediction, nuisances)))
-        parts.append(rows.without_repeats(part))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+def _of_best(problem: Problem, start: int | None, error, prediction, nuisances) -> _Measured:
+    best = np.asarray(problem.score(error)).argmin(1) if start is None else np.full(len(error), start)
+    lane = np.arange(len(best)), best
+
+    def chosen(x):
+        return np.broadcast_to(x, (*error.shape, *x.shape[2:]))[lane][:, None]
+
+    return _Measured(np.asarray(error), *jax.tree.map(chosen, (prediction, nuisances)))
 
 
 def _say_if_nothing_improved(fit: Fit) -> None:

@@ -27,7 +27,8 @@ class Joint(Target):
     name : for tables
 
     The error is ``sqrt(sum(w_i e_i**2) / sum(w_i))``, where ``e_i`` is the rms of the residuals of target i over its
-    sigma: 0.1 in log10 power, and `TimeSeries.sigma` and `Connectivity.sigma`. So an error of 1 is as far as the noise.
+    sigma: 0.1 in log10 power, and `TimeSeries.sigma`, `Connectivity.sigma` and so on. So an error of 1 is as far as
+    the noise.
 
     Raises
     ------
@@ -50,7 +51,7 @@ class Joint(Target):
             if isinstance(target, Joint) or callable(target):
                 what = "a Joint" if isinstance(target, Joint) else "a function"
                 raise TypeError(f"the target {name!r} of {self.name} got {what}, but takes what has data of its own: "
-                                "a PowerSpectrum, a TimeSeries or a Connectivity")  # fmt: skip
+                                "a PowerSpectrum, a TimeSeries, a Connectivity or a CrossSpectrum")  # fmt: skip
             parts[name] = targets.as_target(target)
         weights = dict(self.weights or {})
         for name, weight in weights.items():

@@ -39,6 +39,8 @@ from .targets import LINEAR, Comparison, OfDensities
 _UNSEEN = 1_000_003
 #: Simulations with such noise, each with the realisations of the fit.
 _CHECKS = 4
+#: Derivatives that are computed at once where they are not carried in the loop.
+DIRECTIONS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +228,26 @@ class Problem:
             **self.comparison.settings,
         }
 
+    @functools.cached_property
+    def apart(self) -> Problem:
+        """The same with each target by itself, where targets share a start but not every value.
+
+        What is known of several targets together is added to what is found of each (`steps.evaluated`).
+        """
+        shared = all(f.name in self.pooling.shared for f in self.frees)
+        if not self.pooling.bind or shared or self.comparison.count == 1:
+            return self
+        return dataclasses.replace(
+            self, pooling=NO_POOLING._replace(regional=self.pooling.regional, frozen=self.pooling.frozen)
+        )
+
+    def spread(self, z) -> dict[str, Any]:
+        """z as `apart` takes it: a row for each target of what they share."""
+        if self.apart is self:
+            return z
+        n = self.comparison.count
+        return {name: np.broadcast_to(np.asarray(x), (n, *x.shape[1:])) for name, x in z.items()}
+
     @property
     def dt(self) -> float:
         return units.concrete(units.strip(self.options["dt"], u.second, "dt"), "dt")
@@ -244,13 +266,17 @@ class Problem:
         return routing.put(self.model, self.inputs, self.noise, values)
 
     def run(self, z, keys, call, **more):
-        """``call`` (simulate, explain or sensitivities) on the lanes (targets, starts, realisations)."""
+        """``call`` (simulate, explain or sensitivities) on the lanes (targets, starts, realisations).
+
+        ``more`` are further arguments, or take the place of the fit's.
+        """
         lanes = (*lanes_of(z), self.realisations)
         values = {f.name: self._spread(f.value(z[f.name]), lanes) for f in self.frees}
         model, inputs, noise = self.put(values)
         inputs = per_lane(inputs, values)
         keys = jnp.broadcast_to(keys, (*lanes, *keys.shape[1:])) if noise else None
-        return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **self.options, **more)
+        options = self.options | more
+        return call(model, inputs=inputs, noise=noise or None, key=keys, record=self.record, **options)
 
     def _spread(self, values, lanes: tuple[int, ...]):
         """Values of z's shape for every lane, with an axis of regions in a network."""
@@ -359,10 +385,30 @@ class Problem:
         """The free quantities that are not frozen."""
         return [f for f in self.frees if f.name not in self.pooling.frozen]
 
+    @property
+    def unknowns(self) -> list[tuple[Free, slice]]:
+        """The free quantities that are not frozen, and the places of their values among the unknowns of a lane."""
+        found, first = [], 0
+        for f in self.moving:
+            width = (self.regions or 1) if f.name in self.pooling.regional else 1
+            found.append((f, slice(first, first + width)))
+            first += width
+        return found
+
+    @property
+    def carried(self) -> bool:
+        """Whether derivatives by parameters are carried in the loop of every implementation (`sensitivities`)."""
+        record = list(self.record.values()) if isinstance(self.record, Mapping) else self.record
+        names = [record] if record is None or isinstance(record, str) else record
+        of_names = isinstance(names, list | tuple) and all(x is None or isinstance(x, str) for x in names)
+        return self.linear or (self.regions is None and not self.mass.delayed and of_names)
+
     def linearised(self, z, keys, data):
-        """Residuals (n, starts, M), and their derivatives by each z that is not frozen, (n, starts, P, M)."""
+        """Residuals (n, starts, M), and their derivatives by the P unknowns of a lane, (n, starts, P, M)."""
         if self.linear:
             return self._linearised_densities(z, keys, data)
+        if not self.carried:
+            return self._linearised_forward(z, keys, data)
         result, slopes = self.run(z, keys, sensitivities, wrt=[f.name for f in self.moving])
 
         def residuals_of(records, final):
@@ -378,6 +424,26 @@ class Problem:
             records = _magnitudes(_by_z(slope.records, by_z, f.unit), result.records)
             columns.append(push(records, _magnitudes(_by_z(slope.final, by_z, f.unit), result.final)))
         return residuals, jnp.stack(columns, 2)
+
+    def _linearised_forward(self, z, keys, data):
+        """By JAX's forward mode through `scan`, some directions at once."""
+
+        def residuals_of(z):
+            prediction = self.predicted(self.run(z, keys, simulate, implementation="scan"))
+            return self.each(lambda *x: self.comparison.residuals(*x)[0], prediction, data)
+
+        def pushed(number):
+            along = {}
+            for name, x in z.items():
+                places = [jnp.arange(at.start, at.stop, dtype=jnp.int32) for f, at in self.unknowns if f.name == name]
+                one = (places[0] == number).astype(x.dtype) if places else jnp.zeros((1,), x.dtype)
+                along[name] = jnp.broadcast_to(one if x.ndim == 3 else one[0], x.shape)
+            return jax.jvp(residuals_of, (z,), (along,))
+
+        count = self.unknowns[-1][1].stop
+        # Lanes do not mix: one direction has the derivatives of all.
+        residuals, columns = jax.lax.map(pushed, jnp.arange(count, dtype=jnp.int32), batch_size=min(count, DIRECTIONS))
+        return residuals[0], jnp.moveaxis(columns, 0, 2)
 
     def _linearised_densities(self, z, keys, data):
         def residuals_of(z):

@@ -48,7 +48,7 @@ class Fit:
     parameters : name to Quantity ``(n,)``, of the best start of each target; ``(n, N)`` for regional parameters
     model, inputs, noise : with those values, as arguments of `simulate`
     rms, initial_rms : ``(n,)`` error of the fit and of start 0 (the model's values, unless starts were given), on noise
-        that the steps did not use: rms of log10 power over the band, of samples in standard deviations, or of
+        that the steps did not use: rms of log10 power over the band, of power or samples in standard deviations, or of
         correlations; of a user's function what it returns, or the mean square of its residuals
     losses : ``(steps, n, starts)`` the same error step by step, on the noise of the fit; NaN where a lane diverged or
         was dropped
@@ -140,7 +140,7 @@ class Fit:
             value = np.asarray(units.strip(self.parameters[free.name], free.unit, free.name))
             parameters.append((free.name, _spread(value.ravel(), free.unit), f"{free.low:g} to {free.high:g}"))
         spectral = isinstance(self.target, PowerSpectrum)
-        error = "rms error, log10 power" if spectral else "error"
+        error = f"rms error, {'power' if self.target.linear else 'log10 power'}" if spectral else "error"
         measures = [(error, _spread(self.rms), f"as given {_spread(self.initial_rms)}")]
         if spectral:
             target, fitted = self.peaks
@@ -155,15 +155,17 @@ class Fit:
 
     @over_devices
     def standard_errors(self) -> dict[str, Any]:
-        """The standard error of each parameter, Quantity ``(n,)``, from the curvature at the fit.
+        """The standard error of each parameter, Quantity ``(n,)`` or of a regional one ``(n, N)``, from the curvature.
 
-        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, carried in the loop, and their variance s**2. Nuisances
-        are solved for again as the parameters change, and priors count as data. Residuals are assumed independent: of
-        spectra whose segments overlap, or of samples closer than the noise's memory, the true errors are larger.
+        ``s**2 inv(J'J)`` with the Jacobian J of the residuals, and their variance s**2. The derivatives are carried in
+        the loop; those of networks, of delays inside a mass and of statistics are taken by JAX through ``scan``,
+        whatever the fit ran on. Nuisances are solved for again as the parameters change, and priors count as data.
+        Residuals are assumed independent: of spectra whose segments overlap, of samples closer than the noise's
+        memory, or of correlations that share a region, the true errors are larger.
 
         Raises
         ------
-        TypeError : for networks, and for functions that return no residuals
+        TypeError : for functions that return no residuals
         """
         problem, z = self._problem(), self._best()
         at_best = evaluated(problem, _plan(problem, self._key(), LEVENBERG_MARQUARDT, 1), z, problem.keys(self._key()))
@@ -178,9 +180,10 @@ class Fit:
         z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
         z_error = z_error if place is None else z_error[0][place]
         errors = {}
-        for p, free in enumerate(self.free):
-            slope = np.broadcast_to(np.asarray(free.slope(z[free.name]))[:, 0], len(z_error))
-            errors[free.name] = units.attach(np.abs(slope) * z_error[:, p], free.unit)
+        for free, at in problem.unknowns:
+            slope = np.asarray(free.slope(z[free.name]))[:, 0]
+            error = z_error[:, at] if slope.ndim == 2 else z_error[:, at.start]
+            errors[free.name] = units.attach(np.abs(np.broadcast_to(slope, error.shape)) * error, free.unit)
         return errors
 
     @interruptible
@@ -283,8 +286,8 @@ class Fit:
         options |= {"every": fields["every"], "scheme": fields["scheme"], "implementation": None}
         record, band, background = fields["record"], fields.get("band"), fields.get("background")
         if "joint" in fields:
-            of_spectra = next((part for part in fields["joint"].values() if "band" in part), {})
-            band, background = of_spectra.get("band"), of_spectra.get("background")
+            every = fields["joint"].values()
+            band, background = (next((x[n] for x in every if n in x), None) for n in ("band", "background"))
         if "gradient_horizon" in fields:
             options["gradient_horizon"] = fields["gradient_horizon"] * u.second
         predict = fields.get("predict", targets.SIMULATION)

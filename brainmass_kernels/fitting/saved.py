@@ -20,6 +20,7 @@ from ..notices import warn
 from ..spectra import PowerSpectrum
 from ..waveforms import of_kinds
 from . import targets
+from .cross import CrossSpectrum
 from .dynamics import ConnectivityDynamics
 from .joint import Joint
 from .problem import Free, Problem, fingerprint
@@ -262,7 +263,8 @@ def _encode_target(target) -> dict[str, Any]:
     """A target or a prediction."""
     if isinstance(target, PowerSpectrum):
         powers = listed(np.log10(target.power))
-        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers}
+        how = {"compare": target.compare} if target.linear else {}
+        return {"kind": "spectra", "name": target.name, "freqs_hz": listed(target.freqs), "log10_power": powers, **how}
     if isinstance(target, targets.TimeSeries):
         fields = {name: getattr(target, name) for name in ("scale", "offset", "name")}
         sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
@@ -275,6 +277,11 @@ def _encode_target(target) -> dict[str, Any]:
     if isinstance(target, ConnectivityDynamics):
         return {"kind": "dynamics", "name": target.name, "values": listed(target.values), "times_s": [*target.seconds],
                 "sigma": target.sigma}  # fmt: skip
+    if isinstance(target, CrossSpectrum):
+        parts = {"real": listed(target.values.real), "imaginary": listed(target.values.imag)}
+        lead = None if target.lead_field is None else listed(target.lead_field)
+        return {"kind": "cross-spectra", "name": target.name, "freqs_hz": listed(target.freqs), **parts,
+                "compare": target.compare, "lead_field": lead, "sigma": target.sigma}  # fmt: skip
     if isinstance(target, Joint):
         every = {name: _encode_target(each) for name, each in target.targets.items()}
         return {"kind": "joint", "name": target.name, "targets": every, "weights": target.weights}
@@ -287,7 +294,11 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
     """The inverse of `_encode_target`; a prediction is not ``checked`` as a target is."""
     kind = saved["kind"]
     if kind == "spectra":
-        return PowerSpectrum(saved["freqs_hz"], 10 ** np.array(saved["log10_power"]), saved["name"])
+        freqs, power = np.array(saved["freqs_hz"]), 10 ** np.array(saved["log10_power"])
+        fields = {"name": saved["name"], "compare": saved.get("compare", "log")}
+        if not checked:
+            return targets.unchecked(PowerSpectrum, freqs=freqs, power=power, **fields)
+        return PowerSpectrum(freqs, power, **fields)
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
@@ -308,6 +319,11 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
             fields = {"window": window, "step": step, "sigma": saved["sigma"]}
             return targets.unchecked(ConnectivityDynamics, values=array(saved["values"]), **fields)
         return ConnectivityDynamics(np.array(saved["values"]), window, step, saved["sigma"], saved["name"])
+    if kind == "cross-spectra":
+        fields = {"freqs": np.array(saved["freqs_hz"]), "values": array(saved["real"]) + 1j * array(saved["imaginary"])}
+        lead = None if saved["lead_field"] is None else np.array(saved["lead_field"])
+        fields |= {"compare": saved["compare"], "lead_field": lead, "sigma": saved["sigma"]}
+        return CrossSpectrum(**fields, name=saved["name"]) if checked else targets.unchecked(CrossSpectrum, **fields)
     if kind == "joint":
         unit = unit or {}
         every = {name: _decode_target(each, unit.get(name), checked) for name, each in saved["targets"].items()}

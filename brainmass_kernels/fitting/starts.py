@@ -72,20 +72,20 @@ def _nearest(problem: Problem, z, starts: int, key, meanwhile, division: Divisio
     whole = Division(len(blocks[problem.frees[0].name]), division.size, division.mesh)
     parts = []
     for rows in whole.chunks():
-        part = division.call(predict, problem, rows.of(blocks), keys)
+        part = division.call(predict, problem.apart, rows.of(blocks), keys)
         if meanwhile and not parts:
             meanwhile()
         parts.append(rows.without_repeats(jax.device_get(jax.block_until_ready(part))))
     prediction = np.concatenate(parts)
     # Each candidate is compared with every target, a block of as many as starts at a time.
-    nearest = []
+    errors = []
     for rows in division.chunks():
         data = rows.of(problem.comparison.data)
-        errors = [measured(problem, block[None], data)[0] for block in prediction]
-        error = np.array(problem.score(np.concatenate(jax.device_get(errors), 1)))
-        error[:, 0] = -np.inf
-        nearest.append(rows.without_repeats(np.argsort(error, axis=1, kind="stable")[:, :starts]))
-    return np.concatenate(nearest)
+        own = [measured(problem.apart, block[None], data)[0] for block in prediction]
+        errors.append(rows.without_repeats(np.concatenate(jax.device_get(own), 1)))
+    error = np.array(problem.score(np.concatenate(errors)))
+    error[:, 0] = -np.inf
+    return np.argsort(error, axis=1, kind="stable")[:, :starts]
 
 
 def _z_of_model(free: Free, value: float) -> float:

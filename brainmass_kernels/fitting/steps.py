@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import display, identity
+from ..errors import Unsupported
 from ..extras import needs
 from .division import Division
 from .problem import Problem
-from .targets import OfFunction
 
 #: Adam's step in z, where the width between the bounds is about 6.
 LEARNING_RATE = 0.05
@@ -69,7 +69,7 @@ def begin(problem: Problem, z, optimiser) -> State:
     n, starts = problem.comparison.count, z[problem.frees[0].name].shape[1]
     full = functools.partial(jnp.full, dtype=z[problem.frees[0].name].dtype)
     if optimiser == LEVENBERG_MARQUARDT:
-        p = len(problem.moving)
+        p = problem.unknowns[-1][1].stop if problem.moving else 0
         moments = Damped(full((n, starts), _DAMPING), full((n, starts, p, p), 0.0), full((n, starts, p), 0.0))
     else:
         moments = optimiser.init(z)
@@ -88,18 +88,13 @@ def optimiser_of(problem: Problem, optimiser):
     if optimiser is None:
         return adam()
     if isinstance(optimiser, str) and optimiser == LEVENBERG_MARQUARDT:
-        if problem.regions is not None:
-            raise TypeError(
-                f"'optimiser' got {optimiser!r}, but a network has no derivatives carried in the loop: leave it out, "
-                "or take one of optax"
+        named = problem.options["implementation"]
+        if not problem.carried and named not in (None, "scan"):
+            raise Unsupported(
+                f"'optimiser' got {optimiser!r} on '{named}', but the derivatives of networks, of delays inside a mass "
+                "and of statistics are taken by JAX through 'scan': leave 'implementation' out, or take an optimiser "
+                "of optax"
             )
-        if problem.mass.delayed:
-            raise TypeError(
-                f"'optimiser' got {optimiser!r}, but delays inside a mass have no derivatives carried in the loop: "
-                "leave it out, or take one of optax"
-            )
-        if isinstance(problem.comparison, OfFunction) and not isinstance(problem.record, str | list | tuple):
-            raise TypeError(f"'optimiser' got {optimiser!r}, which takes records that are names, not statistics")
         return optimiser
     if not hasattr(optimiser, "update"):
         got = f"str {optimiser!r}" if isinstance(optimiser, str) else type(optimiser).__name__
@@ -108,11 +103,8 @@ def optimiser_of(problem: Problem, optimiser):
 
 
 def default_optimiser(problem: Problem):
-    """Least squares if possible, else Adam."""
-    try:
-        return optimiser_of(problem, LEVENBERG_MARQUARDT)
-    except TypeError:
-        return adam()
+    """Least squares where derivatives are carried in the loop, else Adam."""
+    return LEVENBERG_MARQUARDT if problem.carried else adam()
 
 
 def optimiser_identity(problem: Problem, optimiser) -> str:
@@ -153,7 +145,7 @@ def gradients_at(problem: Problem, z, keys, data) -> Gradient:
     """The gradient of every lane."""
 
     def objective(z):
-        z = {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
+        z = _frozen(problem, z)
         prediction = problem.predict(z, keys)
         error, _ = problem.error(prediction, data)
         count = math.prod(prediction.shape[2:])
@@ -163,6 +155,25 @@ def gradients_at(problem: Problem, z, keys, data) -> Gradient:
 
     slopes, (error, total) = jax.grad(objective, has_aux=True)(z)
     return Gradient(slopes, error, total)
+
+
+def _frozen(problem: Problem, z):
+    return {name: jax.lax.stop_gradient(x) if name in problem.pooling.frozen else x for name, x in z.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pooled_gradient(problem: Problem, z, apart: Gradient) -> Gradient:
+    """The gradient of every lane, from that of each target by itself: with priors, sums and the mean of the group."""
+    shape, count = apart.error.shape, problem.comparison.width
+
+    def objective(z):
+        penalty = jnp.broadcast_to(problem.penalty(_frozen(problem, z), count).astype(apart.error.dtype), shape)
+        return jnp.sum(penalty), penalty
+
+    slopes, penalty = jax.grad(objective, has_aux=True)(z)
+    for name, own in apart.slopes.items():
+        slopes[name] = slopes[name] + (own.sum(0, keepdims=True) if name in problem.pooling.shared else own)
+    return Gradient(slopes, apart.error, apart.error + penalty)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -210,8 +221,8 @@ def lm_step(problem: Problem, state: State, equations: Normal) -> State:
     best_z = _where(better, state.z, state.best_z)
     step = _damped_step(problem, normal, slope, damping)
     z = dict(best_z)
-    for p, f in enumerate(problem.moving):
-        move = jnp.clip(step[: len(z[f.name]), :, p], -_LONGEST_STEP, _LONGEST_STEP)
+    for f, at in problem.unknowns:
+        move = jnp.clip(step[: len(z[f.name]), :, at], -_LONGEST_STEP, _LONGEST_STEP).reshape(z[f.name].shape)
         z[f.name] = jnp.clip(z[f.name] - move, -_LARGEST_Z, _LARGEST_Z)
     moments = Damped(damping, normal, slope)
     return state._replace(z=z, moments=moments, best_z=best_z, best=jnp.where(better, total, state.best))
@@ -239,18 +250,29 @@ def normal_equations(problem: Problem, z, keys, data) -> Normal:
     count = residuals.shape[-1]
     error, normal, slope = problem.each(_means, residuals, jacobian)
     error = jnp.where(jnp.isfinite(error), error, jnp.inf)
-    moving = [f.name for f in problem.moving]
+    return _with_penalties(problem, z, Normal(error, error, normal, slope, jnp.full(error.shape, count)), count)
+
+
+def _with_penalties(problem: Problem, z, found: Normal, count: int) -> Normal:
+    """The normal equations of ``count`` residuals, with the priors and the group."""
+    error, total, normal, slope, counts = found
+    places = {f.name: at for f, at in problem.unknowns}
     weight = problem.comparison.sigma**2 / count
     for name, residual, by_z in problem.penalties(z):
-        if name not in moving:
+        if name not in places:
             continue
-        p, share = moving.index(name), len(error) if name in problem.pooling.shared else 1
-        normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, error.shape))
-        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, error.shape))
-    finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(error)
+        p, share = np.arange(slope.shape[-1])[places[name]], len(error) if name in problem.pooling.shared else 1
+        shape = (*error.shape, len(p))
+        residual, by_z = (x if x.ndim == 3 else x[..., None] for x in (residual, by_z))
+        normal = normal.at[:, :, p, p].add(jnp.broadcast_to(by_z**2 * weight / share, shape))
+        slope = slope.at[:, :, p].add(jnp.broadcast_to(by_z * residual * weight / share, shape))
+    finite = jnp.isfinite(slope).all(-1) & jnp.isfinite(total)
     total = jnp.where(finite, error + jnp.broadcast_to(problem.penalty(z, count), error.shape), jnp.inf)
     normal, slope = jnp.where(finite[..., None, None], normal, 0.0), jnp.where(finite[..., None], slope, 0.0)
-    return Normal(error, total, normal, slope, jnp.full(error.shape, count))
+    return Normal(error, total, normal, slope, counts)
+
+
+pooled_normal_equations = jax.jit(_with_penalties, static_argnums=(0, 3))
 
 
 def _means(residuals, jacobian):
@@ -273,7 +295,7 @@ def joint_normal_equations(problem: Problem, normal, slope):
     place : ``(n, P)``, the unknown of each target and parameter
     """
     n, _, p, _ = normal.shape
-    shared = [i for i, f in enumerate(problem.moving) if f.name in problem.pooling.shared]
+    shared = [i for f, at in problem.unknowns if f.name in problem.pooling.shared for i in range(at.start, at.stop)]
     separate = [i for i in range(p) if i not in shared]
     place = np.zeros((n, p), int)
     place[:, separate] = np.arange(n * len(separate)).reshape(n, -1)
@@ -417,24 +439,30 @@ def evaluated(problem: Problem, plan: Plan, z, keys, part=None, save=None) -> An
     part : that of the first targets, if they are done
     save : a function of such a part, called after each chunk but the last
     """
-    function = normal_equations_at if plan.least_squares else gradients_at
-    parts = [] if part is None else [part]
+    function, apart = normal_equations_at if plan.least_squares else gradients_at, problem.apart
+    each, parts = problem.spread(z), [] if part is None else [part]
     for rows in plan.division.chunks(0 if part is None else len(part.error)):
-        found = plan.division.call(function, problem, rows.of(z), keys, rows.of(problem.comparison.data))
+        found = plan.division.call(function, apart, rows.of(each), keys, rows.of(problem.comparison.data))
         # Waiting here can be interrupted; computing with what is not ready may not.
         parts.append(rows.without_repeats(jax.block_until_ready(found)))
         if len(parts) > 1:
             parts = [jax.tree.map(lambda *x: np.concatenate(x), *parts)]
         if save and rows.stop < plan.division.count:
             save(parts[0])
-    return parts[0]
+    if apart is problem:
+        return parts[0]
+    # Of all targets at once, so that sums over them do not depend on the chunks.
+    if plan.least_squares:
+        return pooled_normal_equations(problem, z, parts[0], int(np.max(parts[0].count)))
+    return pooled_gradient(problem, z, parts[0])
 
 
 def trace(problem: Problem, plan: Plan, z, key) -> None:
     """Trace and lower the programs of `descend` from z of this shape, which then only compiles them."""
     rows = next(plan.division.chunks())
     function = normal_equations_at if plan.least_squares else gradients_at
-    plan.division.lower(function, problem, rows.of(z), problem.keys(key), rows.of(problem.comparison.data))
+    keys, data = problem.keys(key), rows.of(problem.comparison.data)
+    plan.division.lower(function, problem.apart, rows.of(problem.spread(z)), keys, data)
 
 
 def _lowest(history) -> np.ndarray:

@@ -141,6 +141,11 @@ class _OfPower(Likelihood):
     def data(self, comparison):
         if len(comparison.target.freqs) < 1:
             raise ValueError(f"{comparison.name} has no frequency in 'band'")
+        if comparison.target.linear:
+            raise ValueError(
+                f"'compare' of {comparison.name} got 'linear', which is how a fit compares powers; a posterior has its "
+                "likelihood for that: leave it out"
+            )
         return np.log(comparison.target.power[0])
 
     def places(self, comparison):

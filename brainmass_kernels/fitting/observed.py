@@ -1,0 +1,156 @@
+"""Data to fit: time series and functional connectivity, with how much noise is in them.
+
+What a user makes; `comparisons` says how runs are compared with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import brainunit as u
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+
+from .. import units
+from ..rounding import at_rest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TimeSeries:
+    """Recordings to fit sample by sample, such as evoked responses.
+
+    Attributes
+    ----------
+    values : ``(K,)`` or ``(n, K)``, of a network ``(K, N)`` or ``(n, K, N)``: n targets of the K samples that a run
+        records after its transient. Plain numbers are in the unit of the record
+    sigma : standard deviation of the noise in a sample, in the unit of the values, which weighs the data against
+        priors; by default a tenth of the values' standard deviation
+    scale, offset : whether to solve for a gain and a constant of each target, as of an uncalibrated sensor
+    name : for tables
+
+    The error of a fit is relative to the standard deviation of the values: 1 explains nothing.
+
+    Raises
+    ------
+    ValueError : values that are not finite or vary by rounding alone, a sigma that is not positive
+    """
+
+    values: Any
+    sigma: Any = None
+    scale: bool = False
+    offset: bool = False
+    name: str = "time series"
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", addressable(self.values))
+        values = _numbers(self.values, self.name)
+        if not np.isfinite(values).all():
+            raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
+        if values.ndim not in (1, 2, 3) or values.size < 2 or at_rest(plain_array(self.values).ravel()):
+            spread = np.ptp(values) if values.size else 0.0
+            raise ValueError(f"'values' of {self.name} got shape {values.shape} over a range of {spread:g}, but takes "
+                             "(K,) or (n, K) values that vary by more than rounding")  # fmt: skip
+        if self.sigma is not None and not np.min(u.get_magnitude(self.sigma)) > 0:
+            raise ValueError(f"'sigma' of {self.name} got {self.sigma}, but takes a positive value")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Connectivity:
+    """Functional connectivity of a network to fit: correlations of its regions over time.
+
+    Attributes
+    ----------
+    values : ``(N, N)`` or ``(n, N, N)``, symmetric; the diagonal does not count, and becomes 1 where it is not finite
+    band : of the oscillation whose amplitudes are correlated (`spectra.envelope`), plain numbers are Hz; ``None``, the
+        records are correlated, as for BOLD
+    sigma : standard deviation of the noise in a correlation, which weighs the data against priors
+    name : for tables
+
+    Raises
+    ------
+    ValueError : another shape, values beyond -1 and 1, or not finite beside the diagonal
+    """
+
+    values: Any
+    band: tuple[Any, Any] | None = None
+    sigma: float = 0.1
+    name: str = "functional connectivity"
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", addressable(self.values))
+        values = np.array(_numbers(self.values, self.name))
+        if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or values.shape[-1] < 2:
+            raise ValueError(f"'values' of {self.name} got shape {values.shape}, but takes (N, N) or (n, N, N) "
+                             "correlations")  # fmt: skip
+        masked = np.eye(values.shape[-1], dtype=bool) & ~np.isfinite(values)
+        if masked.any():
+            # A masked diagonal, or Fisher's z of 1.
+            values[masked] = 1.0
+            object.__setattr__(self, "values", values)
+        if not np.isfinite(values).all():
+            at = tuple(map(int, np.argwhere(~np.isfinite(values))[0]))
+            raise ValueError(
+                f"'values' of {self.name} got {values[at]:g} at {at}, {np.sum(~np.isfinite(values))} such beside the "
+                "diagonal in all, but takes correlations that are finite"
+            )
+        if not (np.abs(values) <= 1.0 + 1e-6).all():
+            raise ValueError(
+                f"'values' of {self.name} got shape {values.shape} from {values.min():g} to {values.max():g}, but "
+                "takes (N, N) or (n, N, N) correlations"
+            )
+        if not np.allclose(values, np.swapaxes(values, -1, -2), atol=1e-4):
+            raise ValueError(f"'values' of {self.name} is not symmetric, as correlations are")
+
+
+def unchecked(kind: type, **fields):
+    """A prediction in the form of its target, unchecked: it may be at rest or have diverged."""
+    defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+    prediction = object.__new__(kind)
+    for name, value in (defaults | {"name": "fit"} | fields).items():
+        object.__setattr__(prediction, name, value)
+    return prediction
+
+
+def on_host(tree) -> Any:
+    """Arrays that lie on several devices as NumPy arrays; others stay."""
+    tree = addressable(tree)
+    spread = any(map(_on_several, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda x: np.asarray(x) if _on_several(x) else x, tree) if spread else tree
+
+
+def _on_several(x) -> bool:
+    return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+
+def addressable(tree) -> Any:
+    """Arrays that several processes share as NumPy arrays, gathered; others stay. Every process has to call this."""
+    shared = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in jax.tree.leaves(tree)]
+    if not any(shared):
+        return tree
+    leaves = zip(jax.tree.leaves(tree), shared)
+    leaves = [process_allgather(x, tiled=True) if gathered else x for x, gathered in leaves]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _numbers(values, of: str) -> np.ndarray:
+    """Without a unit, in float64."""
+    try:
+        return np.asarray(u.get_magnitude(values), float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"'values' of {of} got {type(values).__name__}, but takes an array of real numbers") from error
+
+
+def plain_array(values) -> np.ndarray:
+    """Without a unit, in the precision of the argument."""
+    return np.asarray(u.get_magnitude(values))
+
+
+def name_of(target) -> str:
+    return getattr(target, "name", None) or getattr(target, "__name__", type(target).__name__)
+
+
+def plain(value, unit, name: str):
+    """A magnitude in ``unit``; a plain number is in it already."""
+    return units.strip(value if isinstance(value, u.Quantity) else u.Quantity(value, unit=unit), unit, name)
