@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -11,6 +12,7 @@ from .. import spectra, units
 from ..models.base import check_name
 from ..network import parts_of
 from ..spectra import PowerSpectrum
+from . import sensors
 from .comparisons import LINEAR as LINEAR
 from .comparisons import SIMULATION as SIMULATION
 from .comparisons import Comparison as Comparison
@@ -57,9 +59,15 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     if predict == LINEAR:
         check_name(record, mass.recordable(), "record")
         return OfDensities(target.band(*band), record, band, background)
+    if isinstance(target, TimeSeries):
+        target, record = sensors.recorded(target, model, record)
     regions, samples, sampling = recorded_network(target, model, record, options)
     if isinstance(target, TimeSeries):
-        return OfSeries(target, record, mass.recordable()[record], samples, regions)
+        unit = mass.recordable()[record]
+        if target.of is None:
+            return OfSeries(target, record, unit, samples, regions)
+        readout, unit = sensors.of_quantity(target.of, record, unit)
+        return OfSeries(dataclasses.replace(target, of=readout), record, unit, samples, readout.shape[0], readout)
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
