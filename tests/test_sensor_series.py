@@ -203,7 +203,7 @@ def test_least_squares_go_on_from_gradients_and_have_errors_of_regions(seen, x64
 
 def test_a_fit_at_sensors_is_saved_and_resumed(seen, tmp_path):
     holed = seen.copy()
-    holed[:, 1] = np.nan
+    holed[:, 0] = np.nan
     target = bk.TimeSeries(holed * u.uvolt, np.full(4, 0.02) * u.uvolt, channels=NAMES, missing="mask", of=lead_field())
     one = fit(target, record=None)
     one.save(tmp_path / "fit.json")
@@ -224,7 +224,7 @@ def test_a_fit_at_sensors_is_saved_and_resumed(seen, tmp_path):
     with pytest.raises(ValueError, match=r"'optimiser' is another.*give the fit as starts="):
         fit(None, record=None, resume=loaded, starts=None, optimiser="levenberg_marquardt")
     pytest.importorskip("matplotlib", reason="figures are in the extra `fit`")
-    assert loaded.plot().get_axes()[0].get_ylabel() == "eeg (uV)"
+    assert loaded.plot().get_axes()[0].get_ylabel() == "eeg at Cz (uV)"
 
 
 # Where another fit starts -------------------------------------------------------------------------------------------

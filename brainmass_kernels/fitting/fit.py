@@ -130,7 +130,8 @@ def fit(
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
-    progress : True for a bar on stderr, or a line in a notebook; or a function of `Progress`, which stops the fit by
+    progress : True for a bar on stderr, or a line in a notebook; or a function of what a step has come to (``step``,
+        ``rms`` of each start, ``best``, ``seconds``, and the best ``values`` so far by name), which stops the fit by
         returning True
     resume : a `Fit` or the path of a saved one, to continue for ``steps`` more steps. Target, free bounds and the
         number of starts are then those of that fit by default; all arguments, the model's equations, and what a
