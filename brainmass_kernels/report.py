@@ -386,7 +386,8 @@ def _targets(fit: Fit, errors) -> Section:
 
 
 def _with_error(value, error) -> str:
-    return _numbers(value) + (f" \N{PLUS-MINUS SIGN} {error:.2g}" if np.isfinite(error) else "")
+    # Of a regional parameter both are of all regions.
+    return _numbers(value) + (f" \N{PLUS-MINUS SIGN} {_numbers(error, 2)}" if np.isfinite(error).any() else "")
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -115,7 +115,14 @@ def write(path: str | os.PathLike, contents: Contents) -> None:
     """Write a file of the kind that its name says, whole or not at all."""
     write_contents, target = _writer(path), place(path, "path")
     check_names(contents.axes, [n for n in contents.records if n != OK], contents.record_axes)
-    with files.replacing(target, folder=kind_of(path, "path") == ".zarr") as aside:
+    kind = kind_of(path, "path")
+    complex_ones = [n for n, x in contents.records.items() if np.iscomplexobj(u.get_magnitude(x))]
+    if kind == ".nc" and complex_ones:
+        name = os.path.basename(os.fspath(path))
+        raise ValueError(
+            f"'path' got {name}, but a .nc holds no complex numbers, as of {complex_ones[0]}: take .npz or .zarr"
+        )
+    with files.replacing(target, folder=kind == ".zarr") as aside:
         write_contents(contents, aside)
 
 

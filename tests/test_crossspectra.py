@@ -93,6 +93,8 @@ def test_of_a_stored_signal(run, x64):
 
 
 def test_tables_files_and_pictures(run, tmp_path, x64):
+    for package in ("xarray", "matplotlib"):
+        pytest.importorskip(package)
     dataset = run.to_xarray()
     assert dataset["csd"].dims == ("frequency", "lane", "region", "region_2")
     path = tmp_path / "run.npz"
@@ -163,6 +165,20 @@ def test_what_is_no_cross_spectrum_is_refused(make, error, says):
 def test_what_a_run_cannot_give_is_refused(model, what, says):
     with pytest.raises(ValueError, match=says):
         bk.simulate(model, 400, 1 * u.ms, every=2, record=what)
+
+
+@pytest.mark.parametrize("ending", [".npz", pytest.param(".zarr", marks=pytest.mark.slow)])
+def test_in_a_sweep(ending, tmp_path):
+    for package in ("xarray", "zarr"):
+        pytest.importorskip(package)
+    record = {"cross": bk.CrossSpectralDensity(64 * u.ms, of="x")}
+    call = {"record": record, "key": jax.random.key(0), **CALL}
+    grid = bk.sweep(network(), {"coupling.k": [0.05, 0.1]}, 400, out=tmp_path / f"grid{ending}", **call)
+    assert np.asarray(u.get_magnitude(grid["cross"])).shape == (17, 2, N, N)
+    loaded = bk.Sweep.load(tmp_path / f"grid{ending}")
+    np.testing.assert_array_equal(u.get_magnitude(loaded["cross"]), u.get_magnitude(grid["cross"]))
+    with pytest.raises(ValueError, match=r"a \.nc holds no complex numbers, as of cross: take \.npz or \.zarr"):
+        bk.sweep(network(), {"coupling.k": [0.05, 0.1]}, 400, out=tmp_path / "grid.nc", **call)
 
 
 # --- as a target ---
@@ -265,6 +281,8 @@ def test_a_fit_finds_what_made_it_and_survives_json(compare, tmp_path):
     more = bk.fit(network(), resume=loaded, optimiser="levenberg_marquardt", steps=1, **{**call, "starts": None})
     assert len(more.losses) == 8
     assert len(found.plot().axes) >= 1
+    found.report(tmp_path / "fit.html")
+    assert "cross-spectrum" in (tmp_path / "fit.html").read_text()
 
 
 @pytest.mark.slow

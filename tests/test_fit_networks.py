@@ -76,6 +76,20 @@ def test_a_jacobian_against_finite_differences(target, pooling, implementation, 
 
 
 @pytest.mark.slow
+def test_a_report_has_the_errors_of_regions(tmp_path):
+    call = {"every": 2, "realisations": 1, "starts": 1, "steps": 1, "duration": STEPS, "regional": "a", **CALL}
+    found = bk.fit(network(), bk.Connectivity(np.stack([MATRIX] * 2)), FREE, **call)
+    errors = found.standard_errors()
+    assert (errors["coupling.k"].shape, errors["a"].shape) == ((2,), (2, N))
+    pytest.importorskip("jinja2")
+    found.report(tmp_path / "fit.html")
+    page = (tmp_path / "fit.html").read_text()
+    assert "There are no standard errors" not in page
+    spread = [f"{x:.3g}" for x in errors["a"][0]]
+    assert all(text in page for text in (min(spread, key=float), max(spread, key=float)))
+
+
+@pytest.mark.slow
 def test_penalties_of_regions_are_in_the_normal_equations():
     """A prior on a value of each region adds the square of its slope to each diagonal, and no more."""
     without = problem_of(bk.Connectivity(MATRIX), pooling=Pooling(regional=("a",)))

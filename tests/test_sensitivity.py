@@ -192,6 +192,22 @@ def test_a_sensitivity_by_an_onset_has_a_gradient():
     assert float(jax.grad(total)(4.0)) == pytest.approx(float((total(4.02) - total(3.98)) / 0.04), rel=2e-2)
 
 
+@pytest.mark.slow
+def test_least_squares_by_parameters_of_a_stimulus():
+    def inputs(onset, amplitude):
+        return {"E_inp": 60 * u.Hz + bk.Pulse(onset * u.ms, 20 * u.ms, amplitude * u.Hz, edge=3 * u.ms)}
+
+    data = bk.simulate(bk.JansenRit(), 200, 1 * u.ms, inputs=inputs(40.0, 200.0), every=5)["eeg"]
+    free = {"E_inp.onset": (20 * u.ms, 60 * u.ms), "E_inp.amplitude": (100 * u.Hz, 300 * u.Hz)}
+    call = {"duration": 200, "every": 5, "transient": None, "realisations": 1, "starts": 1, "steps": 12}
+    found = bk.fit(
+        bk.JansenRit(), bk.TimeSeries(data), free, inputs=inputs(35.0, 150.0), optimiser="levenberg_marquardt", **call
+    )
+    np.testing.assert_allclose(found.parameters["E_inp.onset"].to_decimal(u.ms), 40.0, rtol=1e-3)
+    np.testing.assert_allclose(found.parameters["E_inp.amplitude"].to_decimal(u.Hz), 200.0, rtol=1e-3)
+    assert all(np.isfinite(u.get_magnitude(x)).all() for x in found.standard_errors().values())
+
+
 def test_a_hard_edge_has_no_sensitivity_in_its_times():
     inputs = {"E_inp": 120 * u.Hz + bk.Pulse(4 * u.ms, 5 * u.ms, 100 * u.Hz)}
     call = {"model": bk.JansenRit(), "duration": 60, "dt": 0.2 * u.ms, "inputs": inputs}

@@ -94,8 +94,9 @@ def fit(
         the nearer bound, with a warning
     target : `PowerSpectrum`, the path of what `spectra.load_spectrum` reads, an MNE ``Raw``, ``Epochs`` or
         ``Spectrum``, or a pair (freqs, power), n spectra in all, of a network the mean over its regions; a
-        `TimeSeries` or a `Connectivity`; several of these as a `Joint`; or a function of a `Result` whose lanes are
-        ``(1, starts, realisations)`` that returns the error of each lane, or residuals ``(M, 1, starts, realisations)``
+        `TimeSeries`, a `Connectivity`, a `ConnectivityDynamics` or a `CrossSpectrum`; several as a `Joint`; or a
+        function of a `Result` whose lanes are ``(1, starts, realisations)`` that returns the error of each lane, or
+        residuals ``(M, 1, starts, realisations)``
     free : name to (low, high). A name is a field of the model, an input (``"E_inp"``), the intensity of the noise on
         an input (``"noise.E_inp"``), or a constant of a network's coupling (``"coupling.k"``). Plain bounds are in the
         unit of the value they replace

@@ -41,8 +41,8 @@ def as_target(target) -> Any:
         return PowerSpectrum(*target)
     raise TypeError(
         f"'target' got {type(target).__name__}, but takes a PowerSpectrum, the path of one or of a recording, an "
-        "MNE Raw, Epochs or Spectrum, a pair (freqs, power), a TimeSeries, a Connectivity, a Joint of these, or a "
-        "function of a Result"
+        "MNE Raw, Epochs or Spectrum, a pair (freqs, power), a TimeSeries, a Connectivity, a ConnectivityDynamics, a "
+        "CrossSpectrum, a Joint of these, or a function of a Result"
     )
 
 
