@@ -375,6 +375,7 @@ def test_progress_tells_rate_and_time_left():
     assert seen[0].left == pytest.approx(2 / seen[0].rate)
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
 @pytest.mark.parametrize("options", [{}, LEAST_SQUARES])
 def test_progress_tells_the_best_values_so_far(options):
     """At each step those of the lowest error so far, which the steps themselves measured."""
