@@ -211,6 +211,7 @@ def test_a_fit_at_sensors_is_saved_and_resumed(seen, tmp_path):
     assert (loaded.target.channels, loaded.target.missing, loaded.target.of.sensors) == (NAMES, "mask", NAMES)
     np.testing.assert_allclose(np.asarray(loaded.target.of.matrix), GAINS, rtol=1e-6)
     np.testing.assert_array_equal(np.isnan(loaded.target.values.mantissa[0]), np.isnan(holed))
+    np.testing.assert_array_equal(np.asarray(loaded.places(1)["gain"]), np.asarray(one.places(1)["gain"]))
     longer = fit(None, record=None, resume=loaded, steps=1, starts=None)
     assert len(longer.losses) == 3
     others = {
