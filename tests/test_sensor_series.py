@@ -122,6 +122,31 @@ def test_errors_are_those_of_weighted_least_squares(scale, offset, sigma, x64):
     assert comparison.absent.tolist() == [30, 4 * 7 + 1]
 
 
+def test_a_baseline_is_taken_from_data_and_runs(x64):
+    """So constants of channels count for nothing, and a model at rest stays at rest."""
+    rng = np.random.default_rng(7)
+    values, run = (
+        rng.normal(size=(STEPS // EVERY, 4)).cumsum(0),
+        rng.normal(size=(STEPS // EVERY, 1, 3, 2, 4)).cumsum(0),
+    )
+    values[:, 3] = np.nan
+    target = bk.TimeSeries(values * u.uvolt, 0.3 * u.uvolt, missing="mask", baseline=100 * u.ms)
+    comparison = compared(target)
+    averaged = run[:, 0].mean(2)
+    less = [x - x[:5].mean(0) for x in (values[:, :3], averaged[..., :3])]
+    want = np.sqrt(np.mean((less[1] - less[0][:, None]) ** 2, (0, 2))) / np.std(less[0])
+    target = dataclasses.replace(target, of=comparison.target.of)
+    moved = dataclasses.replace(target, values=(values + np.array([1.0, -2.0, 3.0, 0.0])) * u.uvolt)
+    for each, constant in ((comparison, 0.0), (compared(moved), np.array([5.0, 0.0, -7.0, 1.0]))):
+        error = each.error(each.predict({"eeg": run + constant}), each.data)[0]
+        np.testing.assert_allclose(each.measure(error)[0], want, rtol=1e-9)
+    assert comparison.same(target)
+    assert comparison.same(moved)
+    assert not comparison.same(dataclasses.replace(target, values=2 * values * u.uvolt))
+    rest = np.full_like(run, 3.0) + 1e-15 * rng.normal(size=run.shape)
+    np.testing.assert_array_equal(comparison.predict({"eeg": rest}), 0.0)
+
+
 def test_weights_that_are_equal_and_a_mask_of_nothing_change_no_bit():
     values, run = some_data(np.random.default_rng(2))
     values = np.nan_to_num(values)
@@ -204,7 +229,8 @@ def test_least_squares_go_on_from_gradients_and_have_errors_of_regions(seen, x64
 def test_a_fit_at_sensors_is_saved_and_resumed(seen, tmp_path):
     holed = seen.copy()
     holed[:, 0] = np.nan
-    target = bk.TimeSeries(holed * u.uvolt, np.full(4, 0.02) * u.uvolt, channels=NAMES, missing="mask", of=lead_field())
+    target = bk.TimeSeries(holed * u.uvolt, np.full(4, 0.02) * u.uvolt, channels=NAMES, missing="mask", of=lead_field(),
+                           baseline=60 * u.ms)  # fmt: skip
     one = fit(target, record=None)
     one.save(tmp_path / "fit.json")
     loaded = bk.Fit.load(tmp_path / "fit.json", network())
@@ -268,6 +294,8 @@ def test_starts_of_regions(seen):
 SOME = np.random.default_rng(0).normal(size=(STEPS // EVERY, 4))
 BROKEN = np.where(np.arange(4) == 2, np.nan, SOME)
 
+HOLED = np.where((np.arange(30) == 2)[:, None], np.nan, SOME)
+
 
 @pytest.mark.parametrize(
     ("make", "error", "said"),
@@ -292,6 +320,8 @@ BROKEN = np.where(np.arange(4) == 2, np.nan, SOME)
         (lambda: bk.TimeSeries(SOME, sigma=np.array([1.0, np.inf, 1.0, 1.0])), ValueError, "'sigma' of .*positive"),
         (lambda: bk.TimeSeries(SOME, of=GAINS), TypeError, "'of' of time series got ndarray, but takes a Readout"),
         (lambda: bk.TimeSeries(np.full((30, 4), np.nan), missing="mask"), ValueError, "over a range of 0"),
+        (lambda: bk.TimeSeries(SOME, baseline=-1 * u.ms), ValueError, "'baseline' got -1.* takes a positive time"),
+        (lambda: bk.TimeSeries(SOME, baseline=100), ValueError, "'baseline' got .*multiply it by its unit"),
     ],
 )
 def test_series_are_checked(make, error, said):
@@ -308,6 +338,9 @@ def test_series_are_checked(make, error, said):
         ({"values": np.stack([SOME, SOME * np.nan]), "missing": "mask"}, EEG, ValueError, "NaN alone in target 2"),
         ({"of": EEG.average_reference()}, EEG, ValueError, "'record' got Readout.* of another"),
         ({"of": EEG}, "x", ValueError, "'record' got 'x', but .* Readout of 'eeg'"),
+        ({"baseline": 600 * u.ms}, EEG, ValueError, "'baseline' .* takes a part of the 30 records, 0.02 s apart"),
+        ({"baseline": 5 * u.ms}, EEG, ValueError, "'baseline' .* takes a part of the 30 records"),
+        ({"values": HOLED, "missing": "mask", "baseline": 80 * u.ms}, EEG, ValueError, "some were not measured"),
         ({}, bk.Readout(GAINS, of="y"), ValueError, "unknown record 'y'"),
         ({}, bk.Readout(GAINS, of=bk.Readout(np.eye(3))), TypeError, "takes one of an observable or a state"),
         ({}, bk.Readout(np.ones((4, 2))), ValueError, r"'matrix' .* \(4, 2\), of 2 regions, but the network has 3"),

@@ -260,9 +260,10 @@ class OfSeries(Comparison):
     """
 
     def __init__(
-        self, target: TimeSeries, record: str, unit, samples: int, regions: int | None, readout: Readout | None = None
-    ):
-        """``regions`` are the channels, those of the ``readout`` if there is one."""
+        self, target: TimeSeries, record: str, unit, samples: int, regions: int | None,
+        readout: Readout | None = None, baseline: int = 0,
+    ):  # fmt: skip
+        """``regions`` are the channels, those of the ``readout`` if there is one; ``baseline`` has so many samples."""
         self.record, self.unit, self.name, self.readout = record, unit, target.name, readout
         free = target.scale and isinstance(target.values, u.Quantity)
         self.data_unit = target.values.unit if free else unit
@@ -276,6 +277,8 @@ class OfSeries(Comparison):
                 f"'values' of {target.name} got shape {values.shape}, but this run records {shape}{sensors}: n targets "
                 f"take {('n', *shape)}".replace("'n'", "n")
             )
+        self.baseline = baseline
+        values = self._from_baseline(values)
         self.target = dataclasses.replace(target, values=units.attach(values, self.data_unit))
         self.count, flat = len(values), values.reshape(len(values), 1, -1)
         self._check_varies(plain_array(target.values).reshape(len(values), -1))
@@ -296,6 +299,23 @@ class OfSeries(Comparison):
         self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
         if sigmas is not None and sigmas.ndim:
             self.settings["sigma of channels"] = sigmas.tolist()
+        self.settings |= {"baseline": baseline} if baseline else {}
+
+    def _from_baseline(self, values: np.ndarray) -> np.ndarray:
+        """Values ``(n, K, ...)`` less the mean of each channel's baseline, which must have been measured.
+
+        Channels of which nothing was measured may lack it.
+        """
+        if not self.baseline:
+            return values
+        measured = np.isfinite(values)
+        partly = measured.any(1) & ~measured[:, : self.baseline].all(1)
+        if partly.any():
+            raise ValueError(
+                f"'baseline' of {self.name} is {self.baseline} samples, of which some were not measured in a channel "
+                "that has others: take a shorter one, or NaN for all of the channel"
+            )
+        return values - values[:, : self.baseline].mean(1, keepdims=True)
 
     def _check_varies(self, values: np.ndarray) -> None:
         """Raise ValueError of a target whose measured values ``(n, M)`` are none, or differ by rounding alone."""
@@ -312,8 +332,8 @@ class OfSeries(Comparison):
 
     def read(self):
         nuisances = self.target.scale, self.target.offset
-        weighted = ["weighted"] if len(self.data) > 2 else []
-        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances, *weighted
+        more = [*(["weighted"] if len(self.data) > 2 else []), *([self.baseline] if self.baseline else [])]
+        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances, *more
 
     @property
     def records(self):
@@ -339,7 +359,12 @@ class OfSeries(Comparison):
 
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
-        signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
+        signal = u.get_mantissa(result[self.record]).mean(3)
+        if self.baseline:
+            moved = signal - signal[: self.baseline].mean(0)[None]
+            # What differs by rounding alone could not be told from a signal once its mean is 0.
+            signal = jnp.where(at_rest(signal)[None], 0.0, moved)
+        signal = jnp.moveaxis(signal, 0, 2)
         return signal.reshape(*signal.shape[:2], -1)
 
     def residuals(self, prediction, data):
@@ -379,9 +404,16 @@ class OfSeries(Comparison):
     def same(self, other) -> bool:
         if not isinstance(other, TimeSeries) or not sensors.same(other.of, self.target.of):
             return False
-        ours, theirs = np.asarray(u.get_magnitude(self.target.values)), plain(other.values, self.data_unit, "values")
-        same = np.array_equal(ours.ravel(), np.asarray(theirs, float).ravel(), equal_nan=True)
-        return same and other.channels == self.target.channels
+        ours = np.asarray(u.get_magnitude(self.target.values))
+        theirs = np.asarray(plain(other.values, self.data_unit, "values"), float)
+        if theirs.size != ours.size or other.channels != self.target.channels:
+            return False
+        theirs = theirs.reshape(ours.shape)
+        if not self.baseline:
+            return np.array_equal(ours, theirs, equal_nan=True)
+        # Taking a mean again moves values by rounding.
+        slack = 1e-9 * self.spread.min()
+        return np.allclose(ours, self._from_baseline(theirs), rtol=0.0, atol=slack, equal_nan=True)
 
 
 def _together(sigmas: np.ndarray) -> float:

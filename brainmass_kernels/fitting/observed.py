@@ -41,13 +41,16 @@ class TimeSeries:
         ``record=`` says which
     missing : of values that are NaN: "error", or "mask", they were not measured and do not count, such as those of a
         bad channel
+    baseline : a time from the first record on, before a stimulus, whose mean is taken from each channel, both of the
+        values and of the runs
 
     The error of a fit is relative to the standard deviation of the values: 1 explains nothing.
 
     Raises
     ------
     ValueError, TypeError : values that are not finite, with their channels; values that vary by rounding alone; a sigma
-        that is not positive, or one of some channels; names that are doubled, or as many as there are no channels
+        that is not positive, or one of some channels; names that are doubled, or as many as there are no channels; a
+        baseline that is no positive time
     """
 
     values: Any
@@ -58,6 +61,7 @@ class TimeSeries:
     channels: Any = dataclasses.field(default=(), kw_only=True)
     of: Any = dataclasses.field(default=None, kw_only=True)
     missing: str = dataclasses.field(default=ERROR, kw_only=True)
+    baseline: Any = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         object.__setattr__(self, "values", addressable(self.values))
@@ -74,6 +78,8 @@ class TimeSeries:
             raise ValueError(f"'values' of {self.name} got shape {values.shape} over a range of {spread:g}, but takes "
                              "(K,) or (n, K) values that vary by more than rounding")  # fmt: skip
         self._check_sigma(values.shape)
+        if self.baseline is not None:
+            units.positive_time(self.baseline, u.second, "baseline")
 
     def _channels(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """The names of the last axis."""

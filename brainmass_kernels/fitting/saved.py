@@ -272,6 +272,8 @@ def _encode_target(target) -> dict[str, Any]:
         fields = {name: getattr(target, name) for name in ("scale", "offset", "name")}
         sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
         more = {"channels": list(target.channels), "of": sensors.encode(target.of), "missing": target.missing}
+        before = target.baseline
+        more["baseline_s"] = None if before is None else units.positive_time(before, u.second, "baseline")
         return {"kind": "series", **fields, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
                 "unit": str(u.get_unit(target.values)), **more}  # fmt: skip
     if isinstance(target, targets.Connectivity):
@@ -312,6 +314,8 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
             return targets.unchecked(targets.TimeSeries, values=values, channels=channels)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
         more = {"channels": channels, "of": sensors.decode(saved.get("of")), "missing": missing}
+        before = saved.get("baseline_s")
+        more["baseline"] = None if before is None else before * u.second
         return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"], **more)
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])

@@ -63,14 +63,28 @@ def compare(target, model, record, options, band, background, predict: str = SIM
         target, record = sensors.recorded(target, model, record)
     regions, samples, sampling = recorded_network(target, model, record, options)
     if isinstance(target, TimeSeries):
-        unit = mass.recordable()[record]
+        unit, baseline = mass.recordable()[record], _baseline(target, samples, sampling)
         if target.of is None:
-            return OfSeries(target, record, unit, samples, regions)
+            return OfSeries(target, record, unit, samples, regions, None, baseline)
         readout, unit = sensors.of_quantity(target.of, record, unit)
-        return OfSeries(dataclasses.replace(target, of=readout), record, unit, samples, readout.shape[0], readout)
+        target = dataclasses.replace(target, of=readout)
+        return OfSeries(target, record, unit, samples, readout.shape[0], readout, baseline)
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
+
+
+def _baseline(target: TimeSeries, samples: int, sampling: float) -> int:
+    """Records of a series' baseline."""
+    if target.baseline is None:
+        return 0
+    count = round(units.positive_time(target.baseline, u.second, "baseline") / sampling)
+    if not 0 < count < samples:
+        raise ValueError(
+            f"'baseline' of {target.name} got {target.baseline}, but takes a part of the {samples} records, "
+            f"{sampling:g} s apart"
+        )
+    return count
 
 
 def recorded_network(target, model, record, options) -> tuple[int | None, int, float]:
