@@ -186,16 +186,19 @@ def _draw_others(page, fit: Fit, shown: Sequence[int]) -> None:
 
 
 def _over_time(ax, fit: Fit, i: int):
-    """The target, start and fit of one series; of a network, its first region."""
+    """The target, start and fit of one series; of a network, its first region or sensor that was measured."""
     step = fit.settings["dt"] * fit.settings["every"]
     unit = u.get_unit(fit.target.values)
     styles = {"target": {"color": _TARGET}, "start": {"color": _START, "ls": (0, (4, 2))}, "fit": {"color": _FIT}}
+    measured = np.isfinite(np.asarray(u.get_magnitude(fit.target.values))[i])
+    channel = None if measured.ndim == 1 else int(measured.any(0).argmax())
     for (label, style), series in zip(styles.items(), (fit.target, fit.initial_prediction, fit.prediction)):
         values = np.asarray(u.get_magnitude(series.values))[i]
-        values = values if values.ndim == 1 else values[:, 0]
+        values = values if channel is None else values[:, channel]
         ts = fit.settings["transient"] + step * np.arange(1, len(values) + 1)
         ax.plot(ts, values, lw=1.4, label=label, **style)
-    name = fit.settings["record"]
+    name, channels = fit.settings["record"], fit.target.channels
+    name = name if channel is None or not channels else f"{name} at {channels[channel]}"
     label = name if unit.is_unitless else f"{name} ({unit})"
     ax.set(xlabel="time (s)", ylabel=label, title=f"{i + 1}:  rms {fit.rms[i]:.3g} of the target's own")
     ax.title.set_fontsize(9)

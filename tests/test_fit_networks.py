@@ -136,6 +136,18 @@ def test_least_squares_find_what_made_the_data(recovered):
     assert all(0 < x[0] < 1e-3 for x in errors.values())
 
 
+@pytest.mark.slow
+def test_a_loaded_fit_of_statistics_has_the_same_errors(tmp_path):
+    """Its programs are those of as many starts."""
+    call = {"duration": STEPS, "starts": 2, "steps": 1, "realisations": 1, "every": 2, **CALL}
+    fit = bk.fit(network(), bk.Connectivity(MATRIX), FREE, **call)
+    fit.save(tmp_path / "fit.json")
+    loaded = bk.Fit.load(tmp_path / "fit.json", network())
+    ours, theirs = fit.standard_errors(), loaded.standard_errors()
+    for name, errors in ours.items():
+        np.testing.assert_allclose(theirs[name], errors, rtol=1e-3)
+
+
 def test_what_least_squares_of_networks_do_not_take():
     call = {"duration": 20, "starts": 1, "steps": 1, "optimiser": "levenberg_marquardt", **CALL}
     with pytest.raises(bk.Unsupported, match=r"'optimiser' got 'levenberg_marquardt' on 'numba'.*through 'scan'"):

@@ -375,6 +375,21 @@ def test_progress_tells_rate_and_time_left():
     assert seen[0].left == pytest.approx(2 / seen[0].rate)
 
 
+@pytest.mark.filterwarnings("ignore:nothing improved")
+@pytest.mark.parametrize("options", [{}, LEAST_SQUARES])
+def test_progress_tells_the_best_values_so_far(options):
+    """At each step those of the lowest error so far, which the steps themselves measured."""
+    path = []
+    target = bk.TimeSeries(np.stack([evoked(), 0.5 * evoked(Resonator(f0=4.0 * u.Hz, damping=0.3))]) * u.mV)
+    found = small(target, steps=3, progress=path.append, **options)
+    lowest = [report.best for report in path]
+    for report, best in zip(path, lowest, strict=True):
+        again = small(target, starts={n: x[:, None] * np.ones(4) for n, x in report.values.items()}, steps=1, **options)
+        np.testing.assert_allclose(again.losses[0, :, 0], best, rtol=1e-3)
+    assert u.get_unit(path[-1].values["f0"]) == u.Hz
+    assert found.losses.min((0, 2)) == pytest.approx(lowest[-1])
+
+
 # --- what is refused ---
 
 

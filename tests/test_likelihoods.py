@@ -132,6 +132,51 @@ def test_autocorrelated_residuals_are_a_gaussian_process(x64, rho):
     assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.parametrize("rho", [None, -0.4, priors.Uniform(-0.9, 0.9)])
+def test_samples_at_sensors_of_which_some_are_missing(x64, rho):
+    """The density of those that were measured: a Gaussian process of each sensor, with a sigma of its own."""
+    rng, gains = np.random.default_rng(6), np.array([[1.0, 0.5, -0.2], [0.3, -0.6, 1.0]])
+    values, sigmas = rng.normal(0.0, 0.1, (80, 2)), np.array([0.1, 0.25])
+    values[[0, 1, 40, 41, 42, 79], 0] = np.nan
+    values[7, :] = np.nan
+    readout = bk.Readout(gains, unit=u.mV)
+    target = bk.TimeSeries(values * u.mV, sigmas * u.mV, missing="mask", of=readout)
+    likelihood = None if rho is None else Gaussian(sigmas * u.mV, rho=rho)
+    run: dict[str, Any] = {n: x for n, x in NETWORK_RUN.items() if n != "noise"}
+    run["inputs"] = {"drive": np.sin(np.arange(400) / 20) * u.mV}
+    density = bk.log_density(NETWORK, target, {"coupling.k": (0.05, 0.4)}, likelihood=likelihood, **run)
+    z = {name: 0.1 * n - 0.2 for n, name in enumerate(density.names)}
+    known = 0.0 if rho is None else rho if isinstance(rho, float) else value(density, "likelihood.rho", z)
+    network = NETWORK.replace(k=density.to_parameters(z)["coupling.k"])
+    mean = bk.simulate(network, 400, 5 * u.ms, every=5, record={"eeg": readout}, inputs=run["inputs"])["eeg"] / u.mV
+    mean = np.asarray(mean)
+    want, lags = 0.0, np.abs(np.subtract.outer(np.arange(80), np.arange(80)))
+    for x, m, sigma in zip(values.T, mean.T, sigmas, strict=True):
+        there = np.isfinite(x)
+        covariance = sigma**2 * np.where(lags, np.float64(known) ** lags, 1.0)[np.ix_(there, there)]
+        want += scipy.stats.multivariate_normal(m[there], covariance).logpdf(x[there])
+    assert np.ptp(mean) > 0.01
+    assert float(density.log_likelihood(z)) == pytest.approx(want, rel=1e-6)
+    slopes = jax.grad(density)({name: jnp.asarray(x) for name, x in z.items()})
+    for name, x in z.items():
+        ahead, behind = (float(density(z | {name: x + h})) for h in (1e-5, -1e-5))
+        assert float(slopes[name]) == pytest.approx((ahead - behind) / 2e-5, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "said"),
+    [
+        (np.ones(3) * u.mV, r"'sigma' of Gaussian .* got shape \(3,\), but takes 2 numbers, one for each channel"),
+        (np.array([0.1, -0.1]) * u.mV, "'sigma' of Gaussian .* takes positive numbers"),
+    ],
+)
+def test_a_sigma_of_each_channel_is_checked(sigma, said):
+    readout = bk.Readout(np.array([[1.0, 0.5, -0.2], [0.3, -0.6, 1.0]]), unit=u.mV)
+    target = bk.TimeSeries(np.eye(80, 2) * u.mV, of=readout)
+    with pytest.raises(ValueError, match=said):
+        bk.log_density(NETWORK, target, {"coupling.k": (0.05, 0.4)}, likelihood=Gaussian(sigma), **NETWORK_RUN)
+
+
 def test_a_unit_of_the_data_is_read(x64):
     target, values = series()
     same = bk.TimeSeries(values * 1e-3 * u.volt, sigma=1e-4 * u.volt)

@@ -18,9 +18,11 @@ import numpy as np
 
 from .. import spectra, units
 from ..connectivity import Correlation
-from ..recording import Reduction
+from ..readout import Readout
+from ..recording import Observation
 from ..rounding import at_rest
 from ..spectra import PowerSpectrum
+from . import sensors
 from .observed import Connectivity, TimeSeries, name_of, plain, plain_array, unchecked
 
 #: The values of ``predict`` of a fit: runs, or linear systems about fixed points.
@@ -47,6 +49,7 @@ class Comparison:
     sigma : of a residual, which weighs the data against priors
     record : the name of what is compared in a result; of a function, whatever `simulate` takes
     settings : what a resumed fit must have in common with this one, ready for JSON
+    absent : of each target, the residuals that are 0 because nothing was measured; ``(n,)``, or 0
     """
 
     target: Any
@@ -56,6 +59,7 @@ class Comparison:
     sigma: float = 1.0
     record: Any
     settings: dict[str, Any]
+    absent: Any = 0
 
     def axis_of(self, record: str) -> int:
         """The axis of the targets in what is recorded under this name: after that of time, or the first of a matrix."""
@@ -63,13 +67,13 @@ class Comparison:
 
     @property
     def records(self) -> Any:
-        """What is recorded under that name: itself, or a statistic."""
+        """What is recorded under that name: itself, a statistic, or sensors."""
         return self.record
 
     @property
     def recorded(self) -> Any:
         """What a run records for it, as `simulate` takes it."""
-        return {self.record: self.records} if isinstance(self.records, Reduction) else self.records
+        return {self.record: self.records} if isinstance(self.records, Observation) else self.records
 
     @property
     def width(self) -> int:
@@ -98,6 +102,10 @@ class Comparison:
         residuals, nuisances = self.residuals(prediction, data)
         error = jnp.mean(residuals**2, -1)
         return jnp.where(jnp.isfinite(error), error, jnp.inf), nuisances
+
+    def filled(self, data) -> Any:
+        """``(n, 1, 1)``, times which the rms of all residuals is that of the measured ones; ``None``, all are."""
+        return None
 
     def copies(self, realisations: int) -> float:
         """The memory of predictions, residuals and their gradient, the records included, in records; measured."""
@@ -245,10 +253,18 @@ class OfDensities(OfSpectra):
 
 
 class OfSeries(Comparison):
-    """Samples, in standard deviations of the target."""
+    """Samples, in standard deviations of the target.
 
-    def __init__(self, target: TimeSeries, record: str, unit, samples: int, regions: int | None):
-        self.record, self.unit, self.name = record, unit, target.name
+    Samples whose channels have noise of their own are weighted by it, and those that were not measured by 0. The
+    weights of a target have a mean square of 1 over the measured samples of its channels.
+    """
+
+    def __init__(
+        self, target: TimeSeries, record: str, unit, samples: int, regions: int | None,
+        readout: Readout | None = None, baseline: int = 0,
+    ):  # fmt: skip
+        """``regions`` are the channels, those of the ``readout`` if there is one; ``baseline`` has so many samples."""
+        self.record, self.unit, self.name, self.readout = record, unit, target.name, readout
         free = target.scale and isinstance(target.values, u.Quantity)
         self.data_unit = target.values.unit if free else unit
         values = np.asarray(plain(target.values, self.data_unit, "values"), float)
@@ -256,26 +272,72 @@ class OfSeries(Comparison):
         if values.ndim == len(shape):
             values = values[None]
         if values.shape[1:] != shape:
+            sensors = "" if readout is None else f" at {regions} sensors"
             raise ValueError(
-                f"'values' of {target.name} got shape {values.shape}, but this run records {shape}: n targets take "
-                f"{('n', *shape)}".replace("'n'", "n")
+                f"'values' of {target.name} got shape {values.shape}, but this run records {shape}{sensors}: n targets "
+                f"take {('n', *shape)}".replace("'n'", "n")
             )
+        self.baseline = baseline
+        values = self._from_baseline(values)
         self.target = dataclasses.replace(target, values=units.attach(values, self.data_unit))
         self.count, flat = len(values), values.reshape(len(values), 1, -1)
-        self.spread = flat.std(-1, keepdims=True)
-        constant = at_rest(plain_array(target.values).reshape(len(values), -1).T)
+        self._check_varies(plain_array(target.values).reshape(len(values), -1))
+        sigmas = None if target.sigma is None else np.asarray(plain(target.sigma, self.data_unit, "sigma"), float)
+        weights = _weights(values, sigmas)
+        if weights is None:
+            self.spread = flat.std(-1, keepdims=True)
+            self.data = (flat / self.spread, self.spread)
+        else:
+            flat, measured = np.where(np.isnan(flat), 0.0, flat) * weights, weights > 0
+            count = measured.sum(-1, keepdims=True)
+            mean = flat.sum(-1, keepdims=True) / count
+            self.spread = np.sqrt(np.sum(measured * (flat - mean) ** 2, -1, keepdims=True) / count)
+            self.data = (flat / self.spread, self.spread, weights)
+            self.absent = flat.shape[-1] - count[:, 0, 0]
+        sigma = 0.1 if sigmas is None else _together(sigmas) / self.spread.mean()
+        self.sigma = float(sigma)
+        self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
+        if sigmas is not None and sigmas.ndim:
+            self.settings["sigma of channels"] = sigmas.tolist()
+        self.settings |= {"baseline": baseline} if baseline else {}
+
+    def _from_baseline(self, values: np.ndarray) -> np.ndarray:
+        """Values ``(n, K, ...)`` less the mean of each channel's baseline, which must have been measured.
+
+        Channels of which nothing was measured may lack it.
+        """
+        if not self.baseline:
+            return values
+        measured = np.isfinite(values)
+        partly = measured.any(1) & ~measured[:, : self.baseline].all(1)
+        if partly.any():
+            raise ValueError(
+                f"'baseline' of {self.name} is {self.baseline} samples, of which some were not measured in a channel "
+                "that has others: take a shorter one, or NaN for all of the channel"
+            )
+        return values - values[:, : self.baseline].mean(1, keepdims=True)
+
+    def _check_varies(self, values: np.ndarray) -> None:
+        """Raise ValueError of a target whose measured values ``(n, M)`` are none, or differ by rounding alone."""
+        measured = np.isfinite(values)
+        if not measured.any(1).all():
+            number = int(np.argmin(measured.any(1))) + 1
+            raise ValueError(f"'values' of {self.name} has NaN alone in target {number}: nothing was measured")
+        first = np.take_along_axis(values, measured.argmax(1)[:, None], 1)
+        constant = at_rest(np.where(measured, values, first).T)
         if constant.any():
             raise ValueError(
-                f"'values' of {target.name} does not vary by more than rounding in target {int(constant.argmax()) + 1}"
+                f"'values' of {self.name} does not vary by more than rounding in target {int(constant.argmax()) + 1}"
             )
-        self.data = (flat / self.spread, self.spread)
-        sigma = 0.1 if target.sigma is None else plain(target.sigma, self.data_unit, "sigma") / self.spread.mean()
-        self.sigma = float(np.mean(sigma))
-        self.settings = {"record": record, "scale": target.scale, "offset": target.offset, "sigma": self.sigma}
 
     def read(self):
         nuisances = self.target.scale, self.target.offset
-        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances
+        more = [*(["weighted"] if len(self.data) > 2 else []), *([self.baseline] if self.baseline else [])]
+        return OfSeries, self.record, self.unit, self.data_unit, self.count, self.sigma, nuisances, *more
+
+    @property
+    def records(self):
+        return self.record if self.readout is None else self.readout
 
     @property
     def width(self):
@@ -285,23 +347,42 @@ class OfSeries(Comparison):
         # The mean over realisations is as long as a record.
         return 2.5 + 8.5 / realisations
 
+    def filled(self, data):
+        if not np.any(self.absent):
+            return None
+        return jnp.sqrt(data[0].shape[-1] / jnp.sum(data[2] > 0, -1, keepdims=True))
+
+    def measure(self, error):
+        if np.any(self.absent):
+            error = np.asarray(error, float) * (self.width / (self.width - self.absent))[:, None]
+        return super().measure(error)
+
     def predict(self, result):
         # (K, n, starts, R) or (K, n, starts, R, N) to (n, starts, K) or (n, starts, K * N)
-        signal = jnp.moveaxis(u.get_mantissa(result[self.record]).mean(3), 0, 2)
+        signal = u.get_mantissa(result[self.record]).mean(3)
+        if self.baseline:
+            moved = signal - signal[: self.baseline].mean(0)[None]
+            # What differs by rounding alone could not be told from a signal once its mean is 0.
+            signal = jnp.where(at_rest(signal)[None], 0.0, moved)
+        signal = jnp.moveaxis(signal, 0, 2)
         return signal.reshape(*signal.shape[:2], -1)
 
     def residuals(self, prediction, data):
-        data, spread = (x.astype(prediction.dtype) for x in data)
+        data, spread, *weights = (x.astype(prediction.dtype) for x in data)
         lanes = (max(len(data), len(prediction)), *prediction.shape[1:])
         model = jnp.broadcast_to(prediction, lanes) / jnp.broadcast_to(spread, lanes)
+        resting = at_rest(jnp.moveaxis(model, -1, 0)) if self.target.offset else None
+        weights = jnp.broadcast_to(weights[0], lanes) if weights else None
+        model = model if weights is None else model * weights
         data, nuisances = jnp.broadcast_to(data, lanes), {}
         means = 0.0 * model[..., :1], 0.0 * data[..., :1]
         if self.target.offset:
-            means = jnp.mean(model, -1, keepdims=True), jnp.mean(data, -1, keepdims=True)
-        signal, wanted = (x - jnp.broadcast_to(mean, lanes) for x, mean in zip((model, data), means))
-        if self.target.offset:
+            means = _level(model, weights), _level(data, weights)
+        moved = (jnp.broadcast_to(mean, lanes) * (1.0 if weights is None else weights) for mean in means)
+        signal, wanted = (x - mean for x, mean in zip((model, data), moved))
+        if resting is not None:
             # A model at rest has rounding errors alone, which a free gain would fit.
-            signal = jnp.where(at_rest(jnp.moveaxis(model, -1, 0))[..., None], 0.0, signal)
+            signal = jnp.where(resting[..., None], 0.0, signal)
         scale = jnp.ones_like(signal[..., :1])
         if self.target.scale:
             power = jnp.sum(signal**2, -1, keepdims=True)
@@ -318,13 +399,42 @@ class OfSeries(Comparison):
         values = values * columns["scale"] if "scale" in columns else values
         values = values + columns["offset"] if "offset" in columns else values
         values = values.reshape(len(values), *np.shape(self.target.values)[1:])
-        return unchecked(TimeSeries, values=units.attach(values, self.data_unit))
+        return unchecked(TimeSeries, values=units.attach(values, self.data_unit), channels=self.target.channels)
 
     def same(self, other) -> bool:
-        values = np.asarray(u.get_magnitude(self.target.values))
-        return isinstance(other, TimeSeries) and np.array_equal(
-            values.ravel(), np.asarray(plain(other.values, self.data_unit, "values"), float).ravel()
-        )
+        if not isinstance(other, TimeSeries) or not sensors.same(other.of, self.target.of):
+            return False
+        ours = np.asarray(u.get_magnitude(self.target.values))
+        theirs = np.asarray(plain(other.values, self.data_unit, "values"), float)
+        if theirs.size != ours.size or other.channels != self.target.channels:
+            return False
+        theirs = theirs.reshape(ours.shape)
+        if not self.baseline:
+            return np.array_equal(ours, theirs, equal_nan=True)
+        # Taking a mean again moves values by rounding.
+        slack = 1e-9 * self.spread.min()
+        return np.allclose(ours, self._from_baseline(theirs), rtol=0.0, atol=slack, equal_nan=True)
+
+
+def _together(sigmas: np.ndarray) -> float:
+    """One standard deviation for all channels: that of their mean precision."""
+    return float(sigmas) if sigmas.ndim == 0 else float(np.mean(1.0 / sigmas**2) ** -0.5)
+
+
+def _weights(values: np.ndarray, sigmas: np.ndarray | None) -> np.ndarray | None:
+    """``(n, 1, M)`` of the samples ``(n, ...)``, 0 of those that were not measured; ``None``, all count the same."""
+    measured = np.isfinite(values)
+    if measured.all() and (sigmas is None or sigmas.ndim == 0):
+        return None
+    weights = 1.0 if sigmas is None else _together(sigmas) / sigmas
+    return (measured * weights).reshape(len(values), 1, -1)
+
+
+def _level(x, weights):
+    """The constant in samples whose weighted residuals are ``x``."""
+    if weights is None:
+        return jnp.mean(x, -1, keepdims=True)
+    return jnp.sum(weights * x, -1, keepdims=True) / jnp.sum(weights**2, -1, keepdims=True)
 
 
 class OfConnectivity(Comparison):

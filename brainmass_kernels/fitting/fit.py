@@ -107,8 +107,9 @@ def fit(
     group : name to width; the targets' values lie about their mean, which is free, with this standard deviation
     regional : names with a value for each region of a network
     starts : the number of starts (the model's values, then a Latin hypercube within the bounds), by default 16 or as
-        in the resumed fit; or the starts, name to values (starts,) or (n, starts); or a `Fit` of the same free names,
-        to start at the best values of its starts, as a few steps of least squares after gradients
+        in the resumed fit; or the starts, name to values (starts,) or (n, starts), of a regional one also
+        (n, starts, N); or a `Fit` of the same free names, to start at the best values of its starts, as a few steps of
+        least squares after gradients; ``fit.places(1)`` are those of its best start
     screen : simulate at least this many candidates first, and start each target from those nearest to it
     prune : drop the worse half of the starts after every so many steps; 0, never
     targets_at_once : targets that run at once, in chunks one after another, which bounds the memory; ``None``, all,
@@ -119,8 +120,8 @@ def fit(
     every : steps from one record to the next; ``None``, 5, or as many as give the samples of a `TimeSeries`, or those
         of a resumed fit
     record : the observable or state that is compared; ``None``, the model's first observable, or its first state if it
-        has none, or as in a resumed fit. For a `Joint` a dict by its names, or one for all; for a function, whatever
-        `simulate` takes
+        has none, or as in a resumed fit. For a `TimeSeries` at sensors their `Readout`. For a `Joint` a dict by its
+        names, or one for all; for a function, whatever `simulate` takes
     realisations : runs with different noise over which a prediction is averaged
     band : Hz, where spectra are compared
     background : whether a power law is added to spectra; without it only the scale is free
@@ -130,7 +131,8 @@ def fit(
     clip : the largest norm of one lane's gradient
     patience, tolerance : stop when no target's error has fallen by this fraction in this many steps (40, or 8 of
         least squares)
-    progress : True for a bar on stderr, or a line in a notebook; or a function of `Progress`, which stops the fit by
+    progress : True for a bar on stderr, or a line in a notebook; or a function of what a step has come to (``step``,
+        ``rms`` of each start, ``best``, ``seconds``, and the best ``values`` so far by name), which stops the fit by
         returning True
     resume : a `Fit` or the path of a saved one, to continue for ``steps`` more steps. Target, free bounds and the
         number of starts are then those of that fit by default; all arguments, the model's equations, and what a

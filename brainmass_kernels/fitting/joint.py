@@ -88,6 +88,7 @@ class OfJoint(Comparison):
         self.data = tuple(part.data for part in parts.values())
         self.weights = [self.target.weights[name] for name in parts]  # pyright: ignore[reportOptionalSubscript]
         self.record = {name: part.settings["record"] for name, part in parts.items()}
+        self.absent = sum(part.absent for part in parts.values())
         self.settings = {
             "joint": {name: part.settings for name, part in parts.items()},
             "weights": dict(self.target.weights or {}),
@@ -125,6 +126,9 @@ class OfJoint(Comparison):
         residuals, nuisances = [], {}
         for (name, part, x), own, weight in zip(self.split(prediction), data, self.weights, strict=True):
             found, solved = part.residuals(x, own)
+            filled = part.filled(own)
+            if filled is not None:
+                found = found * jnp.broadcast_to(filled.astype(found.dtype), found.shape)
             residuals.append(found * (math.sqrt(weight / found.shape[-1]) / part.sigma))
             nuisances |= {f"{name}.{n}": value for n, value in solved.items()}
         every = jnp.concatenate(residuals, -1)

@@ -14,27 +14,43 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from .. import units
+from ..readout import Readout
 from ..rounding import at_rest
+
+#: What is done with values that are NaN.
+ERROR, MASK = "error", "mask"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeSeries:
-    """Recordings to fit sample by sample, such as evoked responses.
+    """Recordings to fit sample by sample, such as evoked responses, of a mass, of regions or at sensors.
 
     Attributes
     ----------
     values : ``(K,)`` or ``(n, K)``, of a network ``(K, N)`` or ``(n, K, N)``: n targets of the K samples that a run
-        records after its transient. Plain numbers are in the unit of the record
+        records after its transient, in N channels, which are the regions or the sensors of ``of``. Plain numbers are
+        in the unit of the record
     sigma : standard deviation of the noise in a sample, in the unit of the values, which weighs the data against
-        priors; by default a tenth of the values' standard deviation
+        priors; by default a tenth of the values' standard deviation. ``(N,)``, of each channel: then residuals count
+        by it
     scale, offset : whether to solve for a gain and a constant of each target, as of an uncalibrated sensor
     name : for tables
+    channels : the names of the N channels. At sensors that have names too they are matched by these, in any order, and
+        sensors that are not among them are left out
+    of : the `Readout` whose sensors the channels are, the same as ``record=`` of the fit; ``None``, there is none, or
+        ``record=`` says which
+    missing : of values that are NaN: "error", or "mask", they were not measured and do not count, such as those of a
+        bad channel
+    baseline : a time from the first record on, before a stimulus, whose mean is taken from each channel, both of the
+        values and of the runs
 
     The error of a fit is relative to the standard deviation of the values: 1 explains nothing.
 
     Raises
     ------
-    ValueError : values that are not finite or vary by rounding alone, a sigma that is not positive
+    ValueError, TypeError : values that are not finite, with their channels; values that vary by rounding alone; a sigma
+        that is not positive, or one of some channels; names that are doubled, or as many as there are no channels; a
+        baseline that is no positive time
     """
 
     values: Any
@@ -42,18 +58,62 @@ class TimeSeries:
     scale: bool = False
     offset: bool = False
     name: str = "time series"
+    channels: Any = dataclasses.field(default=(), kw_only=True)
+    of: Any = dataclasses.field(default=None, kw_only=True)
+    missing: str = dataclasses.field(default=ERROR, kw_only=True)
+    baseline: Any = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         object.__setattr__(self, "values", addressable(self.values))
         values = _numbers(self.values, self.name)
-        if not np.isfinite(values).all():
-            raise ValueError(f"'values' of {self.name} got {np.sum(~np.isfinite(values))} values that are not finite")
-        if values.ndim not in (1, 2, 3) or values.size < 2 or at_rest(plain_array(self.values).ravel()):
-            spread = np.ptp(values) if values.size else 0.0
+        if self.missing not in (ERROR, MASK):
+            raise ValueError(f"'missing' of {self.name} got {self.missing!r}, but takes 'error' or 'mask'")
+        if self.of is not None and not isinstance(self.of, Readout):
+            raise TypeError(f"'of' of {self.name} got {type(self.of).__name__}, but takes a Readout")
+        object.__setattr__(self, "channels", self._channels(np.shape(values)))
+        self._check_finite(values)
+        plain = plain_array(self.values)[np.isfinite(values)]
+        if values.ndim not in (1, 2, 3) or plain.size < 2 or at_rest(plain):
+            spread = np.ptp(plain) if plain.size else 0.0
             raise ValueError(f"'values' of {self.name} got shape {values.shape} over a range of {spread:g}, but takes "
                              "(K,) or (n, K) values that vary by more than rounding")  # fmt: skip
-        if self.sigma is not None and not np.min(u.get_magnitude(self.sigma)) > 0:
+        self._check_sigma(values.shape)
+        if self.baseline is not None:
+            units.positive_time(self.baseline, u.second, "baseline")
+
+    def _channels(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """The names of the last axis."""
+        if isinstance(self.channels, str | bytes):
+            raise TypeError(f"'channels' of {self.name} got {self.channels!r}, but takes a name for each channel")
+        names = tuple(map(str, () if self.channels is None else self.channels))
+        if names and (len(shape) < 2 or shape[-1] != len(names)):
+            raise ValueError(f"'channels' of {self.name} got {len(names)} names, but 'values' has shape {shape}, whose "
+                             "last axis is the channels")  # fmt: skip
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"'channels' of {self.name} has {', '.join(twice)} more than once, so nothing is matched "
+                             "by name")  # fmt: skip
+        return names
+
+    def _check_finite(self, values: np.ndarray) -> None:
+        wrong = ~np.isfinite(values) if self.missing == ERROR else np.isinf(values)
+        if not wrong.any():
+            return
+        where = ""
+        if self.channels:
+            which = np.flatnonzero(wrong.any(tuple(range(wrong.ndim - 1))))
+            where = f", of {', '.join(self.channels[k] for k in which)}"
+        remedy = "" if np.isinf(values).any() else "; missing='mask' says that NaN were not measured"
+        raise ValueError(f"'values' of {self.name} got {np.sum(wrong)} values that are not finite{where}{remedy}")
+
+    def _check_sigma(self, shape: tuple[int, ...]) -> None:
+        if self.sigma is None:
+            return
+        sigma = np.asarray(u.get_magnitude(self.sigma), float)
+        if not (np.isfinite(sigma).all() and np.min(sigma) > 0):
             raise ValueError(f"'sigma' of {self.name} got {self.sigma}, but takes a positive value")
+        if sigma.ndim and (len(shape) < 2 or sigma.shape != shape[-1:]):
+            raise ValueError(f"'sigma' of {self.name} got shape {sigma.shape}, but takes one number, or one for each "
+                             f"channel, the last axis of 'values', which has shape {shape}")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

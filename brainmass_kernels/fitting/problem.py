@@ -61,7 +61,10 @@ class Free:
         return self.low > 0
 
     def value(self, z):
-        s = jax.nn.sigmoid(z)
+        return self.at(jax.nn.sigmoid(z))
+
+    def at(self, s):
+        """The value at a relative position, the inverse of `position`."""
         return self.low * (self.high / self.low) ** s if self.geometric else self.low + (self.high - self.low) * s
 
     def slope(self, z):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import display, files, spectra, units
+from ..errors import check_counts
 from ..extras import needs
 from ..interrupts import interruptible
 from ..models.base import check_name
@@ -171,11 +172,12 @@ class Fit:
         at_best = evaluated(problem, _plan(problem, self._key(), LEVENBERG_MARQUARDT, 1), z, problem.keys(self._key()))
         normal, place = at_best.normal, None
         residuals = count = int(np.max(at_best.count))
-        error = np.asarray(at_best.error, float)[:, 0]
+        error, measured = np.asarray(at_best.error, float)[:, 0], count - problem.comparison.absent
         if problem.pooling.shared:
             normal, _, place = joint_normal_equations(problem, normal, at_best.slope)
+            measured = np.sum(np.broadcast_to(measured, error.shape))
             error, count = error.mean(keepdims=True), count * len(error)
-        variance = error * count / max(count - np.shape(normal)[-1], 1) / residuals
+        variance = error * count / np.maximum(measured - np.shape(normal)[-1], 1) / residuals
         inverse = np.linalg.pinv(np.asarray(normal, float)[:, 0], hermitian=True)
         z_error = np.sqrt(variance[:, None] * np.einsum("nii->ni", inverse))
         z_error = z_error if place is None else z_error[0][place]
@@ -216,15 +218,34 @@ class Fit:
         error = _lowest_error(problem, z, self._key(), steps)
         return Profile(name, units.attach(values, frees[name].unit), problem.comparison.measure(error))
 
-    def places(self) -> dict[str, Any]:
-        """The best values of each start, name to Quantity ``(n, starts)``, in the order of their number."""
+    def places(self, count: int | None = None) -> dict[str, Any]:
+        """The best values of each start, name to Quantity ``(n, starts)`` or of a regional one ``(n, starts, N)``.
+
+        They are what another fit's ``starts=`` takes: ``starts=fit.places(3)`` goes on from the three best.
+
+        Parameters
+        ----------
+        count : so many of the best starts of each target, the best first; ``None``, all in the order of their number
+
+        Raises
+        ------
+        ValueError : more than there are
+        """
+        best, n = np.asarray(self.state["best"], float), len(self.best_start)
+        order = np.broadcast_to(np.arange(best.shape[1]), best.shape)
+        if count is not None:
+            check_counts(1, count=count)
+            if count > best.shape[1]:
+                raise ValueError(f"'count' got {count}, but the fit has {best.shape[1]} starts")
+            if Pooling.of_saved(self.settings["ties"]).bind:
+                # Targets that depend on each other have a start together.
+                best = np.broadcast_to(best.mean(0), best.shape)
+            order = np.argsort(best, 1, kind="stable")[:, :count]
         places = {}
         for free in self.free:
             value = np.asarray(free.value(jnp.asarray(self.state["best_z"][free.name])))
-            if value.ndim > 2:
-                raise ValueError(f"'starts' got a fit in which each region has its own {free.name}")
-            shape = (len(self.best_start), value.shape[1])
-            places[free.name] = units.attach(np.broadcast_to(value, shape), free.unit)
+            value = np.broadcast_to(value, (n, *value.shape[1:]))
+            places[free.name] = units.attach(value[np.arange(n)[:, None], order], free.unit)
         return places
 
     def plot(self, path: str | os.PathLike | None = None):
@@ -296,7 +317,7 @@ class Fit:
             self.model, self.inputs, self.noise, self.free,
             comparison, fields["realisations"], comparison.recorded, options, Pooling.of_saved(fields["ties"]),
         )  # fmt: skip
-        theirs, ours = fields.get("program", {}), problem.program(1, self._key())
+        theirs, ours = fields.get("program", {}), problem.program(self.losses.shape[2], self._key())
         # In another precision every program is another.
         if theirs.get("dtype") == ours["dtype"]:
             saved.compare_programs(theirs, ours, "model")

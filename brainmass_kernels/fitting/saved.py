@@ -19,7 +19,7 @@ from ..network import Network, parts_of
 from ..notices import warn
 from ..spectra import PowerSpectrum
 from ..waveforms import of_kinds
-from . import targets
+from . import sensors, targets
 from .cross import CrossSpectrum
 from .dynamics import ConnectivityDynamics
 from .joint import Joint
@@ -44,7 +44,10 @@ def restore(problem: Problem, saved: Mapping[str, Any], optimiser) -> State:
     dtype = jnp.result_type(float)
     fresh, treedef = jax.tree.flatten(begin(problem, z, optimiser).moments)
     if [np.shape(leaf) for leaf in fresh] != [np.shape(leaf) for leaf in saved["moments"]]:
-        raise ValueError("'optimiser' is another than the one that the resumed fit was made with")
+        raise ValueError(
+            "'optimiser' is another than the one that the resumed fit was made with, whose state it cannot continue: "
+            "give the fit as starts=, and it begins at the best values of that fit"
+        )
     moments = [jnp.asarray(value, like.dtype) for value, like in zip(saved["moments"], fresh)]
     best, alive = jnp.asarray(saved["best"], dtype), jnp.asarray(saved["alive"], int)
     return State(z, treedef.unflatten(moments), put(saved["best_z"]), best, put(saved["first"]), alive)
@@ -268,8 +271,11 @@ def _encode_target(target) -> dict[str, Any]:
     if isinstance(target, targets.TimeSeries):
         fields = {name: getattr(target, name) for name in ("scale", "offset", "name")}
         sigma = None if target.sigma is None else listed(u.get_magnitude(target.sigma))
+        more = {"channels": list(target.channels), "of": sensors.encode(target.of), "missing": target.missing}
+        before = target.baseline
+        more["baseline_s"] = None if before is None else units.positive_time(before, u.second, "baseline")
         return {"kind": "series", **fields, "values": listed(u.get_magnitude(target.values)), "sigma": sigma,
-                "unit": str(u.get_unit(target.values))}  # fmt: skip
+                "unit": str(u.get_unit(target.values)), **more}  # fmt: skip
     if isinstance(target, targets.Connectivity):
         band = None if target.band is None else [float(spectra.in_hertz(edge, "band")) for edge in target.band]
         return {"kind": "connectivity", "name": target.name, "values": listed(target.values), "band": band,
@@ -302,10 +308,15 @@ def _decode_target(saved, unit=None, checked: bool = True) -> Any:
     if kind == "series":
         unit = units.UNITLESS if unit is None else unit
         values, sigma = units.attach(array(saved["values"]), unit), saved["sigma"]
+        # Files of earlier versions have none of these.
+        channels, missing = tuple(saved.get("channels", ())), saved.get("missing", "error")
         if not checked:
-            return targets.unchecked(targets.TimeSeries, values=values)
+            return targets.unchecked(targets.TimeSeries, values=values, channels=channels)
         sigma = None if sigma is None else units.attach(np.array(sigma), unit)
-        return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"])
+        more = {"channels": channels, "of": sensors.decode(saved.get("of")), "missing": missing}
+        before = saved.get("baseline_s")
+        more["baseline"] = None if before is None else before * u.second
+        return targets.TimeSeries(values, sigma, saved["scale"], saved["offset"], saved["name"], **more)
     if kind == "connectivity":
         band = None if saved["band"] is None else tuple(saved["band"])
         if not checked:

@@ -113,8 +113,10 @@ def first_place(problem: Problem, first, initial: Mapping[str, float]) -> tuple[
 
 
 def _leaf(problem: Problem, name: str, z):
-    """z (n, starts) as a leaf: one row if it is shared, with an axis of regions if it is regional."""
+    """z (n, starts) as a leaf: one row if it is shared, with an axis of regions if it is regional and has none yet."""
     z = z[:1] if name in problem.pooling.shared else z
+    if z.ndim == 3:
+        return z
     return np.repeat(z[..., None], problem.regions or 1, -1) if name in problem.pooling.regional else z
 
 
@@ -125,16 +127,22 @@ def _z_of_starts(problem: Problem, starts) -> list[np.ndarray]:
             f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}"
         )
     values = {f.name: np.atleast_1d(plain(starts[f.name], f.unit, f"starts: {f.name!r}")) for f in problem.frees}
-    n = problem.comparison.count
+    n, regional, regions = problem.comparison.count, problem.pooling.regional, problem.regions
+    of_regions = {name for name, x in values.items() if x.ndim == 3 and name in regional and x.shape[2] == regions}
     try:
-        shape = np.broadcast_shapes(*(value.shape for value in values.values()), (n, 1))
+        lanes = (x.shape[:2] if name in of_regions else x.shape for name, x in values.items())
+        shape = np.broadcast_shapes(*lanes, (n, 1))
     except ValueError:
         shape = ()
     if len(shape) != 2 or shape[0] != n:
         shapes = {name: value.shape for name, value in values.items()}
-        raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({n}, starts) of each")
-    dtype = jnp.result_type(float)
-    return [np.broadcast_to(f.z(values[f.name], "'starts'").astype(dtype), shape) for f in problem.frees]
+        own = f", or ({n}, starts, {regions}) of a regional one" if regional else ""
+        raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({n}, starts) of each{own}")
+    dtype, every = jnp.result_type(float), []
+    for f in problem.frees:
+        z = f.z(values[f.name], "'starts'").astype(dtype)
+        every.append(np.broadcast_to(z, (*shape, *z.shape[2:]) if f.name in of_regions else shape))
+    return every
 
 
 def count_of(problem: Problem, starts, initial, key) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import display, identity
+from .. import display, identity, units
 from ..errors import Unsupported
 from ..extras import needs
 from .division import Division
@@ -332,6 +332,7 @@ class Progress(NamedTuple):
     rms: np.ndarray  # (targets, starts), this step
     best: np.ndarray  # (targets,), lowest so far
     seconds: float = 0.0  # since the first step began
+    values: dict[str, Any] = {}  # the best so far, name to Quantity (targets,), or (targets, regions)
 
     @property
     def rate(self) -> float:
@@ -426,7 +427,8 @@ def descend(
         if save:
             save(state, history)
         best = _lowest(history)[-1]
-        if show and show(Progress(step, plan.steps, row, best, time.perf_counter() - began)):
+        seconds = time.perf_counter() - began
+        if show and show(Progress(step, plan.steps, row, best, seconds, _best_values(problem, state))):
             break
     return state
 
@@ -455,6 +457,18 @@ def evaluated(problem: Problem, plan: Plan, z, keys, part=None, save=None) -> An
     if plan.least_squares:
         return pooled_normal_equations(problem, z, parts[0], int(np.max(parts[0].count)))
     return pooled_gradient(problem, z, parts[0])
+
+
+def _best_values(problem: Problem, state: State) -> dict[str, Any]:
+    """The values of the best start of each target so far. On the host: so small a program would be compiled anew."""
+    score = np.asarray(problem.score(state.best))
+    targets, best = np.arange(len(score)), score.argmin(1)
+    values = {}
+    for free in problem.frees:
+        z = np.asarray(state.best_z[free.name], float)
+        z = np.broadcast_to(z, (len(score), *z.shape[1:]))[targets, best]
+        values[free.name] = units.attach(free.at(1.0 / (1.0 + np.exp(-z))), free.unit)
+    return values
 
 
 def trace(problem: Problem, plan: Plan, z, key) -> None:

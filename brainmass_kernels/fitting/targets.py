@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -11,6 +12,7 @@ from .. import spectra, units
 from ..models.base import check_name
 from ..network import parts_of
 from ..spectra import PowerSpectrum
+from . import sensors
 from .comparisons import LINEAR as LINEAR
 from .comparisons import SIMULATION as SIMULATION
 from .comparisons import Comparison as Comparison
@@ -57,12 +59,32 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     if predict == LINEAR:
         check_name(record, mass.recordable(), "record")
         return OfDensities(target.band(*band), record, band, background)
+    if isinstance(target, TimeSeries):
+        target, record = sensors.recorded(target, model, record)
     regions, samples, sampling = recorded_network(target, model, record, options)
     if isinstance(target, TimeSeries):
-        return OfSeries(target, record, mass.recordable()[record], samples, regions)
+        unit, baseline = mass.recordable()[record], _baseline(target, samples, sampling)
+        if target.of is None:
+            return OfSeries(target, record, unit, samples, regions, None, baseline)
+        readout, unit = sensors.of_quantity(target.of, record, unit)
+        target = dataclasses.replace(target, of=readout)
+        return OfSeries(target, record, unit, samples, readout.shape[0], readout, baseline)
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
+
+
+def _baseline(target: TimeSeries, samples: int, sampling: float) -> int:
+    """Records of a series' baseline."""
+    if target.baseline is None:
+        return 0
+    count = round(units.positive_time(target.baseline, u.second, "baseline") / sampling)
+    if not 0 < count < samples:
+        raise ValueError(
+            f"'baseline' of {target.name} got {target.baseline}, but takes a part of the {samples} records, "
+            f"{sampling:g} s apart"
+        )
+    return count
 
 
 def recorded_network(target, model, record, options) -> tuple[int | None, int, float]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import units
 from ..fitting.dynamics import OfDynamics
+from ..fitting.observed import MASK
 from ..fitting.targets import (
     Comparison,
     Connectivity,
@@ -89,6 +90,9 @@ class Likelihood:
                 continue
             number = np.asarray(u.get_magnitude(value))
             what = f"'{field}' of {type(self).__name__} for {name}"
+            if field in self.may_be_of_channels and number.ndim == 1:
+                fields[field] = _of_channels(value, unit, comparison, what)
+                continue
             if number.ndim or number.dtype.kind not in "fiu":
                 raise TypeError(f"{what} got {value!r}, but takes a number or one of bk.priors")
             number = float(plain(value, unit, f"{type(self).__name__}.{field}"))
@@ -99,18 +103,31 @@ class Likelihood:
         return dataclasses.replace(self, **fields)
 
     may_be_zero: ClassVar[tuple[str, ...]] = ()
+    may_be_of_channels: ClassVar[tuple[str, ...]] = ()
+
+
+def _of_channels(value, unit, comparison, what: str) -> tuple[float, ...]:
+    """Positive numbers, one for each region or sensor of a series."""
+    numbers, shape = np.asarray(plain(value, unit, what), float), np.shape(comparison.target.values)[1:]
+    if len(shape) < 2 or numbers.shape != shape[-1:]:
+        takes = f"{shape[-1]} numbers, one for each channel" if len(shape) > 1 else "a number"
+        raise ValueError(f"{what} got shape {numbers.shape}, but takes {takes}")
+    if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+        raise ValueError(f"{what} got {value}, but takes positive numbers")
+    return tuple(numbers.tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Likelihood):
     """Independent or autocorrelated Gaussian noise in the samples of a `TimeSeries`.
 
-    A sample is ``gain * prediction + offset + e_t``. The residuals ``e_t`` of each region have the standard deviation
-    sigma; with rho they are a stationary process ``e_t = rho e_{t-1} + sigma sqrt(1 - rho**2) n_t``.
+    A sample is ``gain * prediction + offset + e_t``. The residuals ``e_t`` of each region or sensor have the standard
+    deviation sigma; with rho they are a stationary process ``e_t = rho e_{t-1} + sigma sqrt(1 - rho**2) n_t``. Samples
+    that the series says were not measured do not count, and after such a gap of g samples the correlation is rho**g.
 
     Attributes
     ----------
-    sigma : standard deviation of a sample, in the unit of the record; a number, or a prior
+    sigma : standard deviation of a sample, in the unit of the record; a number, one for each channel, or a prior
     rho : correlation of successive residuals, between -1 and 1, a number or a prior; ``None``, independent
     gain : of the sensor, a plain number or a prior
     offset : in the unit of the record, a number or a prior
@@ -122,6 +139,7 @@ class Gaussian(Likelihood):
     offset: Any = 0.0
 
     of, data_of = OfSeries, "a TimeSeries"
+    may_be_of_channels = ("sigma",)
 
     def places(self, comparison):
         unit = comparison.data_unit
@@ -170,11 +188,32 @@ class Gaussian(Likelihood):
     def log_prob(self, comparison, prediction, data, values):
         residuals = data[None] - self.expected(comparison, prediction, values)
         sigma, rho = (_column(values[name]) for name in ("sigma", "rho"))
+        if comparison.target.missing == MASK:
+            return _of_measured(residuals, ~jnp.isnan(data), sigma, rho)
         if rho is None:
             return _sum(_log_normal(residuals, sigma))
         first = _log_normal(residuals[:, :1], sigma)
         later = _log_normal(residuals[:, 1:] - rho * residuals[:, :-1], sigma * jnp.sqrt(1 - rho**2))
         return _sum(first) + _sum(later)
+
+
+def _of_measured(residuals, measured, sigma, rho):
+    """The log density of residuals ``(B, K, N)`` of which only the ``measured`` ``(K, N)`` count, ``(B,)``."""
+    wide = jnp.broadcast_to(measured[None], residuals.shape)
+    residuals = jnp.where(wide, residuals, 0.0)
+    if rho is None:
+        return _sum(jnp.where(wide, _log_normal(residuals, sigma), 0.0))
+    at = jnp.broadcast_to(jnp.arange(len(measured), dtype=jnp.int32)[:, None], measured.shape)
+    latest = jax.lax.cummax(jnp.where(measured, at, -1), 0)
+    before = jnp.concatenate([jnp.full_like(latest[:1], -1), latest[:-1]])
+    first = jnp.broadcast_to((before < 0)[None], residuals.shape)
+    place = jnp.broadcast_to(jnp.maximum(before, 0)[None], residuals.shape)
+    # Of a stationary process the correlation over g samples is rho**g, whatever lies between.
+    gap = (at - jnp.maximum(before, 0)).astype(residuals.dtype)[None]
+    correlation = jnp.where(first, 0.0, jnp.broadcast_to(rho ** jnp.maximum(gap, 1.0), residuals.shape))
+    moved = residuals - correlation * jnp.take_along_axis(residuals, place, 1)
+    density = _log_normal(moved, sigma * jnp.sqrt(1 - correlation**2))
+    return _sum(jnp.where(wide, density, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,7 +422,9 @@ def _unknown(comparison) -> TypeError:
 
 
 def _column(value) -> Any:
-    """A number, or one for each lane, against ``(B, K, N)``."""
+    """A number, one for each channel, or one for each lane, against ``(B, K, N)``."""
+    if isinstance(value, tuple):
+        return jnp.asarray(value, jnp.result_type(float))[None, None]
     return value if value is None or isinstance(value, float) else value[:, None, None]
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import brainunit as u
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 import brainmass_kernels as bk
 
@@ -55,50 +53,33 @@ def stimulus(amplitude, peak):
     return {"E_inp": 20 * u.Hz + bk.GammaBump(300 * u.ms, peak * u.ms, amplitude * u.Hz)}
 
 
-def response(values, readout, **options):
+def response(values, readout):
     """What the sensors see, uV ``(K, sensors)``, with values of the free names in Hz and ms."""
     network = brain(values["coupling.forward.k"], values["coupling.backward.k"], values["be"])
     inputs = stimulus(values["E_inp.amplitude"], values["E_inp.peak"])
-    return bk.simulate(network, inputs=inputs, record={"eeg": readout}, **TIMES, **options)["eeg"].mantissa
+    return bk.simulate(network, inputs=inputs, record={"eeg": readout}, **TIMES)["eeg"].mantissa
 
 
-def fit(seen, readout, starts: int, steps: int) -> bk.Fit:
-    """By gradients, from many starts at once."""
-
-    def misfit(result):
-        away = (result["eeg"].mantissa - seen[:, None, None, None]) / NOISE  # (K, 1, starts, 1, sensors)
-        return jnp.moveaxis(away, -1, 1).reshape(-1, *away.shape[1:4])
-
-    return bk.fit(
-        brain(150.0, 150.0, 100.0), misfit, FREE, regional=("E_inp.amplitude",), inputs=stimulus(150.0, 40.0),
-        record={"eeg": readout}, realisations=1, starts=starts, steps=steps, key=jax.random.key(0), **TIMES,
-    )  # fmt: skip
-
-
-def least_squares(values, seen, readout, steps: int):
-    """Gauss-Newton steps from values that are near, and the standard errors from the curvature there."""
-    z, named = ravel_pytree(jax.tree.map(jnp.asarray, values))
-
-    def predict(z):
-        return response(named(z), readout, implementation="scan").ravel() / NOISE
-
-    predict, jacobian = jax.jit(predict), jax.jit(jax.jacfwd(predict))
-    for _ in range(steps):
-        slopes, away = np.asarray(jacobian(z), float), seen.ravel() / NOISE - np.asarray(predict(z))
-        z = z + jnp.asarray(np.linalg.lstsq(slopes, away)[0], z.dtype)
-    errors = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)))
-    return named(z), named(jnp.asarray(errors, z.dtype))
+def fit(seen, readout, starts: int, steps: int, refined: int) -> bk.Fit:
+    """By gradients from many starts at once, then by least squares from the best."""
+    target = bk.TimeSeries(seen * u.uvolt, sigma=NOISE * u.uvolt)
+    call = {
+        "regional": ("E_inp.amplitude",), "inputs": stimulus(150.0, 40.0), "record": {"eeg": readout},
+        "realisations": 1, "key": jax.random.key(0), **TIMES,
+    }  # fmt: skip
+    model = brain(150.0, 150.0, 100.0)
+    near = bk.fit(model, target, FREE, starts=starts, steps=steps, **call)
+    return bk.fit(model, target, FREE, starts=near.places(1), steps=refined, optimiser="levenberg_marquardt", **call)
 
 
-def study(sensors=32, starts=64, steps=200, refined=4) -> dict:
+def study(sensors=32, starts=64, steps=200, refined=8) -> dict:
     readout = lead_field(sensors)
     clean = np.asarray(response(TRUTH, readout))
     seen = clean + NOISE * np.random.default_rng(0).standard_normal(clean.shape)
-    fitted = fit(seen, readout, starts, steps)
-    near = {name: u.get_magnitude(u.Quantity(fitted.parameters[name][0]).in_unit(low.unit))
-            for name, (low, _) in FREE.items()}  # fmt: skip
-    found, errors = least_squares(near, seen, readout, refined)
+    fitted = fit(seen, readout, starts, steps, refined)
+    found, errors = ({name: np.asarray(x[name][0].to_decimal(low.unit)) for name, (low, _) in FREE.items()}
+                     for x in (fitted.parameters, fitted.standard_errors()))  # fmt: skip
     for name, true in TRUTH.items():
         for value, error, known in zip(*map(np.ravel, (found[name], errors[name], true)), strict=True):
             print(f"{name}: {value:.1f} +- {error:.1f}, in truth {known:.1f}")
-    return {"found": found, "errors": errors, "seen": seen, "shown": np.asarray(response(found, readout))}
+    return {"found": found, "errors": errors, "seen": seen, "shown": np.asarray(fitted.prediction.values.mantissa[0])}
