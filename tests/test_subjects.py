@@ -246,7 +246,11 @@ def group_draws(method: str) -> bk.Posterior:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         chosen = {"draws": 400, "warmup": 200, "chains": 8} if method == "nuts" else {"draws": 600, "chains": 4}
-        return bk.sample(of_gain(**TIES["group"]), method=method, key=jax.random.key(3), **chosen)
+        target = bk.TimeSeries(series() * u.mV, sigma=SIGMA * u.mV)
+        arguments = {"priors": {"gain": (1.0, 0.5)}, "group": ("gain",), **RUN}
+        return bk.sample(
+            Follower(), target, {"gain": None}, method=method, key=jax.random.key(3), **arguments, **chosen
+        )
 
 
 @pytest.mark.parametrize("method", ["nuts", "smc"])
@@ -334,6 +338,12 @@ def test_a_wrong_tie_is_named(change, error, message):
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match="'group' got gain, but 'target' has one of time series"):
         bk.log_density(Follower(), data(), {"gain": (0.1, 3.0)}, group=("gain",), **RUN)
+
+
+def test_a_likelihood_that_is_nan_at_the_start_is_named_with_each_subject():
+    target = bk.TimeSeries(series()[:2] * u.mV, sigma=SIGMA * u.mV)
+    with pytest.raises(FloatingPointError, match=r"NaN at the start, f0\[0\] = 1e\+06 Hz, f0\[1\] = 1e\+06 Hz"):
+        bk.log_density(Resonator(f0=1e6 * u.Hz), target, {"f0": (1.0, 2e6)}, **RUN)
 
 
 def test_positions_of_another_shape_are_refused():

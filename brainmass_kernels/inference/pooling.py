@@ -26,7 +26,7 @@ class Ties:
         ------
         ValueError, TypeError : a name twice, or in both; a spread that is no prior
         """
-        shared = (shared,) if isinstance(shared, str) else tuple(shared)
+        shared = (shared,) if isinstance(shared, str) else tuple(shared or ())
         if isinstance(group, str):
             group = (group,)
         group = dict(group) if isinstance(group, Mapping) else dict.fromkeys(group or ())
