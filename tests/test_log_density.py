@@ -306,7 +306,7 @@ def page():
     """The blocks of the page's code, and what the first of them leaves."""
     text = (pathlib.Path(__file__).parents[1] / "docs" / "posteriors.md").read_text()
     blocks, namespace = re.findall(r"```python\n(.*?)```", text, re.S), {}
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     run_block(blocks[0], namespace)
     run_block("start = {name: jnp.full(4, value) for name, value in density.initial.items()}", namespace)
     return blocks, namespace
@@ -334,6 +334,15 @@ def test_the_page_samples(page, block, sampler):
         assert namespace["draws"]["C"].shape == (4, 10)
     else:
         assert namespace["mcmc"].get_samples()["be"].shape == (20,)
+
+
+def test_the_page_has_several_subjects(page):
+    blocks, namespace = page
+    namespace = dict(namespace)
+    run_block(blocks[4], namespace)
+    assert namespace["of_three"].names == ("C", "C.group", "C.spread", "be", "likelihood.sigma")
+    assert namespace["parameters"]["C"].shape == (8, 3)
+    assert np.isfinite(namespace["log_p"]).all()
 
 
 @pytest.mark.filterwarnings("ignore:R-hat")
@@ -374,7 +383,7 @@ def test_the_page_draws(page, tmp_path, monkeypatch, capsys):
         ({"likelihood": likelihoods.Gaussian("1")}, TypeError, "takes a number or one of bk.priors"),
         ({"likelihood": likelihoods.Whittle(3)}, TypeError, "got Whittle for time series, .* is of a PowerSpectrum"),
         ({"likelihood": lambda result: 0.0}, TypeError, "a function of yours is the 'target'"),
-        ({"target": bk.TimeSeries(np.eye(2, 40) * u.mV)}, ValueError, "got 2 of time series, but a density is of one"),
+        ({"group": ("gain",)}, ValueError, "'group' got gain, but 'target' has one of time series"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_named(change, error, message):

@@ -23,7 +23,7 @@ from ..models.base import check_name
 from ..simulation import explain, simulate
 from ..units import strip
 from .likelihoods import Likelihood
-from .positions import Position
+from .positions import Member, Position, broadcast
 from .priors import Prior
 
 #: Chains that an implementation is chosen for: `jax.vmap` shows one to whoever traces, and then runs all as lanes.
@@ -48,7 +48,8 @@ class LogDensity:
 
     z is a dict of real numbers by name, each with the same leading axes, or with axes that broadcast: chains, which run
     as lanes of one simulation. Under ``jax.vmap`` they fold into lanes too. It is a pytree, and ``jit``, ``grad`` and
-    ``vmap`` go through it; a sampler takes it as it is.
+    ``vmap`` go through it; a sampler takes it as it is. Of several targets, what each has a value of its own of has one
+    more axis, the last, and lanes are chains and targets.
 
     Attributes
     ----------
@@ -70,9 +71,35 @@ class LogDensity:
         return tuple(p.name for p in self.positions)
 
     @property
+    def subjects(self) -> int:
+        """How many targets there are."""
+        return self.problem.comparison.count
+
+    @property
+    def size(self) -> int:
+        """How many real numbers a position is."""
+        return sum(math.prod(p.shape) for p in self.positions)
+
+    def of_vectors(self, vectors) -> dict[str, Any]:
+        """Positions by name, of vectors ``(..., size)``, in the order of the names and of the subjects."""
+        found, first = {}, 0
+        for p in self.positions:
+            last = first + math.prod(p.shape)
+            found[p.name] = vectors[..., first:last] if p.shape else vectors[..., first]
+            first = last
+        return found
+
+    def to_vectors(self, z: Mapping[str, Any], shape: tuple[int, ...] = ()) -> np.ndarray:
+        """The inverse of `of_vectors`, of positions whose leading axes broadcast to each other and to a shape."""
+        own = {p.name: p.shape for p in self.positions}
+        shape = np.broadcast_shapes(shape, *(np.shape(x)[: np.ndim(x) - len(own[name])] for name, x in z.items()))
+        rows = [np.broadcast_to(np.asarray(z[p.name]), (*shape, *p.shape)) for p in self.positions]
+        return np.concatenate([x if p.shape else x[..., None] for x, p in zip(rows, self.positions)], -1)
+
+    @property
     def initial(self) -> dict[str, jax.Array]:
         """The position of the values in the arguments; of a likelihood's parameter, near the middle of its prior."""
-        return {name: jnp.asarray(z) for name, z in zip(self.names, self.start)}
+        return {p.name: jnp.full(p.shape, z) if p.shape else jnp.asarray(z) for p, z in zip(self.positions, self.start)}
 
     def __call__(self, z: Mapping[str, Any]):
         """The log density of data and positions, in the shape of their axes: the posterior's up to a constant.
@@ -94,8 +121,12 @@ class LogDensity:
         return _log_likelihood(self, self._checked(z), choices())
 
     def to_parameters(self, z: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of positions, with their units; any shape."""
-        z = self._checked(z)
+        """The parameters of positions, with their units; any shape.
+
+        Of several targets those of each are the last axis. Of a group, ``"C.group"`` is the mean, as a value where the
+        positions of the subjects have their mean, and ``"C.spread"`` the spread.
+        """
+        z = self._placed(self._checked(z))
         return {p.name: p.attached(jnp.asarray(z[p.name])) for p in self.positions}
 
     def to_position(self, parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -109,7 +140,7 @@ class LogDensity:
 
     def _positions_of(self, parameters: Mapping[str, Any], argument: str) -> dict[str, jax.Array]:
         """`to_position`, whose errors name this argument."""
-        self._checked(parameters)
+        self._checked(parameters, argument)
         found = {}
         for p in self.positions:
             value = parameters[p.name]
@@ -119,12 +150,22 @@ class LogDensity:
                     f"'{argument}' got {p.name} = {np.asarray(value)}, outside of {p.low:g} to {p.high:g} {p.unit}"
                 )
             found[p.name] = p.of_value(value)
+        return self._placed(self._checked(found, argument), back=True)
+
+    def _placed(self, z: Mapping[str, Any], back: bool = False) -> dict[str, Any]:
+        """z with the positions of a group's values in place of their distances from its mean; ``back``, the inverse."""
+        found, known = dict(z), {p.name: p for p in self.positions}
+        for p in self.positions:
+            if isinstance(p, Member):
+                spread = known[p.spread_name].value(jnp.asarray(z[p.spread_name]))
+                place = p.apart if back else p.placed
+                found[p.name] = place(z[p.name], z[p.mean_name], spread)
         return found
 
     def sample_prior(self, key, shape: tuple[int, ...] = ()) -> dict[str, jax.Array]:
-        """Positions drawn from the priors, each of this shape."""
+        """Positions drawn from the priors, each of this shape; what targets have of their own, with one more axis."""
         keys = jax.random.split(key, len(self.positions))
-        return {p.name: p.sample(one, tuple(shape)) for p, one in zip(self.positions, keys)}
+        return {p.name: p.sample(one, (*shape, *p.shape)) for p, one in zip(self.positions, keys)}
 
     def for_chains(self, chains: int) -> LogDensity:
         """The same density on the implementation that is the fastest for so many chains.
@@ -135,18 +176,23 @@ class LogDensity:
         problem = self.problem
         if problem.linear or problem.options["implementation"] is not None:
             return self
-        lanes = {f.name: jnp.zeros((1, chains)) for f in problem.frees}
+        lanes = {p.name: p.rows(jnp.zeros((chains, *p.shape))) for p in self._free}
         named = problem.options | {"implementation": problem.run(lanes, self.keys, explain).implementation}
         return dataclasses.replace(self, problem=dataclasses.replace(problem, options=named))
 
-    def _checked(self, z) -> dict[str, Any]:
+    def _checked(self, z, argument: str = "z") -> dict[str, Any]:
         if not isinstance(z, Mapping):
-            raise TypeError(f"'z' got {type(z).__name__}, but takes a dict by name: {', '.join(self.names)}")
+            raise TypeError(f"'{argument}' got {type(z).__name__}, but takes a dict by name: {', '.join(self.names)}")
         for name in z:
-            check_name(name, dict.fromkeys(self.names), "name in 'z'")
+            check_name(name, dict.fromkeys(self.names), f"name in '{argument}'")
         if missing := [name for name in self.names if name not in z]:
-            raise ValueError(f"'z' has nothing for {missing[0]!r}, but takes a number for each of "
+            raise ValueError(f"'{argument}' has nothing for {missing[0]!r}, but takes a number for each of "
                              f"{', '.join(self.names)}")  # fmt: skip
+        for p in self.positions:
+            got = np.shape(u.get_magnitude(z[p.name]))
+            if p.shape and got[-1:] != p.shape:
+                raise ValueError(f"'{argument}' got shape {got} for {p.name!r}, of which each of {p.subjects} targets "
+                                 f"has its own, but takes (..., {p.subjects})")  # fmt: skip
         return {name: z[name] for name in self.names}
 
     def identity(self, chains: int) -> dict[str, str]:
@@ -161,33 +207,64 @@ class LogDensity:
             "likelihood": str([(part.prefix, part.likelihood) for part in self.parts]),
             "noise": identity.of_array(jax.random.key_data(self.keys)),
         }
+        if self.subjects > 1:
+            told["subjects"] = str([(p.name, type(p).__name__, p.subjects) for p in self.positions])
         return {**problem.digests(chains, self.keys), **fixed, **settings, **told, **digests}
 
     # Lanes ----------------------------------------------------------------------------------------------------------
 
     def _flat(self, z) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Each position ``(B,)`` in the precision of runs, and the shape of the batch."""
+        """Each position ``(B,)`` or ``(B, n)`` in the precision of runs, and the shape of the batch."""
         z = {name: jnp.asarray(x).astype(jnp.result_type(float)) for name, x in z.items()}
-        shape = np.broadcast_shapes(*(x.shape for x in z.values()))
-        return {name: _broadcast(x, shape).reshape(-1) for name, x in z.items()}, shape
+        own = {p.name: p.shape for p in self.positions}
+        shape = np.broadcast_shapes(*(x.shape[: x.ndim - len(own[name])] for name, x in z.items()))
+        flat = {name: broadcast(x, (*shape, *own[name])).reshape(-1, *own[name]) for name, x in z.items()}
+        return flat, shape
 
     def _prior(self, z):
-        return functools.reduce(jnp.add, [p.log_prior(z[p.name]) for p in self.positions])
+        return functools.reduce(jnp.add, [p.summed(p.log_prior(z[p.name])) for p in self.positions])
+
+    @property
+    def _free(self) -> tuple[Position, ...]:
+        """The positions of what the model takes."""
+        names = {f.name for f in self.problem.frees}
+        return tuple(p for p in self.positions if p.name in names)
+
+    def _lanes(self, z) -> dict[str, Any]:
+        """Placed positions as a `Problem` takes them."""
+        return {p.name: p.rows(z[p.name]) for p in self._free}
 
     def _likelihood(self, z):
         """``(B,)``; NaN where a run was not finite."""
-        lanes = {f.name: z[f.name][None] for f in self.problem.frees}
+        z = self._placed(z)
+        lanes = self._lanes(z)
         # A trace under `jax.vmap` sees one chain of several.
         problem = self.for_chains(max(CHAINS, len(z[self.names[0]]))).problem
         if isinstance(problem.comparison, OfFunction):
             return _of_function(problem.comparison, problem.run(lanes, self.keys, simulate))
         prediction, every = problem.predict(lanes, self.keys), []
         for part, data, (comparison, own) in zip(self.parts, self.data, split(problem.comparison, prediction)):
-            every.append(part.likelihood.log_prob(comparison, own, data.astype(own.dtype), self._fields(part, z)))
+            data, fields = data.astype(own.dtype), self._fields(part, z)
+            if self.subjects == 1:
+                every.append(part.likelihood.log_prob(comparison, own, data, fields))
+                continue
+            each = self._each_subject(functools.partial(part.likelihood.log_prob, comparison), own, fields, data)
+            every.append(jnp.sum(each, 0))
         return functools.reduce(jnp.add, every)
 
+    def _each_subject(self, function, prediction, fields: dict[str, Any], *data):
+        """``function(prediction, *data, fields)`` as of one target, for each: the results ``(n, ...)``."""
+        n, lanes = self.subjects, prediction.shape[1]
+        inferred = {name: x for name, x in fields.items() if not (x is None or isinstance(x, float))}
+        inferred = {k: x.T if x.ndim == 2 else jnp.broadcast_to(x[None], (n, lanes)) for k, x in inferred.items()}
+
+        def one(prediction, inferred, *data):
+            return function(prediction[None], *data, fields | inferred)
+
+        return jax.vmap(one)(jnp.broadcast_to(prediction, (n, *prediction.shape[1:])), inferred, *data)
+
     def _fields(self, part: Part, z) -> dict[str, Any]:
-        """The fields of a likelihood, those that are inferred at positions ``(B,)``."""
+        """The fields of a likelihood, those that are inferred at placed positions ``(B,)`` or ``(B, n)``."""
         values = {p.name: p.value(z[p.name]) for p in self.positions if p.name.startswith(part.prefix)}
         fields = {f.name: getattr(part.likelihood, f.name) for f in dataclasses.fields(part.likelihood)}
         return {n: values[part.prefix + n] if isinstance(x, Prior) else x for n, x in fields.items()}
@@ -214,10 +291,6 @@ def _of_function(comparison: OfFunction, result):
             f"'target' returned shape {np.shape(values)}, but takes a log likelihood for each lane, {lanes}"
         )
     return jax.nn.logsumexp(values[0], axis=-1) - math.log(lanes[2])
-
-
-def _broadcast(x, shape: tuple[int, ...]):
-    return jnp.broadcast_to(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), shape)
 
 
 def _finite(likelihood):
@@ -259,22 +332,41 @@ def _raw(density: LogDensity, z, where):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _expected(density: LogDensity, z, where):
-    """What each likelihood expects of its data at positions ``(B,)``."""
-    problem = density.problem
-    prediction = problem.predict({f.name: z[f.name][None] for f in problem.frees}, density.keys)
-    every = zip(density.parts, split(problem.comparison, prediction))
-    return [part.likelihood.expected(own, x, density._fields(part, z)) for part, (own, x) in every]
+    """What each likelihood expects of its data at placed positions ``(B,)``; of several targets ``(n, B, ...)``."""
+    problem, found = density.problem, []
+    prediction = problem.predict(density._lanes(z), density.keys)
+    for part, (own, x) in zip(density.parts, split(problem.comparison, prediction)):
+        fields, expected = density._fields(part, z), functools.partial(part.likelihood.expected, own)
+        one = density.subjects == 1
+        found.append(expected(x, fields) if one else density._each_subject(expected, x, fields))
+    return found
 
 
 # Predictions --------------------------------------------------------------------------------------------------------
 
 
 def predicted(density: LogDensity, z: Mapping[str, Any], key=None):
-    """What positions ``(n,)`` predict of the data, as a target of n; with ``key``, with the noise of data."""
-    z = density._flat(density._checked(z))[0]
+    """What positions ``(n,)`` predict of the data, as a target of n; with ``key``, with the noise of data.
+
+    Of several targets, a list of these, one for each.
+    """
+    z = density._placed(density._flat(density._checked(z))[0])
+    expected = _expected(density, z, choices())
+    if density.subjects == 1:
+        return _as_target(density, z, expected, key)
+    found = []
+    for number in range(density.subjects):
+        own = {p.name: z[p.name][:, number] if p.shape else z[p.name] for p in density.positions}
+        own_key = None if key is None else jax.random.fold_in(key, number)
+        found.append(_as_target(density, own, [x[number] for x in expected], own_key))
+    return found
+
+
+def _as_target(density: LogDensity, z, expected, key):
+    """What is expected ``(n, ...)`` of one target, as a target of n."""
     every, comparison = [], density.problem.comparison
     comparisons = [part for part, _ in split(comparison)]
-    for k, (part, own, x) in enumerate(zip(density.parts, comparisons, _expected(density, z, choices()))):
+    for k, (part, own, x) in enumerate(zip(density.parts, comparisons, expected)):
         fields = density._fields(part, z)
         if key is not None:
             x = part.likelihood.noisy(jax.random.fold_in(key, k), x, fields)
@@ -282,3 +374,14 @@ def predicted(density: LogDensity, z: Mapping[str, Any], key=None):
     if isinstance(comparison, OfJoint):
         return unchecked(Joint, targets=dict(zip(comparison.parts, every)), weights=comparison.target.weights)
     return every[0]
+
+
+def columns(values: Mapping[str, Any], axes: int) -> dict[str, Any]:
+    """Values whose first axes are so many; those with one more, of subjects, one by one: ``"C[0]"``, ``"C[1]"``..."""
+    found = {}
+    for name, x in values.items():
+        if np.ndim(u.get_magnitude(x)) == axes:
+            found[name] = x
+        else:
+            found |= {f"{name}[{number}]": x[..., number] for number in range(x.shape[-1])}
+    return found

@@ -12,6 +12,7 @@ from .. import display, plots, units
 from ..fitting.joint import Joint
 from ..fitting.targets import OfFunction, TimeSeries
 from ..spectra import PowerSpectrum
+from .positions import Member
 
 if TYPE_CHECKING:
     from .posterior import Posterior
@@ -21,6 +22,8 @@ _DATA, _DRAWS, _PRIOR = "#22262b", "#d1495b", "#9aa4af"
 MOST = 8
 #: Most dots of a pair, and draws whose predictions are the band.
 _DOTS, _PREDICTIONS = 1500, 200
+#: Most targets whose predictions are drawn.
+_TARGETS = 4
 
 
 def posterior_figure(posterior: Posterior):
@@ -30,7 +33,7 @@ def posterior_figure(posterior: Posterior):
     -------
     matplotlib ``Figure``
     """
-    names = list(posterior.draws)[:MOST]
+    names = list(posterior.columns)[:MOST]
     predictions = _predictions(posterior)
     side = 1.3 * len(names) + 1.2
     page = plots.empty_page(side + (4.6 if predictions else 0.0), max(side, 3.2))
@@ -105,7 +108,10 @@ def _marginal(ax, posterior: Posterior, name: str, values: np.ndarray) -> None:
     if posterior.density is None:
         return
     at = (edges[1:] + edges[:-1]) / 2
-    position = next(p for p in posterior.density.positions if p.name == name)
+    position = next(p for p in posterior.density.positions if p.name == name.partition("[")[0])
+    if isinstance(position, Member):
+        # Its prior depends on the group's mean and spread, whose own are drawn.
+        return
     known = np.exp(np.asarray(position.prior.log_prob(at, position.low, position.high), float))
     ax.plot(at, known, color=_PRIOR, lw=1.2)
 
@@ -122,20 +128,32 @@ class Band(NamedTuple):
     median : of the predictions
     edges : quantiles 5% and 95% of the predictions
     data : the same of data, with the noise that the likelihood expects
+    number : of the target, where there are several
     """
 
     target: Any
     median: Any
     edges: Any
     data: Any
+    number: int = 0
 
 
 def _predictions(posterior: Posterior) -> list[Band]:
     density = posterior.density
     if density is None or isinstance(density.problem.comparison, OfFunction):
         return []
-    target, plain = density.problem.comparison.target, posterior.predict(_PREDICTIONS)
-    noisy = posterior.predict(_PREDICTIONS, key=jax.random.key(0))
+    both = [posterior.predict(_PREDICTIONS, key=key) for key in (None, jax.random.key(0))]
+    several = density.subjects > 1
+    bands = []
+    for number, (plain, noisy) in enumerate(zip(*both) if several else [both]):
+        if number == _TARGETS:
+            break
+        bands += _bands(density.problem.comparison.target, plain, noisy, number)
+    return bands
+
+
+def _bands(target, plain, noisy, number: int) -> list[Band]:
+    """Of one subject."""
     if isinstance(target, Joint):
         every = [(target.targets[name], plain.targets[name], noisy.targets[name]) for name in target.targets]
     else:
@@ -144,7 +162,7 @@ def _predictions(posterior: Posterior) -> list[Band]:
     for data, *both in every:
         low, median, high = _quantiles(both[0])
         least, _, most = _quantiles(both[1])
-        bands.append(Band(data, median, (low, high), (least, most)))
+        bands.append(Band(data, median, (low, high), (least, most), number))
     return bands
 
 
@@ -157,11 +175,11 @@ def _draw_band(ax, posterior: Posterior, band: Band) -> None:
     target = band.target
     if isinstance(target, PowerSpectrum):
         x, labels = target.freqs, ("frequency (Hz)", "log10 power")
-        values, *rest = (np.log10(y) for y in (target.power[0], band.median, *band.edges, *band.data))
+        values, *rest = (np.log10(y) for y in (target.power[band.number], band.median, *band.edges, *band.data))
         _over(ax, x, values, rest, target.name)
     elif isinstance(target, TimeSeries):
         x, labels = _times(posterior), ("time (s)", display.with_unit(target.name, units.unit_of(target.values)))
-        values = np.asarray(u.get_magnitude(target.values))[0]
+        values = np.asarray(u.get_magnitude(target.values))[band.number]
         # Of a network, its first region.
         first = [y if y.ndim == 1 else y[:, 0] for y in (values, band.median, *band.edges, *band.data)]
         _over(ax, x, first[0], first[1:], target.name)
@@ -193,7 +211,7 @@ def _correlations(ax, band: Band) -> None:
     """Each correlation against what is predicted of it."""
     values = np.asarray(band.target.values, float)
     above = np.triu_indices(values.shape[-1], 1)
-    x, median = (values if values.ndim == 2 else values[0])[above], band.median[above]
+    x, median = (values if values.ndim == 2 else values[band.number])[above], band.median[above]
     spread = np.abs(np.stack([median - band.edges[0][above], band.edges[1][above] - median]))
     ax.errorbar(x, median, spread, fmt=".", ms=3, lw=0.5, color=_DRAWS, label="90% of predictions")
     ax.plot([-1, 1], [-1, 1], color=_PRIOR, lw=0.8, label="equal")

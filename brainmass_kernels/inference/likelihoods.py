@@ -44,8 +44,8 @@ class Likelihood:
     of: ClassVar[type[Comparison]] = Comparison
     data_of: ClassVar[str] = ""
 
-    def data(self, comparison) -> np.ndarray:
-        """What is compared, in float64."""
+    def data(self, comparison, number: int = 0) -> np.ndarray:
+        """What is compared of one of the targets, in float64."""
         raise NotImplementedError
 
     def log_prob(self, comparison, prediction, data, values: dict[str, Any]):
@@ -150,7 +150,7 @@ class Gaussian(Likelihood):
             "offset": (unit, ANY),
         }
 
-    def data(self, comparison):
+    def data(self, comparison, number=0):
         target = comparison.target
         if target.scale or target.offset:
             which = "scale" if target.scale else "offset"
@@ -158,7 +158,7 @@ class Gaussian(Likelihood):
                 f"'{which}' of {target.name} got True, which solves for it as a fit does; a posterior takes it as a "
                 "parameter: leave it out, and give bk.likelihoods.Gaussian(sigma, gain=, offset=) priors"
             )
-        values = np.asarray(plain(target.values, comparison.data_unit, "values"), float)[0]
+        values = np.asarray(plain(target.values, comparison.data_unit, "values"), float)[number]
         return values.reshape(len(values), -1)
 
     def expected(self, comparison, prediction, values):
@@ -223,7 +223,7 @@ class _OfPower(Likelihood):
     of, data_of = OfSpectra, "a PowerSpectrum"
     may_be_zero = ("background",)
 
-    def data(self, comparison):
+    def data(self, comparison, number=0):
         if len(comparison.target.freqs) < 1:
             raise ValueError(f"{comparison.name} has no frequency in 'band'")
         if comparison.target.linear:
@@ -231,7 +231,7 @@ class _OfPower(Likelihood):
                 f"'compare' of {comparison.name} got 'linear', which is how a fit compares powers; a posterior has its "
                 "likelihood for that: leave it out"
             )
-        return np.log(comparison.target.power[0])
+        return np.log(comparison.target.power[number])
 
     def places(self, comparison):
         fields = {f.name: (u.UNITLESS, POSITIVE) for f in dataclasses.fields(self)}
@@ -341,8 +341,8 @@ class FisherZ(Likelihood):
     def places(self, comparison):
         return {"sigma": (u.UNITLESS, POSITIVE)}
 
-    def data(self, comparison):
-        values = np.asarray(comparison.data, float)[0, 0]
+    def data(self, comparison, number=0):
+        values = np.asarray(comparison.data, float)[number, 0]
         if (np.abs(values) > _MOST).any():
             raise ValueError(
                 f"'values' of {comparison.name} got {values[np.abs(values).argmax()]:g} beside the diagonal, whose "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import brainunit as u
@@ -15,13 +15,14 @@ from ..errors import check_counts
 from ..fitting import targets
 from ..fitting.fit import as_band, bounds_of, default_every, default_record, known_free, scalar_of
 from ..fitting.joint import Joint
-from ..fitting.problem import Problem
+from ..fitting.problem import NO_POOLING, Problem
 from ..fitting.targets import LINEAR, SIMULATION, OfFunction
 from ..models.base import check_model
 from ..network import parts_of
 from ..noise import check_key
 from . import likelihoods
-from .density import LogDensity, Part, raw_log_likelihood, split
+from .density import LogDensity, Part, columns, raw_log_likelihood, split
+from .pooling import Ties
 from .positions import Position
 from .priors import Prior, Uniform, as_prior
 
@@ -53,6 +54,8 @@ def log_density(
     implementation: str | None = None,
     gradient_horizon=None,
     predict: str = SIMULATION,
+    shared: Sequence[str] = (),
+    group: Mapping[str, Prior | None] | Sequence[str] = (),
 ) -> LogDensity:
     """The log posterior density of parameters given data, up to a constant, for a sampler of your choice.
 
@@ -63,8 +66,8 @@ def log_density(
     Parameters
     ----------
     model : a model with scalar fields, or a `Network` of one. Its values are where the density is tried first
-    target : one `PowerSpectrum`, `TimeSeries` or `Connectivity`, or a `Joint` of these; or a function of a `Result`
-        whose lanes are ``(1, chains, realisations)`` that returns the log likelihood of each lane
+    target : a `PowerSpectrum`, `TimeSeries` or `Connectivity`, or a `Joint` of these, of one or of n subjects; or a
+        function of a `Result` whose lanes are ``(1, chains, realisations)`` that returns the log likelihood of each
     free : name to (low, high), as in `fit`; or to ``None``, without bounds: the support of its prior
     priors : name to one of `bk.priors`, or to a pair (centre, width) of a Gaussian; within bounds it is cut off and
         normalised. By default uniform between the bounds
@@ -78,6 +81,12 @@ def log_density(
     realisations : runs with different noise, whose prediction is averaged; the likelihoods that a function returns are
         averaged themselves. ``None``, 4 with noise and else 1
     predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form, as in `fit`
+    shared : names of z with one value for all of n targets; the others have a value for each, a last axis of z
+    group : names whose n values lie about a mean with a spread that are inferred too, ``"C.group"`` and ``"C.spread"``;
+        or a dict of these to the prior of the spread. Positions are normal about that of the mean: without bounds the
+        spread is in the unit of the parameter, or of the logarithm of what is positive; between bounds it is of the
+        logit, a plain number. ``None``: half-normal, as wide as the prior of the parameter, 1 between bounds. The mean
+        has the prior of the parameter
 
     Returns
     -------
@@ -87,12 +96,13 @@ def log_density(
     ------
     ValueError, TypeError
         naming the argument: an unknown name, a prior that does not cover the bounds, a likelihood of another kind of
-        target or with a sigma that is not positive, several targets, noise without a key
+        target or with a sigma that is not positive, a group of one target, noise without a key
     FloatingPointError
         a likelihood that is NaN at the values in the arguments, with these
     """
     check_model(parts_of(model)[1], ", or a bk.Network of one")
     check_key(key)
+    ties = Ties.of(shared, group)
     target = targets.as_target(target)
     model = targets.on_host(model)
     inputs, noise = dict(targets.on_host(inputs or {})), dict(targets.on_host(noise or {}))
@@ -114,11 +124,16 @@ def log_density(
     options |= {} if gradient_horizon is None else {"gradient_horizon": gradient_horizon}
     comparison = targets.compare(target, model, record, options, as_band(band), False, predict)
     parts, data, own = _parts(comparison, likelihood)
-    problem = Problem(model, inputs, noise, positions, comparison, realisations, comparison.recorded, options)
+    ties.check([p.name for p in (*positions, *own)], comparison.count, comparison.name)
+    starts = zip((*positions, *own), _starting(positions, initial) + (0.0,) * len(own))
+    pooled = [pair for p, z in starts for pair in ties.positions(p, z, comparison.count)]
+    placed, start = tuple(p for p, _ in pooled), tuple(z for _, z in pooled)
+    frees = tuple(p for p in placed if p.name in free)
+    pooling = NO_POOLING if comparison.count == 1 else ties.as_fit
+    problem = Problem(model, inputs, noise, frees, comparison, realisations, comparison.recorded, options, pooling)
     keys = problem.keys(jax.random.key(0) if key is None else key)
-    start = _starting(positions, initial) + (0.0,) * len(own)
-    density = LogDensity(problem, (*positions, *own), parts, data, keys, start)
-    _try(density, initial)
+    density = LogDensity(problem, placed, parts, data, keys, start)
+    _try(density)
     return density
 
 
@@ -148,11 +163,6 @@ def _parts(comparison, likelihood) -> tuple[tuple[Part, ...], tuple[Any, ...], t
         if likelihood is not None:
             raise TypeError(f"'likelihood' got {likelihood!r}, but the function {comparison.name} returns it itself")
         return (), (), ()
-    if comparison.count != 1:
-        raise ValueError(
-            f"'target' got {comparison.count} of {comparison.name}, but a density is of one: make one for each, or "
-            "take their mean"
-        )
     every = _by_name(comparison, likelihood)
     parts, data, own = [], [], []
     for (name, chosen), (each, _) in zip(every, split(comparison)):
@@ -160,7 +170,9 @@ def _parts(comparison, likelihood) -> tuple[tuple[Part, ...], tuple[Any, ...], t
         chosen = chosen.resolved(each, each.name)
         prefix = f"{_LIKELIHOOD}{name}." if name else _LIKELIHOOD
         parts.append(Part(prefix, chosen))
-        data.append(jnp.asarray(chosen.data(each), jnp.result_type(float)))
+        numbers = [chosen.data(each, number) for number in range(1, each.count)]
+        values = np.stack([chosen.data(each), *numbers]) if numbers else chosen.data(each)
+        data.append(jnp.asarray(values, jnp.result_type(float)))
         for field, (unit, natural) in chosen.places(each).items():
             prior = getattr(chosen, field)
             if isinstance(prior, Prior):
@@ -195,11 +207,12 @@ def _starting(positions, initial) -> tuple[float, ...]:
     return tuple(start)
 
 
-def _try(density: LogDensity, initial: Mapping[str, float]) -> None:
+def _try(density: LogDensity) -> None:
     """Raise FloatingPointError if the likelihood is NaN where the chains may start."""
     likelihood = raw_log_likelihood(density, density.initial)
     if np.isnan(likelihood):
-        at = ", ".join(f"{name} = {value:.4g}" for name, value in density.to_parameters(density.initial).items())
+        parameters = density.to_parameters(density.initial)
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in columns(parameters, 0).items())
         function = isinstance(density.problem.comparison, OfFunction)
         why = f"{density.problem.comparison.name} returned it" if function else "the simulation there is not finite"
         if density.problem.linear:

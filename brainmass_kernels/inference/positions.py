@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..fitting.problem import Free
 from .priors import LEAST_MASS, Beta, Prior
@@ -24,9 +26,11 @@ class Position(Free):
     ----------
     low, high : of the support, plain numbers in ``unit``; infinite without bounds
     prior : in plain numbers of ``unit``
+    subjects : targets that each have a value of their own, the last axis of z; ``None``, one value
     """
 
     prior: Prior
+    subjects: int | None = None
 
     @classmethod
     def of(cls, name: str, prior: Prior, unit, bounds, natural: tuple[float, float], argument: str) -> Position:
@@ -114,6 +118,30 @@ class Position(Free):
             return jnp.log(value / self.prior.scale_of_z) / self.prior.log_width_of_z
         return (value - self.prior.centre_of_z) / self.prior.scale_of_z
 
+    def rows(self, z):
+        """z ``(B,)`` or ``(B, subjects)`` as a `Problem` takes it: ``(1, B)`` or ``(subjects, B)``."""
+        return z[None] if self.subjects is None else z.T
+
+    def summed(self, log_density):
+        """The sum over subjects."""
+        return log_density if self.subjects is None else jnp.sum(log_density, -1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one position."""
+        return () if self.subjects is None else (self.subjects,)
+
+    @property
+    def spread(self) -> tuple[float, Any]:
+        """What a spread of 1 in z is, and its unit.
+
+        Without bounds that is a width in ``unit``, or of the logarithm where the parameter is positive; between bounds
+        a number of the logit.
+        """
+        if self.bounded:
+            return 1.0, u.UNITLESS
+        return (self.prior.log_width_of_z, u.UNITLESS) if self.positive else (self.prior.scale_of_z, self.unit)
+
     def sample(self, key, shape: tuple[int, ...]):
         """z of draws from the prior."""
         return self.of_value(self.prior.sample(key, shape, self.low, self.high))
@@ -128,3 +156,48 @@ class Position(Free):
         if self.bounded:
             return self.outside(value)
         return ~(jnp.isfinite(value) & (value > self.low))
+
+
+@dataclasses.dataclass(frozen=True)
+class Member(Position):
+    """A parameter of each subject of a group, whose z is how many spreads a subject lies from the group's mean.
+
+    So z is a standard normal whatever the spread is (the non-centred form), which samplers follow where few data say
+    how large that is. `placed` is the position of the value.
+    """
+
+    @property
+    def mean_name(self) -> str:
+        return f"{self.name}.group"
+
+    @property
+    def spread_name(self) -> str:
+        return f"{self.name}.spread"
+
+    def placed(self, z, mean, spread):
+        """The positions ``(..., n)`` of subjects, of the position ``(...)`` of the mean and the value of the spread."""
+        z, mean, spread = self._alike(z, mean, spread)
+        return mean + spread / self.spread[0] * z
+
+    def apart(self, placed, mean, spread):
+        """z, the inverse of `placed`."""
+        placed, mean, spread = self._alike(placed, mean, spread)
+        return (placed - mean) / spread * self.spread[0]
+
+    def _alike(self, own, mean, spread):
+        own, mean, spread = (jnp.asarray(x) for x in (own, mean, spread))
+        shape = np.broadcast_shapes(own.shape[:-1], mean.shape, spread.shape)
+        whole = (*shape, *self.shape)
+        mean, spread = (jnp.broadcast_to(broadcast(x, shape)[..., None], whole) for x in (mean, spread))
+        return broadcast(own, whole), mean, spread
+
+    def log_prior(self, z):
+        return -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, key, shape):
+        return jax.random.normal(key, shape)
+
+
+def broadcast(x, shape: tuple[int, ...]):
+    """Also where JAX is told not to promote ranks."""
+    return jnp.broadcast_to(x.reshape((1,) * (len(shape) - x.ndim) + x.shape), shape)

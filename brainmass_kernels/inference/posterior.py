@@ -22,7 +22,7 @@ from ..fitting.targets import OfFunction
 from ..models.base import check_name
 from ..noise import check_key
 from . import diagnostics
-from .density import LogDensity, predicted
+from .density import LogDensity, columns, predicted
 
 #: Chains whose R-hat is larger do not agree: Vehtari et al. 2021.
 MOST_R_HAT = 1.01
@@ -108,6 +108,9 @@ class Summary(Mapping[str, Row]):
 class Posterior(Mapping[str, Any]):
     """Draws from a posterior; ``posterior["C"]`` are those of one parameter, ``(chains, draws)`` with its unit.
 
+    Of several targets, what each has a value of its own of is ``(chains, draws, n)``, and ``posterior["C[0]"]`` is that
+    of the first.
+
     Attributes
     ----------
     draws : by name, those of the likelihood as ``"likelihood.sigma"``
@@ -135,7 +138,7 @@ class Posterior(Mapping[str, Any]):
     def of(cls, density: LogDensity, drawn: Mapping[str, np.ndarray], settings: dict[str, Any], seconds: float):
         """Of draws as samplers return them, ``(chains, draws, ...)``."""
         drawn = dict(drawn)
-        z = {name: np.asarray(x) for name, x in zip(density.names, np.moveaxis(drawn.pop("z"), -1, 0))}
+        z = density.of_vectors(np.asarray(drawn.pop("z")))
         parameters = density.to_parameters({name: jnp.asarray(x) for name, x in z.items()})
         draws = {name: units.attach(np.asarray(u.get_magnitude(x)), units.unit_of(x)) for name, x in parameters.items()}
         return cls._of(draws, z, drawn, settings, seconds, density)
@@ -146,8 +149,15 @@ class Posterior(Mapping[str, Any]):
         return cls(draws, z, log_density, acceptance, divergent, gradients, settings, seconds, density)
 
     def __getitem__(self, name: str):
+        if name in self.columns:
+            return self.columns[name]
         check_name(name, self.draws, "parameter")
         return self.draws[name]
+
+    @functools.cached_property
+    def columns(self) -> dict[str, Any]:
+        """Draws ``(chains, draws)`` of each parameter of each target, ``"C[0]"``, ``"C[1]"`` and so on."""
+        return columns(self.draws, 2)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.draws)
@@ -168,7 +178,7 @@ class Posterior(Mapping[str, Any]):
 
     @functools.cached_property
     def _summary(self) -> Summary:
-        rows = {name: _row(x) for name, x in self.draws.items()}
+        rows = {name: _row(x) for name, x in self.columns.items()}
         return Summary(self._title(), rows, tuple(self._notes(rows)))
 
     def _title(self) -> str:
@@ -219,9 +229,9 @@ class Posterior(Mapping[str, Any]):
         where = {"chain": np.arange(self.shape[0]), "draw": np.arange(self.shape[1])}
 
         def variable(x):
-            return xarray.DataArray(
-                np.asarray(u.get_magnitude(x)), where, list(where), attrs={"units": str(units.unit_of(x))}
-            )
+            values = np.asarray(u.get_magnitude(x))
+            place = where if values.ndim == 2 else where | {"target": np.arange(values.shape[2])}
+            return xarray.DataArray(values, place, list(place), attrs={"units": str(units.unit_of(x))})
 
         statistics = {
             "lp": self.log_density, "acceptance_rate": self.acceptance, "diverging": self.divergent,
@@ -244,7 +254,8 @@ class Posterior(Mapping[str, Any]):
 
         Returns
         -------
-        a `PowerSpectrum`, `TimeSeries`, `Connectivity` or, of these, `Joint`, as the target is
+        a `PowerSpectrum`, `TimeSeries`, `Connectivity` or, of these, `Joint`, as the target is; of several targets a
+        list of these, one for each
 
         Raises
         ------
@@ -267,7 +278,7 @@ class Posterior(Mapping[str, Any]):
     def _some(self, n: int) -> dict[str, np.ndarray]:
         """The positions of n draws, evenly chosen of all chains."""
         every = np.linspace(0, self.log_density.size - 1, n).round().astype(int)
-        return {name: x.T.reshape(-1)[every] for name, x in self.z.items()}
+        return {name: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[every] for name, x in self.z.items()}
 
     def plot(self, path: str | os.PathLike | None = None):
         """Marginals, pairs and the band of predictions over the data, as a matplotlib ``Figure``.

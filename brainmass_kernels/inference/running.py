@@ -51,7 +51,7 @@ def begin(sampler: Sampler, density: LogDensity, z, key, where):
 @functools.partial(jax.jit, static_argnames=("sampler", "where"))
 def advance(sampler: Sampler, density: LogDensity, state, key, first, stages, count, where):
     """``count`` iterations from number ``first`` on; the rest of the buffers ``(CHUNK, chains, ...)`` is 0."""
-    chains, d, dtype = len(sampler.density_of(state)), len(density.names), jnp.result_type(float)
+    chains, d, dtype = len(sampler.density_of(state)), density.size, jnp.result_type(float)
     empty = jnp.zeros((CHUNK, chains), dtype)
     buffers = Draw(jnp.zeros((CHUNK, chains, d), dtype), empty, empty, empty.astype(bool), empty.astype(int))
 

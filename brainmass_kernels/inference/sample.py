@@ -129,7 +129,7 @@ def _told(posterior: Posterior) -> Posterior:
 def _tempered(sampler: Tempered, density: LogDensity, key, chains: int, draws: int, path, show) -> Posterior:
     began = time.perf_counter()
     prior = density.sample_prior(jax.random.fold_in(key, _STARTS), (chains, draws))
-    z = jnp.stack([prior[name] for name in density.names], -1)
+    z = jnp.asarray(density.to_vectors(prior, (chains, draws)))
     file = running.Checkpoint(path, _about(sampler, density, z, key) | {"draws": str(draws)}) if path else None
     chains_key = jax.random.fold_in(key, _CHAINS)
     state, draw, earlier = tempering.run(sampler, density, z, chains_key, file, show, choices())

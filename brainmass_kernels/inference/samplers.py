@@ -62,7 +62,7 @@ class Sampler(Protocol):
 
 def flat(density: LogDensity):
     """The log density of a vector."""
-    return lambda v: density({name: v[k] for k, name in enumerate(density.names)})
+    return lambda v: density(density.of_vectors(v))
 
 
 class Dual(NamedTuple):
@@ -265,7 +265,7 @@ class Mclmc:
     _TRUST: ClassVar[float] = 1.5
 
     def check(self, density, chains):
-        if len(density.names) < 2:
+        if density.size < 2:
             raise ValueError("'method' got 'mclmc', whose directions need two parameters or more: take 'nuts'")
 
     def begin(self, density, z, key):

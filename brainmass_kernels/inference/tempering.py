@@ -113,7 +113,7 @@ class Tempered:
         """Of one population."""
         blackjax = needs("blackjax", _EXTRA)
         adaptive, resampling = (needs(f"blackjax.smc.{x}", _EXTRA) for x in ("adaptive_tempered", "resampling"))
-        hmc, names = blackjax.hmc.build_kernel(), density.names
+        hmc = blackjax.hmc.build_kernel()
 
         def jittered(key, state, log_density, step_size, **parameters):
             # Steps of one size would turn all particles by the same angle.
@@ -123,7 +123,7 @@ class Tempered:
             )
 
         def of(function):
-            return lambda v: function({name: v[k] for k, name in enumerate(names)})
+            return lambda v: function(density.of_vectors(v))
 
         def likelihood(v):
             # A particle whose run is not finite has no weight, whatever the power, 0 included.
