@@ -460,7 +460,7 @@ def test_sweeps_and_fits_name_them():
         bk.sweep(Leak(), {"drive.onsett": onsets}, 80, DT, inputs={"drive": drive}, **call)
     two = drive + bk.Pulse(30 * u.ms, 5 * u.ms, 50 * u.Hz)
     assert next(iter(names_of({"drive": two}))) == "drive.0.onset"
-    with pytest.raises(ValueError, match=r"'wrt' got 'drive\.onset', which is of a stimulus"):
+    with pytest.raises(TypeError, match=r"a gradient in 'drive: Pulse\.onset': this stimulus has a hard edge"):
         bk.sensitivities(Leak(), 80, DT, "drive.onset", inputs={"drive": drive}, **call)
 
 
