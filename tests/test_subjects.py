@@ -294,7 +294,8 @@ def test_draws_have_a_figure_and_a_form_for_arviz():
     posterior = group_draws("nuts")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     figure = posterior.plot()
-    assert len(figure.subfigs[1].axes) == 4
+    panels = figure.subfigs[1].axes
+    assert [ax.get_legend_handles_labels()[1][-1] for ax in panels] == [f"time series [{n}]" for n in range(4)]
     pytest.importorskip("arviz", reason="arviz is not installed")
     variables = posterior.to_arviz()["posterior"]
     assert variables["gain"].dims == ("chain", "draw", "target")
@@ -314,6 +315,32 @@ def test_draws_begin_at_a_fit_of_the_same_subjects():
     np.testing.assert_allclose(found["gain"], np.tile(GAINS, (3, 1)), rtol=1e-5)
     with pytest.raises(ValueError, match="'start' got a fit to 4 targets, but this posterior is of 3"):
         begin_at(of_gain(series()[:3]), fit, 3, 0, jax.random.key(0))
+
+
+def test_other_samplers_take_it():
+    numpyro = pytest.importorskip("numpyro", reason="numpyro is not installed")
+    blackjax = pytest.importorskip("blackjax", reason="blackjax is not installed")
+    density = of_gain(**TIES["group"])
+    start = {name: jnp.broadcast_to(x, (2, *x.shape)) for name, x in density.initial.items()}
+    nuts = blackjax.nuts(density, step_size=0.3, inverse_mass_matrix=jnp.ones(density.size))
+    state, _ = jax.jit(jax.vmap(nuts.step))(jax.random.split(jax.random.key(0), 2), jax.vmap(nuts.init)(start))
+    np.testing.assert_allclose(state.logdensity, density(state.position), rtol=1e-4)
+
+    def model():
+        z = {}
+        for name, x in density.initial.items():
+            flat = numpyro.distributions.ImproperUniform(numpyro.distributions.constraints.real, x.shape, ())
+            z[name] = numpyro.sample(name, flat)
+        numpyro.factor("density", density(z))
+
+    # NumPyro itself promotes types.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        mcmc = numpyro.infer.MCMC(
+            numpyro.infer.NUTS(model, max_tree_depth=3), num_warmup=3, num_samples=4, num_chains=2,
+            chain_method="vectorized", progress_bar=False,
+        )  # fmt: skip
+        mcmc.run(jax.random.key(0), init_params=start)
+    assert density.to_parameters(mcmc.get_samples(group_by_chain=True))["gain"].shape == (2, 4, 4)
 
 
 # Refused ------------------------------------------------------------------------------------------------------------

@@ -128,14 +128,16 @@ class Band(NamedTuple):
     median : of the predictions
     edges : quantiles 5% and 95% of the predictions
     data : the same of data, with the noise that the likelihood expects
-    number : of the target, where there are several
+    number : of the target, 0 of one
+    name : of the data, with the number where there are several
     """
 
     target: Any
     median: Any
     edges: Any
     data: Any
-    number: int = 0
+    number: int
+    name: str
 
 
 def _predictions(posterior: Posterior) -> list[Band]:
@@ -148,11 +150,11 @@ def _predictions(posterior: Posterior) -> list[Band]:
     for number, (plain, noisy) in enumerate(zip(*both) if several else [both]):
         if number == _TARGETS:
             break
-        bands += _bands(density.problem.comparison.target, plain, noisy, number)
+        bands += _bands(density.problem.comparison.target, plain, noisy, number, several)
     return bands
 
 
-def _bands(target, plain, noisy, number: int) -> list[Band]:
+def _bands(target, plain, noisy, number: int, several: bool) -> list[Band]:
     """Of one subject."""
     if isinstance(target, Joint):
         every = [(target.targets[name], plain.targets[name], noisy.targets[name]) for name in target.targets]
@@ -162,7 +164,8 @@ def _bands(target, plain, noisy, number: int) -> list[Band]:
     for data, *both in every:
         low, median, high = _quantiles(both[0])
         least, _, most = _quantiles(both[1])
-        bands.append(Band(data, median, (low, high), (least, most), number))
+        name = f"{data.name} [{number}]" if several else data.name
+        bands.append(Band(data, median, (low, high), (least, most), number, name))
     return bands
 
 
@@ -176,15 +179,15 @@ def _draw_band(ax, posterior: Posterior, band: Band) -> None:
     if isinstance(target, PowerSpectrum):
         x, labels = target.freqs, ("frequency (Hz)", "log10 power")
         values, *rest = (np.log10(y) for y in (target.power[band.number], band.median, *band.edges, *band.data))
-        _over(ax, x, values, rest, target.name)
+        _over(ax, x, values, rest, band.name)
     elif isinstance(target, TimeSeries):
         x, labels = _times(posterior), ("time (s)", display.with_unit(target.name, units.unit_of(target.values)))
         values = np.asarray(u.get_magnitude(target.values))[band.number]
         # Of a network, its first region.
         first = [y if y.ndim == 1 else y[:, 0] for y in (values, band.median, *band.edges, *band.data)]
-        _over(ax, x, first[0], first[1:], target.name)
+        _over(ax, x, first[0], first[1:], band.name)
     else:
-        labels = (target.name, "predicted")
+        labels = (band.name, "predicted")
         _correlations(ax, band)
     ax.set_xlabel(labels[0], fontsize=8)
     ax.set_ylabel(labels[1], fontsize=8)

@@ -68,7 +68,7 @@ def sample(
     draws : of each chain, after the warm-up
     warmup : iterations that adapt the step size and a metric, which all chains share; "smc" has none
     start : a `Fit` of the same free names, to begin at the best of its starts; or name to a value, or one for each
-        chain (others begin at the model's values); ``None``, at draws from the prior
+        chain, ``(chains, n)`` of n targets (others begin at the model's values); ``None``, at draws from the prior
     screen : of this many draws from the prior, begin at the likeliest; 0, at draws as they come, which lie further
         apart, so that R-hat sees more modes, and more chains may stay in poor ones
     key : of `jax.random`; fixes the draws, and the noise of the model, which needs one
@@ -79,7 +79,7 @@ def sample(
         chains by returning True, with the draws so far ("smc" goes on, for it has none before its end)
     checkpoint : a file that is written while the chains run. The same call resumes from it, with the draws of an
         uninterrupted one; with more ``draws`` it goes on
-    **arguments : of `log_density`: ``inputs``, ``noise``, ``duration``, ``dt``, ...
+    **arguments : of `log_density`: ``shared``, ``group``, ``inputs``, ``noise``, ``duration``, ``dt``, ...
 
     Returns
     -------
