@@ -40,7 +40,8 @@ def prepared(regions: int, density: float, steps: int):
 
 
 def compiled(function, threads: int):
-    """With so many threads, which a program knows from when it is compiled."""
+    """With so many threads, which a program knows from when it is traced."""
+    jax.clear_caches()
     before = os.environ.get("NUMBA_NUM_THREADS")
     os.environ["NUMBA_NUM_THREADS"] = str(threads)
     try:
