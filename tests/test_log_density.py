@@ -224,16 +224,21 @@ def test_blackjax_takes_it():
     assert_posterior(density.to_parameters({"gain": z[:, 20:]})["gain"])
 
 
-def test_two_parameters_against_a_grid(x64):
-    """Means within 0.15 standard deviations, widths within 15%."""
-    blackjax = pytest.importorskip("blackjax", reason="blackjax is not installed")
+def of_two_parameters() -> bk.LogDensity:
+    """That depend on each other."""
     true = bk.simulate(Resonator(f0=4.5 * u.Hz, damping=0.3), STEPS, RUN["dt"], inputs=RUN["inputs"], every=5)["eeg"]
     noise = np.random.default_rng(1).normal(0.0, 0.3, true.shape)
     target = bk.TimeSeries((np.asarray(true / u.mV) + noise) * u.mV, sigma=0.3 * u.mV)
-    density = bk.log_density(
+    return bk.log_density(
         Resonator(f0=4.5 * u.Hz), target, {"f0": None, "damping": (0.05, 0.6)},
         priors={"f0": bk.priors.LogNormal(5 * u.Hz, 0.1), "damping": bk.priors.Beta(2, 2)}, **RUN,
     )  # fmt: skip
+
+
+def test_two_parameters_against_a_grid(x64):
+    """Means within 0.15 standard deviations, widths within 15%."""
+    blackjax = pytest.importorskip("blackjax", reason="blackjax is not installed")
+    density = of_two_parameters()
     axis = jnp.linspace(-9.0, 9.0, 201)
     logs = density({"f0": axis[:, None], "damping": axis})
     weights = np.exp(np.asarray(logs) - logs.max())

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import scipy.stats
 from test_fit import Resonator
-from test_fit_targets import RUN, STEPS, Follower
-from test_log_density import BOUNDS, NOISY, broken, data, response
+from test_fit_targets import RUN, Follower
+from test_log_density import BOUNDS, NOISY, broken, data, of_two_parameters, response
 
 import brainmass_kernels as bk
 from brainmass_kernels.inference import running
@@ -92,13 +92,7 @@ def test_a_conjugate_posterior_is_exact_within_its_own_error(method):
 @pytest.mark.parametrize("method", list(METHODS))
 def test_two_parameters_against_a_grid(method, x64):
     """Means within 0.15 standard deviations, widths within 15%, correlations within 0.1, of a grid in float64."""
-    true = bk.simulate(Resonator(f0=4.5 * u.Hz, damping=0.3), STEPS, RUN["dt"], inputs=RUN["inputs"], every=5)["eeg"]
-    noise = np.random.default_rng(1).normal(0.0, 0.3, true.shape)
-    target = bk.TimeSeries((np.asarray(true / u.mV) + noise) * u.mV, sigma=0.3 * u.mV)
-    density = bk.log_density(
-        Resonator(f0=4.5 * u.Hz), target, {"f0": None, "damping": (0.05, 0.6)},
-        priors={"f0": bk.priors.LogNormal(5 * u.Hz, 0.1), "damping": bk.priors.Beta(2, 2)}, **RUN,
-    )  # fmt: skip
+    density = of_two_parameters()
     axis = jnp.linspace(-9.0, 9.0, 201)
     logs = np.asarray(density({"f0": axis[:, None], "damping": axis}))
     weights = np.exp(logs - logs.max())

@@ -7,6 +7,7 @@ import brainunit as u
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_fit_targets import Follower
 
 import brainmass_kernels as bk
 from brainmass_kernels.fitting import targets
@@ -26,26 +27,6 @@ TRUTH = np.array([2.0, 1.0, 3.0])
 FREE = {"gain": (0.2, 5.0), "coupling.k": (0.02, 1.0)}
 
 
-@bk.model
-class Leak(bk.Model):
-    """A leaky sum of what drives it."""
-
-    gain: Any = 1.0
-
-    states = {"x": u.mV}
-    inputs = {"drive": 0.0 * u.mV}
-    observables = {"eeg": u.mV}
-    scheme = "heun"
-
-    @staticmethod
-    def drift(s, p, i):
-        return {"x": (p.gain * i.drive - s.x) / 0.2}
-
-    @staticmethod
-    def observe(s, p):
-        return {"eeg": s.x}
-
-
 WAVE = np.sin(np.arange(STEPS) / 11.0)
 WEIGHTS = np.array([[0.0, 0.5, 0.2], [0.5, 0.0, 0.7], [0.2, 0.7, 0.0]])
 RUN: dict[str, Any] = {"duration": STEPS, "dt": 5 * u.ms, "every": EVERY, "transient": None}
@@ -58,7 +39,7 @@ def driven() -> dict[str, Any]:
 
 
 def network(gain: Any = 1.0, k: Any = 0.3):
-    return bk.Network(Leak(gain=gain), WEIGHTS, source="eeg", target="drive", k=k)
+    return bk.Network(Follower(gain=gain), WEIGHTS, source="eeg", target="drive", k=k)
 
 
 def potentials(gain: Any = TRUTH, k: Any = 0.3) -> np.ndarray:
@@ -355,4 +336,4 @@ def test_what_is_fitted_is_checked(target, record, error, said):
 
 def test_one_mass_has_no_sensors():
     with pytest.raises(ValueError, match=r"what is fitted is one mass: it takes a bk\.Network"):
-        bk.fit(Leak(), bk.TimeSeries(SOME), {"gain": (0.2, 5.0)}, record=EEG, inputs=driven(), **RUN)
+        bk.fit(Follower(), bk.TimeSeries(SOME), {"gain": (0.2, 5.0)}, record=EEG, inputs=driven(), **RUN)

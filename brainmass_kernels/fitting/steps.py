@@ -516,42 +516,53 @@ _WIDE = 80
 
 
 @contextlib.contextmanager
-def progress_bar(progress, steps: int) -> Iterator[Callable[[Progress], Any] | None]:
-    """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
+def shown(progress, bar: Callable[[], contextlib.AbstractContextManager[Callable]]) -> Iterator[Callable | None]:
+    """A function that shows a report and returns whether to stop; ``None`` without ``progress``, and for True a bar."""
     if isinstance(progress, Meanwhile):
-        with progress_bar(progress.progress, steps) as shown:
-            yield progress.beginning(shown)
+        with shown(progress.progress, bar) as show:
+            yield progress.beginning(show)
     elif not progress:
         yield None
     elif callable(progress):
         yield progress
     else:
-        needs("rich")
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        if console.is_jupyter:
-            yield _notebook_line(steps)
-            return
-        columns: list[Any] = [
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            TextColumn("rms {task.fields[rms]}"),
-        ]
-        if console.width >= _WIDE:
-            columns.insert(1, BarColumn())
-            columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn()]
-        with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("compiling", total=steps, rms="...", rate="...")
-
-            def show(report: Progress) -> bool:
-                rms, rate = f"{np.median(report.best):.3f}", f"{report.rate:.3g}"
-                bar.update(task, description="fitting", completed=report.step, rms=rms, rate=rate)
-                return False
-
+        with bar() as show:
             yield show
+
+
+def progress_bar(progress, steps: int) -> contextlib.AbstractContextManager[Callable[[Progress], Any] | None]:
+    """A function that shows one `Progress` and returns whether to stop; ``None`` without ``progress``."""
+    return shown(progress, lambda: _bar(steps))
+
+
+@contextlib.contextmanager
+def _bar(steps: int) -> Iterator[Callable[[Progress], Any]]:
+    needs("rich")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        yield _notebook_line(steps)
+        return
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TextColumn("rms {task.fields[rms]}"),
+    ]
+    if console.width >= _WIDE:
+        columns.insert(1, BarColumn())
+        columns += [TextColumn("{task.fields[rate]} steps/s"), TimeElapsedColumn()]
+    with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("compiling", total=steps, rms="...", rate="...")
+
+        def show(report: Progress) -> bool:
+            rms, rate = f"{np.median(report.best):.3f}", f"{report.rate:.3g}"
+            bar.update(task, description="fitting", completed=report.step, rms=rms, rate=rate)
+            return False
+
+        yield show
 
 
 def _notebook_line(steps: int):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import display
 from ..extras import needs
-from ..fitting.steps import Meanwhile
+from ..fitting.steps import shown
 
 _WIDE = 110
 
@@ -58,19 +58,11 @@ class SampleProgress(NamedTuple):
         return ", ".join([*said, f"{self.divergences} divergences", f"{self.rate:,.3g} gradients/s"])
 
 
-@contextlib.contextmanager
-def shown(progress: Any, steps: int) -> Iterator[Callable[[SampleProgress], Any] | None]:
+def progress_bar(
+    progress: Any, steps: int
+) -> contextlib.AbstractContextManager[Callable[[SampleProgress], Any] | None]:
     """A function that shows one `SampleProgress` and returns whether to stop; ``None`` without ``progress``."""
-    if isinstance(progress, Meanwhile):
-        with shown(progress.progress, steps) as show:
-            yield progress.beginning(show)
-    elif not progress:
-        yield None
-    elif callable(progress):
-        yield progress
-    else:
-        with _bar(steps) as show:
-            yield show
+    return shown(progress, lambda: _bar(steps))
 
 
 @contextlib.contextmanager

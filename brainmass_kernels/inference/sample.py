@@ -24,7 +24,7 @@ from . import running, tempering
 from .density import LogDensity, choices
 from .log_density import log_density
 from .posterior import Posterior
-from .progress import SampleProgress, shown
+from .progress import SampleProgress, progress_bar
 from .samplers import Chees, Draw, Mclmc, Nuts, Sampler
 from .starting import begin_at
 from .tempering import Tempered
@@ -111,11 +111,11 @@ def sample(
     if isinstance(sampler, Tempered):
         if start is not None:
             raise ValueError("'start' is of chains, but 'smc' begins at the prior: leave it out")
-        with shown(progress, 0) as show:
+        with progress_bar(progress, 0) as show:
             return _told(_tempered(sampler, density, key, chains, draws, checkpoint, show))
     z = begin_at(density, start, chains, screen, jax.random.fold_in(key, _STARTS))
     job = _Job(sampler, density, z, key, warmup, draws, checkpoint)
-    with shown(progress, warmup + draws) as show:
+    with progress_bar(progress, warmup + draws) as show:
         return _told(job.run(show))
 
 

@@ -172,7 +172,9 @@ def together(count: int) -> Intrinsic:
     return Intrinsic(emit)
 
 
-together2, together4, together8 = map(together, (2, 4, 8))
+#: How many numbers a function may be called with at once.
+WIDTHS = (2, 4, 8)
+together2, together4, together8 = map(together, WIDTHS)
 
 
 @Intrinsic

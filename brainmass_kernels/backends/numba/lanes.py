@@ -9,11 +9,9 @@ import numpy as np
 
 from ...codegen.writer import Writer, words
 from ...pointwise import Program
+from .intrinsics import WIDTHS
 from .layout import wide_vectors
 from .optable import TYPES, has_simd
-
-# How many numbers a function may be called with at once.
-TOGETHER = (2, 4, 8)
 
 if TYPE_CHECKING:
     from .source import BlockKernel
@@ -99,10 +97,10 @@ class LaneLoop:
             for function, calls in stage.items():
                 if len(calls) == 1 or not has_simd(function):
                     continue
-                for first in range(0, len(calls), TOGETHER[-1]):
-                    names, arguments = zip(*calls[first : first + TOGETHER[-1]])
+                for first in range(0, len(calls), WIDTHS[-1]):
+                    names, arguments = zip(*calls[first : first + WIDTHS[-1]])
                     add(arguments)
-                    width = next(n for n in TOGETHER if n >= len(names))
+                    width = next(n for n in WIDTHS if n >= len(names))
                     several, joined = f"several_{names[0]}", f"together{width}({', '.join(arguments)})"
                     lines.append(f"{several} = {function.format(joined)}")
                     lines.extend(f"{name} = one_of({several}, {k})" for k, name in enumerate(names))

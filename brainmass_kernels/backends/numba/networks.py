@@ -263,17 +263,28 @@ class _Coupled(Uncoupled):
         ends, kinds = (of, others, "delays", "weights", "edges"), (nearest, longest)
         self.kernel.call("list_connections", area, *ends, self.rows_of(area), *kinds, stride, sign, self.columns)
 
-    def sum_long(self, area: str, source: str, start: str, sums: str, tiles: str = str(LONG // TILE)) -> None:
-        """The sums of some tiles over the connections of a list whose delays are as long as `LONG`."""
-        for k in range(self.counts_of_sums[sums]):
-            ends = self.area_of_sums(sums, k), tiles, *self.span(k)
-            self.kernel.call("sum_long", area, self.rows_of(area), "edges", source, start, *ends)
+    def sum_tile(
+        self, area: str, source: str, sums: str, step: str, start: str, way: int = 1, tiles: str = str(LONG // TILE)
+    ) -> None:
+        """The sums of a tile over the connections of a list that are not near.
 
-    def sum_far(self, area: str, source: str, start: str, sums: str, tile: str) -> None:
-        """The sums of a tile, one of those with long sums, with the connections whose delays are a tile or longer."""
-        for k in range(self.counts_of_sums[sums]):
-            ends = self.area_of_sums(sums, k), tile, *self.span(k)
-            self.kernel.call("sum_far", area, self.rows_of(area), "edges", source, start, *ends)
+        Those whose delays are as long as `LONG` are summed for some ``tiles`` at the first of them.
+
+        Parameters
+        ----------
+        step : counts steps, from where the tiles begin
+        start : what the first step of the tile reads, or, where ``way`` is -1 and steps go back in time, the last
+        """
+        kernel, rows, last = self.kernel, self.rows_of(area), LONG // TILE - 1
+        begin, tile = (start, start), f"{step} % {LONG} // {TILE}"
+        if way < 0:
+            begin, tile = (f"{start} - {LONG - 1}", f"{start} - {TILE - 1}"), f"{last} - {tile}"
+        places = [(self.area_of_sums(sums, k), self.span(k)) for k in range(self.counts_of_sums[sums])]
+        with kernel.block(f"if {step} % {LONG} == 0:"):
+            for place, span in places:
+                kernel.call("sum_long", area, rows, "edges", source, begin[0], place, tiles, *span)
+        for place, span in places:
+            kernel.call("sum_far", area, rows, "edges", source, begin[1], place, tile, *span)
 
     def sum_near(self, area: str, step: str, sums: str, phase: str, to: list[str]) -> None:
         """The sums of one step of the tile, with the connections of shorter delays, in rows."""
@@ -405,9 +416,7 @@ class ForwardCoupling(_Coupled):
             self.sum_now("list_to", self.sent, "n", self.sum)
             return
         with self.kernel.block("if phase == 0:"):
-            with self.kernel.block(f"if n % {LONG} == 0:"):
-                self.sum_long("list_to", "all_sent", "now", "sums")
-            self.sum_far("list_to", "all_sent", "now", "sums", f"n % {LONG} // {TILE}")
+            self.sum_tile("list_to", "all_sent", "sums", "n", "now")
         self.sum_near("list_to", "n", "sums", "phase", self.sum)
 
     def move_history(self, k: int, target: str, stride: str) -> None:
@@ -512,10 +521,8 @@ class ReverseCoupling(_Coupled):
     def replay(self) -> None:
         kernel = self.kernel
         with kernel.block(f"if j % {TILE} == 0:"):
-            with kernel.block(f"if j % {LONG} == 0:"):
-                rest = f"min({LONG // TILE}, (length - j + {TILE - 1}) // {TILE})"
-                self.sum_long("list_to", "all_sent", "depth + n", "sums", rest)
-            self.sum_far("list_to", "all_sent", "depth + n", "sums", f"j % {LONG} // {TILE}")
+            rest = f"min({LONG // TILE}, (length - j + {TILE - 1}) // {TILE})"
+            self.sum_tile("list_to", "all_sent", "sums", "j", "depth + n", tiles=rest)
         # None is near.
         self.sum_near("list_to", "n", "sums", f"j % {TILE}", self.sum)
         with kernel.lanes() as lanes:
@@ -543,10 +550,7 @@ class ReverseCoupling(_Coupled):
         """The cotangents of what is sent at step ``n``, from those of later sums and of the last history."""
         kernel = self.kernel
         with kernel.block("if phase == 0:"):
-            with kernel.block(f"if (steps - 1 - n) % {LONG} == 0:"):
-                self.sum_long("list_from", "ct_arrived", f"n - {LONG - 1}", "ct_sums")
-            tile = f"{LONG // TILE - 1} - (steps - 1 - n) % {LONG} // {TILE}"
-            self.sum_far("list_from", "ct_arrived", f"n - {TILE - 1}", "ct_sums", tile)
+            self.sum_tile("list_from", "ct_arrived", "ct_sums", "(steps - 1 - n)", "n", way=-1)
         self.sum_near("list_from", "(steps - 1 - n)", "ct_sums", f"{TILE - 1} - phase", self.ct_sent)
         with kernel.block("if n >= steps - depth:"):
             for k, name in enumerate(self.ct_sent):
