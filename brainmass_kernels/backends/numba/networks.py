@@ -564,6 +564,8 @@ class ReverseCoupling(_Coupled):
         kernel, edges = self.kernel, ("rows", "columns", "delays")
         with kernel.each_block(), kernel.block("if phase > 0:"):
             self.turn(self.totals, "(steps - 1)", -1, "ct_arrived", "ct_stride", "0", some="phase")
+        # A history is of the cotangents of all regions.
+        self.meet()
         if self.depth:
             with kernel.each_block():
                 for k in range(self.sources):
