@@ -14,7 +14,7 @@ from test_fit import FREQS, SHAKEN, Resonator, resonance
 
 import brainmass_kernels as bk
 from brainmass_kernels import spectra
-from brainmass_kernels.fitting.fit import fit
+from brainmass_kernels.fitting.fit import default_every, fit
 from brainmass_kernels.fitting.problem import Free, Problem
 from brainmass_kernels.fitting.result import Fit
 from brainmass_kernels.fitting.steps import normal_equations_at
@@ -190,6 +190,18 @@ def linear(values, **changes) -> Fit:
 def weight(sigma: float = 0.05) -> float:
     """What the samples say of a gain: the inverse of its variance."""
     return float(np.sum(evoked(Follower()) ** 2) / sigma**2)
+
+
+@pytest.mark.parametrize(("model", "shape", "every"), [
+    (Follower(), (100,), 2),
+    (Follower(), (2, 100), 2),  # two subjects, and not two samples of a hundred regions
+    (Follower(), (2, 40), 5),
+    (bk.Network(Follower(), np.eye(3), source="eeg", target="drive", k=0.1), (100, 3), 2),
+    (bk.Network(Follower(), np.eye(4), source="eeg", target="drive", k=0.1), (2, 50, 4), 4),
+])  # fmt: skip
+def test_records_are_as_many_as_samples(model, shape, every):
+    values = np.sin(np.arange(np.prod(shape))).reshape(shape) * u.mV
+    assert default_every(model, bk.TimeSeries(values), STEPS, DT, None) == every
 
 
 def test_a_prior_weighs_as_its_width_says():

@@ -171,7 +171,7 @@ def fit(
     frees, initial = _resolve_free(model, inputs, noise, free)
     record = default_record(model, former) if record is None else record
     if every is None:
-        every = former.settings["every"] if former else default_every(target, duration, dt, transient)
+        every = former.settings["every"] if former else default_every(model, target, duration, dt, transient)
     check_counts(1, steps=steps, every=every, realisations=realisations)
     check_counts(0, screen=screen, prune=prune)
     if not (math.isfinite(clip) and clip > 0):
@@ -232,10 +232,10 @@ def _starts(starts, former: Fit | None) -> int | Mapping[str, Any]:
     return starts
 
 
-def default_every(target, duration, dt, transient) -> int:
+def default_every(model, target, duration, dt, transient) -> int:
     """The default steps between records: those that give the samples of a series, if these are whole steps apart."""
     if isinstance(target, Joint):
-        every = (default_every(each, duration, dt, transient) for each in target.targets.values())
+        every = (default_every(model, each, duration, dt, transient) for each in target.targets.values())
         return next(
             (n for n, each in zip(every, target.targets.values()) if isinstance(each, targets.TimeSeries)), _EVERY
         )
@@ -243,11 +243,11 @@ def default_every(target, duration, dt, transient) -> int:
         return _EVERY
     shape = np.shape(u.get_magnitude(target.values))
     steps = targets.recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
-    # Shapes are (K,), (n, K), (n, K, N), or (K, N) for a network.
-    possible = dict.fromkeys((shape[0],) if len(shape) == 1 else shape[-2:] if len(shape) == 2 else shape[1:2])
-    if steps // _EVERY in possible:
+    # Shapes are (K,) or (n, K), of a network (K, N) or (n, K, N).
+    samples = shape[-2] if parts_of(model)[0] and len(shape) > 1 else shape[-1]
+    if samples == steps // _EVERY or samples > steps or steps % samples:
         return _EVERY
-    return next((steps // count for count in possible if count <= steps and steps % count == 0), _EVERY)
+    return steps // samples
 
 
 def default_record(model, former: Fit | None) -> str:

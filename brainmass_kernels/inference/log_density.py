@@ -108,7 +108,7 @@ def log_density(
     inputs, noise = dict(targets.on_host(inputs or {})), dict(targets.on_host(noise or {}))
     positions, initial = _free_positions(model, inputs, noise, free, priors)
     record = default_record(model, None) if record is None else record
-    every = default_every(target, duration, dt, transient) if every is None else every
+    every = default_every(model, target, duration, dt, transient) if every is None else every
     if predict not in (SIMULATION, LINEAR):
         raise ValueError(f"'predict' got {predict!r}, but takes 'simulation' or 'linear'")
     noisy = predict == SIMULATION and bool(noise or any(p.name.startswith(routing.NOISE) for p in positions))
