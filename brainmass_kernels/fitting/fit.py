@@ -241,7 +241,7 @@ def default_every(model, target, duration, dt, transient) -> int:
         )
     if not isinstance(target, targets.TimeSeries):
         return _EVERY
-    shape = np.shape(u.get_magnitude(target.values))
+    shape: tuple[int, ...] = np.shape(u.get_magnitude(target.values))
     steps = targets.recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
     # Shapes are (K,) or (n, K), of a network (K, N) or (n, K, N).
     samples = shape[-2] if parts_of(model)[0] and len(shape) > 1 else shape[-1]
