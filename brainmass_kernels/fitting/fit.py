@@ -241,10 +241,11 @@ def default_every(model, target, duration, dt, transient) -> int:
         )
     if not isinstance(target, targets.TimeSeries):
         return _EVERY
-    shape: tuple[int, ...] = np.shape(u.get_magnitude(target.values))
+    values = np.asarray(u.get_magnitude(target.values))
     steps = targets.recorded_steps(duration, units.concrete(units.strip(dt, u.second, "dt"), "dt"), transient)
     # Shapes are (K,) or (n, K), of a network (K, N) or (n, K, N).
-    samples = shape[-2] if parts_of(model)[0] and len(shape) > 1 else shape[-1]
+    axis = -2 if parts_of(model)[0] and values.ndim > 1 else -1
+    samples = int(values.shape[axis])
     if samples == steps // _EVERY or samples > steps or steps % samples:
         return _EVERY
     return steps // samples
