@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from .._jax import MOSAIC_GPU, NO_MOSAIC_GPU, compute_capability, multiprocessors, reciprocal, store_warp_sums
+from .._jax import (
+    MOSAIC_GPU,
+    NO_MOSAIC_GPU,
+    compute_capability,
+    keep_order,
+    multiprocessors,
+    reciprocal,
+    store_warp_sums,
+)
 from ..noise import Normals, in_a_row
 from ..pointwise import RULES, Program
 from ..schedule import Body, SegmentGroup, checkpoint_levels, nested_segments, parity_in, segment_groups, segments_in
@@ -220,6 +228,11 @@ class _Lanes:
     def store_sums(self, ref, value) -> None:
         """The sum of each warp's lanes."""
         store_sums(ref, value, self.registers, self.loop.interpret)
+
+    def keep_order(self, ref) -> None:
+        """No access of shared memory is moved across this place."""
+        if not self.loop.interpret:
+            plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))(keep_order)(ref)
 
     def inputs(self, n) -> tuple:
         uniform = [ref[n] for ref in self.refs["uniform_inputs"]]
@@ -607,6 +620,7 @@ class ReversePass(NamedTuple):
 
     def replay(self, group: SegmentGroup, first: _Start, state):
         lanes, (ref,) = self.lanes, self.lanes.refs["residuals"]
+        lanes.keep_order(ref)
         unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
 
         def keep(j, state, draws):
@@ -622,6 +636,7 @@ class ReversePass(NamedTuple):
         whole = group._replace(strides=1, stride=group.length, recorded=False)
         state = _steps(lanes, whole, first, unroll, step, None, state)
         keep(jnp.int32(group.length), state, lanes.zeros(lanes.loop.n_normals))
+        lanes.keep_order(ref)
 
     def recall(self, j) -> tuple[tuple, tuple]:
         """State and normals of a step, zero where no pullback needs them."""
