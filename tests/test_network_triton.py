@@ -12,7 +12,7 @@ from network_suite import NetworkSuite, loops_but, one
 
 import brainmass_kernels as bk
 from brainmass_kernels.backends import triton
-from brainmass_kernels.backends.triton.networks import AT_ONCE
+from brainmass_kernels.backends.triton.networks import AT_ONCE, FAR
 
 DT = 0.1 * u.ms
 
@@ -107,21 +107,32 @@ def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
     for kernel in compiled.kernels.values():
         assert kernel.registers <= 128
         sums = [loop for loop in kernel.loops if sums_up(loop)]
-        steps = [loop for loop in kernel.loops if loop.inner == 1 and any(within(x, loop) for x in sums)]
-        assert len(steps) == len(sums) >= 2
+        steps = [loop for loop in kernel.loops if loop.kinds()["barrier"] and inside(loop, sums) == loop.inner > 0]
+        # With delays the sums of several steps, which the compiler writes out some times, and those of one.
+        assert sum(loop.inner for loop in steps) == len(sums)
+        assert {loop.inner for loop in steps} == {3 if delayed else 1}
         for loop in sums:
-            assert loop.total / AT_ONCE <= (7.5 if delayed else 5)
+            # Of several steps a weight and a place serve eight products, of one step each its own.
+            products, loads = loop.instructions["FFMA"], loop.instructions["LDG"]
+            assert loop.total / products <= (4 if loads < 2 * products else 8)
+        # One in each step, one where sums of several steps were stored; none to move numbers between threads.
         for loop in steps:
-            assert loop.kinds()["barrier"] == 1
+            assert loop.kinds()["barrier"] == (2 if delayed else 1)
         # What the compiler puts aside it puts aside outside of steps.
         for loop in [*sums, *steps]:
             assert not {"LDL", "STL"} & set(loop.instructions)
-    assert compiled.cost["spill_bytes"] <= 96
+    assert compiled.cost["spill_bytes"] <= 112
 
 
 def sums_up(loop) -> bool:
     """Whether a loop does nothing but sum over connections."""
-    return not loop.inner and loop.instructions["FFMA"] == loop.kinds()["fp32"] == AT_ONCE
+    products = loop.instructions["FFMA"]
+    return not loop.inner and products == loop.kinds()["fp32"] and products in (AT_ONCE, FAR, 4 * FAR)
+
+
+def inside(outer, loops) -> int:
+    """How many of the loops are within another."""
+    return sum(within(loop, outer) for loop in loops)
 
 
 def within(loop, outer) -> bool:

@@ -1,12 +1,15 @@
 """What is sent and what arrives, where a program is a network or some: lines that the kernels of `source` have besides.
 
 A thread is one region. What the regions sent lies in device memory in a ring of times as long as the longest delay,
-which all threads write and, after a barrier, read. A forward run that a gradient will follow keeps the sums, inputs
-like others to the adjoint, where cotangents of the sums go through the transposed connections over rings of their own.
+which all threads write and, after a barrier, read. Each region has a list of the connections that do not weigh 0; of
+those with delays of some steps, the sums of as many steps are taken at once. A forward run that a gradient will follow
+keeps the sums, inputs like others to the adjoint, where cotangents of the sums go through the transposed connections
+over rings of their own.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ... import _jax
 from ...codegen.source import SourceBuilder
 from ..base import Connections, of_depth, of_own_depths
 from .masses import Uncoupled
@@ -23,6 +27,8 @@ from .source import AdjointKernel, ForwardKernel, Kernel
 AT_ONCE = 8
 # Partial sums of a region, each of every so many connections.
 PARTIAL = 4
+# Steps whose sums are taken at once, of connections with no shorter delay; and connections that are then read at once.
+FAR, FAR_AT_ONCE = 8, 1
 # Times in the ring beyond the longest delay: this one, and one that no slower thread still reads.
 SPARE = 2
 
@@ -34,11 +40,36 @@ class Way(NamedTuple):
     got: int
 
 
+class Listed(NamedTuple):
+    """The connections of each region of one kind, one after the other.
+
+    Attributes
+    ----------
+    weights : ``(..., K, N)`` of each region (last axis) those of the kind, then zeros
+    reads : where each reads what was sent, from the place of a region's row at this time on
+    groups : so many times ``at_once`` are those of the region that has the most
+    """
+
+    weights: jax.Array
+    reads: jax.Array
+    groups: jax.Array
+
+    @classmethod
+    def of(cls, weights, reads, which, at_once: int) -> Listed:
+        """Of matrices from or to a region (row); ``which`` are of the kind, and the others stand for an end."""
+        beyond = [(0, 0)] * (which.ndim - 2) + [(0, -which.shape[-2] % at_once), (0, 0)]
+        order = jnp.argsort(~which, axis=-2, stable=True)
+        most = jnp.max(jnp.sum(which, axis=-2))
+        # Where all are of the kind, what is padded comes after the last that counts: the end of a region's own.
+        listed = [jnp.take_along_axis(x, order, axis=-2) for x in (weights, reads)]
+        return cls(jnp.pad(listed[0], beyond), jnp.pad(listed[1], beyond, mode="edge"), (most + at_once - 1) // at_once)
+
+
 class _Coupled(Uncoupled):
     """Lines of both directions.
 
-    Arguments: of each term weights, and, with delays, where connections read. Results: a ring for each number that a
-    lane exchanges.
+    Arguments: of each term the lists of its connections, and their lengths. Results: a ring for each number that a lane
+    exchanges, and the sums of steps ahead.
     """
 
     ways: list[Way]
@@ -57,36 +88,66 @@ class _Coupled(Uncoupled):
         """How many numbers a lane exchanges."""
         return 1 + max(way.sent for way in self.ways)
 
+    @property
+    def far(self) -> bool:
+        """Whether a delay may be so long that the sums of several steps are taken at once."""
+        return self.depth >= FAR
+
     def take_connections(self, to_targets: bool) -> None:
-        """Of a row of connections all that are read at once: its sources, or its targets."""
+        """Of each region the list of its sources, or of its targets."""
+        regions, many = self.regions, self.together
+        each = 2 * (self.depth + SPARE) if self.depth else 1
+        rows = many * each * jnp.arange(regions, dtype=jnp.int32)
+        # Where a list has ended, a region reads from its own row, which makes nothing of another region NaN.
+        counts, ends = [], {"near": rows, "far": rows - many * FAR}
         for k, connections in enumerate(self.connections):
-            weights = connections.weights
+            weights, steps = connections.weights, connections.steps.astype(jnp.int32)
             weights = jnp.moveaxis(weights, -1, 0) if weights.ndim == 3 else weights
-            self.kernel.take_one(f"weights{k}", jnp.swapaxes(weights, -1, -2) if to_targets else weights)
-            if self.depth:
-                steps = connections.steps
-                steps = jnp.moveaxis(steps, -1, 0) if connections.own_delays else steps
-                steps = jnp.swapaxes(steps, -1, -2) if to_targets else steps
-                rows = 2 * (self.depth + SPARE) * jnp.arange(self.regions, dtype=jnp.int32)[:, None]
-                rows = jnp.broadcast_to(rows, steps.shape)
-                self.kernel.take_one(f"reads{k}", self.together * (rows - steps.astype(jnp.int32)))
+            steps = jnp.moveaxis(steps, -1, 0) if connections.own_delays else steps
+            shape = jnp.broadcast_shapes(weights.shape, steps.shape if self.depth else (regions, regions))
+            weights, steps = jnp.broadcast_to(weights, shape), jnp.broadcast_to(steps if self.depth else 0, shape)
+            if to_targets:
+                weights, steps = jnp.swapaxes(weights, -1, -2), jnp.swapaxes(steps, -1, -2)
+            # Else XLA would sort a connectome that it knows while it compiles.
+            weights, reads = lax.optimization_barrier((weights, jnp.broadcast_to(rows[:, None], shape) - many * steps))
+            far, counting = steps >= FAR, weights != 0
+            for kind, which, at_once in self.lists(counting & far, counting & ~far, counting):
+                end = jnp.broadcast_to(ends[kind], shape)
+                listed = Listed.of(jnp.where(which, weights, 0), jnp.where(which, reads, end), which, at_once)
+                self.kernel.take_one(f"{kind}_weights{k}", listed.weights)
+                self.kernel.take_one(f"{kind}_reads{k}", listed.reads)
+                counts.append(listed.groups)
+        self.kernel.take_one("counts", jnp.stack(counts).astype(jnp.int32))
+
+    def lists(self, far, near, both) -> list[tuple[str, Any, int]]:
+        """The lists of a term: their names, something of each, and how many connections are read at once."""
+        return [("far", far, FAR_AT_ONCE), ("near", near, AT_ONCE)] if self.far else [("near", both, AT_ONCE)]
 
     def give(self) -> None:
         networks = self.kernel.layout.blocks * self.together
         times = (self.depth + SPARE) * (2 if self.depth else 1)
         for k in range(self.rings):
             self.kernel.give_one(f"ring{k}", (networks * self.regions * times,))
+        for got in self.gets if self.far else ():
+            self.kernel.give_one(f"ahead{got}", (FAR * self.kernel.layout.blocks * self.kernel.layout.width,))
+
+    @property
+    def gets(self) -> list[int]:
+        """The numbers that a lane gets, in order."""
+        return sorted({way.got for way in self.ways})
 
     # Lines -----------------------------------------------------------------------------------------------------------
 
     def place(self) -> None:
         line, regions = self.kernel.line, self.regions
+        # Else the compiler, which sees places in a row, moves numbers between threads to store several at once.
+        known = self.kernel.loop.interpret or _jax.is_amd()
+        line(f"spot = {'tl.arange(0, BLOCK)' if known else 'scattered(tl.arange(0, BLOCK))'}")
         if self.together == 1:
-            line("region, network = tl.arange(0, BLOCK), block")
+            line("region, network = spot, block")
             line(f"inside = region < {regions}")
         else:
-            line(f"region = tl.arange(0, BLOCK) // {self.together}")
-            line(f"mate = tl.arange(0, BLOCK) % {self.together}")
+            line(f"region, mate = spot // {self.together}, spot % {self.together}")
             line(f"network = block * {self.together} + mate")
             line(f"inside = (region < {regions}) & (network < {self.kernel.number(self.lanes // regions)})")
         line(f"lane = network * {regions} + region")
@@ -101,15 +162,17 @@ class _Coupled(Uncoupled):
         share a program the numbers of one time lie together.
         """
         kernel, regions, many = self.kernel, self.regions, self.together
-        whole = regions // AT_ONCE * AT_ONCE
-        _sum_of_connections(kernel.functions, function, regions, bool(self.depth), many)
-        # Were the limit of its loop in the text, the compiler would write the loop out.
-        self.function, self.times, self.whole = function, kernel.number(self.depth + SPARE), kernel.number(whole)
+        self.function, self.times = function, kernel.number(self.depth + SPARE)
+        _sum_of_near(kernel.functions, f"{function}_near", regions)
+        if self.far:
+            _sums_of_far(kernel.functions, f"{function}_far", regions, many)
+        counts = itertools.count()
         for k, connections in enumerate(self.connections):
-            if connections.weights.ndim == 3:
-                kernel.line(f"weights{k} += block.to(tl.int64) * {regions**2}")
-            if self.depth and connections.own_delays:
-                kernel.line(f"reads{k} += block.to(tl.int64) * {regions**2}")
+            for kind, _, at_once in self.lists(None, None, None):
+                kernel.line(f"{kind}_count{k} = tl.load(counts + {next(counts)})")
+                if connections.weights.ndim == 3 or (self.depth and connections.own_delays):
+                    size = -(-regions // at_once) * at_once * regions
+                    kernel.line(*(f"{kind}_{what}{k} += block.to(tl.int64) * {size}" for what in ("weights", "reads")))
         each = f"{self.times} * 2" if self.depth else SPARE
         kernel.line(f"mine = region * ({each})" if self.depth else "mine = region")
         if many > 1:
@@ -117,6 +180,9 @@ class _Coupled(Uncoupled):
         for k in range(self.rings):
             kernel.line(f"ring{k} += block.to(tl.int64) * ({each} * {regions * many})", f"mine{k} = ring{k} + mine")
         kernel.line("turn = 0")
+        if self.far:
+            self.width = kernel.number(kernel.layout.blocks * kernel.layout.width)
+            kernel.line("phase = 0", "ahead = block.to(tl.int64) * BLOCK + spot")
 
     def at(self, time: str) -> str:
         """The place of a time among those of a region."""
@@ -138,14 +204,38 @@ class _Coupled(Uncoupled):
             for k, value in enumerate(values):
                 line(f"tl.store(mine{k} + now, {value}, mask=inside)")
         line("tl.debug_barrier()")
-        begun = set()
+        here = ["now"] if self.together == 1 else ["now + mate"]
+        if self.far:
+            self.exchange_far(here[0], totals)
+        begun = set(self.gets) if self.far else set()
         for k, (sent, got) in enumerate(self.ways):
-            reads = f"reads{k}, " if self.depth else ""
-            here = f"ring{sent} + now" if self.together == 1 else f"ring{sent} + now + mate"
+            lists = f"near_weights{k}, near_reads{k}, column, near_count{k}"
             to = "+=" if got in begun else "="
-            line(f"{totals[got]} {to} {self.function}({here}, weights{k}, {reads}column, {self.whole}, zero)")
+            line(f"{totals[got]} {to} {self.function}_near(ring{sent} + {here[0]}, {lists}, zero)")
             begun.add(got)
         line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
+
+    def exchange_far(self, here: str, totals: Sequence[str]) -> None:
+        """Every `FAR` steps, the sums of as many over the far connections; then in each step its own."""
+        kernel, line = self.kernel, self.kernel.line
+        with kernel.block("if phase == 0:"):
+            begun = set()
+            for k, (sent, got) in enumerate(self.ways):
+                sums = kernel.names(f"far{got}_", FAR)
+                terms = kernel.names("term", FAR) if got in begun else sums
+                lists = f"far_weights{k}, far_reads{k}, column, far_count{k}"
+                kernel.assign(terms, f"{self.function}_far(ring{sent} + {here}, {lists}, zero)")
+                if got in begun:
+                    line(*(f"{a} += {b}" for a, b in zip(sums, terms)))
+                begun.add(got)
+            for got in self.gets:
+                for step, name in enumerate(kernel.names(f"far{got}_", FAR)):
+                    line(f"tl.store(ahead{got} + ahead + {step} * {self.width}, {name})")
+            # Another thread may read what one wrote, for the compiler lays each access out for itself.
+            line("tl.debug_barrier()")
+        for got in self.gets:
+            line(f"{totals[got]} = tl.load(ahead{got} + ahead + phase * {self.width})")
+        line(f"phase = tl.where(phase + 1 < {FAR}, phase + 1, 0)")
 
     def send_function(self) -> None:
         kernel, n = self.kernel, self.n_arguments
@@ -313,35 +403,48 @@ class ReverseCoupling(_Coupled):
             self.kernel.store(self.ct_histories, self.ct_sources, i)
 
 
-def _sum_of_connections(lines: SourceBuilder, name: str, regions: int, delayed: bool, together: int) -> None:
-    """A function that sums over all connections of a lane, in a fixed order, beginning with source or target 0."""
-    whole, fused = regions // AT_ONCE * AT_ONCE, lines.optable.fused
-
-    def some(first: str, count: int) -> None:
-        places = range(0, count * regions, regions)
-        lines.line(f"place = column + {first} * {regions}", "weight = weights + place")
-        lines.line(*(f"w{k} = tl.load(weight + {place})" for k, place in enumerate(places)))
-        if delayed:
-            lines.line("read = reads + place", *(f"r{k} = tl.load(read + {place})" for k, place in enumerate(places)))
-            lines.line(*(f"s{k} = tl.load(here + r{k})" for k in range(count)))
-        else:
-            lines.line(f"read = here + {first} * {together}")
-            lines.line(*(f"s{k} = tl.load(read + {k * together})" for k in range(count)))
-        for k in range(count):
-            total = f"sum{k % PARTIAL}"
-            lines.line(f"{total} = {fused.format(f'w{k}', f's{k}', total)}")
-
-    arguments = ["here", "weights", *(["reads"] if delayed else []), "column", "whole", "zero"]
+def _sum_of_near(lines: SourceBuilder, name: str, regions: int) -> None:
+    """A function that sums over a list of connections of each lane, in the order of the list."""
     lines.line("@device")
-    with lines.block(f"def {name}({', '.join(arguments)}):"):
+    with lines.block(f"def {name}(here, weights, reads, column, count, zero):"):
         lines.line(*(f"sum{k} = zero" for k in range(PARTIAL)))
-        if whole:
-            with lines.block(f"for j in range(0, whole, {AT_ONCE}):"):
-                some("j", AT_ONCE)
-        if regions > whole:
-            some("whole", regions - whole)
-        sums = [f"sum{k}" for k in range(PARTIAL)]
-        while len(sums) > 1:
-            sums = [f"({a} + {b})" for a, b in zip(sums[::2], sums[1::2])]
-        lines.line(f"return {sums[0]}")
+        with lines.block("for j in range(count):"):
+            _read_list(lines, regions, AT_ONCE)
+            lines.line(*(f"s{k} = tl.load(here + r{k})" for k in range(AT_ONCE)))
+            for k in range(AT_ONCE):
+                total = f"sum{k % PARTIAL}"
+                lines.line(f"{total} = {lines.optable.fused.format(f'w{k}', f's{k}', total)}")
+        lines.line(f"return {_sum([f'sum{k}' for k in range(PARTIAL)])}")
     lines.line("", "")
+
+
+def _sums_of_far(lines: SourceBuilder, name: str, regions: int, together: int) -> None:
+    """As `_sum_of_near`, the sums of this step and the next ones: what they read was sent before this step."""
+    lines.line("@device")
+    with lines.block(f"def {name}(here, weights, reads, column, count, zero):"):
+        lines.line(*(f"sum{k}_{step} = zero" for step in range(FAR) for k in range(FAR_AT_ONCE)))
+        with lines.block("for j in range(count):"):
+            _read_list(lines, regions, FAR_AT_ONCE)
+            places = [(k, step) for k in range(FAR_AT_ONCE) for step in range(FAR)]
+            lines.line(*(f"from{k} = here + r{k}" for k in range(FAR_AT_ONCE)))
+            lines.line(*(f"s{k}_{step} = tl.load(from{k} + {step * together})" for k, step in places))
+            for k, step in places:
+                total = f"sum{k}_{step}"
+                lines.line(f"{total} = {lines.optable.fused.format(f'w{k}', f's{k}_{step}', total)}")
+        sums = [_sum([f"sum{k}_{step}" for k in range(FAR_AT_ONCE)]) for step in range(FAR)]
+        lines.line(f"return {', '.join(sums)}")
+    lines.line("", "")
+
+
+def _read_list(lines: SourceBuilder, regions: int, count: int) -> None:
+    """Weights and places of the next connections of each lane."""
+    lines.line(f"place = column + j * {count * regions}", "weight = weights + place", "read = reads + place")
+    lines.line(*(f"w{k} = tl.load(weight + {k * regions})" for k in range(count)))
+    lines.line(*(f"r{k} = tl.load(read + {k * regions})" for k in range(count)))
+
+
+def _sum(names: Sequence[str]) -> str:
+    """Of a power of two of names, in pairs."""
+    while len(names) > 1:
+        names = [f"({a} + {b})" for a, b in zip(names[::2], names[1::2])]
+    return names[0]

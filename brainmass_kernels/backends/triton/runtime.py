@@ -43,8 +43,8 @@ from ... import noise
 __all__ = [
     "INF", "NAN", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "device",
     "erf", "erfc", "exp", "exp2", "expm1", "fast_log", "fast_logistic", "fast_tanh", "fmod", "kernel", "log",
-    "log1p", "logistic", "logistic2", "nextafter", "pow", "rint", "round", "rsqrt", "sin", "sinh", "sqrt", "tan",
-    "tanh", "tanh_absolute", "tanh_absolute_amd", "threefry", "tl", "total",
+    "log1p", "logistic", "logistic2", "nextafter", "pow", "rint", "round", "rsqrt", "scattered", "sin", "sinh", "sqrt",
+    "tan", "tanh", "tanh_absolute", "tanh_absolute_amd", "threefry", "tl", "total",
 ]  # fmt: skip
 
 INF, NAN = tl.constexpr(float("inf")), tl.constexpr(float("nan"))
@@ -60,6 +60,12 @@ def _exp2(x):
 @triton.jit
 def _reciprocal(x):
     return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def scattered(places):
+    """The same places, of which the compiler does not know that they are in a row."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [places], tl.int32, True, 1)
 
 
 def _threefry_ptx() -> str:
