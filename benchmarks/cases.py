@@ -157,6 +157,7 @@ NETWORK_CHECKS = [
 # Masses and steps of which the records are more than 32 bits count, and a run of many steps.
 MANY_RECORDS, MANY_STEPS = (2**20, 4200), 1_000_000
 PROFILED = [Case(lanes, 1000, True, precision="fast") for lanes in (1_048_576, 65_536, 128)]
+PROFILED_NETWORKS = ((76, 0.27, 1024, 200, False), (76, 0.27, 64, 200, False), (76, 0.27, 64, 200, True))
 
 
 def crossover_cases(platform: str) -> list[Case]:

@@ -26,7 +26,7 @@ import jax
 import brainmass_kernels as bk
 from brainmass_kernels import bench, dispatch
 
-from . import cases, checks, networks
+from . import cases, checks, counters, networks
 from .chips import ceiling, expected
 from .parts import LINES, LOST, SEPARATOR, note
 from .timing import versions
@@ -233,7 +233,8 @@ def network_speed(part: Part) -> None:
 
 def suite(part: Part) -> None:
     """The suites of tests/test_device.py, on the device."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_device.py", "-m", "not slow", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "tests/test_device.py", "-m", "not slow"]
+    command += ["-p", "no:cacheprovider"]
     if part.dry:
         command += ["--collect-only", "-qq"]
     else:
@@ -241,44 +242,53 @@ def suite(part: Part) -> None:
         command += ["-n", str(max(1, min(8, (os.cpu_count() or 2) // 2)))]
 
     def run(_):
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        print(done.stdout, flush=True)
-        lines = done.stdout.splitlines()
+        # What has run by then is known where time runs out.
+        log = part.out / "suite.log"
+        with open(log, "w") as file:
+            done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        lines = log.read_text().splitlines()
         more = {} if done.returncode == 0 else {"error": "\n".join(lines[-60:])}
         return {"ok": done.returncode == 0, "summary": lines[-1:], **more}
 
     part.each({"tests/test_device.py": None}, run, "check")
 
 
-METRICS = (
-    "sm__cycles_elapsed.max", "smsp__inst_executed.sum", "sm__inst_executed_pipe_xu.sum",
-    "launch__registers_per_thread",
-    "sm__warps_active.avg.pct_of_peak_sustained_active", "gpu__time_duration.sum", "dram__bytes.sum",
-    "smsp__average_warps_issue_stalled_no_instruction_per_issue_active.ratio",
-    "smsp__average_warps_issue_stalled_math_pipe_throttle_per_issue_active.ratio",
-    "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio",
-    "smsp__average_warps_issue_stalled_short_scoreboard_per_issue_active.ratio",
-)  # fmt: skip
+MASSES_PROGRAM = """
+import jax
+from brainmass_kernels import bench
+case = bench.{case!r}
+run = bench.compiled(bench.fused(case, {implementation!r}), case.lanes)
+jax.block_until_ready(run(*bench.arguments(case.lanes)))
+"""
+NETWORKS_PROGRAM = """
+import functools, jax
+from benchmarks import networks
+run = functools.partial(networks.fused, implementation={implementation!r})
+run = functools.partial(networks.gradient, run) if {gradient} else run
+weights, lengths = networks.connectome({regions}, {share})
+jax.block_until_ready(jax.jit(functools.partial(run, weights, lengths, {steps}))(networks.strengths({batch})))
+"""
 
 
 def profile(part: Part) -> None:
-    """Counters of the forward and the adjoint kernel by Nsight Compute, where it is installed."""
+    """Counters of the kernels of masses and networks by Nsight Compute, where it is installed."""
+    programs = {
+        str(case): MASSES_PROGRAM.format(case=case, implementation=part.implementation) for case in cases.PROFILED
+    }
+    for regions, share, batch, steps, gradient in cases.PROFILED_NETWORKS:
+        if dispatch.load(part.implementation).networks:
+            name = f"{'gradient' if gradient else 'forward'}, {batch:,} networks of {regions} regions x {steps:,}"
+            programs[name] = NETWORKS_PROGRAM.format(
+                regions=regions, share=share, batch=batch, steps=steps, gradient=gradient,
+                implementation=part.implementation,
+            )  # fmt: skip
 
-    def run(case: bench.Case) -> dict[str, Any]:
+    def run(program: str) -> dict[str, Any]:
         if part.dry or not shutil.which("ncu"):
-            return {"ok": True, "counters": None, "reason": "a dry run" if part.dry else "ncu is not installed"}
-        program = (
-            "import jax; from brainmass_kernels import bench; "
-            f"case = bench.{case!r}; f = bench.compiled(bench.fused(case, {part.implementation!r}), case.lanes); "
-            "jax.block_until_ready(f(*bench.arguments(case.lanes)))"
-        )
-        command = ["ncu", "--clock-control", "none", "--csv", "-k", "regex:brainmass_kernels", "--metrics",
-                   ",".join(METRICS), sys.executable, "-c", program]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        counters = [line for line in done.stdout.splitlines() if "brainmass_kernels" in line]
-        return {"ok": bool(counters), "counters": counters, "error": "" if counters else done.stdout[-600:]}
+            return {"ok": True, "launches": None, "reason": "a dry run" if part.dry else "ncu is not installed"}
+        return {"ok": True, "launches": counters.of_program(program, ROOT)}
 
-    part.each({str(case): case for case in cases.PROFILED}, run, "profile")
+    part.each(programs, run, "profile")
 
 
 KINDS: dict[str, Callable[[Part], None]] = {

@@ -311,7 +311,7 @@ def _steps_of_loops(row: Row) -> list[int]:
     pullbacks = Pullbacks.of(loop, wanted_of(loop, per_mass))
     if row.kernel == "inverse steps":
         return [SEGMENT, *of(segment, mosaic_gpu.unrolled(loop, layout, pullbacks.inverse))]
-    return in_parts(mosaic_gpu.ReversePlan.of(loop, pullbacks, wanted_of(loop, per_mass), layout).most)
+    return in_parts(mosaic_gpu.ReversePlan.of(loop, pullbacks, wanted_of(loop, per_mass)).most)
 
 
 def _bundles(row: Row, dump: Path, layout: dict) -> dict:

@@ -193,19 +193,6 @@ def store_warp_sums(_, x, ref):
         memref.store(total, ref, [warp])
 
 
-def keep_order(_, ref):
-    """A mark, and no instruction, that the compiler moves no access of shared memory across.
-
-    Mosaic calls shared memory an array of no bytes, so that LLVM takes any two accesses of it for independent. What one
-    loop stores, a later one then reads as it was before (jax 0.11.2). Assembly that gets the address and may do
-    anything to memory stays between both.
-    """
-    ir = importlib.import_module("jaxlib.mlir.ir")
-    arith, llvm, memref = (importlib.import_module(f"jaxlib.mlir.dialects.{n}") for n in ("arith", "llvm", "memref"))
-    address = arith.index_cast(ir.IntegerType.get_signless(64), memref.extract_aligned_pointer_as_index(ref))
-    llvm.inline_asm(None, [address], "", "l,~{memory}", has_side_effects=True)
-
-
 def gpu_races_found() -> bool:
     """Whether the GPU interpreter has found a race."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks  # pyright: ignore[reportMissingImports]

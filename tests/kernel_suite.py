@@ -136,7 +136,7 @@ def expected(case: Case):
 # What bounds the steps that a backend takes or keeps at a time, and its value for so many.
 SHORTENED = {
     "mosaic_tpu": ("layout.LONGEST", lambda steps: steps),
-    "mosaic_gpu": ("SHARED", lambda steps: (steps + 1) * 4 * 3 * 128),
+    "mosaic_gpu": ("KEPT", lambda steps: steps * 3),
     "triton": ("source.KEPT", lambda steps: 2 * steps),
     # The block becomes as narrow as it may.
     "numba": ("layout.REPLAY", lambda steps: steps),

@@ -43,6 +43,8 @@ def kernels(model, gradient=True, steps=400, **options) -> list[str]:
     shape = jax.ShapeDtypeStruct((256,), jnp.float32)
     compiled = bk.testing.compile_for("h200", jax.grad(loss) if gradient else loss, shape)
     assert compiled.cost["registers"] <= 255
+    # Mosaic's shared memory is of no bytes to LLVM, which then reads it before it was written.
+    assert compiled.cost["shared_bytes"] == 0
     return sorted(compiled.kernels)
 
 

@@ -2,8 +2,10 @@
 
 A program is one warpgroup, 128 threads, each with `vec` lanes; programs do not meet. What changes with time is read
 from device memory a body of steps ahead, records and checkpoints are written straight to it. The adjoint walks the
-checkpointed segments backwards: it runs each once more, keeping the state before every step in shared memory, and
-where a segment is too long for that, keeps the state before every few steps in device memory and repeats those.
+checkpointed segments backwards: it runs each once more, keeping the state before every step in registers, and where a
+segment is too long for that, keeps the state before every few steps in device memory and repeats those. No shared
+memory: Mosaic calls it an array of no bytes, so that LLVM takes any two accesses of it for independent, and a loop's
+stores were read as they had been before it (jax 0.11.2).
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from .._jax import (
     MOSAIC_GPU,
     NO_MOSAIC_GPU,
     compute_capability,
-    keep_order,
     multiprocessors,
     reciprocal,
     store_warp_sums,
@@ -59,8 +60,8 @@ _UNROLL = 20
 _READ_AHEAD = 40
 # What a normal counts as in it: two are drawn at a time, for two steps.
 _DRAW = 36
-# Shared memory of an adjoint's program, so that four fit on a multiprocessor of 228 KiB.
-SHARED = 52 * 1024
+# Values that an adjoint may keep in registers from a step to its pullback, and operations of the body that does.
+KEPT, _BODY_BACK = 72, 2500
 
 # Elementwise primitives that the kernel can hold (tests/test_mosaic_gpu.py holds this against the compiler).
 SUPPORTED = RULES.keys() | frozenset(
@@ -126,7 +127,6 @@ class _Call:
         self.loop, self.layout = loop, layout
         self.operands: dict[str, list] = {}
         self.outs: dict[str, list] = {}
-        self.scratch: dict[str, list] = {}
 
     def give_arguments(self, coefs, inputs, seeds):
         """The operands that a step needs besides the state."""
@@ -142,7 +142,7 @@ class _Call:
 
     def run(self, kernel: Callable, name: str) -> dict[str, list]:
         loop = self.loop
-        names = _names(self.operands | self.outs | self.scratch)
+        names = _names(self.operands | self.outs)
 
         def body(*refs):
             kernel(_Lanes(self, grouped(names, refs)))
@@ -152,7 +152,6 @@ class _Call:
         results = plgpu.kernel(
             body,
             out_type=outs,
-            scratch_types=[x for values in self.scratch.values() for x in values],
             grid=(self.layout.blocks,),
             grid_names=("block",),
             compiler_params=plgpu.CompilerParams(
@@ -228,11 +227,6 @@ class _Lanes:
     def store_sums(self, ref, value) -> None:
         """The sum of each warp's lanes."""
         store_sums(ref, value, self.registers, self.loop.interpret)
-
-    def keep_order(self, ref) -> None:
-        """No access of shared memory is moved across this place."""
-        if not self.loop.interpret:
-            plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))(keep_order)(ref)
 
     def inputs(self, n) -> tuple:
         uniform = [ref[n] for ref in self.refs["uniform_inputs"]]
@@ -499,7 +493,7 @@ class MosaicGPU:
         layout = Layout.choose(ct_final[0].shape[0], most=1)
         groups = tuple(segment_groups(loop.schedule, checkpoint_every))
         obs = loop.n_observables if loop.schedule.count else 0
-        reverse = ReversePlan.of(loop, pullbacks, wanted, layout)
+        reverse = ReversePlan.of(loop, pullbacks, wanted)
         call = _Call(loop, layout)
         call.give_arguments(coefs, inputs, seeds)
         call.operands["saved"] = [layout.lay(x) for x in saved]
@@ -514,8 +508,6 @@ class MosaicGPU:
         if pullbacks.inverse is None:
             levels = checkpoint_levels(groups, reverse.most)
             call.outs["inner_saved"] = [layout.array(slots) for slots in levels for _ in range(loop.n_state)]
-            longest = min(reverse.most, max((group.length for group in groups), default=1))
-            call.scratch["residuals"] = [plgpu.SMEM((longest + 1, reverse.n_residuals, layout.width), jnp.float32)]
         out = call.run(lambda lanes: ReversePass(reverse, lanes, in_lanes).run(groups), "brainmass_kernels_gpu_adjoint")
         return Adjoint(
             tuple(layout.unlay(x) for x in out["ct_coefs"]),
@@ -529,28 +521,20 @@ class ReversePlan(NamedTuple):
 
     Attributes
     ----------
-    needed : which of a step's state and normals the pullbacks need
-    most : steps that shared memory holds them for
+    most : steps that are replayed and then reversed in one body, the states between in registers
     """
 
     pullbacks: Pullbacks
     n_coefs: int
-    needed: tuple[bool, ...]
     most: int
 
     @classmethod
-    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted, layout: Layout) -> ReversePlan:
-        n, m = loop.n_coefs, loop.n_state
-        by_step = pullbacks.advance.uses()
-        by_record = pullbacks.observe.uses()[n : n + m]
-        drawn = by_step[n + m + loop.n_inputs :][: loop.n_normals]
-        needed = tuple(a or b for a, b in zip(by_step[n : n + m], by_record)) + drawn
-        most = SHARED // (4 * max(1, sum(needed)) * layout.width) - 1
-        return cls(pullbacks, sum(wanted.coefs), needed, max(1, most))
-
-    @property
-    def n_residuals(self) -> int:
-        return max(1, sum(self.needed))
+    def of(cls, loop: Loop, pullbacks: Pullbacks, wanted: Wanted) -> ReversePlan:
+        operations = 1 + len(pullbacks.advance.jaxpr.jaxpr.eqns) + len(loop.advance.jaxpr.jaxpr.eqns)
+        operations += _DRAW * loop.n_normals
+        most = max(1, min(KEPT // (loop.n_state + loop.n_normals), _BODY_BACK // operations))
+        # A draw is of two steps.
+        return cls(pullbacks, sum(wanted.coefs), most - most % 2 if loop.n_normals and most > 1 else most)
 
 
 class ReversePass(NamedTuple):
@@ -596,7 +580,7 @@ class ReversePass(NamedTuple):
         return self.walk(groups, start, record, segment, carry)
 
     def long(self, group: SegmentGroup, first: _Start, k, state, carry, depth: int):
-        """A segment too long for shared memory: run it to save states within it, and walk its parts back."""
+        """A segment too long for registers: run it to save states within it, and walk its parts back."""
         lanes, n, groups = self.lanes, self.lanes.loop.n_state, nested_segments(group, self.plan.most)
         saved = lanes.refs["inner_saved"][n * depth : n * (depth + 1)]
         state = _run_groups(lanes, groups, first, state, None, lambda slot, s: lanes.store(saved, s, slot))
@@ -605,53 +589,20 @@ class ReversePass(NamedTuple):
         return self.by_replay(groups, first, k, saved, carry, depth + 1)
 
     def short(self, group: SegmentGroup, first: _Start, k, state, carry):
-        """A segment that shared memory holds."""
-        self.replay(group, first, state)
-        unroll = unrolled(self.lanes.loop, self.lanes.layout, self.plan.pullbacks.advance, drawn=False)
-
-        def observed(m, carry):
-            return self.observed(k + m, self.recall((m + 1) * group.stride)[0], carry)
-
-        return _steps(
-            self.lanes, group, first, unroll,
-            lambda j, inputs, _, carry: self.step(first.step + j, j, inputs, carry),
-            observed if group.recorded else None, carry, backwards=True,
-        )  # fmt: skip
-
-    def replay(self, group: SegmentGroup, first: _Start, state):
-        lanes, (ref,) = self.lanes, self.lanes.refs["residuals"]
-        lanes.keep_order(ref)
-        unroll = unrolled(lanes.loop, lanes.layout, lanes.loop.advance)
-
-        def keep(j, state, draws):
-            chosen = [x for x, flag in zip((*state, *draws), self.plan.needed) if flag]
-            for i, x in enumerate(chosen):
-                ref[j, i] = x
-
-        def step(j, inputs, draw, state):
-            draws = draw()
-            keep(j, state, draws)
-            return lanes.step(inputs, state, draws)
-
-        whole = group._replace(strides=1, stride=group.length, recorded=False)
-        state = _steps(lanes, whole, first, unroll, step, None, state)
-        keep(jnp.int32(group.length), state, lanes.zeros(lanes.loop.n_normals))
-        lanes.keep_order(ref)
-
-    def recall(self, j) -> tuple[tuple, tuple]:
-        """State and normals of a step, zero where no pullback needs them."""
-        lanes, (ref,) = self.lanes, self.lanes.refs["residuals"]
-        chosen = iter(range(self.plan.n_residuals))
-        (zero,) = lanes.zeros(1)
-        values = tuple(lanes.register(ref.at[j, next(chosen)]) if flag else zero for flag in self.plan.needed)
-        n = lanes.loop.n_state
-        return values[:n], values[n:]
-
-    def step(self, n, j, inputs, carry):
-        """The pullback of step ``n``, of which residuals have the number ``j``."""
-        lanes, (state, draws) = self.lanes, self.recall(j)
-        out = lanes.apply(self.plan.pullbacks.advance, *lanes.coefs, *state, *inputs, *draws, *carry[1])
-        return self.pulled(n, out, carry)
+        """A segment of a few steps, written out: each of them, and then the pullback of each."""
+        lanes, steps = self.lanes, range(group.length)
+        inputs, normals = [lanes.inputs(first.step + j) for j in steps], lanes.normals(first.step, first.parity)
+        states, draws = [state], []
+        for j in steps:
+            draws.append(normals(j))
+            states.append(lanes.step(inputs[j], states[-1], draws[-1]))
+        for j in reversed(steps):
+            m, left = divmod(j + 1, group.stride)
+            if group.recorded and left == 0:
+                carry = self.observed(k + (m - 1), states[j + 1], carry)
+            out = lanes.apply(self.plan.pullbacks.advance, *lanes.coefs, *states[j], *inputs[j], *draws[j], *carry[1])
+            carry = self.pulled(first.step + j, out, carry)
+        return carry
 
     def pulled(self, n, out, carry):
         """The carry after the pullback of step ``n``, which made ``out``."""
