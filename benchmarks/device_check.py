@@ -9,8 +9,8 @@ Each part is a process of its own with a time limit, so that a CUDA error or a c
 again at its next item. Every result is a line of ``device_check.jsonl``, on disk at once; in the end all are in
 ``<device>-<date>.json``, which `benchmarks.crossovers` reads. ``--dry`` runs the same on the CPU in tiny sizes.
 
-The parts are forward, gradient, models, networks, speed, large and network_speed; and, only when asked for by
-``--only``, suite (tests/test_device.py) and profile (Nsight Compute).
+The parts are use (README's example and first command), forward, gradient, models, networks, speed, large and
+network_speed; and, only when asked for by ``--only``, suite (tests/test_device.py) and profile (Nsight Compute).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Planned(NamedTuple):
 
 
 # Seconds that each kind may take. Those of correctness run side by side, the others have the device to themselves.
-CORRECT = {"forward": 150.0, "gradient": 150.0, "models": 150.0, "networks": 150.0}
+CORRECT = {"use": 120.0, "forward": 150.0, "gradient": 150.0, "models": 150.0, "networks": 150.0}
 ALONE = {"speed": 120.0, "large": 60.0, "network_speed": 70.0, "suite": 400.0, "profile": 120.0}
 # Of the second and further implementations, which are timed on fewer cases.
 SECOND = 60.0
@@ -72,8 +72,9 @@ def planned(able: list[str], connected: list[str], quick: bool, accelerator: boo
         Planned(f"{kind}{SEPARATOR}{name}", seconds)
         for name in able
         for kind, seconds in CORRECT.items()
-        if kind != "networks" or name in connected
+        if kind != "use" and (kind != "networks" or name in connected)
     ]
+    correct.append(Planned("use", CORRECT["use"]))
     alone = []
     for kind, seconds in ALONE.items() if not quick else ():
         if kind in ("network_speed", "suite"):

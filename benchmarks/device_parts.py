@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -107,6 +110,33 @@ def asked(*command: str) -> str | None:
 
 
 # Correctness --------------------------------------------------------------------------------------------------------
+
+
+# Of log10 power, to which the example of the README is fitted on every implementation.
+FITTED = 0.065
+
+
+def use(part: Part) -> None:
+    """What a user runs first: README's example prints what README says, and its fit ends as well as on a CPU."""
+    readme = (ROOT / "README.md").read_text()
+    ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.S)
+    fit = "from brainmass_kernels.cli import main; main(['fit', '--quiet', '--out', 'fit.png', '--json', 'fit.json'])"
+    items = {"README's example": code, "brainmass-kernels fit": fit}
+    part.each(dict([*items.items()][: 1 if part.dry else 2]), lambda each: used(each, printed), "check")
+
+
+def used(code: str, printed: str) -> dict[str, Any]:
+    """Run it in a process of its own; it holds if it prints this, or leaves a fit that is as near as it should be."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+        )  # fmt: skip
+        fit = Path(folder, "fit.json")
+        rms = json.loads(fit.read_text())["rms"][0] if fit.exists() else None
+    ok = done.returncode == 0 and (done.stdout == printed if rms is None else rms <= FITTED)
+    wrong = done.stderr[-2000:] if done.returncode else f"it printed {done.stdout[-300:]!r}"
+    return {"ok": ok, "rms": rms, "printed": done.stdout[-2000:], **({} if ok else {"error": wrong})}
 
 
 def tiny(check):
@@ -293,6 +323,7 @@ def profile(part: Part) -> None:
 
 KINDS: dict[str, Callable[[Part], None]] = {
     "machine": machine,
+    "use": use,
     "forward": check_forward,
     "gradient": check_gradient,
     "models": check_models,

@@ -24,7 +24,8 @@ def names(stages):
 
 def test_quick_is_correctness_alone_and_full_has_speed_too():
     correct, alone = names(device_check.wanted(device_check.planned(ABLE, ["triton"], True, True), []))
-    assert len(correct) == 7
+    assert len(correct) == 8
+    assert "use" in correct
     assert "networks-triton" in correct
     assert "networks-mosaic_gpu" not in correct
     assert alone == []
@@ -59,6 +60,16 @@ def test_parts_by_name_and_by_kind():
 
 def test_every_kind_that_is_planned_is_there():
     assert {*device_check.CORRECT, *device_check.ALONE, "machine"} == set(device_parts.KINDS)
+
+
+def test_what_a_user_runs_first_must_print_what_is_shown():
+    code = "print('0.496 more')"
+    assert device_parts.used(code, "0.496 more\n")["ok"]
+    assert "0.496" in device_parts.used(code, "0.339 more\n")["error"]
+    assert "ZeroDivisionError" in device_parts.used("1 / 0", "")["error"]
+    poor = "import json; json.dump({'rms': [0.2]}, open('fit.json', 'w'))"
+    assert not device_parts.used(poor, "")["ok"]
+    assert device_parts.used(poor.replace("0.2", "0.06"), "")["ok"]
 
 
 def test_names_of_checks_are_unique():
