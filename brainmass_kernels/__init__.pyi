@@ -47,6 +47,7 @@ from .inference.density import LogDensity as LogDensity
 from .inference.log_density import log_density as log_density
 from .inference.posterior import Posterior as Posterior
 from .inference.sample import sample as sample
+from .linear import linear_cross_spectrum as linear_cross_spectrum
 from .linear import linear_spectrum as linear_spectrum
 from .models import HORN as HORN
 from .models import Block as Block

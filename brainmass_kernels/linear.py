@@ -1,4 +1,4 @@
-"""Power spectra without simulating: the transfer function about a state at rest, from noise to an observable.
+"""Spectra and cross-spectra without simulating: transfer functions about a state at rest, from noise to an observable.
 
 Near a state at rest a region is a linear filter, and a network is such filters in a loop of weights and delays. A delay
 d is a factor ``exp(-i w d)``. Each region's own transfer functions are solved for alone; the loop then has as many
@@ -23,6 +23,7 @@ from .models.base import Model
 from .network import Network
 from .notices import warn
 from .programs import Programs
+from .readout import Readout
 from .spectra import in_hertz
 from .systems import Data, Prepared, System, linearised, matrices, prepare
 
@@ -85,22 +86,105 @@ def linear_spectrum(
     Moran, Kiebel, Stephan, Reilly, Daunizeau and Friston 2007, NeuroImage 37:706 (neural masses).
     Robinson, Rennie, Wright, Bahramali, Gordon and Rowe 2001, Physical Review E 63:021903 (with delays).
     """
+    prepared, hertz = _prepared(model, freqs, inputs, noise, of, initial)
+    power = _found(_SPECTRA(prepared.system), prepared, initial, hertz)
+    power = power.reshape(len(hertz), *prepared.batch)
+    if prepared.lanes is not None:
+        power = power[..., prepared.lanes]
+    return u.Quantity(power, unit=_unit(prepared.system) ** 2 / u.Hz)
+
+
+def linear_cross_spectrum(
+    model: Network,
+    freqs,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    of: str | Readout | None = None,
+    initial: Mapping[str, Any] | None = None,
+):
+    """Cross-spectral densities of a network's regions, or of sensors, about a state at rest, in closed form.
+
+    As `linear_spectrum`, whose densities are the diagonal. A long run with weak noise has these cross-spectra
+    (`bk.CrossSpectralDensity`, `spectra.csd`), within its sampling error. A fit of a `CrossSpectrum` with them as the
+    prediction (``bk.fit(..., predict="linear")``) is dynamic causal modelling of cross-spectra.
+
+    Parameters
+    ----------
+    model : a `Network`
+    freqs, inputs, noise, initial : as `linear_spectrum` takes them
+    of : the observable or state; ``None``, the model's first; or a `Readout` of one, for the cross-spectra of sensors
+
+    Returns
+    -------
+    complex Quantity ``(F, *members, N, N)`` for the N regions or sensors, where ``members`` is the batch without its
+    regions: Hermitian, one-sided, in the unit of the observable or the readout squared per Hz. Of the value ``[i, j]``
+    the angle is the phase by which j leads i
+
+    NaN in members of a batch without a stable fixed point
+
+    Warns
+    -----
+    UserWarning : as `linear_spectrum`
+
+    Raises
+    ------
+    ValueError, TypeError : as `linear_spectrum`; a model that is no network, a readout of other regions
+
+    References
+    ----------
+    Friston, Bastos, Litvak, Stephan, Fries and Moran 2012, NeuroImage 59:439-455.
+    """
+    if not isinstance(model, Network):
+        raise TypeError(f"'model' got {type(model).__name__}, but takes a bk.Network: one region has no cross-spectra")
+    readout, of = (of, of.of or None) if isinstance(of, Readout) else (None, of)
+    prepared, hertz = _prepared(model, freqs, inputs, noise, of, initial)
+    matrix, unit = _seen(prepared, readout)
+    density = _found(_CROSS(prepared.system), prepared, initial, hertz, matrix)
+    density = density.reshape(len(hertz), *prepared.batch[:-1], *density.shape[2:])
+    return u.Quantity(density, unit=unit**2 / u.Hz)
+
+
+def _seen(prepared: Prepared, readout: Readout | None) -> tuple[Any, Any]:
+    """The matrix ``(S, N)`` by which sensors, or the regions of a group, see all regions; ``None``, all as they are.
+
+    And the unit of what is seen.
+    """
+    system, lanes, unit = prepared.system, prepared.lanes, _unit(prepared.system)
+    seen = np.arange(system.regions) if lanes is None else lanes
+    if readout is None:
+        return (None if lanes is None else jnp.eye(system.regions, dtype=system.dtype)[seen]), unit
+    if readout.shape[1] != len(seen):
+        raise ValueError(
+            f"'of' got a Readout of {readout.shape[1]} regions, but the network has {len(seen)}: "
+            "Readout.matched(labels) puts its regions into the network's order"
+        )
+    sensors = readout.bound(system.of, unit)
+    matrix = jnp.asarray(sensors.matrix, system.dtype)
+    return jnp.zeros((len(matrix), system.regions), system.dtype).at[:, seen].set(matrix), sensors.result_unit
+
+
+def _prepared(model, freqs, inputs, noise, of, initial) -> tuple[Prepared, np.ndarray]:
     prepared = prepare(model, inputs, initial, noise, of)
-    system, data, batch, _ = prepared
-    if not system.noisy:
+    if not prepared.system.noisy:
         raise ValueError(
             "'noise' names nothing, but without noise a state at rest has no spectrum: give the intensity of noise on "
             "an input or a state, such as noise={'E_inp': 2 * u.Hz * u.second**0.5}"
         )
-    hertz = _frequencies(freqs)
-    power, found, stable = _SPECTRA(system)(data, jnp.asarray(hertz, system.dtype))
-    if not any(map(is_traced, (power, found, stable))):
+    return prepared, _frequencies(freqs)
+
+
+def _unit(system: System):
+    return units.unit_of(1.0 * system.model.recordable()[system.of])
+
+
+def _found(program, prepared: Prepared, initial, hertz: np.ndarray, *more):
+    """What a program finds of all members, ``(F, L, ...)``; members without it are named where they are known."""
+    system, data = prepared.system, prepared.data
+    density, found, stable = program(data, jnp.asarray(hertz, system.dtype), *more)
+    if not any(map(is_traced, (density, found, stable))):
         _say(prepared, np.asarray(found), np.asarray(stable), initial)
-    power = jnp.moveaxis(power, 1, 0)
-    power = power.reshape(len(hertz), *batch)
-    if prepared.lanes is not None:
-        power = power[..., prepared.lanes]
-    return u.Quantity(power, unit=units.unit_of(1.0 * system.model.recordable()[system.of]) ** 2 / u.Hz)
+    return jnp.moveaxis(density, 1, 0)
 
 
 def _frequencies(freqs) -> np.ndarray:
@@ -119,14 +203,27 @@ def _compiled(system: System):
     return jax.jit(brainmass_kernels_linear)
 
 
+def _compiled_cross(system: System):
+    def brainmass_kernels_linear_cross(data: Data, hertz, matrix):
+        one = functools.partial(spectrum, system, hertz=hertz, of_member=functools.partial(cross_density, matrix))
+        return _batched(one, system, data, len(hertz))
+
+    return jax.jit(brainmass_kernels_linear_cross)
+
+
 _SPECTRA = Programs(_compiled, lambda system: system)
+_CROSS = Programs(_compiled_cross, lambda system: system)
+
+
+def numbers(system: System) -> int:
+    """Those in the matrices of one member at one frequency."""
+    own = system.regions * system.states * (system.states + system.sums)
+    return own + (system.regions * max(1, system.quantities)) ** 2
 
 
 def _batched(one, system: System, data: Data, frequencies: int):
     """``one(data)`` of every member of a batch, so many at once that memory is bounded."""
-    each = system.regions * system.states * (system.states + system.sums)
-    each += (system.regions * system.quantities) ** 2
-    count, most = len(data.start), max(1, _AT_ONCE // (each * frequencies))
+    count, most = len(data.start), max(1, _AT_ONCE // (numbers(system) * frequencies))
     axes = data.axes(system)
     if count <= most:
         return jax.vmap(one, (axes,))(data)
@@ -146,22 +243,41 @@ def _batched(one, system: System, data: Data, frequencies: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
-def spectrum(system: System, data: Data, hertz):
-    """The density ``(F, N)`` of one member, whether there is a fixed point, and whether it is stable."""
+def spectrum(system: System, data: Data, hertz, of_member=None):
+    """The density ``(F, N)`` of one member, whether there is a fixed point, and whether it is stable.
+
+    ``of_member`` takes the gains ``(N, N, M)`` and gives the density, each region's own by default.
+    """
     x, found = rest.fixed_point(system, data)
     held = jax.tree.map(jax.lax.stop_gradient, data)
     stable = rest.is_stable(rest.generator(system, held, jax.lax.stop_gradient(x)))
     near = linearised(system, data, x)
     angular = (2 * math.pi * system.seconds) * hertz
-    power = jax.vmap(functools.partial(density, system, data, near))(angular)
+    of_gains = of_member or own_density
+    power = jax.vmap(lambda angular: of_gains(gains(system, data, near, angular)))(angular)
     # As Welch's estimate has it, 0 Hz has no other side.
-    sides = jnp.where(hertz > 0, 2.0, 1.0).astype(power.dtype) * system.seconds
-    power = power * jnp.broadcast_to(sides[:, None], power.shape)
+    sides = jnp.where(hertz > 0, 2.0, 1.0).astype(system.dtype) * system.seconds
+    power = power * jnp.broadcast_to(sides.reshape(-1, *[1] * (power.ndim - 1)), power.shape).astype(power.dtype)
     return jnp.where(found & stable, power, jnp.nan), found, stable & found
 
 
-def density(system: System, data: Data, near, angular):
-    """The two-sided density ``(N,)`` at an angular frequency, per unit of the model's time."""
+def own_density(gain):
+    """The two-sided density ``(N,)`` of each region, per unit of the model's time."""
+    return jnp.sum(_squared(gain), (1, 2))
+
+
+def cross_density(matrix, gain):
+    """The two-sided cross-spectral densities ``(S, S)`` of regions, or of sensors that see them by a matrix."""
+    if matrix is not None:
+        gain = jnp.einsum("si,ijm->sjm", matrix.astype(gain.dtype), gain, precision="highest")
+    return jnp.einsum("ajm,bjm->ab", jnp.conj(gain), gain, precision="highest")
+
+
+def gains(system: System, data: Data, near, angular):
+    """What one unit of each noise of region j makes of the observable of region i, ``(N, N, M)``.
+
+    At an angular frequency, per unit of the model's time.
+    """
     kind = jnp.complex64 if system.dtype == np.float32 else jnp.complex128
     near = jax.tree.map(lambda x: x.astype(kind), near)
     turning = (1j * angular.astype(kind)) * jnp.eye(system.states, dtype=kind)
@@ -171,7 +287,7 @@ def density(system: System, data: Data, near, angular):
     shown = jnp.einsum("ia,iac->ic", near.observed, responses, precision="highest")
     of_noise = shown[:, system.sums :]
     if not system.sums:
-        return jnp.sum(_squared(of_noise), -1)
+        return jnp.eye(system.regions, dtype=kind)[..., None] * of_noise[:, None]
     sent = jnp.einsum("iqa,iac->iqc", near.sent, responses, precision="highest")
     n, quantities = system.regions, system.quantities
     # What one unit of each quantity, sent by region j, makes of the quantities and the observable of region i.
@@ -188,8 +304,7 @@ def density(system: System, data: Data, near, angular):
     loop = jnp.eye(size, dtype=kind) - around.reshape(size, size)
     through = jnp.linalg.solve(loop.T, onto.reshape(n, size).T).T.reshape(n, n, quantities)
     gain = jnp.einsum("ijq,jqm->ijm", through, sent[:, :, system.sums :], precision="highest")
-    gain = gain + jnp.einsum("ij,im->ijm", jnp.eye(n, dtype=kind), of_noise, precision="highest")
-    return jnp.sum(_squared(gain), (1, 2))
+    return gain + jnp.einsum("ij,im->ijm", jnp.eye(n, dtype=kind), of_noise, precision="highest")
 
 
 def _squared(z):

@@ -134,7 +134,13 @@ NETWORK = bk.Network(Resonator(), np.array([[0.0, 1.0], [1.0, 0.0]]), source="x"
         (Resonator(), TARGET, {"noise": None}, ValueError, "'noise' names nothing"),
         (Resonator(), lambda result: 0.0, {}, TypeError, "'predict' got 'linear' of <lambda>"),
         (Resonator(), bk.TimeSeries(np.arange(9.0)), {}, TypeError, "'predict' got 'linear' of time series"),
-        (NETWORK, TARGET, {}, TypeError, "'predict' got 'linear' of a network"),
+        (
+            NETWORK,
+            bk.Joint({n: bk.PowerSpectrum(FREQS, TARGET[1][0]) for n in "ab"}),
+            {},
+            TypeError,
+            "'linear' of joint",
+        ),
     ],
 )
 def test_refused(model, target, arguments, error, message):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import spectra, units
 from ..connectivity import Correlation
+from ..linear import linear_spectrum
 from ..readout import Readout
 from ..recording import Observation
 from ..rounding import at_rest
@@ -36,6 +37,10 @@ class Target:
         """As `compare` takes and returns."""
         raise NotImplementedError
 
+    def linear_comparison(self, model, record, band) -> Comparison | None:
+        """That with linear systems in place of runs; ``None``, there is none."""
+        return None
+
 
 class Comparison:
     """How runs are compared with a target; ``data`` is traced, all else decides the program.
@@ -50,6 +55,7 @@ class Comparison:
     record : the name of what is compared in a result; of a function, whatever `simulate` takes
     settings : what a resumed fit must have in common with this one, ready for JSON
     absent : of each target, the residuals that are 0 because nothing was measured; ``(n,)``, or 0
+    simulated : whether predictions are of runs; else `density` is what is predicted from
     """
 
     target: Any
@@ -60,6 +66,11 @@ class Comparison:
     record: Any
     settings: dict[str, Any]
     absent: Any = 0
+    simulated: bool = True
+
+    def density(self, model, inputs, noise) -> Any:
+        """Of linear systems about fixed points, in place of a result, at the target's own frequencies."""
+        raise NotImplementedError
 
     def axis_of(self, record: str) -> int:
         """The axis of the targets in what is recorded under this name: after that of time, or the first of a matrix."""
@@ -236,9 +247,14 @@ class OfSpectra(Comparison):
 class OfDensities(OfSpectra):
     """The densities of linear systems in log10 power, at the target's own frequencies; nothing is simulated."""
 
-    def __init__(self, target: PowerSpectrum, record: str, band, background: bool):
-        super().__init__(target, record, 1.0, 0, band, background)
+    simulated = False
+
+    def __init__(self, target: PowerSpectrum, record: str, band, background: bool, regions: int | None = None):
+        super().__init__(target, record, 1.0, 0, band, background, regions)
         self.settings |= {"predict": LINEAR}
+
+    def density(self, model, inputs, noise):
+        return linear_spectrum(model, self.target.freqs, inputs=inputs, noise=noise, of=self.record)
 
     @property
     def onto(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -248,8 +264,9 @@ class OfDensities(OfSpectra):
         return OfDensities, *super().read()
 
     def predict(self, result):
-        """Of densities ``(F, n or 1, starts, 1)``."""
-        return jnp.moveaxis(u.get_mantissa(result)[..., 0], 0, -1)
+        """Of densities ``(F, n or 1, starts, 1)``, or ``(..., 1, N)`` of a network, the mean over its regions."""
+        power = u.get_mantissa(result)
+        return jnp.moveaxis(power.mean(tuple(range(3, power.ndim))), 0, -1)
 
 
 class OfSeries(Comparison):

@@ -12,9 +12,12 @@ import numpy as np
 
 from .. import spectra, units
 from ..crossspectra import CrossSpectralDensity, coherency
+from ..errors import check_name
+from ..linear import linear_cross_spectrum
+from ..network import parts_of
 from ..readout import Readout
 from ..spectra import PowerSpectrum
-from .comparisons import Comparison, Target, segment_of
+from .comparisons import LINEAR, Comparison, Target, segment_of
 from .observed import addressable, unchecked
 from .targets import recorded_network
 
@@ -98,6 +101,14 @@ class CrossSpectrum(Target):
         regions, samples, sampling = recorded_network(self, model, record, options)
         return OfCrossSpectra(self.band(*band), record, sampling, samples, regions, band)
 
+    def linear_comparison(self, model, record, band):
+        """With cross-spectra in closed form, as dynamic causal modelling of cross-spectra has them."""
+        network, mass = parts_of(model)
+        if not isinstance(record, str):
+            raise TypeError(f"'record' got {record!r}, but a cross-spectrum takes one name")
+        check_name(record, mass.recordable(), "record")
+        return OfLinearCrossSpectra(self.band(*band), record, network.regions_of(record) if network else None, band)
+
 
 class OfCrossSpectra(Comparison):
     """Welch's cross-spectra, as real and imaginary parts of pairs; of densities the nuisance is a gain.
@@ -116,7 +127,7 @@ class OfCrossSpectra(Comparison):
             raise ValueError(f"'{argument}' of {target.name} has {takes} regions, but what is fitted is {what}")
         self.target, self.record, self.name = target, record, target.name
         self.count, self.sensors, self.sigma = len(target.values), sensors, float(target.sigma)
-        self.samples, self.sampling = segment_of(target.freqs, samples, sampling), sampling
+        self.samples, self.sampling = segment_of(target.freqs, samples, sampling) if self.simulated else 0, sampling
         wanted = coherency_of(target.values) if target.compare == COHERENCY else target.values
         #: The root mean square of the densities, which float32 could not hold squared.
         self.level = np.ones(self.count) if target.compare == COHERENCY else np.sqrt(
@@ -158,7 +169,7 @@ class OfCrossSpectra(Comparison):
 
     def predict(self, result):
         # (F, n, starts, R, N, N), of which the realisations are segments too.
-        density = u.get_mantissa(result[self.record]).mean(3)
+        density = u.get_mantissa(result[self.record] if self.simulated else result).mean(3)
         packed = _packed(density, jnp)
         onto = jnp.asarray(self.onto, packed.dtype)
         packed = jnp.einsum("gf,fnsij->nsgij", onto, packed, precision="highest")
@@ -216,6 +227,31 @@ class OfCrossSpectra(Comparison):
         leads = [None if x.lead_field is None else x.lead_field.tolist() for x in (self.target, other)]
         same_values = np.allclose(other.values, self.target.values, rtol=1e-12, atol=0)
         return leads[0] == leads[1] and np.allclose(other.freqs, self.target.freqs) and same_values
+
+
+class OfLinearCrossSpectra(OfCrossSpectra):
+    """The cross-spectra of linear systems, at the target's own frequencies; nothing is simulated."""
+
+    simulated = False
+
+    def __init__(self, target: CrossSpectrum, record: str, regions: int | None, band):
+        super().__init__(target, record, 1.0, 0, regions, band)
+        self.settings |= {"predict": LINEAR}
+
+    def read(self):
+        return OfLinearCrossSpectra, *super().read()
+
+    @property
+    def records(self):
+        lead = self.target.lead_field
+        return self.record if lead is None else Readout(lead, of=self.record, **_silent(lead))
+
+    @property
+    def onto(self) -> np.ndarray:
+        return np.eye(len(self.target.freqs))
+
+    def density(self, model, inputs, noise):
+        return linear_cross_spectrum(model, self.target.freqs, inputs=inputs, noise=noise, of=self.records)
 
 
 def coherency_of(density: np.ndarray) -> np.ndarray:

@@ -139,10 +139,10 @@ def fit(
         function computes must agree with it
     checkpoint : a file that is written during the fit. A fit with the same arguments resumes from it, with the
         result of an uninterrupted fit
-    predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form (`linear_spectrum`), of
-        one mass with noise: without noise in the fit. Realisations, times and implementation count for
-        nothing then. Starts without a stable fixed point have no error, and stay. By default as in a resumed fit.
-        ``starts=`` of another fit takes its places to a fit by simulation
+    predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form (`linear_spectrum`), or
+        of a network the cross-spectra (`linear_cross_spectrum`): without noise in the fit. Realisations, times and
+        implementation count for nothing then. Starts without a stable fixed point have no error, and stay. By default
+        as in a resumed fit. ``starts=`` of another fit takes its places to a fit by simulation
 
     Returns
     -------
@@ -194,7 +194,7 @@ def fit(
             "over the whole run: take an optimiser of optax"
         )
     plan = problem.plan(key)
-    if optimiser == LEVENBERG_MARQUARDT and not problem.carried:
+    if optimiser == LEVENBERG_MARQUARDT and not (problem.carried or problem.linear):
         plan = dataclasses.replace(plan, reason=f"{plan.reason}; derivatives by JAX's forward mode through 'scan'")
     patience = (8 if optimiser == LEVENBERG_MARQUARDT else 40) if patience is None else patience
     check_counts(1, patience=patience)

@@ -28,12 +28,12 @@ from ..coupling import Coupling
 from ..dispatch import Plan
 from ..equations import Key, key_of
 from ..groups import Groups
-from ..linear import linear_spectrum
+from ..linear import numbers
 from ..models.base import Model
 from ..network import Network, parts_of
 from ..sensitivity import sensitivities
 from ..simulation import explain, simulate
-from .targets import LINEAR, Comparison, OfDensities
+from .targets import LINEAR, Comparison
 
 #: Folded into the key for the noise that only the final report uses.
 _UNSEEN = 1_000_003
@@ -261,7 +261,7 @@ class Problem:
     @property
     def linear(self) -> bool:
         """Whether spectra are those of linear systems, and nothing is simulated."""
-        return isinstance(self.comparison, OfDensities)
+        return not self.comparison.simulated
 
     def put(self, values) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Model, inputs and noise with the free values."""
@@ -318,22 +318,26 @@ class Problem:
         """A plan that says that nothing is simulated, with the memory of the linear systems."""
         z = {f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}
         like = jax.eval_shape(self.predict, z, self.keys(key))
-        lanes, frequencies = self.comparison.count, like.shape[-1]
-        size = 2 * like.dtype.itemsize * lanes * frequencies * len(self.mass.states) ** 2
+        lanes, frequencies = self.comparison.count, len(self.comparison.target.freqs)
+        system = self.run(z, self.keys(key), self._prepared).system
+        size = 2 * like.dtype.itemsize * lanes * frequencies * numbers(system)
         why = "predict='linear': spectra about fixed points, nothing is simulated"
         return Plan(LINEAR, why, {}, lanes, 0, frequencies, 0, 0, 0, size, size)
 
-    def _linear_digests(self, model, *, inputs, noise, record, **_) -> dict[str, str]:
+    def _prepared(self, model, *, inputs, noise, **_) -> systems.Prepared:
+        return systems.prepare(model, inputs, None, noise, self.comparison.record)
+
+    def _linear_digests(self, model, **arguments) -> dict[str, str]:
         """What tells the linear systems of this fit from those of others."""
-        prepared = systems.prepare(model, inputs, None, noise, record)
+        prepared = self._prepared(model, **arguments)
         names = ", ".join(name for group in prepared.data.regional for name in group)
         everything, avals = systems.of_one_region(prepared.system, prepared.data)
         equations = f"{identity.of_function(everything, *avals)} of {names}"
         return {"dtype": str(prepared.system.dtype), "equations": equations}
 
-    def _density(self, model, *, inputs, noise, record, **_):
-        """`linear_spectrum` at the target's frequencies, of what `run` gives a simulation."""
-        return linear_spectrum(model, self.comparison.target.freqs, inputs=inputs, noise=noise, of=record)
+    def _density(self, model, *, inputs, noise, **_):
+        """What is predicted from, of what `run` gives a simulation."""
+        return self.comparison.density(model, inputs, noise)
 
     def predict(self, z, keys):
         """The prediction of every lane, ``(n or 1, starts, ...)``."""
@@ -408,14 +412,14 @@ class Problem:
         record = list(self.record.values()) if isinstance(self.record, Mapping) else self.record
         names = [record] if record is None or isinstance(record, str) else record
         of_names = isinstance(names, list | tuple) and all(x is None or isinstance(x, str) for x in names)
-        return self.linear or (self.regions is None and not self.mass.delayed and of_names)
+        return self.regions is None and (self.linear or (not self.mass.delayed and of_names))
 
     def linearised(self, z, keys, data):
         """Residuals (n, starts, M), and their derivatives by the P unknowns of a lane, (n, starts, P, M)."""
-        if self.linear:
-            return self._linearised_densities(z, keys, data)
         if not self.carried:
             return self._linearised_forward(z, keys, data)
+        if self.linear:
+            return self._linearised_densities(z, keys, data)
         result, slopes = self.run(z, keys, sensitivities, wrt=[f.name for f in self.moving])
 
         def residuals_of(records, final):
@@ -433,10 +437,13 @@ class Problem:
         return residuals, jnp.stack(columns, 2)
 
     def _linearised_forward(self, z, keys, data):
-        """By JAX's forward mode through `scan`, some directions at once."""
+        """By JAX's forward mode, of runs through `scan`, some directions at once."""
 
         def residuals_of(z):
-            prediction = self.predicted(self.run(z, keys, simulate, implementation="scan"))
+            runs = not self.linear
+            prediction = (
+                self.predicted(self.run(z, keys, simulate, implementation="scan")) if runs else self.predict(z, keys)
+            )
             return self.each(lambda *x: self.comparison.residuals(*x)[0], prediction, data)
 
         def pushed(number):

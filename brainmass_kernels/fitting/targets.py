@@ -48,17 +48,13 @@ def as_target(target) -> Any:
 
 def compare(target, model, record, options, band, background, predict: str = SIMULATION) -> Comparison:
     """How runs of these options are compared with a target."""
-    network, mass = parts_of(model)
-    if predict == LINEAR and not (isinstance(target, PowerSpectrum) and isinstance(record, str) and network is None):
-        what = "a network" if network and isinstance(target, PowerSpectrum) else name_of(target)
-        raise TypeError(f"'predict' got 'linear' of {what}, but predicts power spectra of one mass: leave it out")
+    _, mass = parts_of(model)
+    if predict == LINEAR:
+        return _linear(target, model, record, band, background)
     if isinstance(target, Target):
         return target.comparison(model, record, options, band, background)
     if callable(target):
         return OfFunction(target, record)
-    if predict == LINEAR:
-        check_name(record, mass.recordable(), "record")
-        return OfDensities(target.band(*band), record, band, background)
     if isinstance(target, TimeSeries):
         target, record = sensors.recorded(target, model, record)
     regions, samples, sampling = recorded_network(target, model, record, options)
@@ -72,6 +68,22 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     if isinstance(target, Connectivity):
         return OfConnectivity(target, record, sampling, regions)
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
+
+
+def _linear(target, model, record, band, background) -> Comparison:
+    """How linear systems are compared with a target."""
+    network, mass = parts_of(model)
+    comparison = target.linear_comparison(model, record, band) if isinstance(target, Target) else None
+    if comparison:
+        return comparison
+    if not (isinstance(target, PowerSpectrum) and isinstance(record, str)):
+        raise TypeError(
+            f"'predict' got 'linear' of {name_of(target)}, but predicts power spectra, and cross-spectra of a network: "
+            "leave it out"
+        )
+    check_name(record, mass.recordable(), "record")
+    regions = network.regions_of(record) if network else None
+    return OfDensities(target.band(*band), record, band, background, regions)
 
 
 def _baseline(target: TimeSeries, samples: int, sampling: float) -> int:

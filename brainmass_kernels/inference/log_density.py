@@ -80,7 +80,7 @@ def log_density(
     every, record, band : as `fit` takes them
     realisations : runs with different noise, whose prediction is averaged; the likelihoods that a function returns are
         averaged themselves. ``None``, 4 with noise and else 1
-    predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form, as in `fit`
+    predict : "simulation"; or "linear", the power spectrum about a stable fixed point in closed form, as in `fit`
     shared : names of z with one value for all of n targets; the others have a value for each, a last axis of z
     group : names whose n values lie about a mean with a spread that are inferred too, ``"C.group"`` and ``"C.spread"``;
         or a dict of these to the prior of the spread. Positions are normal about that of the mean: without bounds the
