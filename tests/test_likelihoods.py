@@ -268,7 +268,7 @@ SIGMA = np.array([0.1, 0.5, 2.0])
 def drawn(likelihood, expected, **values):
     """New data about what is expected, ``(LANES, ...)``."""
     fields = {name: x if x is None or isinstance(x, float) else jnp.asarray(x, float) for name, x in values.items()}
-    return np.asarray(likelihood.noisy(jax.random.key(0), jnp.asarray(expected, float), fields))
+    return np.asarray(likelihood.noisy(jax.random.key(0), None, jnp.asarray(expected, float), fields))
 
 
 def test_new_samples_are_gaussian(x64):

@@ -207,3 +207,91 @@ def test_programs_of_runs_and_of_linear_systems_are_told_apart():
 def test_one_mass_has_no_cross_spectrum_to_fit():
     with pytest.raises(ValueError, match="'values' of cross-spectrum has 3 regions, but what is fitted is one mass"):
         bk.fit(Oscillator(), of_truth(), {"zeta": (0.1, 0.6)}, **COMMON)
+
+
+# Posteriors ---------------------------------------------------------------------------------------------------------
+
+SEGMENTS = 4000.0
+
+
+def measured(k=0.03, seed=0) -> np.ndarray:
+    """Means of complex normal vectors with the cross-spectra of the network, ``(F, 3, 3)``."""
+    with jax.enable_x64(True):
+        density = plain(bk.linear_cross_spectrum(oscillators(k), BAND, noise=NOISE, of="x"))
+    rng = np.random.default_rng(seed)
+    normals = rng.normal(size=(2, len(BAND), 3, int(SEGMENTS))) * np.sqrt(0.5)
+    drawn = np.linalg.cholesky(density) @ (normals[0] + 1j * normals[1])
+    return drawn @ np.swapaxes(drawn, -1, -2).conj() / SEGMENTS
+
+
+def posterior(values, segments=SEGMENTS, **more):
+    arguments = {"noise": NOISE, "predict": "linear", "band": (4.0, 23.0), "record": "x", "dt": 1 * u.ms}
+    likelihood = bk.likelihoods.ComplexWishart(segments, **more)
+    return bk.log_density(
+        oscillators(0.02), bk.CrossSpectrum(BAND, values), {"coupling.k": (0.002, 0.1)}, likelihood=likelihood,
+        duration=1 * u.second, **arguments,
+    )  # fmt: skip
+
+
+def test_the_likelihood_is_the_complex_wishart_density(x64):
+    """Of one sensor it is the gamma density of scipy; of three, written out with determinants."""
+    from scipy import special
+
+    values = measured()
+    density = posterior(values)
+    for z in (-1.0, 0.5):
+        at = {"coupling.k": jnp.asarray(z)}
+        k = float(plain(density.to_parameters(at)["coupling.k"]))
+        model = plain(bk.linear_cross_spectrum(oscillators(k), BAND, noise=NOISE, of="x"))
+        gammas = 3 * np.log(np.pi) + special.gammaln(SEGMENTS - np.arange(3)).sum()
+        trace = np.einsum("fij,fji->f", np.linalg.inv(model), values).real
+        dets = (SEGMENTS - 3) * np.log(np.linalg.det(values).real) - SEGMENTS * np.log(np.linalg.det(model).real)
+        want = np.sum(3 * SEGMENTS * np.log(SEGMENTS) - gammas + dets - SEGMENTS * trace)
+        np.testing.assert_allclose(density.log_likelihood(at), want, rtol=1e-9)
+
+
+def test_it_is_highest_near_the_truth_and_has_a_gradient(x64):
+    density = posterior(measured())
+    z = jnp.linspace(-3.0, 3.0, 61)
+    found = jax.vmap(lambda x: density.log_likelihood({"coupling.k": x}))(z)
+    best = density.to_parameters({"coupling.k": z[jnp.nanargmax(found)]})["coupling.k"]
+    assert abs(plain(best) / 0.03 - 1.0) < 0.15
+    slope = jax.grad(lambda x: density.log_likelihood({"coupling.k": x}))(0.3)
+    ends = [density.log_likelihood({"coupling.k": jnp.asarray(0.3 + h)}) for h in (1e-5, -1e-5)]
+    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
+
+
+def test_new_data_have_the_mean_and_the_spread_of_segments(x64):
+    comparison = targets.compare(of_truth(), oscillators(), "x", {}, (4.0, 23.0), False, "linear")
+    likelihood = bk.likelihoods.ComplexWishart(SEGMENTS).resolved(comparison, "it")
+    truth = measured(seed=1)[:, None]
+    expected = jnp.asarray(
+        likelihood.data(
+            targets.compare(bk.CrossSpectrum(BAND, truth[:, 0]), oscillators(), "x", {}, (4.0, 23.0), False, "linear")
+        )
+    )
+    lanes = jnp.broadcast_to(expected, (3000, expected.size))
+    drawn = likelihood.noisy(jax.random.key(0), comparison, lanes, {"segments": SEGMENTS, "gain": 1.0, "noise": 0.0})
+    matrices = np.asarray(comparison.matrices(drawn, jnp))
+    scale = np.sqrt(np.einsum("fi,fj->fij", *[np.einsum("fii->fi", truth[:, 0]).real] * 2))
+    assert (np.abs(matrices.mean(0) - truth[:, 0]) < 6 * scale / np.sqrt(SEGMENTS * 3000)).all()
+    # The variance of the value [i, j] is S_ii S_jj / L.
+    spread = np.mean(np.abs(matrices - truth[None, :, 0]) ** 2, 0)
+    np.testing.assert_allclose(spread, scale**2 / SEGMENTS, rtol=0.15)
+
+
+def test_of_what_no_density_is_known():
+    lead = np.vstack([np.eye(3), np.ones(3)])
+    dependent = lead @ measured() @ lead.T
+    with pytest.raises(ValueError, match=r"'likelihood' is missing: .*ComplexWishart"):
+        bk.log_density(
+            oscillators(), of_truth(), {"coupling.k": (0.002, 0.1)}, noise=NOISE, predict="linear", record="x",
+            band=(4.0, 23.0),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"'segments' of ComplexWishart .* got 2.0, but takes a number from 2"):
+        posterior(measured(), segments=2.0)
+    with pytest.raises(ValueError, match="is not positive definite at"):
+        bk.log_density(
+            oscillators(), bk.CrossSpectrum(BAND, dependent, lead_field=lead), {"coupling.k": (0.002, 0.1)},
+            likelihood=bk.likelihoods.ComplexWishart(60.0), noise=NOISE, predict="linear", record="x", band=(4.0, 23.0),
+        )  # fmt: skip

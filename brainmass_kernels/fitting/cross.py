@@ -133,7 +133,7 @@ class OfCrossSpectra(Comparison):
         self.level = np.ones(self.count) if target.compare == COHERENCY else np.sqrt(
             np.mean(np.abs(target.values) ** 2, (1, 2, 3))
         )  # fmt: skip
-        packed = _packed(wanted / self.level[:, None, None, None], np)
+        packed = as_real(wanted / self.level[:, None, None, None], np)
         self.data = packed.reshape(self.count, 1, -1)
         self.settings = {"record": record, "compared": target.compare, "sigma": self.sigma, "band": list(band)}
 
@@ -170,20 +170,21 @@ class OfCrossSpectra(Comparison):
     def predict(self, result):
         # (F, n, starts, R, N, N), of which the realisations are segments too.
         density = u.get_mantissa(result[self.record] if self.simulated else result).mean(3)
-        packed = _packed(density, jnp)
+        packed = as_real(density, jnp)
         onto = jnp.asarray(self.onto, packed.dtype)
         packed = jnp.einsum("gf,fnsij->nsgij", onto, packed, precision="highest")
         return packed.reshape(*packed.shape[:2], -1)
 
-    def _density(self, prediction, xp):
-        shape = (*prediction.shape[:2], len(self.target.freqs), self.sensors, self.sensors)
-        return _unpacked(prediction.reshape(shape), xp)
+    def matrices(self, prediction, xp):
+        """The densities ``(..., F, N, N)`` of predictions ``(..., M)``, complex."""
+        shape = (*prediction.shape[:-1], len(self.target.freqs), self.sensors, self.sensors)
+        return as_complex(prediction.reshape(shape), xp)
 
     def residuals(self, prediction, data):
         wanted = data.astype(prediction.dtype)
         lanes = (max(len(wanted), len(prediction)), *prediction.shape[1:])
         if self.target.compare == COHERENCY:
-            found = _packed(coherency(self._density(prediction, jnp)), jnp).reshape(prediction.shape)
+            found = as_real(coherency(self.matrices(prediction, jnp)), jnp).reshape(prediction.shape)
             difference = jnp.broadcast_to(found, lanes) - jnp.broadcast_to(wanted, lanes)
             # The diagonal is 1 in both.
             return difference[..., self._beside], {}
@@ -209,7 +210,7 @@ class OfCrossSpectra(Comparison):
         return np.flatnonzero(self._counts > 1)
 
     def like_target(self, prediction, nuisances, lane) -> CrossSpectrum:
-        density: Any = self._density(np.asarray(prediction, float)[lane][:, None], np)[:, 0]
+        density: Any = self.matrices(np.asarray(prediction, float)[lane][:, None], np)[:, 0]
         if self.target.compare == COHERENCY:
             values = coherency_of(density)
         else:
@@ -266,15 +267,15 @@ def _silent(lead: np.ndarray) -> dict[str, Any]:
     return {"silent_sensors": np.flatnonzero((lead == 0).all(1)), "silent_regions": np.flatnonzero((lead == 0).all(0))}
 
 
-def _packed(density, xp):
+def as_real(density, xp):
     """Hermitian matrices as real ones: real parts on and above the diagonal, imaginary parts of these below."""
     above = xp.asarray(np.triu(np.ones(density.shape[-2:], bool)))
     above = xp.broadcast_to(above, density.shape)
     return xp.where(above, density.real, -density.imag)
 
 
-def _unpacked(packed, xp):
-    """The inverse of `_packed`."""
+def as_complex(packed, xp):
+    """The inverse of `as_real`."""
     upper = np.triu(np.ones(packed.shape[-2:]), 1)
     kept = {"dtype": packed.dtype}
     strict, low = (xp.broadcast_to(xp.asarray(x, **kept), packed.shape) for x in (upper, upper.T))

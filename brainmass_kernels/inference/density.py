@@ -369,7 +369,7 @@ def _as_target(density: LogDensity, z, expected, key):
     for k, (part, own, x) in enumerate(zip(density.parts, comparisons, expected)):
         fields = density._fields(part, z)
         if key is not None:
-            x = part.likelihood.noisy(jax.random.fold_in(key, k), x, fields)
+            x = part.likelihood.noisy(jax.random.fold_in(key, k), own, x, fields)
         every.append(part.likelihood.as_target(own, np.asarray(x, float)))
     if isinstance(comparison, OfJoint):
         return unchecked(Joint, targets=dict(zip(comparison.parts, every)), weights=comparison.target.weights)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import units
+from ..fitting.cross import CrossSpectrum, OfCrossSpectra, as_real
 from ..fitting.dynamics import OfDynamics
 from ..fitting.observed import MASK
 from ..fitting.targets import (
@@ -63,7 +64,7 @@ class Likelihood:
         """What the data are about in each lane, ``(B, ...)``, in the form of `data`."""
         raise NotImplementedError
 
-    def noisy(self, key, expected, values: dict[str, Any]):
+    def noisy(self, key, comparison, expected, values: dict[str, Any]):
         """Data drawn about what is expected, one for each lane."""
         raise NotImplementedError
 
@@ -165,7 +166,7 @@ class Gaussian(Likelihood):
         predicted = prediction[0].reshape(-1, *self.data(comparison).shape)
         return _column(values["gain"]) * predicted + _column(values["offset"])
 
-    def noisy(self, key, expected, values):
+    def noisy(self, key, comparison, expected, values):
         sigma, rho = (_column(values[name]) for name in ("sigma", "rho"))
         normals = jax.random.normal(key, expected.shape, expected.dtype)
         if rho is None:
@@ -274,7 +275,7 @@ class Whittle(_OfPower):
     background: Any = 0.0
     exponent: Any = 1.0
 
-    def noisy(self, key, expected, values):
+    def noisy(self, key, comparison, expected, values):
         shape = jnp.broadcast_to(jnp.asarray(_row(values["segments"]), expected.dtype), expected.shape)
         return expected + jnp.log(jax.random.gamma(key, shape, dtype=expected.dtype) / shape)
 
@@ -306,7 +307,7 @@ class StudentT(_OfPower):
     background: Any = 0.0
     exponent: Any = 1.0
 
-    def noisy(self, key, expected, values):
+    def noisy(self, key, comparison, expected, values):
         sigma, degrees = (jnp.asarray(_row(values[name]), expected.dtype) for name in ("sigma", "degrees"))
         degrees = jnp.broadcast_to(degrees, expected.shape)
         return expected + _LOG_10 * sigma * jax.random.t(key, degrees, expected.shape, expected.dtype)
@@ -353,7 +354,7 @@ class FisherZ(Likelihood):
     def expected(self, comparison, prediction, values):
         return jnp.arctanh(jnp.clip(prediction[0], -_MOST, _MOST))
 
-    def noisy(self, key, expected, values):
+    def noisy(self, key, comparison, expected, values):
         return expected + _row(values["sigma"]) * jax.random.normal(key, expected.shape, expected.dtype)
 
     def as_target(self, comparison, values):
@@ -366,6 +367,97 @@ class FisherZ(Likelihood):
     def log_prob(self, comparison, prediction, data, values):
         predicted = self.expected(comparison, prediction, values)
         return jnp.sum(_log_normal(data[None] - predicted, _row(values["sigma"])), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComplexWishart(Likelihood):
+    """The likelihood of Welch's cross-spectra: at each frequency a complex Wishart density about what is expected.
+
+    The mean of L independent segments of N stationary processes is ``1 / L`` times a complex Wishart matrix of L
+    degrees of freedom and the scale S, and frequencies are independent: `Whittle`'s density of one process. S is
+    ``gain * S_model(f) + noise * I``, in the unit of the target's values, which are densities whatever its ``compare``.
+
+    Attributes
+    ----------
+    segments : L, more than N - 1, a number or a prior, not always whole; how overlapping segments and neighbouring
+        frequencies count is as in `Whittle`
+    gain : of all sensors, squared; a plain number or a prior
+    noise : the density of the noise that each sensor has for itself, the same at all frequencies; a plain number or a
+        prior. Sensors that are more than the noises of the model need some
+
+    Goodman 1963, Annals of Mathematical Statistics 34:152-177.
+    """
+
+    segments: Any
+    gain: Any = 1.0
+    noise: Any = 0.0
+
+    of, data_of = OfCrossSpectra, "a CrossSpectrum"
+    may_be_zero = ("noise",)
+
+    def places(self, comparison):
+        more = dict.fromkeys(("gain", "noise"), (u.UNITLESS, POSITIVE))
+        return {"segments": (u.UNITLESS, (comparison.sensors - 1.0, math.inf)), **more}
+
+    def data(self, comparison, number=0):
+        values = comparison.target.values[number]
+        least = np.linalg.eigvalsh(values)[:, 0] / np.trace(values, axis1=-2, axis2=-1).real
+        if (least <= 1e-12).any():
+            at = comparison.target.freqs[int(np.argmin(least))]
+            raise ValueError(
+                f"'values' of {comparison.name} is not positive definite at {at:g} Hz: it is of fewer segments than "
+                "sensors, or a sensor is a sum of others"
+            )
+        return as_real(values, np).reshape(-1)
+
+    def expected(self, comparison, prediction, values):
+        density = prediction[0] * _row(values["gain"])
+        own = np.broadcast_to(np.eye(comparison.sensors), (len(comparison.target.freqs), *[comparison.sensors] * 2))
+        return density + _row(values["noise"]) * jnp.asarray(own.reshape(1, -1), density.dtype)
+
+    def log_prob(self, comparison, prediction, data, values):
+        size = comparison.sensors
+        root = jnp.linalg.cholesky(comparison.matrices(self.expected(comparison, prediction, values), jnp))
+        measured = jnp.broadcast_to(comparison.matrices(data, jnp)[None], root.shape)
+        # tr(S^-1 D) with S = root root^H.
+        inner = jax.scipy.linalg.solve_triangular(root, measured, lower=True)
+        trace = jnp.einsum("bfii->bf", jax.scipy.linalg.solve_triangular(root, inner, lower=True, trans="C")).real
+        of_data = jnp.linalg.slogdet(measured)[1]
+        of_model = 2.0 * jnp.sum(jnp.log(jnp.einsum("bfii->bfi", root).real), -1)
+        freedom, each = self._freedom(comparison, root, values)
+        gammas = jnp.sum(jax.scipy.special.gammaln(each), -1) + 0.5 * size * (size - 1) * math.log(math.pi)
+        density = size * freedom * jnp.log(freedom) - gammas + (freedom - size) * of_data - freedom * (of_model + trace)
+        return jnp.sum(density, -1)
+
+    def _freedom(self, comparison, root, values) -> tuple[Any, Any]:
+        """L of each lane and frequency ``(B, F)``, and L, L - 1, ... of each column of a root ``(B, F, N)``."""
+        kind, size = root.real.dtype, comparison.sensors
+        freedom = jnp.broadcast_to(jnp.asarray(_row(values["segments"]), kind), root.shape[:2])
+        return freedom, freedom[..., None] - jnp.arange(size, dtype=kind).reshape(1, 1, size)
+
+    def noisy(self, key, comparison, expected, values):
+        """By Bartlett's factor: gamma variables on its diagonal, complex normal ones below."""
+        root = jnp.linalg.cholesky(comparison.matrices(expected, jnp))
+        freedom, each = self._freedom(comparison, root, values)
+        diagonal, *parts = jax.random.split(key, 3)
+        chi = jnp.sqrt(jax.random.gamma(diagonal, each, dtype=expected.dtype))
+        real, imaginary = (jax.random.normal(part, root.shape, expected.dtype) for part in parts)
+        below, own = (
+            jnp.broadcast_to(jnp.asarray(x, expected.dtype), root.shape)
+            for x in (math.sqrt(0.5) * np.tril(np.ones(root.shape[-2:]), -1), np.eye(root.shape[-1]))
+        )
+        on = own * jnp.broadcast_to(chi[..., None], root.shape)
+        factor = jax.lax.complex(on + below * real, below * imaginary)
+        factor = jnp.einsum("bfij,bfjk->bfik", root, factor, precision="highest")
+        drawn = jnp.einsum("bfij,bfkj->bfik", factor, factor.conj(), precision="highest")
+        packed = as_real(drawn, jnp) / jnp.broadcast_to(freedom[..., None, None], root.shape)
+        return packed.reshape(expected.shape)
+
+    def as_target(self, comparison, values):
+        return unchecked(
+            CrossSpectrum, freqs=comparison.target.freqs, values=comparison.matrices(values, np), compare="density",
+            lead_field=comparison.target.lead_field, name="prediction",
+        )  # fmt: skip
 
 
 def default(comparison) -> Likelihood:
@@ -390,6 +482,11 @@ def default(comparison) -> Likelihood:
             f"'likelihood' is missing: of how many segments {comparison.name} is the mean is not in it. Take "
             "bk.likelihoods.Whittle(segments), or the robust bk.likelihoods.StudentT(sigma)"
         )
+    if isinstance(comparison, OfCrossSpectra):
+        raise ValueError(
+            f"'likelihood' is missing: of how many segments {comparison.name} is the mean is not in it. Take "
+            "bk.likelihoods.ComplexWishart(segments)"
+        )
     raise _unknown(comparison)
 
 
@@ -405,7 +502,8 @@ def check(likelihood, comparison) -> Likelihood:
     if not isinstance(likelihood, Likelihood):
         raise TypeError(
             f"'likelihood' got {likelihood!r} for {comparison.name}, but takes one of bk.likelihoods (Gaussian, "
-            "Whittle, StudentT, FisherZ); a function of yours is the 'target', and returns log likelihoods"
+            "Whittle, StudentT, FisherZ, ComplexWishart); a function of yours is the 'target', and returns log "
+            "likelihoods"
         )
     if not isinstance(comparison, likelihood.of):
         raise TypeError(
