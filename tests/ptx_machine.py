@@ -2,9 +2,9 @@
 
 The PTX is translated once, to the source of a Python function whose variables are the registers: a numpy scalar where
 all threads have the same value, else an array with one value for each thread of the grid. So all threads run in
-lockstep, and a barrier has nothing to do. Each instruction is rounded as NVIDIA documents it, but for `fma.rn.f32`,
-which rounds twice by way of float64, and for the approximate functions, which are better here. What ptxas makes of PTX
-(it may fuse `mul.f32` with `add.f32`, and order accesses anew) is not seen.
+lockstep: a barrier has nothing to do, and one that is missing is not missed. Each instruction is rounded as NVIDIA
+documents it, but for `fma.rn.f32`, which rounds twice by way of float64, and for the approximate functions, which are
+better here. What ptxas makes of PTX (it may fuse `mul.f32` with `add.f32`, and order accesses anew) is not seen.
 
 It raises where a kernel reads or writes out of bounds, where threads store different values at one address, where
 threads part at a branch that does not merely skip a few instructions, and at an instruction that it does not know.
@@ -17,6 +17,7 @@ import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,13 +84,16 @@ class Entry(NamedTuple):
 def parse(ptx: str) -> Entry:
     """The only kernel of a module."""
     text = re.sub(r"//[^\n]*", "", ptx)
-    if (count := len(re.findall(r"\.entry\b", text))) != 1:
-        raise PtxError(f"a module with {count} kernels, and this machine runs one")
+    if (kernels := len(re.findall(r"\.entry\b", text))) != 1:
+        raise PtxError(f"a module with {kernels} kernels, and this machine runs one")
     match = re.search(r"\.entry\s+\w+\s*\((.*?)\)([^{]*)\{(.*?)^\}", text, re.DOTALL | re.MULTILINE)
     assert match, "a kernel without a body"
     params, about, body = match.groups()
+    code = [*_instructions(body)]
+    # Labels of the debugger's are no places where a block begins.
+    targets = {f"{x.operands[0]}:" for x in code if x.name.startswith("bra")}
     (threads,) = re.findall(r"\.(?:maxntid|reqntid)\s+(\d+)", about)
-    arrays = re.findall(r"\.global[^;=]*?(\w+)\[\d+\]\s*=\s*\{([\d,\s]*)\};", text)
+    arrays = re.findall(r"\.global[^;=]*?\.b8\s+([$\w]+)\[\d+\]\s*=\s*\{([\d,\s]*)\};", text)
 
     def sizes(space: str) -> dict[str, int]:
         declared = re.findall(rf"^\s*\.{space}[^;=]*?([$\w]+)(?:\[(\d*)\])?;", text, re.MULTILINE)
@@ -101,13 +105,22 @@ def parse(ptx: str) -> Entry:
         {name: bytes(map(int, values.split(","))) for name, values in arrays},
         sizes("shared"),
         sizes("local"),
-        tuple(_instructions(body)),
+        tuple(x for x in code if not x.is_label or x.name in targets),
     )
 
 
 def _instructions(body: str) -> Iterator[Instruction]:
     # A line of .loc ends without a semicolon, and inline assembly may have braces of its own.
     body = re.sub(r"^\s*(?:\.loc\b.*|[{}])$", "", body, flags=re.MULTILINE)
+    scopes = count()
+
+    def opened(match: re.Match) -> str:
+        """A block of assembly, with its registers under names that no other block has."""
+        names, code = match.groups()
+        scope, listed = next(scopes), "|".join(re.split(r"[\s,]+", names.strip()))
+        return re.sub(rf"(?<![\w%.$])({listed})\b", rf"%local{scope}_\1", code)
+
+    body = re.sub(r"\{\s*\.reg\s+\.\w+\s+([\w,\s]+);([^{}]*)\}", opened, body)
     for statement in body.split(";"):
         rest = statement.strip()
         while label := re.match(r"([$\w]+:)\s*", rest):
@@ -119,7 +132,8 @@ def _instructions(body: str) -> Iterator[Instruction]:
         if not match:
             raise PtxError(f"no instruction: {rest!r}")
         guard, name, operands = match.groups()
-        yield Instruction(name, tuple(re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", operands)), guard or "")
+        parts = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", operands)
+        yield Instruction(name, tuple(re.sub(r"\s", "", part) for part in parts), guard or "")
 
 
 # Instructions -------------------------------------------------------------------------------------------------------
@@ -176,6 +190,8 @@ _COMPARED = {
 _OTHERS = {
     "mul.wide.u32": Rule("u8", ("u4", "u4"), "{0}.astype('u8') * {1}"),
     "mul.wide.s32": Rule("i8", ("i4", "i4"), "{0}.astype('i8') * {1}"),
+    "mad.wide.u32": Rule("u8", ("u4", "u4", "u8"), "{0}.astype('u8') * {1} + {2}"),
+    "mad.wide.s32": Rule("i8", ("i4", "i4", "i8"), "{0}.astype('i8') * {1} + {2}"),
     "mul.hi.u32": Rule("u4", ("u4", "u4"), "({0}.astype('u8') * {1} >> 32).astype('u4')"),
     "shl.b32": Rule("u4", ("u4", "u4"), "{0} << {1}"),
     "shl.b64": Rule("u8", ("u8", "u4"), "{0} << {1}"),
@@ -187,6 +203,7 @@ _OTHERS = {
     "shf.r.wrap.b32": Rule("u4", ("u4", "u4", "u4"), "({0} >> ({2} & 31)) | ({1} << (32 - ({2} & 31)))"),
     "cvt.rni.s32.f32": Rule("i4", ("f4",), "_whole(_np.rint({0}))"),
     "cvt.rzi.s32.f32": Rule("i4", ("f4",), "_whole(_np.trunc({0}))"),
+    "cvt.rni.ftz.s32.f32": Rule("i4", ("f4",), "_whole(_np.rint({0}))"),
     "cvt.rni.f32.f32": Rule("f4", ("f4",), "_np.rint({0})"),
     "cvt.rzi.f32.f32": Rule("f4", ("f4",), "_np.trunc({0})"),
     "cvt.rmi.f32.f32": Rule("f4", ("f4",), "_np.floor({0})"),
@@ -197,6 +214,7 @@ _CONVERTED = """
     cvt.u64.u32 cvt.s64.s32 cvt.u32.u64 cvt.rn.f32.s32 cvt.rn.f32.u32 cvt.rn.f32.f64 cvt.rn.f32.s64 cvt.rn.f64.s32
     cvt.rn.f64.s64 cvt.f64.f32
     """.split()
+_TINY = np.finfo("f4").tiny
 
 
 @functools.cache
@@ -205,8 +223,12 @@ def rules() -> dict[str, Rule]:
     found = dict(_OTHERS)
     for names, source in _ALIKE.items():
         for name in names.split():
-            kind, count = KINDS[name.rpartition(".")[2]], len(set(re.findall(r"\{\d\}", source)))
-            found[name] = Rule(kind, (kind,) * count, source)
+            kind, operands = KINDS[name.rpartition(".")[2]], set(re.findall(r"\{\d\}", source))
+            found[name] = Rule(kind, (kind,) * len(operands), source)
+            if kind == "f4":
+                # Triton links libdevice in its form without numbers below 2^-126.
+                flushed = source.format(*(f"_flushed({operand})" for operand in sorted(operands)))
+                found[name.replace(".f32", ".ftz.f32")] = found[name]._replace(source=f"_flushed({flushed})")
     for name, source in _APPROXIMATE.items():
         found[f"{name}.approx.f32"] = Rule("f4", ("f4",), source)
         found[f"{name}.approx.ftz.f32"] = Rule("f4", ("f4",), f"_flushed({source.format('_flushed({0})')})")
@@ -221,6 +243,8 @@ def rules() -> dict[str, Rule]:
         found[f"selp.{kind}"] = Rule(k, (k, k, "?"), "_chosen({2}, {0}, {1})")
         for how, source in _COMPARED.items():
             found[f"setp.{how}.{kind}"] = Rule("?", (k, k), source)
+            flushed = source.format("_flushed({0})", "_flushed({1})")
+            found[f"setp.{how}.ftz.{kind}"] = Rule("?", (k, k), flushed)
     return found
 
 
@@ -230,7 +254,9 @@ def _fma(a, b, c):
 
 
 def _flushed(x):
-    return np.where(abs(x) < np.finfo("f4").tiny, np.copysign(np.float32(0), x), x)[()]
+    """Numbers below 2^-126 as zeros."""
+    small = abs(x) < _TINY
+    return np.where(small, np.copysign(np.float32(0), x), x)[()] if small.any() else x
 
 
 def _whole(x):
@@ -307,7 +333,7 @@ class Memory:
         self.arrays.append(_Array(name, words, words.view("f4"), own, size))
         return np.uint64(len(self.arrays) * _ROOM)
 
-    def find(self, address, offset: int, threads=slice(None), more: int = 0) -> tuple[_Array, Any]:
+    def find(self, address, offset: int, threads: Any = slice(None), more: int = 0) -> tuple[_Array, Any]:
         """The array of an address, and the number of the word of each of the threads, or so many more."""
         first = int(address if address.ndim == 0 else address[0]) + offset
         number = (first + _ROOM // 2) // _ROOM - 1
@@ -328,14 +354,21 @@ class Memory:
         at = at + more if more else at
         return array, at if array.own is None else at + array.own[threads]
 
-    def load(self, address, offset: int, kind: str, place: int = 0):
-        """A 32-bit word, the one of this place in a vector.
+    def load(self, address, offset: int, kind: str, place: int = 0, which=None):
+        """A 32-bit word, the one of this place in a vector; 0 for threads that ``which`` leaves out.
 
         The address of a vector is a multiple of its size, so that none crosses a page: where three words of four are
         wanted, LLVM loads the fourth as well, be it beyond the array.
         """
-        array, at = self.find(address, offset, more=place)
-        return (array.floats if kind == "f4" else array.words)[at]
+        if which is None or which.all():
+            array, at = self.find(address, offset, more=place)
+            return (array.floats if kind == "f4" else array.words)[at]
+        values = np.zeros(which.shape, kind)
+        if which.any():
+            threads = np.flatnonzero(which)
+            array, at = self.find(address[threads] if address.ndim else address, offset, threads, place)
+            values[threads] = (array.floats if kind == "f4" else array.words)[at]
+        return values[()]
 
     def store(self, address, offset: int, value, which=None) -> None:
         """Store 32-bit words, of the threads that ``which`` names, or of all."""
@@ -372,7 +405,7 @@ class _Translator:
             if rule := rules().get(x.name):
                 for operand, kind in zip(x.operands, (rule.result, *rule.operands), strict=True):
                     votes[operand][{"i4": "u4", "i8": "u8"}.get(kind, kind)] += 1
-        self.kinds = {name: count.most_common(1)[0][0] for name, count in votes.items() if name.startswith("%")}
+        self.kinds = {name: given.most_common(1)[0][0] for name, given in votes.items() if name.startswith("%")}
 
     def _labels(self) -> list[Instruction]:
         """The first block begins without one."""
@@ -442,8 +475,10 @@ class _Translator:
     def read(self, text: str, kind: str) -> str:
         """An operand as a value of this kind."""
         if text.startswith("%"):
-            name = self.name(text)
-            return name if self.kind(text) == kind else f"{name}.view('{kind}')"
+            name, own = self.name(text), self.kind(text)
+            # A conversion takes the low word of a register.
+            name = f"{name}.astype('u4')" if own == "u8" and kind[1:] == "4" else name
+            return name if own == kind else f"{name}.view('{kind}')"
         if text in self.entry.shared or text in self.entry.local or text in self.entry.constants:
             return f"_base[{text!r}]"
         name = f"_c{len(self.constants)}"
@@ -477,14 +512,15 @@ class _Translator:
     _cvta = _mov
 
     def _ld(self, x: Instruction) -> str | None:
-        if x.name == "ld.param::entry.b64":
+        if x.name in ("ld.param::entry.b64", "ld.param.b64"):
             return f"{self.name(x.operands[0])} = _base[{x.operands[1].strip('[]')!r}]"
         if not re.fullmatch(r"ld\.(global|shared|local)(\.nc)?(\.v[24])?\.[bf]32", x.name):
             return None
         lines, (base, _, offset) = [], self._address(x.operands[1]).rpartition(", ")
+        which = f", {self._guard(x.guard)}" if x.guard else ""
         for i, register in enumerate(x.results):
             kind = self.kind(register)
-            source = f"_memory.load({base}, {offset}, '{kind}'{f', {i}' if i else ''})"
+            source = f"_memory.load({base}, {offset}, '{kind}'{f', {i}' if i or which else ''}{which})"
             lines.append(self.write(x, register, source, kind))
         return "; ".join(lines)
 
@@ -567,7 +603,7 @@ class Program:
             raise PtxError(f"{len(order)} arrays for a kernel of {len(entry.params)} parameters")
         base |= {name: places[i] for name, i in zip(entry.params, order)}
         for name, x in entry.constants.items():
-            base[name] = memory.add(name, np.frombuffer(x, "u4"))
+            base[name] = memory.add(name, np.frombuffer(x.ljust(-(-len(x) // 4) * 4, b"\0"), "u4"))
         threads = np.arange(blocks * entry.threads, dtype="u4")
         block = threads // np.uint32(entry.threads)
         for names, owner in ((entry.shared, block), (entry.local, threads)):

@@ -79,6 +79,11 @@ def test_a_loop():
         ("copysign.f32 %r1, 0f80000000, 0f3F800000;", 0xBF800000),
         ("min.NaN.f32 %r1, 0f7FC00000, 0f3F800000;", 0x7FC00000),
         ("min.f32 %r1, 0f7FC00000, 0f3F800000;", 0x3F800000),
+        ("add.rn.f32 %r1, 0f00400000, 0f00400000;", 0x00800000),
+        ("add.rn.ftz.f32 %r1, 0f00400000, 0f00400000;", 0),
+        ("mov.b64 %rd3, -1; cvt.s64.s32 %rd3, %rd3; cvt.u32.u64 %r1, %rd3;", 2**32 - 1),
+        ("mov.b32 %r2, 3; mad.wide.s32 %rd3, %r2, -2, 8; cvt.u32.u64 %r1, %rd3;", 2),
+        ("mov.b32 %r2, 5; { .reg .b32 a, b; mov.b32 a, %r2; add.s32 b, a, a; mov.b32 %r1, b; }", 10),
         ("rcp.approx.ftz.f32 %r1, 0f7F000000;", 0),  # 2^-127, flushed
         ("mul.rn.f32 %r1, 0f3F800001, 0f3F800001;", 0x3F800002),
         ("fma.rn.f32 %r1, 0f3F800001, 0f3F800001, 0fBF800002;", 0x28800000),  # 2^-46, which a product loses
@@ -150,6 +155,17 @@ LOAD = f"add.s64 %rd7, %rd0, %rd9; ld.global.b32 %r1, [%rd7+OFFSET]; {STORE}"
 def test_out_of_bounds(offset):
     with pytest.raises(PtxError, match="of array 0, which has 128"):
         run(LOAD.replace("OFFSET", str(offset)), THREADS)
+
+
+def test_threads_with_a_predicate_load_alone():
+    """The others keep what they had, wherever their address is."""
+    code = f"""
+        setp.lt.u32 %p1, %r92, 100;
+        add.s64 %rd7, %rd0, %rd9;
+        mov.b32 %r1, 0fBF800000;
+        @%p1 ld.global.b32 {{ %r1 }}, [ %rd7 + 0 ];
+        {STORE}"""
+    np.testing.assert_array_equal(run(code, THREADS[:100]), [*THREADS[:100], *[-1.0] * 28])
 
 
 def test_a_vector_may_end_beyond_an_array():
