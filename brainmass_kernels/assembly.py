@@ -66,12 +66,17 @@ class Kernel(NamedTuple):
     spill_bytes : stored and loaded by a thread because registers ran out
     shared_bytes : shared memory of a block
     loops : in program order
+    ptx : what was assembled
+    arguments : of Mosaic GPU, for each parameter in PTX the number of the array, counted over operands and results;
+        they come in the order in which the kernel uses them
     """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
     loops: tuple[SassLoop, ...]
+    ptx: str = ""
+    arguments: tuple[int, ...] = ()
 
 
 def sass_loops(text: str) -> tuple[SassLoop, ...]:
@@ -97,6 +102,16 @@ def sass_loops(text: str) -> tuple[SassLoop, ...]:
         count = Counter(name if name.startswith("MUFU") else name.split(".")[0] for name in names)
         loops.append(SassLoop(first, last, len(inner), count))
     return tuple(loops)
+
+
+def launch_arguments(passes: str) -> tuple[int, ...]:
+    """`Kernel.arguments`, from Mosaic GPU's log of its passes, the last of which show the host's code."""
+    at = passes.rindex("gpu.launch_func <")
+    host = passes[passes.rindex("func.func @", 0, at) : passes.index("\n", at)]
+    places = {name: int(n) for name, n in re.findall(r"(%\w+) = llvm\.getelementptr %\w+\[(\d+)\]", host)}
+    arrays = {name: places.get(place, 0) for name, place in re.findall(r"(%\w+) = llvm\.load (%\w+) ", host)}
+    (passed,) = re.findall(r"gpu\.launch_func <.* args\((.*?)\)", host)
+    return tuple(arrays[name] for name in re.findall(r"(%\w+) :", passed))
 
 
 def tool(name: str) -> str | None:
@@ -132,7 +147,7 @@ def assemble(ptx: str, architecture: str) -> Kernel:
         sass = subprocess.run([disassembler, "-c", str(binary)], capture_output=True, text=True, check=True).stdout
     registers = int(_number(r"Used (\d+) registers", done.stderr))
     spills = sum(_number(rf"(\d+) bytes spill {what}", done.stderr) for what in ("stores", "loads"))
-    return Kernel(registers, spills, _number(r"(\d+) bytes smem", done.stderr), sass_loops(sass))
+    return Kernel(registers, spills, _number(r"(\d+) bytes smem", done.stderr), sass_loops(sass), ptx)
 
 
 def _number(pattern: str, text: str) -> int:

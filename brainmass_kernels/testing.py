@@ -231,7 +231,7 @@ def _compile_gpu(chip: str, fn, args, layout: _Layout):
     import jax
     from jax.experimental import topologies
 
-    from .assembly import assemble
+    from .assembly import assemble, launch_arguments
 
     if _GPU_OF_PROCESS and chip not in _GPU_OF_PROCESS:
         raise Unsupported(f"this process has compiled for {_GPU_OF_PROCESS[0]}; compile for {chip} in another")
@@ -256,11 +256,12 @@ def _compile_gpu(chip: str, fn, args, layout: _Layout):
                 del os.environ["MOSAIC_GPU_DUMP_TO"]
             else:
                 os.environ["MOSAIC_GPU_DUMP_TO"] = before
-        sources = [path.read_text() for path in sorted(Path(dump).glob("*.ptx"))]
+        paths = sorted(Path(dump).glob("*.ptx"))
+        sources = [(path.read_text(), path.with_suffix(".mlir-passes.log").read_text()) for path in paths]
     kernels = {}
-    for ptx in sources:
+    for ptx, passes in sources:
         (name,) = re.findall(r"\.entry (\w+?)(?:_mosaic_gpu_kernel)?\(", ptx)
-        kernels[name] = assemble(ptx, gpu.architecture)
+        kernels[name] = assemble(ptx, gpu.architecture)._replace(arguments=launch_arguments(passes))
     return executable, kernels
 
 

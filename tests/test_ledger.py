@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.ledger import CHIPS, LEDGER, NETWORKS, Row, all_rows, compile_row, read_rows, versions
 from brainmass_kernels._jax import MOSAIC_GPU
-from brainmass_kernels.assembly import sass_loops
+from brainmass_kernels.assembly import launch_arguments, sass_loops
 from brainmass_kernels.testing import GPUS, TPU_TOPOLOGIES, TRITON_GPUS
 
 # Most bundles a step of 1,024 masses on v5e that we settle for, whatever the ledger says.
@@ -100,6 +100,21 @@ def test_loops_of_a_disassembly():
     assert dict(outer.instructions) == {"LDG": 1, "STG": 1, "BRA": 1}
     assert inner.kinds() == {"fp32": 1, "special": 1, "load": 0, "store": 0, "barrier": 0, "other": 1}
     assert inner.total == 3
+
+
+def test_arguments_of_a_launch():
+    """They are in the order of use, and what is not used is no argument."""
+    text = """
+  func.func @f(%a: !llvm.ptr, %b: !llvm.ptr) {
+    gpu.launch_func async [%0] @k::@k blocks in (%c1) threads in (%c128) args(%9 : !llvm.ptr) loc(#loc1)
+// -----// IR Dump Before GpuLaunchLoweringPass
+  func.func @f(%a: !llvm.ptr loc("x"), %b: !llvm.ptr loc("x")) {
+    %3 = llvm.load %b : !llvm.ptr -> !llvm.ptr loc(#loc1)
+    %4 = llvm.getelementptr %b[2] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr loc(#loc1)
+    %5 = llvm.load %4 : !llvm.ptr -> !llvm.ptr loc(#loc1)
+    gpu.launch_func <%a : !llvm.ptr> @k::@k blocks in (%0) threads in (%2) : i64 args(%5 : !llvm.ptr, %3 : !llvm.ptr)
+"""
+    assert launch_arguments(text) == (2, 0)
 
 
 def _reason_to_skip(kept: dict, chip: str) -> str | None:
