@@ -60,13 +60,10 @@ def test_the_ledger_meets_the_goals():
 def test_no_loop_over_steps_or_connections_spills():
     of_networks = [kept for kept in rows() if kept["vec"] and kept["kernel"] in NETWORKS]
     assert {kept["spill_bytes"] for kept in rows() if kept["vec"] and kept not in of_networks} == {0}
-    # The compiler puts some coefficients of a delayed network aside, and takes them back once a step or a record, not
-    # where the step sums its connections. With two couplings on sm_80 it does so there too.
-    of_two = [kept for kept in of_networks if (kept["chip"], kept["arguments"]) == ("sm_80", "two_couplings")]
-    others = [kept for kept in of_networks if kept not in of_two]
-    assert max(kept["reloads"] for kept in others) <= 3
-    assert {kept["reloads_in_inner_loops"] for kept in others} == {0}
-    assert max(kept["reloads"] for kept in of_two) <= 6
+    # The compiler puts some numbers aside, and takes them back once a segment, a step or a record, not where the step
+    # sums its connections.
+    assert max(kept["reloads"] for kept in of_networks) <= 8
+    assert {kept["reloads_in_inner_loops"] for kept in of_networks} == {0}
 
 
 def test_what_depends_on_an_argument():
