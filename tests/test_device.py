@@ -26,6 +26,7 @@ def on_device(name: str):
 
     class KernelsOnDevice(KernelSuite):
         __test__ = OnDevice.__test__
+        contracted = name == "mosaic_gpu"
 
     class NetworksOnDevice(NetworkSuite):
         __test__ = OnDevice.__test__ and backend.networks

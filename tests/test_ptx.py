@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backend_suite import BackendSuite
-from kernel_suite import CASES, Case, KernelSuite, make_data, make_loop
+from kernel_suite import CASES, Case, KernelSuite, make_loop
 from ptx_machine import Program
 
 import brainmass_kernels as bk
@@ -83,22 +83,12 @@ QUICK = (
 
 class TestKernels(KernelSuite):
     backend = mosaic_gpu.MosaicGPU()
-    # tests/test_mosaic_gpu.py holds it of what we wrote. Of what is compiled, see the test of rounding below.
-    held_elsewhere = ("test_checkpoints_change_no_number",)
+    contracted = True
     long = (
         *(f"test_forward_and_adjoint_agree_with_a_float64_scan[{name}]" for name in CASES if name not in QUICK),
         *(f"test_an_adjoint_may_walk_back_by_inverse_steps[{name}]" for name in CASES if name not in QUICK),
         *(f"test_an_adjoint_reruns_a_loop_that_has_an_inverse[{name}]" for name in CASES),
     )
-
-    def test_checkpoints_change_rounding_only(self):
-        """LLVM fuses a product with a sum where both are in one block of code, and a sine ends a block."""
-        case = CASES["127 lanes, long strides"]
-        operands, initial, _ = make_data(case)
-        forward = jax.jit(functools.partial(self.backend.forward, make_loop(case)), static_argnums=2)
-        plain, kept = forward(operands, initial), forward(operands, initial, case.checkpoint_every)
-        for a, b in zip((*plain.records, *plain.final.state), (*kept.records, *kept.final.state), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-22)
 
     def test_fast_is_about_the_same(self):
         """With the hardware's tanh, here an exact one, besides the products and sums of "exact"."""
