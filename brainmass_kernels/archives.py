@@ -51,7 +51,7 @@ def digest_of(groups: Sequence[Mapping[str, Any]], about: dict) -> str:
     for group in groups:
         for name, x in sorted(group.items()):
             array = np.ascontiguousarray(u.get_magnitude(x))
-            digest.update(f"|{name}|{units.unit_of(x)}|{array.dtype.kind}{array.shape}|".encode())
+            digest.update(f"|{name}|{units.lasting(units.unit_of(x))}|{array.dtype.kind}{array.shape}|".encode())
             flat = array.reshape(-1)
             for first in range(0, flat.size, _SLAB):
                 digest.update(_canonical(flat[first : first + _SLAB]).tobytes())

@@ -133,6 +133,15 @@ def parsed(text: str) -> Any:
     return UNITLESS if text == str(UNITLESS) else u.parse_unit(text)
 
 
+def lasting(unit) -> str:
+    """The text of a unit that is the same after it was written and read, which brainunit may print otherwise."""
+    texts = [str(unit)]
+    while (again := str(parsed(texts[-1]))) not in texts:
+        texts.append(again)
+    # The last of them, or of those that follow each other in a circle the first in order.
+    return min(texts[texts.index(again) :])
+
+
 def reads(text: str, unit) -> bool:
     """Whether a text is a unit as some version of brainunit prints it."""
     if text == str(unit):

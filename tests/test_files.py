@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import brainmass_kernels as bk
-from brainmass_kernels import files, identity, plots, sweep_files, units
+from brainmass_kernels import files, identity, plots, routing, sweep_files, units
 from brainmass_kernels.fitting import saved as fitting
 
 GRID = bk.Sweep(
@@ -408,8 +408,11 @@ UNITS = [
 def test_every_unit_that_is_printed_is_read():
     every = [x for x in vars(u).values() if isinstance(x, u.Unit)]
     assert len(every) > 1000
-    for unit in [*every, *UNITS]:
+    # As a strength per ms has it, which is printed as kHz once it was read.
+    inverse = routing.quantities(bk.Network(bk.Hopf(), np.ones((2, 2)), source="x", k=0.1), {}, {})["coupling.k"][0]
+    for unit in [*every, *UNITS, inverse, u.UNITLESS / u.mV, u.UNITLESS / u.ms]:
         assert units.parsed(str(unit)) == unit
+        assert units.lasting(units.parsed(str(unit))) == units.lasting(unit)
         assert units.reads(str(unit), unit)
     assert not units.reads("Hz", u.mV)
     assert not units.reads("no unit", u.mV)

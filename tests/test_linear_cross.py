@@ -295,3 +295,21 @@ def test_of_what_no_density_is_known():
             oscillators(), bk.CrossSpectrum(BAND, dependent, lead_field=lead), {"coupling.k": (0.002, 0.1)},
             likelihood=bk.likelihoods.ComplexWishart(60.0), noise=NOISE, predict="linear", record="x", band=(4.0, 23.0),
         )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_posterior_is_sampled_kept_and_drawn(tmp_path):
+    arguments: dict = {"noise": NOISE, "predict": "linear", "band": (4.0, 23.0), "record": "x"}
+    found = bk.sample(
+        oscillators(0.02), bk.CrossSpectrum(BAND, measured()), {"coupling.k": (0.002, 0.1)}, chains=4, draws=200,
+        warmup=150, likelihood=bk.likelihoods.ComplexWishart(SEGMENTS), key=jax.random.key(0), **arguments,
+    )  # fmt: skip
+    draws = plain(found.draws["coupling.k"])
+    assert abs(draws.mean() - 0.03) < 3 * draws.std()
+    assert found.predict(5, key=jax.random.key(1)).values.shape == (5, len(BAND), 3, 3)
+    # The unit of the strength, 1 / ms, is printed otherwise after it was read.
+    found.save(tmp_path / "posterior.npz")
+    again = bk.Posterior.load(tmp_path / "posterior.npz")
+    np.testing.assert_array_equal(plain(again.draws["coupling.k"]), draws)
+    found.plot(tmp_path / "posterior.png")
+    assert (tmp_path / "posterior.png").exists()

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .. import display, plots, units
+from ..fitting.cross import CrossSpectrum, coherency_of
 from ..fitting.joint import Joint
 from ..fitting.targets import OfFunction, TimeSeries
 from ..spectra import PowerSpectrum
@@ -170,8 +171,16 @@ def _bands(target, plain, noisy, number: int, several: bool) -> list[Band]:
 
 
 def _quantiles(many):
-    values = np.asarray(u.get_magnitude(many.power if isinstance(many, PowerSpectrum) else many.values), float)
-    return np.nanquantile(values, (0.05, 0.5, 0.95), 0)
+    return np.nanquantile(_shown(many), (0.05, 0.5, 0.95), 0)
+
+
+def _shown(target) -> np.ndarray:
+    """What is drawn of a target: of cross-spectra the coherence of the first two regions or sensors."""
+    if isinstance(target, PowerSpectrum):
+        return target.power
+    if isinstance(target, CrossSpectrum):
+        return np.abs(coherency_of(target.values)[..., 0, 1]) ** 2
+    return np.asarray(u.get_magnitude(target.values), float)
 
 
 def _draw_band(ax, posterior: Posterior, band: Band) -> None:
@@ -180,6 +189,9 @@ def _draw_band(ax, posterior: Posterior, band: Band) -> None:
         x, labels = target.freqs, ("frequency (Hz)", "log10 power")
         values, *rest = (np.log10(y) for y in (target.power[band.number], band.median, *band.edges, *band.data))
         _over(ax, x, values, rest, band.name)
+    elif isinstance(target, CrossSpectrum):
+        labels = ("frequency (Hz)", "coherence of the first two")
+        _over(ax, target.freqs, _shown(target)[band.number], [band.median, *band.edges, *band.data], band.name)
     elif isinstance(target, TimeSeries):
         x, labels = _times(posterior), ("time (s)", display.with_unit(target.name, units.unit_of(target.values)))
         values = np.asarray(u.get_magnitude(target.values))[band.number]
