@@ -72,6 +72,8 @@ class Graph:
         self.dtype, self.base_two = np.dtype(dtype), base_two
         self.aval = jax.ShapeDtypeStruct((), self.dtype)
         self.nodes: dict[Any, Node] = {}
+        #: What the rates that are powers of two are of.
+        self.rates: dict[Node, Form] = {}
         self.sums: dict[Any, Coefficient] = {}
         self.products: dict[Any, Coefficient] = {}
 
@@ -157,7 +159,21 @@ class Graph:
         for atom, c in b.terms:
             terms[atom] = self.add(terms.get(atom, ZERO), self.scale(c, sign))
         nonzero = tuple((atom, c) for atom, c in terms.items() if not c.is_zero)
-        return Form(self.add(a.const, self.scale(b.const, sign)), nonzero)
+        return self._centred(Form(self.add(a.const, self.scale(b.const, sign)), nonzero))
+
+    def _centred(self, form: Form) -> Form:
+        """Of a rate less a half the tanh that it is, whose small values keep their digits."""
+        if len(form.terms) != 1 or form.terms[0][0] not in self.rates:
+            return form
+        (rate, c), const = form.terms[0], form.const
+        if c.symbol is not None or const.symbol is not None or const.literal != -0.5 * c.literal:
+            return form
+        return Form(ZERO, ((self.function("tanh", self.rates[rate], 0.5), self.scale(c, 0.5)),))
+
+    def function(self, kind: str, x: Form, scale: float) -> Node:
+        """A function of the hardware, of a scaled form."""
+        scaled = self.node(self.scaled(x, Coefficient(scale)))
+        return self._shared((kind, id(scaled)), lambda: Node(kind, False, self.aval, args=(scaled,)))
 
     def scaled(self, a: Form, by: Coefficient) -> Form:
         if by.is_zero:
@@ -252,10 +268,11 @@ def _affine_rule(graph: Graph, eqn, form: Callable[[Any], Form]) -> Form | None:
 
 def _rate(graph: Graph, x: Form) -> Form:
     """``1 / (1 + exp(-x))`` by functions of the hardware; scale and offset fold into the surrounding forms."""
-    kind, scale = ("logistic2", -1.0 / math.log(2.0)) if graph.base_two else ("tanh", 0.5)
-    scaled = graph.node(graph.scaled(x, Coefficient(scale)))
-    rate = graph._shared((kind, id(scaled)), lambda: Node(kind, False, graph.aval, args=(scaled,)))
-    return Form(ZERO, ((rate, ONE),)) if graph.base_two else Form(Coefficient(0.5), ((rate, Coefficient(0.5)),))
+    if not graph.base_two:
+        return Form(Coefficient(0.5), ((graph.function("tanh", x, 0.5), Coefficient(0.5)),))
+    rate = graph.function("logistic2", x, -1.0 / math.log(2.0))
+    graph.rates[rate] = x
+    return Form(ZERO, ((rate, ONE),))
 
 
 def _reciprocal(graph: Graph, c: Coefficient) -> Coefficient:

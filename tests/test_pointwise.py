@@ -283,6 +283,19 @@ def test_hoisting_changes_no_value(base_two, expressions):
         assert parts.operations[0] <= len(names(program)) + 2 * len(expressions)
 
 
+@pytest.mark.parametrize("base_two", [False, True])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_rate_less_a_half_keeps_the_digits_of_its_small_values(base_two, sign):
+    """1 / (1 + exp(-r x)) - 1/2 in float32, where x is near 0: r x / 4, and not what rounding leaves of 1/2."""
+    shape = jax.ShapeDtypeStruct((), "float32")
+    program = Program(lambda g, r, x: (g * sign * (jax.nn.sigmoid(r * x) - 0.5),), [shape] * 3)
+    parts = hoist((program,), 2, np.float32, base_two)
+    x = np.float32([1e-4, -3e-5, 1e-3])
+    (got,) = parts.programs[0](*parts.setup(np.float32(3.0), np.float32(2.0)), x)
+    want = sign * 3.0 * 0.5 * np.tanh(x.astype(np.float64))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(EXPRESSIONS)
 def test_pullback_is_vjp(e):
