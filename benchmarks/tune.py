@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,40 +82,64 @@ def lowered(case: Case, variant: Variant):
     return jax.jit(bench.fused(case, "mosaic_gpu")).lower(shape, shape, shape)
 
 
-def timed(case: Case, pool: ThreadPoolExecutor, out: Path) -> None:
+def timed(case: Case, pool: ThreadPoolExecutor, path: Path) -> None:
     jobs = {variant: pool.submit(lowered(case, variant).compile) for variant in variants(case)}
     for variant, job in jobs.items():
-        row: dict[str, Any] = {"case": str(case), **variant._asdict()}
-        try:
+
+        def measured(job=job) -> dict[str, Any]:
             (seconds,) = bench.timed({"": job.result()}, case.lanes, 0.15).values()
-            row["rate"] = float(f"{case.mass_steps / seconds:.4g}")
-        except Exception as error:  # reported, and the next is tried
-            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-        note(out / LINES, **row)
-        print(row, flush=True)
+            return {"rate": float(f"{case.mass_steps / seconds:.4g}")}
+
+        report(path, {"case": str(case), **variant._asdict()}, measured)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def report(path: Path, row: dict[str, Any], measured: Callable[[], dict[str, Any]]) -> None:
+    """A line of what was measured, or of why it was not: the next is tried."""
+    try:
+        row |= measured()
+    except (Exception, SystemExit) as error:
+        row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    note(path, **row)
+    print(row, flush=True)
+
+
+def compiled(chip: str, case: Case) -> None:
+    """What the kernels of each variant hold."""
+    for variant in variants(case):
+        lay_out(case, variant)
+        shape = jax.ShapeDtypeStruct((case.lanes,), jnp.float32)
+        held(case, variant, compile_for(chip, bench.fused(case, "mosaic_gpu"), shape, shape, shape).kernels)
+
+
+def held(case, variant, kernels) -> None:
+    """Print registers, bytes put aside and instructions of kernels."""
+    counts = {n: (k.registers, k.spill_bytes, sum(x.total for x in k.loops)) for n, k in kernels.items()}
+    print(case, variant, counts, flush=True)
+
+
+def run(
+    doc: str | None, cases: Sequence, timed: Callable, compiled: Callable, lines: str, argv: list[str] | None
+) -> None:
+    """The command of a tuning: time each case in all its variants, or compile them for a chip."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="the folder of the lines (default: $OUT, or here)")
     parser.add_argument("--first", type=int, help="at most so many cases")
     parser.add_argument("--compile", metavar="CHIP", help="compile each variant for a chip and print what it holds")
     options = parser.parse_args(argv)
+    if options.compile:
+        for case in cases[: options.first]:
+            compiled(options.compile, case)
+        return
     out = options.out or Path(os.environ.get("OUT") or ".")
     out.mkdir(parents=True, exist_ok=True)
-    if options.compile:
-        for case in CASES[: options.first]:
-            for variant in variants(case):
-                lay_out(case, variant)
-                shape = jax.ShapeDtypeStruct((case.lanes,), jnp.float32)
-                kernels = compile_for(options.compile, bench.fused(case, "mosaic_gpu"), shape, shape, shape).kernels
-                counts = {n: (k.registers, k.spill_bytes, sum(x.total for x in k.loops)) for n, k in kernels.items()}
-                print(case, variant, counts, flush=True)
-        return
-    note(out / LINES, **bench.machine())
+    note(out / lines, **bench.machine())
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
-        for case in CASES[: options.first]:
-            timed(case, pool, out)
+        for case in cases[: options.first]:
+            timed(case, pool, out / lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    run(__doc__, CASES, timed, compiled, LINES, argv)
 
 
 if __name__ == "__main__":

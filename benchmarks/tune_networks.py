@@ -8,9 +8,7 @@ change by it. ``--compile sm_90`` only compiles, for a GPU that is not there.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import brainmass_kernels as bk
-from brainmass_kernels import bench
 from brainmass_kernels.backends.triton import layout as layouts
 from brainmass_kernels.backends.triton import networks as kernels
 from brainmass_kernels.testing import compile_for
 
-from . import networks
-from .parts import note
+from . import networks, tune
 from .timing import close, timed
 
 LINES = "tune_networks.jsonl"
@@ -92,7 +88,7 @@ def program(size, implementation: str, steps: int):
     return functools.partial(run, *networks.connectome(regions, share), steps)
 
 
-def timed_variants(size, pool: ThreadPoolExecutor, out: Path) -> None:
+def timed_variants(size, pool: ThreadPoolExecutor, path: Path) -> None:
     regions, _, batch, steps, _ = size
     k, jobs = networks.strengths(batch), {}
     want = np.asarray(jax.jit(program(size, "scan", COMPARED))(k))
@@ -102,47 +98,27 @@ def timed_variants(size, pool: ThreadPoolExecutor, out: Path) -> None:
         lowered = [jax.jit(program(size, "triton", count)).lower(k) for count in (COMPARED, steps)]
         jobs[variant] = [pool.submit(each.compile) for each in lowered]
     for variant, job in jobs.items():
-        row: dict[str, Any] = {"size": size, **variant._asdict()}
-        try:
+
+        def measured(job=job) -> dict[str, Any]:
             short, whole = (each.result() for each in job)
             close(short(k), want, 1e-3)
             (seconds,) = timed({"": functools.partial(whole, k)}, 5).values()
-            row |= {
-                "us_a_step": round(seconds / steps * 1e6, 2),
-                "rate": float(f"{regions * batch * steps / seconds:.4g}"),
-            }
-        except Exception as error:  # reported, and the next is tried
-            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-        note(out / LINES, **row)
-        print(row, flush=True)
+            rate = float(f"{regions * batch * steps / seconds:.4g}")
+            return {"us_a_step": round(seconds / steps * 1e6, 2), "rate": rate}
+
+        tune.report(path, {"size": size, **variant._asdict()}, measured)
 
 
-def compiled(chip: str) -> None:
+def compiled(chip: str, size) -> None:
     """What the kernels of each variant hold."""
-    for size in SIZES:
-        for variant in VARIANTS:
-            lay_out(variant)
-            shape = jax.ShapeDtypeStruct((size[2],), jnp.float32)
-            made = compile_for(chip, program(size, "triton", size[3]), shape).kernels
-            counts = {n: (k.registers, k.spill_bytes, sum(x.total for x in k.loops)) for n, k in made.items()}
-            print(size, variant, counts, flush=True)
+    for variant in VARIANTS:
+        lay_out(variant)
+        shape = jax.ShapeDtypeStruct((size[2],), jnp.float32)
+        tune.held(size, variant, compile_for(chip, program(size, "triton", size[3]), shape).kernels)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="the folder of the lines (default: $OUT, or here)")
-    parser.add_argument("--first", type=int, help="at most so many sizes")
-    parser.add_argument("--compile", metavar="CHIP", help="compile each variant for a chip and print what it holds")
-    options = parser.parse_args(argv)
-    if options.compile:
-        compiled(options.compile)
-        return
-    out = options.out or Path(os.environ.get("OUT") or ".")
-    out.mkdir(parents=True, exist_ok=True)
-    note(out / LINES, **bench.machine())
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 2)) as pool:
-        for size in SIZES[: options.first]:
-            timed_variants(size, pool, out)
+    tune.run(__doc__, SIZES, timed_variants, compiled, LINES, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import brainunit as u
@@ -190,7 +190,7 @@ def _found(program, prepared: Prepared, initial, hertz: np.ndarray, *more):
 def _frequencies(freqs) -> np.ndarray:
     if is_traced(u.get_mantissa(freqs)):
         raise TypeError("'freqs' is traced by jit, vmap or grad, but takes frequencies known beforehand")
-    hertz = np.asarray(in_hertz(freqs, "freqs"), float)
+    hertz = np.asarray(units.real(in_hertz(freqs, "freqs"), "freqs"), float)
     if hertz.ndim != 1 or not len(hertz) or not (np.isfinite(hertz).all() and (hertz >= 0).all()):
         raise ValueError(f"'freqs' got {freqs}, but takes one or several frequencies (F,), none of them negative")
     return hertz
@@ -205,7 +205,7 @@ def _compiled(system: System):
 
 def _compiled_cross(system: System):
     def brainmass_kernels_linear_cross(data: Data, hertz, matrix):
-        one = functools.partial(spectrum, system, hertz=hertz, of_member=functools.partial(cross_density, matrix))
+        one = functools.partial(spectrum, system, hertz=hertz, of_gains=functools.partial(cross_density, matrix))
         return _batched(one, system, data, len(hertz))
 
     return jax.jit(brainmass_kernels_linear_cross)
@@ -243,24 +243,6 @@ def _batched(one, system: System, data: Data, frequencies: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 
 
-def spectrum(system: System, data: Data, hertz, of_member=None):
-    """The density ``(F, N)`` of one member, whether there is a fixed point, and whether it is stable.
-
-    ``of_member`` takes the gains ``(N, N, M)`` and gives the density, each region's own by default.
-    """
-    x, found = rest.fixed_point(system, data)
-    held = jax.tree.map(jax.lax.stop_gradient, data)
-    stable = rest.is_stable(rest.generator(system, held, jax.lax.stop_gradient(x)))
-    near = linearised(system, data, x)
-    angular = (2 * math.pi * system.seconds) * hertz
-    of_gains = of_member or own_density
-    power = jax.vmap(lambda angular: of_gains(gains(system, data, near, angular)))(angular)
-    # As Welch's estimate has it, 0 Hz has no other side.
-    sides = jnp.where(hertz > 0, 2.0, 1.0).astype(system.dtype) * system.seconds
-    power = power * jnp.broadcast_to(sides.reshape(-1, *[1] * (power.ndim - 1)), power.shape).astype(power.dtype)
-    return jnp.where(found & stable, power, jnp.nan), found, stable & found
-
-
 def own_density(gain):
     """The two-sided density ``(N,)`` of each region, per unit of the model's time."""
     return jnp.sum(_squared(gain), (1, 2))
@@ -271,6 +253,23 @@ def cross_density(matrix, gain):
     if matrix is not None:
         gain = jnp.einsum("si,ijm->sjm", matrix.astype(gain.dtype), gain, precision="highest")
     return jnp.einsum("ajm,bjm->ab", jnp.conj(gain), gain, precision="highest")
+
+
+def spectrum(system: System, data: Data, hertz, of_gains: Callable = own_density):
+    """The density ``(F, N)`` of one member, whether there is a fixed point, and whether it is stable.
+
+    ``of_gains`` takes the gains ``(N, N, M)`` and gives the density, each region's own by default.
+    """
+    x, found = rest.fixed_point(system, data)
+    held = jax.tree.map(jax.lax.stop_gradient, data)
+    stable = rest.is_stable(rest.generator(system, held, jax.lax.stop_gradient(x)))
+    near = linearised(system, data, x)
+    angular = (2 * math.pi * system.seconds) * hertz
+    power = jax.vmap(lambda angular: of_gains(gains(system, data, near, angular)))(angular)
+    # As Welch's estimate has it, 0 Hz has no other side.
+    sides = jnp.where(hertz > 0, 2.0, 1.0).astype(system.dtype) * system.seconds
+    power = power * jnp.broadcast_to(sides.reshape(-1, *[1] * (power.ndim - 1)), power.shape).astype(power.dtype)
+    return jnp.where(found & stable, power, jnp.nan), found, stable & found
 
 
 def gains(system: System, data: Data, near, angular):

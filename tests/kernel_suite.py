@@ -6,6 +6,8 @@ lines, and its gradient JAX's own.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 from jax import lax
 
+import brainmass_kernels as bk
+from brainmass_kernels.assembly import Kernel
 from brainmass_kernels.backends.base import Backend, Carry, Cotangents, Loop, Operands, Pullbacks, Wanted
 from brainmass_kernels.noise import StepNumber, lane_seeds, normals, numbered
 from brainmass_kernels.pointwise import Program, pullback, pullback_after
@@ -131,6 +135,24 @@ def expected(case: Case):
     with jax.enable_x64(True):
         given = (coefs, initial.state, inputs), draws, (cotangents.records, cotangents.final.state)
         return jax.tree.map(np.asarray, jax.jit(both)(*jax.tree.map(lambda x: np.asarray(x, np.float64), given)))
+
+
+@contextlib.contextmanager
+def in_place_of_the_interpreter(monkeypatch, backend: type):
+    """Runs of a backend in the context of its interpreter are made as compiled ones, for `ptx_machine` to execute."""
+    # Nobody looks at the instructions that ptxas makes.
+    monkeypatch.setattr("brainmass_kernels.assembly.assemble", lambda ptx, _: Kernel(0, 0, 0, (), ptx))
+    for name in ("forward", "adjoint"):
+        method = getattr(backend, name)
+
+        def compiled(self, loop, *args, method=method):
+            return method(self, dataclasses.replace(loop, interpret=""), *args)
+
+        monkeypatch.setattr(backend, name, compiled)
+    bk.clear_caches()
+    with bk.testing.interpret():
+        yield
+    bk.clear_caches()
 
 
 # What bounds the steps that a backend takes or keeps at a time, and its value for so many.

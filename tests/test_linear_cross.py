@@ -129,11 +129,13 @@ def test_a_long_simulation_has_it():
         (oscillators(), {"of": bk.Readout(np.eye(2))}, ValueError, "'of' got a Readout of 2 regions, but .* has 3"),
         (oscillators(), {"of": bk.Readout(np.eye(3), of="y")}, ValueError, "unknown observable or state in 'of' 'y'"),
         (oscillators(), {"of": 3}, TypeError, "'of' got int"),
+        (oscillators(), {"freqs": "alpha"}, TypeError, "'freqs' got str, but takes a real number or an array of them"),
+        (oscillators(), {"freqs": [-1.0]}, ValueError, "'freqs' got .*, none of them negative"),
     ],
 )
 def test_refused(model, options, error, message):
     with pytest.raises(error, match=message):
-        bk.linear_cross_spectrum(model, FREQS, **({"noise": NOISE} | options))
+        bk.linear_cross_spectrum(model, **({"freqs": FREQS, "noise": NOISE} | options))
 
 
 # Fits ---------------------------------------------------------------------------------------------------------------

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from backend_suite import BackendSuite
-from kernel_suite import CASES, Case, KernelSuite, make_loop
+from kernel_suite import CASES, Case, KernelSuite, in_place_of_the_interpreter, make_loop
 from ptx_machine import Program
 
 import brainmass_kernels as bk
 from brainmass_kernels._jax import MOSAIC_GPU, NO_MOSAIC_GPU
-from brainmass_kernels.assembly import Kernel
 from brainmass_kernels.backends import mosaic_gpu
 
 if not MOSAIC_GPU:
@@ -59,19 +58,8 @@ class OnTheMachine:
 def on_the_machine(monkeypatch):
     """Runs on `mosaic_gpu` in the context of the interpreter are the machine's instead."""
     monkeypatch.setattr(mosaic_gpu, "plgpu", OnTheMachine())
-    # Nobody looks at the instructions that ptxas makes.
-    monkeypatch.setattr("brainmass_kernels.assembly.assemble", lambda ptx, _: Kernel(0, 0, 0, (), ptx))
-    for name in ("forward", "adjoint"):
-        method = getattr(mosaic_gpu.MosaicGPU, name)
-
-        def compiled(self, loop, *args, method=method):
-            return method(self, dataclasses.replace(loop, interpret=""), *args)
-
-        monkeypatch.setattr(mosaic_gpu.MosaicGPU, name, compiled)
-    bk.clear_caches()
-    with bk.testing.interpret():
+    with in_place_of_the_interpreter(monkeypatch, mosaic_gpu.MosaicGPU):
         yield
-    bk.clear_caches()
 
 
 # Of the suite's cases; the others are slow together.

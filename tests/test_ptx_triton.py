@@ -7,13 +7,12 @@ import jax
 import needs
 import numpy as np
 import pytest
-from kernel_suite import CASES, KernelSuite
+from kernel_suite import CASES, KernelSuite, in_place_of_the_interpreter
 from network_suite import NetworkSuite, loops_but
 from ptx_machine import Program
 
 import brainmass_kernels as bk
 from brainmass_kernels import testing
-from brainmass_kernels.assembly import Kernel
 from brainmass_kernels.backends import triton
 from brainmass_kernels.backends.triton import versions
 
@@ -38,25 +37,14 @@ def on_the_machine(monkeypatch):
     """Runs on `triton` in the context of the interpreter are the machine's instead."""
     monkeypatch.setattr("brainmass_kernels._jax.triton_call", launch)
     monkeypatch.setattr(versions, "newest_ptx", lambda: None)
-    # Nobody looks at the instructions that ptxas makes.
-    monkeypatch.setattr("brainmass_kernels.assembly.assemble", lambda ptx, _: Kernel(0, 0, 0, (), ptx))
-    for name in ("forward", "adjoint"):
-        method = getattr(triton.Triton, name)
-
-        def compiled(self, loop, *args, method=method):
-            return method(self, dataclasses.replace(loop, interpret=""), *args)
-
-        monkeypatch.setattr(triton.Triton, name, compiled)
     # What Triton's interpreter would need is not asked for.
     unsupported = triton.Triton.unsupported
     monkeypatch.setattr(
         triton.Triton, "unsupported",
         lambda self, request: unsupported(self, request._replace(loop=dataclasses.replace(request.loop, interpret=""))),
     )  # fmt: skip
-    bk.clear_caches()
-    with bk.testing.interpret():
+    with in_place_of_the_interpreter(monkeypatch, triton.Triton):
         yield
-    bk.clear_caches()
 
 
 QUICK = ("noise that goes on from an odd step", "1000 lanes, one chunk", "strides of several chunks")

@@ -366,9 +366,9 @@ def _steps(
     return _repeat(group.strides, 1, one_stride, carry, backwards)
 
 
-def unrolled(loop: Loop, layout: Layout, program: Program, drawn: bool = True) -> int:
+def unrolled(loop: Loop, layout: Layout, program: Program) -> int:
     """Steps of a program written out in one body. The interpreter gains nothing by it."""
-    operations = len(program.jaxpr.jaxpr.eqns) + drawn * _DRAW * loop.n_normals
+    operations = len(program.jaxpr.jaxpr.eqns) + _DRAW * loop.n_normals
     return 1 if loop.interpret else max(1, min(_UNROLL, _BODY // (max(1, operations) * layout.vec)))
 
 

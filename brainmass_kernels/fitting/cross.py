@@ -12,14 +12,12 @@ import numpy as np
 
 from .. import spectra, units
 from ..crossspectra import CrossSpectralDensity, coherency
-from ..errors import check_name
 from ..linear import linear_cross_spectrum
-from ..network import parts_of
 from ..readout import Readout
 from ..spectra import PowerSpectrum
 from .comparisons import LINEAR, Comparison, Target, segment_of
 from .observed import addressable, unchecked
-from .targets import recorded_network
+from .targets import recorded_network, recorded_regions
 
 COHERENCY, DENSITY = "coherency", "density"
 
@@ -103,11 +101,7 @@ class CrossSpectrum(Target):
 
     def linear_comparison(self, model, record, band):
         """With cross-spectra in closed form, as dynamic causal modelling of cross-spectra has them."""
-        network, mass = parts_of(model)
-        if not isinstance(record, str):
-            raise TypeError(f"'record' got {record!r}, but a cross-spectrum takes one name")
-        check_name(record, mass.recordable(), "record")
-        return OfLinearCrossSpectra(self.band(*band), record, network.regions_of(record) if network else None, band)
+        return OfLinearCrossSpectra(self.band(*band), record, recorded_regions(self, model, record), band)
 
 
 class OfCrossSpectra(Comparison):

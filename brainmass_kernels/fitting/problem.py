@@ -339,11 +339,11 @@ class Problem:
         """What is predicted from, of what `run` gives a simulation."""
         return self.comparison.density(model, inputs, noise)
 
-    def predict(self, z, keys):
-        """The prediction of every lane, ``(n or 1, starts, ...)``."""
+    def predict(self, z, keys, **more):
+        """The prediction of every lane, ``(n or 1, starts, ...)``; ``more`` as of `run`."""
         if self.linear:
-            return self.comparison.predict(self.run(z, keys, self._density))
-        return self.predicted(self.run(z, keys, simulate))
+            return self.comparison.predict(self.run(z, keys, self._density, **more))
+        return self.predicted(self.run(z, keys, simulate, **more))
 
     def predicted(self, result):
         """The prediction of a run, target by target where that keeps the bits."""
@@ -440,10 +440,7 @@ class Problem:
         """By JAX's forward mode, of runs through `scan`, some directions at once."""
 
         def residuals_of(z):
-            runs = not self.linear
-            prediction = (
-                self.predicted(self.run(z, keys, simulate, implementation="scan")) if runs else self.predict(z, keys)
-            )
+            prediction = self.predict(z, keys, implementation="scan")
             return self.each(lambda *x: self.comparison.residuals(*x)[0], prediction, data)
 
         def pushed(number):

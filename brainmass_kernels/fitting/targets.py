@@ -72,7 +72,6 @@ def compare(target, model, record, options, band, background, predict: str = SIM
 
 def _linear(target, model, record, band, background) -> Comparison:
     """How linear systems are compared with a target."""
-    network, mass = parts_of(model)
     comparison = target.linear_comparison(model, record, band) if isinstance(target, Target) else None
     if comparison:
         return comparison
@@ -81,8 +80,7 @@ def _linear(target, model, record, band, background) -> Comparison:
             f"'predict' got 'linear' of {name_of(target)}, but predicts power spectra, and cross-spectra of a network: "
             "leave it out"
         )
-    check_name(record, mass.recordable(), "record")
-    regions = network.regions_of(record) if network else None
+    regions = recorded_regions(target, model, record)
     return OfDensities(target.band(*band), record, band, background, regions)
 
 
@@ -101,13 +99,19 @@ def _baseline(target: TimeSeries, samples: int, sampling: float) -> int:
 
 def recorded_network(target, model, record, options) -> tuple[int | None, int, float]:
     """The regions of what is recorded, or ``None`` of one mass, the records of a run, and seconds between them."""
+    regions = recorded_regions(target, model, record)
+    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
+    steps = recorded_steps(options["duration"], seconds, options["transient"])
+    return regions, steps // options["every"], seconds * options["every"]
+
+
+def recorded_regions(target, model, record) -> int | None:
+    """The regions of what is recorded, or ``None`` of one mass."""
     network, mass = parts_of(model)
     if not isinstance(record, str):
         raise TypeError(f"'record' got {record!r}, but {name_of(target)} takes one name")
     check_name(record, mass.recordable(), "record")
-    seconds = units.concrete(units.strip(options["dt"], u.second, "dt"), "dt")
-    steps = recorded_steps(options["duration"], seconds, options["transient"])
-    return network.regions_of(record) if network else None, steps // options["every"], seconds * options["every"]
+    return network.regions_of(record) if network else None
 
 
 def recorded_steps(duration, seconds: float, transient) -> int:

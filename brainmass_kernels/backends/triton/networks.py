@@ -111,17 +111,19 @@ class _Coupled(Uncoupled):
             # Else XLA would sort a connectome that it knows while it compiles.
             weights, reads = lax.optimization_barrier((weights, jnp.broadcast_to(rows[:, None], shape) - many * steps))
             far, counting = steps >= FAR, weights != 0
-            for kind, which, at_once in self.lists(counting & far, counting & ~far, counting):
-                end = jnp.broadcast_to(ends[kind], shape)
-                listed = Listed.of(jnp.where(which, weights, 0), jnp.where(which, reads, end), which, at_once)
+            which = {"far": counting & far, "near": counting & ~far if self.far else counting}
+            for kind, at_once in self.kinds.items():
+                own, end = which[kind], jnp.broadcast_to(ends[kind], shape)
+                listed = Listed.of(jnp.where(own, weights, 0), jnp.where(own, reads, end), own, at_once)
                 self.kernel.take_one(f"{kind}_weights{k}", listed.weights)
                 self.kernel.take_one(f"{kind}_reads{k}", listed.reads)
                 counts.append(listed.groups)
         self.kernel.take_one("counts", jnp.stack(counts).astype(jnp.int32))
 
-    def lists(self, far, near, both) -> list[tuple[str, Any, int]]:
-        """The lists of a term: their names, something of each, and how many connections are read at once."""
-        return [("far", far, FAR_AT_ONCE), ("near", near, AT_ONCE)] if self.far else [("near", both, AT_ONCE)]
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The lists of a term by name, and how many connections of each are read at once."""
+        return {"far": FAR_AT_ONCE, "near": AT_ONCE} if self.far else {"near": AT_ONCE}
 
     def give(self) -> None:
         networks = self.kernel.layout.blocks * self.together
@@ -168,7 +170,7 @@ class _Coupled(Uncoupled):
             _sums_of_far(kernel.functions, f"{function}_far", regions, many)
         counts = itertools.count()
         for k, connections in enumerate(self.connections):
-            for kind, _, at_once in self.lists(None, None, None):
+            for kind, at_once in self.kinds.items():
                 kernel.line(f"{kind}_count{k} = tl.load(counts + {next(counts)})")
                 if connections.weights.ndim == 3 or (self.depth and connections.own_delays):
                     size = -(-regions // at_once) * at_once * regions
@@ -204,14 +206,14 @@ class _Coupled(Uncoupled):
             for k, value in enumerate(values):
                 line(f"tl.store(mine{k} + now, {value}, mask=inside)")
         line("tl.debug_barrier()")
-        here = ["now"] if self.together == 1 else ["now + mate"]
+        here = "now" if self.together == 1 else "now + mate"
         if self.far:
-            self.exchange_far(here[0], totals)
+            self.exchange_far(here, totals)
         begun = set(self.gets) if self.far else set()
         for k, (sent, got) in enumerate(self.ways):
             lists = f"near_weights{k}, near_reads{k}, column, near_count{k}"
             to = "+=" if got in begun else "="
-            line(f"{totals[got]} {to} {self.function}_near(ring{sent} + {here[0]}, {lists}, zero)")
+            line(f"{totals[got]} {to} {self.function}_near(ring{sent} + {here}, {lists}, zero)")
             begun.add(got)
         line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
