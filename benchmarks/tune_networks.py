@@ -55,10 +55,10 @@ class Variant(NamedTuple):
 
 
 VARIANTS = (
-    Variant(), Variant(far=0), Variant(far=4), Variant(far=16), Variant(together=4), Variant(together=16),
-    Variant(far=0, at_once=16),
+    Variant(), Variant(far=0), Variant(far=4), Variant(far=8), Variant(far=16), Variant(together=4),
+    Variant(together=16), Variant(far=0, at_once=16),
 )  # fmt: skip
-FAR, AT_ONCE, OF_NETWORKS = kernels.FAR, kernels.AT_ONCE, layouts.Layout.of_networks
+FAR, AT_ONCE, OF_NETWORKS = (kernels.FAR, kernels.FAR_FORWARD), kernels.AT_ONCE, layouts.Layout.of_networks
 # Steps that no delay has.
 NEVER = 1 << 20
 
@@ -74,7 +74,7 @@ def lay_out(variant: Variant) -> None:
         warps = min(width // layouts.WARP, 16)
         return layouts.Layout(lanes, warps, width // (layouts.WARP * warps), regions, many)
 
-    kernels.FAR = FAR if variant.far is None else variant.far or NEVER
+    kernels.FAR, kernels.FAR_FORWARD = FAR if variant.far is None else [variant.far or NEVER] * 2
     kernels.AT_ONCE = variant.at_once or AT_ONCE
     layouts.Layout.of_networks = staticmethod(of_networks)  # pyright: ignore[reportAttributeAccessIssue]
     jax.clear_caches()

@@ -125,7 +125,8 @@ def linear_cross_spectrum(
 
     Warns
     -----
-    UserWarning : as `linear_spectrum`
+    UserWarning
+        as `linear_spectrum`
 
     Raises
     ------

@@ -40,7 +40,9 @@ def pytest_collection_modifyitems(config, items):
 def _applies(item) -> bool:
     """Whether the class of a test has all that its marks `where` ask for, and does not leave it to another class."""
     left = getattr(item.cls, "held_elsewhere", ())
-    return item.originalname not in left and all(mark.args[0](item.cls) for mark in item.iter_markers("where"))
+    return not {item.originalname, item.name} & {*left} and all(
+        mark.args[0](item.cls) for mark in item.iter_markers("where")
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

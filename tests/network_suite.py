@@ -119,6 +119,7 @@ def delays_of(pattern: str, n: int, steps: int, seed: int = 2) -> np.ndarray:
         "beyond the run": made.integers(steps - 2, steps + 10, (n, n)),
         "between": made.uniform(0.0, LONGEST - 0.1, (n, n)),
         "longest": np.full((n, n), LONGEST),
+        "long": np.where(made.random((n, n)) < 0.3, 130, made.integers(13, 20, (n, n))),
     }[pattern]
     if pattern == "several":
         # Where it is easy to be a step early or late.

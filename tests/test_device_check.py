@@ -347,7 +347,7 @@ def test_the_whole_script_runs_without_a_chip(tmp_path, capsys):
     assert {row["part"].partition("-")[0] for row in rows if row.get("exit") == 0} == {"machine", *WHOLE}
     (path,) = tmp_path.glob("*-dry.json")
     found = json.loads(path.read_text())
-    assert len(found["checks"]) == 8
+    assert len(found["checks"]) == 9
     assert all(row["ok"] for row in found["checks"])
     assert [row["gradient"] for row in found["rows"]] == [False, True]
     # Of 2,000 steps, of which the scan ran half.

@@ -194,6 +194,56 @@ def test_a_power_spectrum_of_a_network_is_the_mean_of_its_regions():
     np.testing.assert_allclose(plain(found.parameters["coupling.k"]), 0.03, rtol=1e-2)
 
 
+def test_joint_targets_are_those_of_each():
+    """The spectrum of the regions and cross-spectra at sensors weigh as they do with runs, and find two parameters."""
+    power = plain(bk.linear_spectrum(oscillators(0.03), BAND, noise=NOISE, of="x")).mean(-1)
+    target = bk.Joint({"power": bk.PowerSpectrum(BAND, power), "sensors": of_truth(LEAD)}, weights={"sensors": 2.0})
+    fits = {
+        name: bk.fit(
+            oscillators(zeta=0.3), each, FREE, regional=("zeta",), background=False, optimiser="levenberg_marquardt",
+            steps=steps, **COMMON,
+        )
+        for name, each, steps in (("joint", target, 20), *((n, t, 5) for n, t in target.targets.items()))
+    }  # fmt: skip
+    assert fits["joint"].rms[0] < 1e-3
+    np.testing.assert_allclose(plain(fits["joint"].parameters["coupling.k"]), 0.03, rtol=1e-2)
+    alone = [fits[name].initial_rms[0] / sigma for name, sigma in (("power", 0.1), ("sensors", of_truth().sigma))]
+    expected = np.sqrt((alone[0] ** 2 + 2.0 * alone[1] ** 2) / 3.0)
+    np.testing.assert_allclose(fits["joint"].initial_rms[0], expected, rtol=1e-4)
+    assert fits["joint"].prediction.targets["sensors"].values.shape == (1, len(BAND), 2, 2)
+
+
+def test_a_saved_fit_of_joint_targets_goes_on(tmp_path):
+    power = plain(bk.linear_spectrum(oscillators(0.03), BAND, noise=NOISE, of="x")).mean(-1)
+    target = bk.Joint({"power": bk.PowerSpectrum(BAND, power), "sensors": of_truth(LEAD, "density")})
+    free = {"coupling.k": (0.002, 0.1)}
+    first = bk.fit(oscillators(), target, free, steps=3, **COMMON)
+    first.save(tmp_path / "fit.json")
+    loaded = bk.Fit.load(tmp_path / "fit.json", oscillators())
+    assert loaded.settings["predict"] == "linear"
+    more = bk.fit(oscillators(), target, free, steps=6, resume=loaded, **COMMON)
+    at_once = bk.fit(oscillators(), target, free, steps=9, **COMMON)
+    # A file keeps five digits of the losses before.
+    np.testing.assert_array_equal(more.losses[3:], at_once.losses[3:])
+    assert more.implementation == "linear"
+
+
+def test_the_density_of_joint_targets_is_the_product_of_each():
+    power = plain(bk.linear_spectrum(oscillators(0.03), BAND, noise=NOISE, of="x")).mean(-1)
+    joint = bk.Joint({"power": bk.PowerSpectrum(BAND, power), "sensors": bk.CrossSpectrum(BAND, measured())})
+    likelihoods = {"power": bk.likelihoods.Whittle(20), "sensors": bk.likelihoods.ComplexWishart(SEGMENTS)}
+
+    def density(target, likelihood):
+        return bk.log_density(
+            oscillators(0.02), target, {"coupling.k": (0.002, 0.1)}, likelihood=likelihood, noise=NOISE, record="x",
+            predict="linear", band=(4.0, 23.0), dt=1 * u.ms, duration=1 * u.second,
+        )  # fmt: skip
+
+    at = {"coupling.k": jnp.array([-1.0, 0.5])}
+    alone = [density(target, likelihoods[name]).log_likelihood(at) for name, target in joint.targets.items()]
+    np.testing.assert_allclose(density(joint, likelihoods).log_likelihood(at), sum(alone), rtol=1e-6)
+
+
 def test_programs_of_runs_and_of_linear_systems_are_told_apart():
     options = {"duration": 5 * u.second, "dt": 1 * u.ms, "every": 5, "transient": None}
     linear, runs = (

@@ -62,5 +62,9 @@ class TestNetworks(NetworkSuite):
     context = staticmethod(bk.testing.interpret)
     double = False
     most = 14
-    held_elsewhere = tuple(name for name in dir(NetworkSuite) if name.startswith("test_") and name != "test_the_loop")
+    held_elsewhere = (
+        *(name for name in dir(NetworkSuite) if name.startswith("test_") and name != "test_the_loop"),
+        # Minutes each; of several couplings those without delays and those of groups are held here.
+        *(f"test_the_loop[{name}]" for name in ("every kind", "three couplings")),
+    )
     long = loops_but("one region that waits", "a batch of weights without delays")

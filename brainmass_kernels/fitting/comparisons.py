@@ -37,9 +37,16 @@ class Target:
         """As `compare` takes and returns."""
         raise NotImplementedError
 
-    def linear_comparison(self, model, record, band) -> Comparison | None:
-        """That with linear systems in place of runs; ``None``, there is none."""
-        return None
+    def linear_comparison(self, model, record, band, background) -> Comparison:
+        """That with linear systems in place of runs; a `TypeError`, there is none."""
+        raise not_linear(self)
+
+
+def not_linear(target) -> TypeError:
+    return TypeError(
+        f"'predict' got 'linear' of {name_of(target)}, but predicts power spectra, cross-spectra of a network, and a "
+        "Joint of these: leave it out"
+    )
 
 
 class Comparison:
@@ -67,6 +74,11 @@ class Comparison:
     settings: dict[str, Any]
     absent: Any = 0
     simulated: bool = True
+
+    @property
+    def parts_apart(self) -> tuple[Comparison, ...]:
+        """Those of which each has data of its own: itself, or those of a joint target."""
+        return (self,)
 
     def density(self, model, inputs, noise) -> Any:
         """Of linear systems about fixed points, in place of a result, at the target's own frequencies."""
@@ -259,6 +271,10 @@ class OfDensities(OfSpectra):
     @property
     def onto(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
         return np.eye(len(self.target.freqs))
+
+    @property
+    def width(self):
+        return len(self.target.freqs)
 
     def read(self):
         return OfDensities, *super().read()

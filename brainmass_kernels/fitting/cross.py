@@ -99,7 +99,7 @@ class CrossSpectrum(Target):
         regions, samples, sampling = recorded_network(self, model, record, options)
         return OfCrossSpectra(self.band(*band), record, sampling, samples, regions, band)
 
-    def linear_comparison(self, model, record, band):
+    def linear_comparison(self, model, record, band, background):
         """With cross-spectra in closed form, as dynamic causal modelling of cross-spectra has them."""
         return OfLinearCrossSpectra(self.band(*band), record, recorded_regions(self, model, record), band)
 

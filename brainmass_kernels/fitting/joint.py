@@ -12,7 +12,7 @@ import numpy as np
 
 from ..models.base import check_name
 from . import targets
-from .targets import Comparison, Target, unchecked
+from .targets import LINEAR, Comparison, Target, unchecked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,16 +63,23 @@ class Joint(Target):
 
     def comparison(self, model, record, options, band, background):
         """How `fit` compares runs with it."""
+        return self._compared(
+            record, lambda each, own: targets.compare(each, model, own, options, band, background)
+        )  # fmt: skip
+
+    def linear_comparison(self, model, record, band, background):
+        """With linear systems, of which each target has its own densities."""
+        return self._compared(
+            record, lambda each, own: targets.linear_comparison(each, model, own, band, background)
+        )  # fmt: skip
+
+    def _compared(self, record, compare) -> OfJoint:
         records = record if isinstance(record, Mapping) else dict.fromkeys(self.targets, record)
         for name in records:
             check_name(name, self.targets, "target in 'record'")
         if missing := [name for name in self.targets if name not in records]:
             raise ValueError(f"'record' names nothing for {missing[0]!r}, but takes what each target is compared with")
-        parts = {
-            name: targets.compare(each, model, records[name], options, band, background)
-            for name, each in self.targets.items()
-        }
-        return OfJoint(self, parts)
+        return OfJoint(self, {name: compare(each, records[name]) for name, each in self.targets.items()})
 
 
 class OfJoint(Comparison):
@@ -89,11 +96,20 @@ class OfJoint(Comparison):
         self.weights = [self.target.weights[name] for name in parts]  # pyright: ignore[reportOptionalSubscript]
         self.record = {name: part.settings["record"] for name, part in parts.items()}
         self.absent = sum(part.absent for part in parts.values())
+        self.simulated = all(part.simulated for part in parts.values())
         self.settings = {
             "joint": {name: part.settings for name, part in parts.items()},
             "weights": dict(self.target.weights or {}),
             "record": self.record,
+            **({} if self.simulated else {"predict": LINEAR}),
         }
+
+    @property
+    def parts_apart(self):
+        return tuple(self.parts.values())
+
+    def density(self, model, inputs, noise):
+        return {name: part.density(model, inputs, noise) for name, part in self.parts.items()}
 
     @property
     def records(self):
@@ -113,7 +129,10 @@ class OfJoint(Comparison):
         return max(part.copies(realisations) for part in self.parts.values())
 
     def predict(self, result):
-        every = [part.predict({part.record: result[name]}) for name, part in self.parts.items()]
+        own = {
+            name: {part.record: result[name]} if self.simulated else result[name] for name, part in self.parts.items()
+        }
+        every = [part.predict(own[name]) for name, part in self.parts.items()]
         return jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in every], -1)
 
     def split(self, prediction) -> list[tuple[str, Comparison, Any]]:

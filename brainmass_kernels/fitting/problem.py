@@ -318,22 +318,26 @@ class Problem:
         """A plan that says that nothing is simulated, with the memory of the linear systems."""
         z = {f.name: jnp.zeros((self.comparison.count, 1)) for f in self.frees}
         like = jax.eval_shape(self.predict, z, self.keys(key))
-        lanes, frequencies = self.comparison.count, len(self.comparison.target.freqs)
-        system = self.run(z, self.keys(key), self._prepared).system
-        size = 2 * like.dtype.itemsize * lanes * frequencies * numbers(system)
+        lanes, frequencies = self.comparison.count, [len(part.target.freqs) for part in self.comparison.parts_apart]
+        systems_of = self.run(z, self.keys(key), self._prepared)
+        each = sum(count * numbers(prepared.system) for count, prepared in zip(frequencies, systems_of, strict=True))
+        size = 2 * like.dtype.itemsize * lanes * each
         why = "predict='linear': spectra about fixed points, nothing is simulated"
-        return Plan(LINEAR, why, {}, lanes, 0, frequencies, 0, 0, 0, size, size)
+        return Plan(LINEAR, why, {}, lanes, 0, sum(frequencies), 0, 0, 0, size, size)
 
-    def _prepared(self, model, *, inputs, noise, **_) -> systems.Prepared:
-        return systems.prepare(model, inputs, None, noise, self.comparison.record)
+    def _prepared(self, model, *, inputs, noise, **_) -> tuple[systems.Prepared, ...]:
+        parts = self.comparison.parts_apart
+        return tuple(systems.prepare(model, inputs, None, noise, part.record) for part in parts)
 
     def _linear_digests(self, model, **arguments) -> dict[str, str]:
         """What tells the linear systems of this fit from those of others."""
-        prepared = self._prepared(model, **arguments)
-        names = ", ".join(name for group in prepared.data.regional for name in group)
-        everything, avals = systems.of_one_region(prepared.system, prepared.data)
-        equations = f"{identity.of_function(everything, *avals)} of {names}"
-        return {"dtype": str(prepared.system.dtype), "equations": equations}
+        every = self._prepared(model, **arguments)
+        found = []
+        for prepared in every:
+            names = ", ".join(name for group in prepared.data.regional for name in group)
+            everything, avals = systems.of_one_region(prepared.system, prepared.data)
+            found.append(f"{identity.of_function(everything, *avals)} of {names}")
+        return {"dtype": str(every[0].system.dtype), "equations": "; ".join(found)}
 
     def _density(self, model, *, inputs, noise, **_):
         """What is predicted from, of what `run` gives a simulation."""

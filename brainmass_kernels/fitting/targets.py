@@ -22,6 +22,7 @@ from .comparisons import OfFunction as OfFunction
 from .comparisons import OfSeries as OfSeries
 from .comparisons import OfSpectra as OfSpectra
 from .comparisons import Target as Target
+from .comparisons import not_linear
 from .observed import Connectivity as Connectivity
 from .observed import TimeSeries as TimeSeries
 from .observed import addressable as addressable
@@ -50,7 +51,7 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     """How runs of these options are compared with a target."""
     _, mass = parts_of(model)
     if predict == LINEAR:
-        return _linear(target, model, record, band, background)
+        return linear_comparison(target, model, record, band, background)
     if isinstance(target, Target):
         return target.comparison(model, record, options, band, background)
     if callable(target):
@@ -70,16 +71,12 @@ def compare(target, model, record, options, band, background, predict: str = SIM
     return OfSpectra(target.band(*band), record, sampling, samples, band, background, regions)
 
 
-def _linear(target, model, record, band, background) -> Comparison:
+def linear_comparison(target, model, record, band, background) -> Comparison:
     """How linear systems are compared with a target."""
-    comparison = target.linear_comparison(model, record, band) if isinstance(target, Target) else None
-    if comparison:
-        return comparison
+    if isinstance(target, Target):
+        return target.linear_comparison(model, record, band, background)
     if not (isinstance(target, PowerSpectrum) and isinstance(record, str)):
-        raise TypeError(
-            f"'predict' got 'linear' of {name_of(target)}, but predicts power spectra, and cross-spectra of a network: "
-            "leave it out"
-        )
+        raise not_linear(target)
     regions = recorded_regions(target, model, record)
     return OfDensities(target.band(*band), record, band, background, regions)
 

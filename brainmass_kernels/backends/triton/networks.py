@@ -29,6 +29,8 @@ AT_ONCE = 8
 PARTIAL = 4
 # Steps whose sums are taken at once, of connections with no shorter delay; and connections that are then read at once.
 FAR, FAR_AT_ONCE = 8, 1
+# The same in forward runs of one term, whose longest delay has so many steps.
+FAR_FORWARD, LONG = 16, 128
 # Times in the ring beyond the longest delay: this one, and one that no slower thread still reads.
 SPARE = 2
 
@@ -73,6 +75,8 @@ class _Coupled(Uncoupled):
     """
 
     ways: list[Way]
+    #: Steps whose sums are taken at once.
+    ahead: int
 
     def __init__(self, kernel: Kernel):
         self.kernel, coupling = kernel, kernel.loop.coupling
@@ -91,7 +95,7 @@ class _Coupled(Uncoupled):
     @property
     def far(self) -> bool:
         """Whether a delay may be so long that the sums of several steps are taken at once."""
-        return self.depth >= FAR
+        return self.depth >= self.ahead
 
     def take_connections(self, to_targets: bool) -> None:
         """Of each region the list of its sources, or of its targets."""
@@ -99,7 +103,7 @@ class _Coupled(Uncoupled):
         each = 2 * (self.depth + SPARE) if self.depth else 1
         rows = many * each * jnp.arange(regions, dtype=jnp.int32)
         # Where a list has ended, a region reads from its own row, which makes nothing of another region NaN.
-        counts, ends = [], {"near": rows, "far": rows - many * FAR}
+        counts, ends = [], {"near": rows, "far": rows - many * self.ahead}
         for k, connections in enumerate(self.connections):
             weights, steps = connections.weights, connections.steps.astype(jnp.int32)
             weights = jnp.moveaxis(weights, -1, 0) if weights.ndim == 3 else weights
@@ -110,7 +114,7 @@ class _Coupled(Uncoupled):
                 weights, steps = jnp.swapaxes(weights, -1, -2), jnp.swapaxes(steps, -1, -2)
             # Else XLA would sort a connectome that it knows while it compiles.
             weights, reads = lax.optimization_barrier((weights, jnp.broadcast_to(rows[:, None], shape) - many * steps))
-            far, counting = steps >= FAR, weights != 0
+            far, counting = steps >= self.ahead, weights != 0
             which = {"far": counting & far, "near": counting & ~far if self.far else counting}
             for kind, at_once in self.kinds.items():
                 own, end = which[kind], jnp.broadcast_to(ends[kind], shape)
@@ -131,7 +135,7 @@ class _Coupled(Uncoupled):
         for k in range(self.rings):
             self.kernel.give_one(f"ring{k}", (networks * self.regions * times,))
         for got in self.gets if self.far else ():
-            self.kernel.give_one(f"ahead{got}", (FAR * self.kernel.layout.blocks * self.kernel.layout.width,))
+            self.kernel.give_one(f"ahead{got}", (self.ahead * self.kernel.layout.blocks * self.kernel.layout.width,))
 
     @property
     def gets(self) -> list[int]:
@@ -167,7 +171,7 @@ class _Coupled(Uncoupled):
         self.function, self.times = function, kernel.number(self.depth + SPARE)
         _sum_of_near(kernel.functions, f"{function}_near", regions)
         if self.far:
-            _sums_of_far(kernel.functions, f"{function}_far", regions, many)
+            _sums_of_far(kernel.functions, f"{function}_far", regions, many, self.ahead)
         counts = itertools.count()
         for k, connections in enumerate(self.connections):
             for kind, at_once in self.kinds.items():
@@ -218,26 +222,26 @@ class _Coupled(Uncoupled):
         line(f"turn = tl.where(turn + 1 < {self.times}, turn + 1, 0)")
 
     def exchange_far(self, here: str, totals: Sequence[str]) -> None:
-        """Every `FAR` steps, the sums of as many over the far connections; then in each step its own."""
+        """Every `ahead` steps, the sums of as many over the far connections; then in each step its own."""
         kernel, line = self.kernel, self.kernel.line
         with kernel.block("if phase == 0:"):
             begun = set()
             for k, (sent, got) in enumerate(self.ways):
-                sums = kernel.names(f"far{got}_", FAR)
-                terms = kernel.names("term", FAR) if got in begun else sums
+                sums = kernel.names(f"far{got}_", self.ahead)
+                terms = kernel.names("term", self.ahead) if got in begun else sums
                 lists = f"far_weights{k}, far_reads{k}, column, far_count{k}"
                 kernel.assign(terms, f"{self.function}_far(ring{sent} + {here}, {lists}, zero)")
                 if got in begun:
                     line(*(f"{a} += {b}" for a, b in zip(sums, terms)))
                 begun.add(got)
             for got in self.gets:
-                for step, name in enumerate(kernel.names(f"far{got}_", FAR)):
+                for step, name in enumerate(kernel.names(f"far{got}_", self.ahead)):
                     line(f"tl.store(ahead{got} + ahead + {step} * {self.width}, {name})")
             # Another thread may read what one wrote, for the compiler lays each access out for itself.
             line("tl.debug_barrier()")
         for got in self.gets:
             line(f"{totals[got]} = tl.load(ahead{got} + ahead + phase * {self.width})")
-        line(f"phase = tl.where(phase + 1 < {FAR}, phase + 1, 0)")
+        line(f"phase = tl.where(phase + 1 < {self.ahead}, phase + 1, 0)")
 
     def send_function(self) -> None:
         kernel, n = self.kernel, self.n_arguments
@@ -259,6 +263,7 @@ class ForwardCoupling(_Coupled):
     def __init__(self, kernel: ForwardKernel):
         super().__init__(kernel)
         self.ways = [Way(term.source, term.total) for term in self.coupling.terms]
+        self.ahead = FAR_FORWARD if self.depth >= LONG and len(self.ways) == 1 else FAR
 
     def take(self) -> None:
         self.take_connections(to_targets=True)
@@ -317,6 +322,7 @@ class ReverseCoupling(_Coupled):
     def __init__(self, kernel: AdjointKernel):
         super().__init__(kernel)
         self.ways = [Way(term.total, term.source) for term in self.coupling.terms]
+        self.ahead = FAR
         self.ct_sources = kernel.names("ct_sent", len(self.coupling.depths))
         self.zeros_before = ["zero"] * self.rings
 
@@ -420,20 +426,20 @@ def _sum_of_near(lines: SourceBuilder, name: str, regions: int) -> None:
     lines.line("", "")
 
 
-def _sums_of_far(lines: SourceBuilder, name: str, regions: int, together: int) -> None:
+def _sums_of_far(lines: SourceBuilder, name: str, regions: int, together: int, ahead: int) -> None:
     """As `_sum_of_near`, the sums of this step and the next ones: what they read was sent before this step."""
     lines.line("@device")
     with lines.block(f"def {name}(here, weights, reads, column, count, zero):"):
-        lines.line(*(f"sum{k}_{step} = zero" for step in range(FAR) for k in range(FAR_AT_ONCE)))
+        lines.line(*(f"sum{k}_{step} = zero" for step in range(ahead) for k in range(FAR_AT_ONCE)))
         with lines.block("for j in range(count):"):
             _read_list(lines, regions, FAR_AT_ONCE)
-            places = [(k, step) for k in range(FAR_AT_ONCE) for step in range(FAR)]
+            places = [(k, step) for k in range(FAR_AT_ONCE) for step in range(ahead)]
             lines.line(*(f"from{k} = here + r{k}" for k in range(FAR_AT_ONCE)))
             lines.line(*(f"s{k}_{step} = tl.load(from{k} + {step * together})" for k, step in places))
             for k, step in places:
                 total = f"sum{k}_{step}"
                 lines.line(f"{total} = {lines.optable.fused.format(f'w{k}', f's{k}_{step}', total)}")
-        sums = [_sum([f"sum{k}_{step}" for k in range(FAR_AT_ONCE)]) for step in range(FAR)]
+        sums = [_sum([f"sum{k}_{step}" for k in range(FAR_AT_ONCE)]) for step in range(ahead)]
         lines.line(f"return {', '.join(sums)}")
     lines.line("", "")
 
