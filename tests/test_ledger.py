@@ -1,7 +1,9 @@
 """No kernel may get slower: what the chips' compilers make now, against benchmarks/ledger.json."""
 
 import importlib.util
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,52 @@ def test_an_earlier_ledger_is_read(tmp_path):
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps({"rows": [{"kernel": "retreat", "turn": 8, "chip": "h200"}]}))
     assert read_rows(path) == [{"kernel": "inverse steps", "rows_per_pass": 8, "chip": "h200"}]
+
+
+# The tables of the docs ---------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
+COLUMNS = {"`mosaic_gpu`, H200": "h200", "B200": "b200", "`triton`, sm_80": "sm_80"}
+OF_NETWORKS = {"no delays": "undelayed", "delays": "delayed", "two couplings with delays": "two_couplings"}
+
+
+def shown(heading: str):
+    """Chip, label and number of every cell of the table after a heading; "the same" is that of the row above."""
+    lines = PAGE[PAGE.index(heading) :].splitlines()
+    table = list(
+        itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: x[:1] != "|", lines))
+    )
+    head, above = [cell.strip() for cell in table[0].split("|")[2:-1]], ""
+    for line in table[2:]:
+        label, *cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        above = above if label.startswith("the same") else label
+        for name, cell in zip(head, cells, strict=True):
+            if cell != "-":
+                yield COLUMNS.get(name, name), f"{above} {label}", float(cell.replace(",", ""))
+
+
+def of_ledger(chip: str, label: str, networks: bool) -> float:
+    kernel = label.partition(",")[0]
+    kernel = "inverse steps" if label.endswith("inverse steps") else kernel
+    arguments = "noise" if "noise" in label else "input" if "an input" in label else "plain"
+    if networks:
+        kernel = {"forward": "network", "gradient": "network_gradient"}[kernel]
+        arguments = OF_NETWORKS[label.rpartition(", ")[2]]
+    nvidia = chip[0] in "hbs"
+    asked = {
+        "chip": chip, "kernel": kernel, "arguments": arguments,
+        "scheme": "exp_euler" if "exp_euler" in label else "strang",
+        "precision": "exact" if networks or not nvidia or "exact" in label else "fast",
+    }  # fmt: skip
+    # Of several layouts the widest, which is what runs.
+    found = max((row for row in rows() if asked.items() <= row.items()), key=lambda row: row["vec"])
+    whole, each = ("instructions", "instructions_per_step") if nvidia else ("bundles", "bundles_per_step")
+    return found[whole if networks else each]
+
+
+@pytest.mark.parametrize("heading", ["TPU, VLIW bundles", "NVIDIA, SASS instructions", "Networks of 76 regions, all"])
+def test_the_tables_of_the_docs_are_the_ledgers(heading):
+    networks, cells = heading.startswith("Networks"), list(shown(heading))
+    assert len(cells) > 15
+    for chip, label, number in cells:
+        assert number == pytest.approx(of_ledger(chip, label, networks), abs=0.5 if networks else 0.0501), (chip, label)
