@@ -348,3 +348,24 @@ def test_kernels_that_two_processes_compiled_do_not_take_each_others_functions(t
         command = [sys.executable, "-c", KINDS, *dtypes]
         done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no large pages")
+def test_large_results_lie_in_large_pages():
+    """Those of 64 MB, which are new memory at each call."""
+    result = bk.simulate(bk.JansenRit(C=jnp.linspace(100.0, 160.0, 1024)), 16_000, 0.1 * u.ms, implementation="numba")
+    eeg = jax.block_until_ready(result["eeg"].mantissa)
+    assert "hg" in flags_of(eeg.unsafe_buffer_pointer() + eeg.nbytes // 2)
+
+
+def flags_of(address: int) -> list[str]:
+    """What Linux knows of the memory at an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name = line.split()[0]
+        if "-" in name and not name.endswith(":"):
+            first, last = (int(x, 16) for x in name.split("-"))
+            inside = first <= address < last
+        elif inside and name == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError(f"no memory at {address:x}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +34,15 @@ _TEXT = """def task(job):
 
 def handler(frame):
     if not describe(frame):
-        job = (result(frame, {results}) + 63) // 64 * 64
+{pages}        job = (result(frame, {results}) + 63) // 64 * 64
         started = start(job, frame, task, attribute(frame)[{threads}])
         task(job)
         join(job, started)
     return 0
 """
+
+# Where Linux backs memory by large pages on demand.
+_PAGES = "        in_large_pages(frame, {plan}, {results} + 1)\n"
 
 # Of parts that threads share: they work on them together, and so have to know how many they are.
 _TOGETHER = """def task(job):
@@ -53,7 +58,7 @@ _TOGETHER = """def task(job):
 
 def handler(frame):
     if not describe(frame):
-        job = (result(frame, {results}) + 63) // 64 * 64
+{pages}        job = (result(frame, {results}) + 63) // 64 * 64
         started = start(job, frame, task, attribute(frame)[{threads}])
         add_atomically(job + 24, started + 1)
         task(job)
@@ -81,16 +86,21 @@ def run(kernel: BlockKernel, arguments: Sequence[jax.Array] | None = None) -> di
     call = jax.ffi.ffi_call(register(kernel), buffers)
     *results, _ = call(
         *(kernel.arguments.values() if arguments is None else arguments),
-        plan=np.array([plan.get(name, 0) for name in PLAN], np.int64),
+        plan=np.array([*(plan.get(name, 0) for name in PLAN), *map(_bytes, buffers)], np.int64),
     )
     return kernel.named(results)
 
 
+def _bytes(buffer: jax.ShapeDtypeStruct) -> int:
+    return math.prod(buffer.shape) * buffer.dtype.itemsize
+
+
 def register(kernel: BlockKernel) -> str:
     """Compile a kernel, or load it, and tell XLA of it; the name under which XLA knows it."""
-    together = kernel.layout.parts > 0
+    together, results = kernel.layout.parts > 0, len(kernel.results)
+    pages = _PAGES.format(plan=len(PLAN), results=results) if sys.platform == "linux" else ""
     text = (_TOGETHER if together else _TEXT).format(
-        body=textwrap.indent(kernel.text, "    " if together else "        "), results=len(kernel.results),
+        body=textwrap.indent(kernel.text, "    " if together else "        "), results=results, pages=pages,
         **{name: PLAN.index(name) for name in ("scratch", "blocks", "threads", "common")},
     )  # fmt: skip
     return _registered(kernel.kind, text)

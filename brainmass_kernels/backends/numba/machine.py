@@ -21,7 +21,7 @@ _ADDRESSES: dict[str, int] = {}
 LEVEL = 3
 #: From C's library, for kernels that call it.
 _FROM_C = (
-    "pthread_create pthread_join sched_yield " + " ".join(f"{name} {name}f" for name in (
+    "pthread_create pthread_join sched_yield madvise " + " ".join(f"{name} {name}f" for name in (
         "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 log log1p erf erfc pow atan2 cbrt "
         "fmod nextafter floor ceil rint round").split())
 ).split()  # fmt: skip

@@ -337,6 +337,24 @@ def describe(frame):
     return True
 
 
+_advise = c_function("madvise")
+# Bytes that are worth pages of 2 MB, a multiple of every size of small pages, and MADV_HUGEPAGE of Linux.
+LARGE, _WHOLE_PAGES, _HUGE = 1 << 22, 1 << 16, 14
+
+
+def in_large_pages(frame, sizes, count):
+    """Ask for large pages for the results, which often are new memory: each small page of it costs a fault.
+
+    The attribute has their bytes from the place ``sizes`` on.
+    """
+    for k in range(count):
+        size = attribute(frame)[sizes + k]
+        if size >= LARGE:
+            begin = (result(frame, k) + _WHOLE_PAGES - 1) // _WHOLE_PAGES * _WHOLE_PAGES
+            end = (result(frame, k) + size) // _WHOLE_PAGES * _WHOLE_PAGES
+            _advise(begin, end - begin, _HUGE)
+
+
 _create_thread, _join_thread = c_function("pthread_create"), c_function("pthread_join")
 _yield = c_function("sched_yield")
 
