@@ -130,7 +130,7 @@ class Values(NamedTuple):
         if regions:
             named["weights"] = jax.ShapeDtypeStruct(max(networks, key=len), np.float32)
         shapes += [*networks, *(np.shape(x)[1:] for x in self.history if x is not None)]
-        return _batch(named, shapes, self.varying, steps)
+        return _batch(named, shapes, self.varying, steps, _key_batch(self.key))
 
     def dtype(self):
         """Of all arithmetic: the widest of the arrays."""
@@ -537,11 +537,11 @@ def _key_batch(key) -> tuple[int, ...]:
     return key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
 
 
-def _batch(named, shapes, varying, steps: int) -> tuple[int, ...]:
+def _batch(named, shapes, varying, steps: int, keys: tuple[int, ...] = ()) -> tuple[int, ...]:
     try:
         batch = np.broadcast_shapes(*shapes)
     except ValueError:
-        sizes = {n: np.shape(x) for n, x in named.items() if np.shape(x)}
+        sizes = {n: np.shape(x) for n, x in named.items() if np.shape(x)} | ({"key": keys} if keys else {})
         listed = ", ".join(f"{n} {s}{' (one value a step)' if n in varying else ''}" for n, s in sizes.items())
         raise ValueError(f"these shapes do not broadcast to one batch: {listed}") from None
     for name, x in varying.items():

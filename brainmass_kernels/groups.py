@@ -165,6 +165,8 @@ def union(groups: Mapping[str, Any], sources: Sequence[Places], targets: Sequenc
     if not parts:
         raise ValueError("'model' got no group, but takes at least one")
     _check_lanes(parts)
+    for name, group in parts.items():
+        _check_values(name, group)
     for what, places in (("source", sources), ("target", targets)):
         for each in places:
             _check_places(each, what, parts)
@@ -204,6 +206,17 @@ def _check_lanes(groups: Mapping[str, Group]) -> None:
     missing = np.setdiff1d(np.arange(unique[-1] + 1), unique)
     if missing.size:
         raise ValueError(f"region {missing[0]} is in no group: indices take 0 to {unique[-1]}")
+
+
+def _check_values(name: str, group: Group) -> None:
+    """Raise unless the last axis of each parameter is that of the group's regions."""
+    count = len(group.lanes)
+    for parameter, x in group.model.magnitudes().items():
+        if np.ndim(x) and np.shape(x)[-1] not in (1, count):
+            raise ValueError(
+                f"{parameter} of the group '{name}' got shape {np.shape(x)}, but takes one value, or one for each of "
+                f"its {count} regions along the last axis"
+            )
 
 
 def _check_places(places: Places, what: str, groups: Mapping[str, Group]) -> None:

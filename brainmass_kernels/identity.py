@@ -162,6 +162,10 @@ def of_array(value) -> str:
     return f"{array.shape} {_hash(array.tobytes())}"
 
 
+def of_text(text: str) -> str:
+    return _hash(text)
+
+
 def text_of(closed) -> str:
     """A closed jaxpr as text without names, source lines or addresses, so that equal texts compute the same."""
     return _text(closed.jaxpr, closed.consts)

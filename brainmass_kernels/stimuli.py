@@ -102,7 +102,16 @@ def _factor(time_unit, own) -> float:
 _Summand: Any = u.sparse.SparseMatrix if tuple(map(int, u.__version__.split(".")[:2])) < (0, 6) else object
 
 
-class Stimulus(_Summand):
+class _OnlySums(_Summand):
+    """What is added, and takes part in no other arithmetic."""
+
+    def _refused(self, *_):
+        raise TypeError("a stimulus takes '+' alone: give it another 'amplitude', a negative one to subtract it")
+
+    __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = _refused
+
+
+class Stimulus(_OnlySums):
     """A function of time and parameters that is added to an input; see `Pulse` and `stimulus`.
 
     Attributes
@@ -223,7 +232,7 @@ def is_zero(edge) -> bool:
 
 
 @jax.tree_util.register_pytree_node_class
-class Drive(_Summand):
+class Drive(_OnlySums):
     """An input with stimuli: the sum of a constant, or of one value a step, and of some stimuli."""
 
     __array_ufunc__ = None

@@ -44,6 +44,10 @@ VALUES = [
     ({"Ae": 3.25}, "'Ae' got a plain float .no unit., but takes mV"),
     ({"be": 100 * u.mV}, "'be' got mV, but takes Hz"),
     ({"C": 135 * u.mV}, "'C' got mV, but takes dimensionless"),
+    (
+        {"C": np.ones(3), "noise": {"E_inp": 1 * u.Hz * u.second**0.5}, "key": jax.random.split(jax.random.key(0), 4)},
+        r"do not broadcast to one batch: .*C \(3,\).*key \(4,\)",
+    ),
     ({"C": np.ones(3), "Ae": np.ones(4) * u.mV}, r"do not broadcast to one batch: .*Ae \(4,\).*C \(3,\)"),
     (
         {"C": np.full(100, 135.0), "inputs": {"E_inp": np.ones(100) * u.Hz}},

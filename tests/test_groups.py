@@ -179,6 +179,25 @@ def test_a_fit_finds_what_is_of_a_group_and_of_its_coupling(tmp_path):
     assert {*bk.Fit.load(tmp_path / "fit.json", model=net).parameters} == {*free}
 
 
+@pytest.mark.parametrize("optimiser", [None, "levenberg_marquardt"])
+def test_each_region_of_a_group_has_a_value_of_its_own(optimiser):
+    """As many values as the group has regions, of which none is another group's."""
+    settings = {"inputs": {"seizing.x_inp": 0.2}, "dt": DT, "scheme": "euler", "record": "seizing.y"}
+    truth = np.array([0.4, 0.7])
+    true = bk.simulate(network(mu=truth), duration=6 * u.ms, **settings)
+    target = bk.TimeSeries(np.asarray(true["seizing.y"]), scale=False, offset=False)
+    found = bk.fit(
+        network(), target, {"seizing.mu": (0.3, 0.9)}, duration=6 * u.ms, transient=0 * u.ms, every=1, steps=60,
+        starts={"seizing.mu": np.array([[[0.5, 0.6]]])}, regional=("seizing.mu",), optimiser=optimiser, **settings,
+    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(found.parameters["seizing.mu"]), truth[None], rtol=0.02)
+    with pytest.raises(ValueError, match=r"\(1, starts, 2\) of the regional seizing.mu"):
+        bk.fit(
+            network(), target, {"seizing.mu": (0.3, 0.9)}, duration=6 * u.ms, transient=0 * u.ms, every=1, steps=1,
+            starts={"seizing.mu": np.full((1, 1, N), 0.5)}, regional=("seizing.mu",), **settings,
+        )  # fmt: skip
+
+
 def test_a_network_of_groups_is_a_pytree():
     net = network(a=jnp.full(4, 0.1))
 
@@ -212,6 +231,10 @@ def test_each_fault_is_named():
         (ValueError, "quantities of one kind", {"a": (hopf, 3), "b": (bk.JansenRit(), 3)},
          bk.Coupling(w, source={"a": "x", "b": "eeg"}, target="a.x_inp")),
     ]  # fmt: skip
+    faults.append((
+        ValueError, r"a of the group 'a' got shape \(6,\), but takes one value, or one for each of its 2 regions",
+        {"a": (bk.Hopf(a=np.zeros(6)), 2), "b": (hopf, 4)}, one,
+    ))  # fmt: skip
     for kind, words, groups, coupling in faults:
         with pytest.raises(kind, match=words):
             bk.Network(groups, couplings=[coupling])

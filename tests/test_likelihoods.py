@@ -177,6 +177,26 @@ def test_a_sigma_of_each_channel_is_checked(sigma, said):
         bk.log_density(NETWORK, target, {"coupling.k": (0.05, 0.4)}, likelihood=Gaussian(sigma), **NETWORK_RUN)
 
 
+def test_a_sigma_of_each_channel_is_that_of_every_subject(x64):
+    """Of two subjects the density is the product of those of each."""
+    sigmas, values = np.array([0.1, 0.25]) * u.mV, np.random.default_rng(1).normal(0.0, 0.1, (2, 80, 2))
+    readout = bk.Readout(np.array([[1.0, 0.5, -0.2], [0.3, -0.6, 1.0]]), unit=u.mV)
+    run: dict[str, Any] = {n: x for n, x in NETWORK_RUN.items() if n != "noise"}
+    run["inputs"] = {"drive": np.sin(np.arange(400) / 20) * u.mV}
+
+    def density(values, sigma, likelihood):
+        target = bk.TimeSeries(values * u.mV, sigma, of=readout)
+        return bk.log_density(
+            NETWORK, target, {"coupling.k": (0.05, 0.4)}, likelihood=likelihood,
+            shared=("coupling.k",) * (values.ndim > 2), **run,
+        )  # fmt: skip
+
+    z = {"coupling.k": 0.3}
+    for sigma, likelihood in ((None, Gaussian(sigmas)), (sigmas, None)):
+        alone = sum(float(density(each, sigma, likelihood).log_likelihood(z)) for each in values)
+        assert float(density(values, sigma, likelihood).log_likelihood(z)) == pytest.approx(alone, rel=1e-9)
+
+
 def test_a_unit_of_the_data_is_read(x64):
     target, values = series()
     same = bk.TimeSeries(values * 1e-3 * u.volt, sigma=1e-4 * u.volt)

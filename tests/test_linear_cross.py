@@ -8,6 +8,7 @@ import pytest
 from test_linear import Oscillator, plain
 
 import brainmass_kernels as bk
+from brainmass_kernels import identity
 from brainmass_kernels.fitting import targets
 
 FREQS = np.array([0.0, 0.5, 3.0, 9.0, 10.0, 11.0, 40.0])
@@ -365,3 +366,32 @@ def test_a_posterior_is_sampled_kept_and_drawn(tmp_path):
     np.testing.assert_array_equal(plain(again.draws["coupling.k"]), draws)
     found.plot(tmp_path / "posterior.png")
     assert (tmp_path / "posterior.png").exists()
+
+
+def test_a_checkpoint_is_of_one_target():
+    """The frequencies, the lead field, and every target of a joint one tell it from others."""
+    power = plain(bk.linear_spectrum(oscillators(0.03), BAND, noise=NOISE, of="x")).mean(-1)
+
+    def joint(scale):
+        spectra = {name: bk.PowerSpectrum(BAND, power * factor) for name, factor in (("a", 1), ("b", 1), ("c", scale))}
+        return bk.Joint(spectra), dict.fromkeys("abc", bk.likelihoods.Whittle(20))
+
+    def cross(freqs=BAND, lead=None):
+        values = measured() if lead is None else lead @ measured() @ lead.T
+        return bk.CrossSpectrum(freqs, values, lead_field=lead), bk.likelihoods.ComplexWishart(20)
+
+    def told(target, likelihood):
+        density = bk.log_density(
+            oscillators(0.02), target, {"coupling.k": (0.002, 0.1)}, likelihood=likelihood, noise=NOISE, record="x",
+            predict="linear", band=(3.0, 25.0), dt=1 * u.ms, duration=1 * u.second,
+        )  # fmt: skip
+        return density.identity(2)
+
+    for one, other in (
+        (joint(1), joint(50)),
+        (cross(), cross(BAND + 1)),
+        (cross(lead=LEAD[:, ::-1]), cross(lead=LEAD)),
+    ):
+        first = told(*one)
+        assert told(*one) == first
+        assert "'target'" in identity.difference(first, told(*other))

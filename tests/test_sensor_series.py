@@ -260,7 +260,7 @@ def test_places_are_the_best_of_each_start(seen):
 
 def test_starts_of_regions(seen):
     target = bk.TimeSeries(seen * u.uvolt)
-    said = r"'starts' got shapes .*\(1, starts, 3\) of a regional one"
+    said = r"'starts' got shapes .*\(1, starts, 3\) of the regional "
     for gain in (np.ones((1, 2, 4)), np.ones((2, 2, 3)), np.ones((1, 3, 3))):
         with pytest.raises(ValueError, match=said):
             fit(target, starts={"gain": gain, "coupling.k": [0.1, 0.2]})

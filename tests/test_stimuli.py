@@ -510,6 +510,16 @@ def test_a_function_is_a_stimulus(x64):
     np.testing.assert_allclose(slope, (there - back) / (2 * h), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "of", [lambda x: 2 * x, lambda x: x * 2.0, lambda x: 3 * u.Hz - x, lambda x: x - x, lambda x: -x]
+)
+def test_a_stimulus_takes_part_in_sums_alone(of):
+    pulse = bk.Pulse(onset=1 * u.ms, width=1 * u.ms, amplitude=1 * u.Hz)
+    for each in (pulse, 2 * u.Hz + pulse):
+        with pytest.raises(TypeError, match=r"a stimulus takes '\+' alone: give it another 'amplitude'"):
+            of(each)
+
+
 def test_functions_that_are_no_stimulus_are_refused():
     @bk.stimulus
     def mixes(t, tau=5.0 * u.ms):

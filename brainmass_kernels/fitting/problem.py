@@ -165,6 +165,10 @@ class Problem:
     def regions(self) -> int | None:
         return self.model.regions if isinstance(self.model, Network) else None
 
+    def width(self, name: str) -> int:
+        """The values of what is regional: one for each region that it is of, in a network of groups for each of its."""
+        return self.model.regions_of(name.removeprefix(routing.NOISE)) if isinstance(self.model, Network) else 1
+
     @property
     def mass(self) -> Any:
         """The model of each lane."""
@@ -405,7 +409,7 @@ class Problem:
         """The free quantities that are not frozen, and the places of their values among the unknowns of a lane."""
         found, first = [], 0
         for f in self.moving:
-            width = (self.regions or 1) if f.name in self.pooling.regional else 1
+            width = self.width(f.name) if f.name in self.pooling.regional else 1
             found.append((f, slice(first, first + width)))
             first += width
         return found

@@ -134,7 +134,7 @@ class Checkpoint:
             return
         began = time.perf_counter()
         about = {"format": _UNDER_WAY, "settings": self.settings, "call": self.call}
-        about |= {"free": _encode_free(self.problem.frees), "target": _encode_target(self.problem.comparison.target)}
+        about |= {"free": _encode_free(self.problem.frees), "target": encode_target(self.problem.comparison.target)}
         about |= {"state": jax.tree.map(listed, plain_state(state)), "losses": [listed(row) for row in history]}
         about |= {} if part is None else {"part": jax.tree.map(listed, part._asdict())}
         files.write_document(self.path, about)
@@ -220,7 +220,7 @@ def encode(fit) -> dict[str, Any]:
         **({"stimuli": kinds} if kinds else {}),
         "best_start": listed(fit.best_start),
         "nuisance": {name: listed(value) for name, value in fit.nuisance.items()},
-        **{name: _encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
+        **{name: encode_target(getattr(fit, name)) for name in ("target", "prediction", "initial_prediction")},
         "losses": listed(np.round(fit.losses, 6)),
         "state": jax.tree.map(listed, fit.state),
     }
@@ -262,7 +262,7 @@ def _has_value(fit, name: str) -> bool:
     return name in fit.inputs or name not in parts_of(fit.model)[1].inputs
 
 
-def _encode_target(target) -> dict[str, Any]:
+def encode_target(target) -> dict[str, Any]:
     """A target or a prediction."""
     if isinstance(target, PowerSpectrum):
         powers = listed(np.log10(target.power))
@@ -289,7 +289,7 @@ def _encode_target(target) -> dict[str, Any]:
         return {"kind": "cross-spectra", "name": target.name, "freqs_hz": listed(target.freqs), **parts,
                 "compare": target.compare, "lead_field": lead, "sigma": target.sigma}  # fmt: skip
     if isinstance(target, Joint):
-        every = {name: _encode_target(each) for name, each in target.targets.items()}
+        every = {name: encode_target(each) for name, each in target.targets.items()}
         return {"kind": "joint", "name": target.name, "targets": every, "weights": target.weights}
     if callable(target):
         return {"kind": "function", "name": targets.name_of(target)}
@@ -297,7 +297,7 @@ def _encode_target(target) -> dict[str, Any]:
 
 
 def _decode_target(saved, unit=None, checked: bool = True) -> Any:
-    """The inverse of `_encode_target`; a prediction is not ``checked`` as a target is."""
+    """The inverse of `encode_target`; a prediction is not ``checked`` as a target is."""
     kind = saved["kind"]
     if kind == "spectra":
         freqs, power = np.array(saved["freqs_hz"]), 10 ** np.array(saved["log10_power"])

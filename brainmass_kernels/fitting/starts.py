@@ -117,7 +117,7 @@ def _leaf(problem: Problem, name: str, z):
     z = z[:1] if name in problem.pooling.shared else z
     if z.ndim == 3:
         return z
-    return np.repeat(z[..., None], problem.regions or 1, -1) if name in problem.pooling.regional else z
+    return np.repeat(z[..., None], problem.width(name), -1) if name in problem.pooling.regional else z
 
 
 def _z_of_starts(problem: Problem, starts) -> list[np.ndarray]:
@@ -127,8 +127,8 @@ def _z_of_starts(problem: Problem, starts) -> list[np.ndarray]:
             f"'starts' got {', '.join(map(str, starts)) or 'none'}, but takes values of {', '.join(names)}"
         )
     values = {f.name: np.atleast_1d(plain(starts[f.name], f.unit, f"starts: {f.name!r}")) for f in problem.frees}
-    n, regional, regions = problem.comparison.count, problem.pooling.regional, problem.regions
-    of_regions = {name for name, x in values.items() if x.ndim == 3 and name in regional and x.shape[2] == regions}
+    n, widths = problem.comparison.count, {name: problem.width(name) for name in problem.pooling.regional}
+    of_regions = {name for name, x in values.items() if x.ndim == 3 and x.shape[2] == widths.get(name)}
     try:
         lanes = (x.shape[:2] if name in of_regions else x.shape for name, x in values.items())
         shape = np.broadcast_shapes(*lanes, (n, 1))
@@ -136,7 +136,7 @@ def _z_of_starts(problem: Problem, starts) -> list[np.ndarray]:
         shape = ()
     if len(shape) != 2 or shape[0] != n:
         shapes = {name: value.shape for name, value in values.items()}
-        own = f", or ({n}, starts, {regions}) of a regional one" if regional else ""
+        own = "".join(f", or ({n}, starts, {width}) of the regional {name}" for name, width in widths.items())
         raise ValueError(f"'starts' got shapes {shapes}, but takes (starts,) or ({n}, starts) of each{own}")
     dtype, every = jnp.result_type(float), []
     for f in problem.frees:

@@ -18,6 +18,7 @@ from .. import _context, dispatch, identity
 from .._jax import is_traced
 from ..fitting.joint import Joint, OfJoint
 from ..fitting.problem import Problem
+from ..fitting.saved import encode_target
 from ..fitting.targets import Comparison, OfFunction, unchecked
 from ..models.base import check_name
 from ..simulation import explain, simulate
@@ -200,7 +201,11 @@ class LogDensity:
         problem, plain = self.problem, self.problem.settings()
         fixed = {f"{name} of the model": json.dumps(x) for name, x in plain.pop("fixed").items()}
         settings = {name: json.dumps(x, default=str) for name, x in plain.items()}
-        digests = {name: identity.of_array(x) for name, x in zip(("data", "more data"), self.data)}
+        names = ("data", "more data", *(f"data {k}" for k in range(3, 1 + len(self.data))))
+        digests = {name: identity.of_array(x) for name, x in zip(names, self.data)}
+        if not isinstance(problem.comparison, OfFunction):
+            # Frequencies, lead fields and what else decides how predictions and data are compared.
+            digests["target"] = identity.of_text(json.dumps(encode_target(problem.comparison.target)))
         told = {
             "free": str([(p.name, p.low, p.high, str(p.unit)) for p in self.positions]),
             "priors": str([p.prior for p in self.positions]),
@@ -255,7 +260,7 @@ class LogDensity:
     def _each_subject(self, function, prediction, fields: dict[str, Any], *data):
         """``function(prediction, *data, fields)`` as of one target, for each: the results ``(n, ...)``."""
         n, lanes = self.subjects, prediction.shape[1]
-        inferred = {name: x for name, x in fields.items() if not (x is None or isinstance(x, float))}
+        inferred = {name: x for name, x in fields.items() if isinstance(x, jax.Array)}
         inferred = {k: x.T if x.ndim == 2 else jnp.broadcast_to(x[None], (n, lanes)) for k, x in inferred.items()}
 
         def one(prediction, inferred, *data):
