@@ -430,7 +430,7 @@ def test_a_sweep_keeps_any_unit(elsewhere, name):
 @pytest.mark.parametrize("unit", [u.uvolt, u.volt, u.ftesla, u.nA * u.meter, u.mV**2 / u.Hz, u.UNITLESS])
 def test_a_target_keeps_any_unit(unit):
     target = bk.TimeSeries(units.attach(np.arange(4.0)[None], unit), scale=True)
-    saved = json.loads(json.dumps(fitting._encode_target(target)))
+    saved = json.loads(json.dumps(fitting.encode_target(target)))
     read = fitting._decode_target(saved, units.parsed(saved["unit"]))
     assert units.unit_of(read.values) == unit
     np.testing.assert_array_equal(u.get_magnitude(read.values), u.get_magnitude(target.values))

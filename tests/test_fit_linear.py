@@ -136,10 +136,12 @@ NETWORK = bk.Network(Resonator(), np.array([[0.0, 1.0], [1.0, 0.0]]), source="x"
         (Resonator(), bk.TimeSeries(np.arange(9.0)), {}, TypeError, "'predict' got 'linear' of time series"),
         (
             NETWORK,
-            bk.Joint({n: bk.PowerSpectrum(FREQS, TARGET[1][0]) for n in "ab"}),
+            bk.Joint(
+                {"a": bk.PowerSpectrum(FREQS, TARGET[1][0]), "b": bk.Connectivity(np.array([[1, 0.5], [0.5, 1]]))}
+            ),
             {},
             TypeError,
-            "'linear' of joint",
+            "'linear' of .*connectivity.*, but predicts power spectra, cross-spectra of a network",
         ),
     ],
 )
