@@ -15,7 +15,7 @@ EVERY = 10
 DRIVE = 220.0  # Hz
 NOISE = 2.0  # Hz s^0.5, on the drive
 #: Strengths of networks: the largest, in Hz/mV.
-STRONGEST = 20.0
+STRONGEST = 0.5
 REGIONS = 76
 #: What all masses share, in mV, Hz and 1/mV.
 SHARED = {"Ai": 22.0, "bi": 50.0, "s_max": 5.0, "v0": 6.0, "r": 0.56, "a1": 1.0, "a2": 0.8, "a3": 0.25, "a4": 0.25}
