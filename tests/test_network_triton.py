@@ -131,11 +131,7 @@ def test_a_network_is_one_kernel_each_way(chip, precision, delayed):
 def sums_up(loop) -> bool:
     """Whether a loop does nothing but sum over connections."""
     products = loop.instructions["FFMA"]
-    return (
-        not loop.inner
-        and products == loop.kinds()["fp32"]
-        and products in (AT_ONCE, FAR, 4 * FAR, FAR_FORWARD, 4 * FAR_FORWARD)
-    )
+    return not loop.inner and products == loop.kinds()["fp32"] and products in (AT_ONCE, FAR, 4 * FAR, FAR_FORWARD)
 
 
 def inside(outer, loops) -> int:

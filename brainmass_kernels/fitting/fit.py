@@ -140,9 +140,10 @@ def fit(
     checkpoint : a file that is written during the fit. A fit with the same arguments resumes from it, with the
         result of an uninterrupted fit
     predict : "simulation"; or "linear", the spectrum about a stable fixed point in closed form (`linear_spectrum`), or
-        of a network the cross-spectra (`linear_cross_spectrum`): without noise in the fit. Realisations, times and
-        implementation count for nothing then. Starts without a stable fixed point have no error, and stay. By default
-        as in a resumed fit. ``starts=`` of another fit takes its places to a fit by simulation
+        of a network the cross-spectra (`linear_cross_spectrum`), or a `Joint` of these: without noise in the fit.
+        Realisations, times and implementation count for nothing then. Starts without a stable fixed point have no
+        error, and stay. By default as in a resumed fit. ``starts=`` of another fit takes its places to a fit by
+        simulation
 
     Returns
     -------

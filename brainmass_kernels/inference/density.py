@@ -201,8 +201,7 @@ class LogDensity:
         problem, plain = self.problem, self.problem.settings()
         fixed = {f"{name} of the model": json.dumps(x) for name, x in plain.pop("fixed").items()}
         settings = {name: json.dumps(x, default=str) for name, x in plain.items()}
-        names = ("data", "more data", *(f"data {k}" for k in range(3, 1 + len(self.data))))
-        digests = {name: identity.of_array(x) for name, x in zip(names, self.data)}
+        digests = {"data": "; ".join(map(identity.of_array, self.data))} if self.data else {}
         if not isinstance(problem.comparison, OfFunction):
             # Frequencies, lead fields and what else decides how predictions and data are compared.
             digests["target"] = identity.of_text(json.dumps(encode_target(problem.comparison.target)))
